@@ -1,0 +1,82 @@
+"""Locally elastic stochastic differential equations for the feature dynamics of classifiers.
+
+An elasticity kernel goes into a model; the model is derived, solved and simulated; datasets of paths,
+simulated or recorded from a network, go into the analyses and figures.
+
+>>> import lesde
+>>> kernel = lesde.TwoLevel(alpha="2/(1+t)", beta=-0.5)
+>>> model = lesde.LESDE(kernel, n_classes=3, n_features=3, n_per_class=100, noise=0.1)
+>>> model.derive().critical_constant
+3/2
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Loading on first use keeps `import lesde` and `lesde --help` quick.
+_HOMES = {
+    "TwoLevel": "lesde.kernels",
+    "ClassMatrix": "lesde.kernels",
+    "Hierarchical": "lesde.kernels",
+    "LabelNoise": "lesde.kernels",
+    "kernel": "lesde.kernels",
+    "LESDE": "lesde.model",
+    "Diverged": "lesde.errors",
+    "simulate": "lesde.simulate",
+    "separation_probability": "lesde.analysis",
+    "predict_separation": "lesde.analysis",
+    "neural_collapse": "lesde.analysis",
+    "convergence": "lesde.analysis",
+    "fit_elasticity": "lesde.analysis",
+    "fitted_kernel": "lesde.analysis",
+    "plot": "lesde.plot",
+}
+
+__all__ = [
+    "LESDE",
+    "ClassMatrix",
+    "Diverged",
+    "Hierarchical",
+    "LabelNoise",
+    "TwoLevel",
+    "__version__",
+    "convergence",
+    "fit_elasticity",
+    "fitted_kernel",
+    "kernel",
+    "neural_collapse",
+    "plot",
+    "predict_separation",
+    "separation_probability",
+    "simulate",
+]
+
+if TYPE_CHECKING:
+    from lesde import plot
+    from lesde.analysis import (
+        convergence,
+        fit_elasticity,
+        fitted_kernel,
+        neural_collapse,
+        predict_separation,
+        separation_probability,
+    )
+    from lesde.errors import Diverged
+    from lesde.kernels import ClassMatrix, Hierarchical, LabelNoise, TwoLevel, kernel
+    from lesde.model import LESDE
+    from lesde.simulate import simulate
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lesde' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    value = home if name == "plot" else getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,158 @@
+"""Argument checks shared by every room.
+
+Each check returns the value in the form the package works with, or raises one error that names
+the argument, what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+__all__ = [
+    "check_choice",
+    "check_dataset",
+    "check_finite_array",
+    "check_fraction",
+    "check_integer",
+    "check_labels",
+    "check_real",
+    "check_times",
+]
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """The value as it appears in an error message, cut to one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> int:
+    """An integer of at least ``minimum``; a float is refused even when it is whole."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer of at least {minimum}; got {shown(value)}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}; got {value}.")
+    return int(value)
+
+
+def check_real(
+    name: str,
+    value: Any,
+    minimum: float = -np.inf,
+    maximum: float = np.inf,
+    *,
+    open_minimum: bool = False,
+    open_maximum: bool = False,
+) -> float:
+    """A finite real number in the given range."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.floating):
+        raise TypeError(f"{name} must be a real number; got {shown(value)}.")
+    number = float(value)
+    low = number > minimum if open_minimum else number >= minimum
+    high = number < maximum if open_maximum else number <= maximum
+    if not np.isfinite(number) or not low or not high:
+        left, right = "(" if open_minimum else "[", ")" if open_maximum else "]"
+        span = f" in {left}{minimum:g}, {maximum:g}{right}"
+        raise ValueError(f"{name} must be a finite number{span}; got {shown(value)}.")
+    return number
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """A real number strictly between 0 and 1, such as a confidence level."""
+    return check_real(name, value, 0.0, 1.0, open_minimum=True, open_maximum=True)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """One of a few words; a near miss is named in the error."""
+    options = list(allowed)
+    if isinstance(value, str) and value in options:
+        return value
+    close = difflib.get_close_matches(str(value), options, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"{name} must be one of {', '.join(map(repr, options))}; got {shown(value)}.{hint}"
+    )
+
+
+def check_finite_array(
+    name: str, value: Any, shapes: Sequence[tuple[int | str, ...]] | None = None
+) -> np.ndarray:
+    """A finite real float64 array, of one of the given shapes (a string entry matches any size)."""
+    try:
+        array = np.asarray(value)
+        if np.iscomplexobj(array):
+            raise TypeError
+        array = array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of real numbers; got {shown(value)}.") from None
+    if shapes is not None and not any(_fits(array.shape, shape) for shape in shapes):
+        wanted = " or ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes)
+        raise ValueError(f"{name} must have shape {wanted}; got an array of shape {array.shape}.")
+    bad = ~np.isfinite(array)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name} must be finite; got {array[where]} at index {where}. Remove or replace the "
+            f"{int(bad.sum())} such value(s)."
+        )
+    return array
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        isinstance(want, str) or size == want for size, want in zip(shape, wanted, strict=True)
+    )
+
+
+def check_times(name: str, value: Any, minimum_length: int = 2) -> np.ndarray:
+    """Strictly increasing finite times, float64, at least ``minimum_length`` of them."""
+    times = check_finite_array(name, value, [("T",)])
+    if len(times) < minimum_length:
+        raise ValueError(
+            f"{name} must hold at least {minimum_length} times, the first being that of the initial "
+            f"state; got {len(times)}."
+        )
+    steps = np.diff(times)
+    if (steps <= 0).any():
+        i = int(np.argmax(steps <= 0))
+        raise ValueError(
+            f"{name} must be strictly increasing; got {times[i]:g} followed by {times[i + 1]:g} at "
+            f"index {i + 1}. Sort the times and remove duplicates."
+        )
+    return times
+
+
+def check_labels(name: str, value: Any) -> np.ndarray:
+    """Integer class labels 0..K-1 with every class present."""
+    labels = np.asarray(value)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"{name} must be a one-dimensional array of integers; got {shown(value)}.")
+    present = np.unique(labels)
+    if len(present) == 0 or present[0] != 0 or present[-1] != len(present) - 1:
+        raise ValueError(
+            f"{name} must be the integers 0 to K-1, each present at least once; got the values "
+            f"{shown(present.tolist())}. Renumber them, for example with "
+            f"numpy.unique(labels, return_inverse=True)."
+        )
+    return labels.astype(np.int64)
+
+
+def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) -> xr.Dataset:
+    """A dataset that holds the given variables; ``source`` says which call makes such a dataset."""
+    if not isinstance(value, xr.Dataset):
+        raise TypeError(
+            f"{name} must be an xarray.Dataset, as {source} returns; got {shown(type(value).__name__)}."
+        )
+    missing = [variable for variable in variables if variable not in value]
+    if missing:
+        raise ValueError(
+            f"{name} must hold the variable(s) {', '.join(variables)}, as {source} returns; "
+            f"{', '.join(missing)} missing, found {', '.join(map(str, value.variables)) or 'nothing'}."
+        )
+    return value

@@ -1,0 +1,29 @@
+"""The one exception class of the package; everything else is ``ValueError`` or ``TypeError``."""
+
+from __future__ import annotations
+
+__all__ = ["Diverged"]
+
+
+class Diverged(ArithmeticError):
+    """A trajectory, or its law, stopped being finite.
+
+    Parameters
+    ----------
+    time : float
+        The first time at which a non-finite value was seen.
+    what : str
+        What stopped being finite, for the message.
+    remedy : str
+        What the user can do about it.
+
+    Attributes
+    ----------
+    time : float
+        As given.
+    """
+
+    def __init__(self, time: float, what: str = "the features", remedy: str | None = None):
+        self.time = float(time)
+        advice = remedy or "end `times` earlier, weaken the kernel, or use dtype='float64'"
+        super().__init__(f"{what} stopped being finite at time {self.time:g}; {advice}.")
