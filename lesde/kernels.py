@@ -1,0 +1,304 @@
+"""Elasticity kernels: how strongly an SGD step on a sample of one class moves each class.
+
+``E_kl(t)`` is the strength with which a step on a sample of class l moves the features of class k.
+A kernel knows nothing about features, noise or sizes; it hands out a table of formulas.
+
+References
+----------
+He, Su, *The Local Elasticity of Neural Networks*, ICLR 2020; Zhang, Wang, Su, NeurIPS 2021
+(arXiv 2110.05960): the two-level kernel with within-class α and between-class β.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from lesde.checks import check_integer, check_labels, check_real, shown
+from lesde.entries import EntryTable
+from lesde.formula import TIME, Formula, parse_formula, rational
+
+__all__ = ["ClassMatrix", "Hierarchical", "Kernel", "LabelNoise", "TwoLevel", "kernel"]
+
+Parameters = Mapping[str, float] | None
+
+
+def _value(name: str, value: Any, parameters: Parameters) -> Formula:
+    """A formula; None leaves an unevaluated function of that name, to derive with."""
+    if value is None:
+        return Formula(sp.Function(name, real=True)(TIME))
+    return parse_formula(name, value, parameters)
+
+
+class Kernel(ABC):
+    """A class-to-class elasticity kernel E_kl(t).
+
+    A new kernel subclasses this and returns its table; everything else (derivation, laws, engines,
+    fits) works from the table.
+    """
+
+    @abstractmethod
+    def entries(self, n_classes: int) -> EntryTable:
+        """The K×K table E_kl(t): row k is moved by a step on a sample of class l (column)."""
+
+    @property
+    def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
+        """(α, β) before label noise, for kernels that have just two; else None."""
+        return None
+
+    def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> Kernel:
+        """The same kernel with other α and β; only where :attr:`levels` is not None."""
+        raise TypeError(f"{type(self).__name__} has no levels α and β to replace.")
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and formulas as plain text, for the attributes of a dataset."""
+        return {"kind": type(self).__name__, **self._describe()}
+
+    @abstractmethod
+    def _describe(self) -> dict[str, Any]: ...
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{key}={value}" for key, value in self._describe().items())
+        return f"{type(self).__name__}({inner})"
+
+
+class TwoLevel(Kernel):
+    """Within-class strength α(t), between-class strength β(t).
+
+    Parameters
+    ----------
+    alpha, beta : number, str, sympy.Expr, callable or None
+        E_kk = α and E_kl = β for k ≠ l. None leaves the function unevaluated: such a model can be
+        derived, not simulated.
+    parameters : mapping, optional
+        Values of named parameters in the formulas.
+
+    Examples
+    --------
+    >>> TwoLevel(alpha="c/(1+t)", beta=-0.5, parameters={"c": 2})
+    TwoLevel(alpha=2/(t + 1), beta=-1/2)
+    """
+
+    def __init__(self, alpha: Any = None, beta: Any = None, parameters: Parameters = None):
+        self.alpha = _value("alpha", alpha, parameters)
+        self.beta = _value("beta", beta, parameters)
+
+    @property
+    def levels(self) -> tuple[sp.Expr, sp.Expr]:
+        return self.alpha.expression, self.beta.expression
+
+    def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> TwoLevel:
+        return TwoLevel(Formula(alpha), Formula(beta))
+
+    def entries(self, n_classes: int) -> EntryTable:
+        index = 1 - np.eye(n_classes, dtype=int)
+        return EntryTable.from_formulas({"alpha": self.alpha, "beta": self.beta}, index)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"alpha": str(self.alpha.expression), "beta": str(self.beta.expression)}
+
+
+class ClassMatrix(Kernel):
+    """A full K×K matrix of strengths.
+
+    Parameters
+    ----------
+    matrix : K×K nested sequence, array or SymPy matrix of values
+        Entry (k, l): how a step on class l moves class k. Each entry is a number, a formula in t, a
+        callable of t, or None for an unevaluated function.
+    parameters : mapping, optional
+        Values of named parameters in the formulas.
+
+    Examples
+    --------
+    >>> ClassMatrix([[2, "-1/(1+t)"], [-0.5, 1]])
+    ClassMatrix(matrix=[['2', '-1/(t + 1)'], ['-1/2', '1']])
+    """
+
+    def __init__(self, matrix: Any, parameters: Parameters = None):
+        rows = matrix.tolist() if hasattr(matrix, "tolist") else matrix
+        if not isinstance(rows, Sequence) or isinstance(rows, str) or len(rows) == 0:
+            raise TypeError(f"matrix must be a K×K table of values; got {shown(matrix)}.")
+        for row in rows:
+            if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(rows):
+                raise ValueError(
+                    f"matrix must be square: it has {len(rows)} rows, one of them is {shown(row)}."
+                )
+        self.n_classes = len(rows)
+        self.formulas = [
+            _value(
+                f"E_{k + 1}{l + 1}" if self.n_classes < 10 else f"E_{k + 1}_{l + 1}", v, parameters
+            )
+            for k, row in enumerate(rows)
+            for l, v in enumerate(row)
+        ]
+
+    def entries(self, n_classes: int) -> EntryTable:
+        if n_classes != self.n_classes:
+            raise ValueError(
+                f"n_classes must be {self.n_classes}, the size of the kernel's matrix; got {n_classes}."
+            )
+        index = np.arange(n_classes**2).reshape(n_classes, n_classes)
+        named = {
+            f"matrix[{i // n_classes}][{i % n_classes}]": formula
+            for i, formula in enumerate(self.formulas)
+        }
+        return EntryTable.from_formulas(named, index)
+
+    def _describe(self) -> dict[str, Any]:
+        text = [str(formula.expression) for formula in self.formulas]
+        K = self.n_classes
+        return {"matrix": [text[k * K : (k + 1) * K] for k in range(K)]}
+
+
+class Hierarchical(Kernel):
+    """Classes grouped into superclasses: three strengths.
+
+    Parameters
+    ----------
+    groups : sequence of int, length K
+        The superclass of every class, numbered from 0.
+    alpha, beta, gamma : values
+        Same class; other class of the same superclass; class of another superclass.
+    parameters : mapping, optional
+        Values of named parameters in the formulas.
+
+    Examples
+    --------
+    >>> Hierarchical([0, 0, 1, 1], alpha=2, beta=1, gamma=-0.5)
+    Hierarchical(groups=[0, 0, 1, 1], alpha=2, beta=1, gamma=-1/2)
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        alpha: Any = None,
+        beta: Any = None,
+        gamma: Any = None,
+        parameters: Parameters = None,
+    ):
+        self.groups = check_labels("groups", groups)
+        self.alpha = _value("alpha", alpha, parameters)
+        self.beta = _value("beta", beta, parameters)
+        self.gamma = _value("gamma", gamma, parameters)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        if n_classes != len(self.groups):
+            raise ValueError(
+                f"n_classes must be {len(self.groups)}, the length of the kernel's groups; got "
+                f"{n_classes}."
+            )
+        same_group = self.groups[:, None] == self.groups[None, :]
+        index = np.where(np.eye(n_classes, dtype=bool), 0, np.where(same_group, 1, 2))
+        formulas = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+        return EntryTable.from_formulas(formulas, index)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "groups": self.groups.tolist(),
+            "alpha": str(self.alpha.expression),
+            "beta": str(self.beta.expression),
+            "gamma": str(self.gamma.expression),
+        }
+
+
+class LabelNoise(Kernel):
+    """The kernel that training with wrong labels amounts to.
+
+    A training label is wrong with probability p, uniformly over the other classes, so a step on a
+    sample of class l acts as one on class m with probability Q_lm, Q = (1−p)I + p/(K−1)(11ᵀ−I), and
+    E′ = E Qᵀ. For a two-level kernel α′−β′ = (α−β)(1 − pK/(K−1)): it vanishes at p = (K−1)/K.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        The kernel of clean labels.
+    p : float or sympy.Symbol
+        Probability of a wrong label, in [0, 1].
+    """
+
+    def __init__(self, kernel: Kernel, p: Any):
+        if not isinstance(kernel, Kernel):
+            raise TypeError(f"kernel must be an elasticity kernel; got {shown(kernel)}.")
+        self.kernel = kernel
+        self.p: sp.Expr = p if isinstance(p, sp.Expr) else rational(check_real("p", p, 0.0, 1.0))
+
+    @property
+    def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
+        return self.kernel.levels
+
+    def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> LabelNoise:
+        return LabelNoise(self.kernel.with_levels(alpha, beta), self.p)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        clean = self.kernel.entries(n_classes)
+        if n_classes == 1:
+            return clean
+        # (E Qᵀ)_kl = (1 − p − p/(K−1)) E_kl + p/(K−1) Σ_m E_km. The sum over m is the same for all rows
+        # in which every value occurs equally often, so it is written once per kind of row.
+        spread = self.p / (n_classes - 1)
+        counts = np.stack([(clean.index == v).sum(1) for v in range(len(clean.values))], axis=1)
+        kinds, row_kind = np.unique(counts, axis=0, return_inverse=True)
+
+        def noisy(value: sp.Expr, kind: int) -> sp.Expr:
+            share = {v: spread * int(n) for v, n in zip(clean.values, kinds[kind], strict=True)}
+            share[value] += 1 - self.p - spread
+            return sp.Add(*(sp.simplify(factor) * v for v, factor in share.items()))
+
+        return clean.combine(np.broadcast_to(row_kind.reshape(-1, 1), clean.index.shape), noisy)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"kernel": repr(self.kernel), "p": str(self.p)}
+
+
+class _FunctionKernel(Kernel):
+    """A kernel from a function (k, l, t); made by the decorator :func:`kernel`."""
+
+    def __init__(self, function: Callable[[int, int, Any], Any], parameters: Parameters = None):
+        self.function = function
+        self.parameters = parameters
+        self.__doc__ = function.__doc__
+
+    def _entry(self, k: int, l: int) -> Formula:
+        name = f"{getattr(self.function, '__name__', 'E')}_{k + 1}_{l + 1}"
+        try:
+            return parse_formula(name, self.function(k, l, TIME), self.parameters)
+        except (TypeError, AttributeError):
+            # The function uses NumPy on t, so it has no formula: keep it as a callable.
+            return parse_formula(name, lambda t, k=k, l=l: self.function(k, l, t))
+
+    def entries(self, n_classes: int) -> EntryTable:
+        K = check_integer("n_classes", n_classes)
+        formulas = {f"kernel({k}, {l}, t)": self._entry(k, l) for k in range(K) for l in range(K)}
+        return EntryTable.from_formulas(formulas, np.arange(K * K).reshape(K, K))
+
+    def _describe(self) -> dict[str, Any]:
+        return {"function": getattr(self.function, "__name__", repr(self.function))}
+
+
+def kernel(function: Callable[[int, int, Any], Any]) -> Kernel:
+    """Make a kernel of a function ``(k, l, t)``, as a decorator.
+
+    Parameters
+    ----------
+    function : callable
+        Called with class numbers k (moved) and l (drawn), from 0, and the time. It returns a
+        number, a formula or an expression in t. It is called with a SymPy symbol first, so that the
+        kernel can be derived from; if it fails there with TypeError or AttributeError (it uses NumPy
+        functions on t), it is kept as a numerical function.
+
+    Examples
+    --------
+    >>> @kernel
+    ... def chain(k, l, t):
+    ...     return 2 / (1 + t) if k == l else -1 / (1 + abs(k - l))
+    >>> chain.entries(3)[0, 2]
+    -1/3
+    """
+    if not callable(function):
+        raise TypeError(f"kernel decorates a function (k, l, t); got {shown(function)}.")
+    return _FunctionKernel(function)

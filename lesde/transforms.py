@@ -1,0 +1,115 @@
+"""Feature transforms H: what of a drawn sample's features moves the others.
+
+The microscopic rule moves every sample of class k by ``h E_kL H_L X_J`` when sample J of class L is
+drawn. With ``H = I`` (the I-model) features pull along themselves; with ``H_l = d_l d_lᵀ/‖d_l‖²``,
+``d_l = e_l − 1/K`` (the L-model) only their component along the class's logit direction counts.
+
+References
+----------
+Zhang, Wang, Su, *Imitating Deep Learning Dynamics via Locally Elastic Stochastic Differential
+Equations*, NeurIPS 2021 (arXiv 2110.05960): the I-model and the L-model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lesde.checks import check_choice, check_finite_array
+
+__all__ = ["Transform", "logit_directions", "make_transform"]
+
+
+def logit_directions(n_classes: int) -> np.ndarray:
+    """The directions d_l = e_l − 1/K, shape (class, feature) = (K, K); they sum to zero."""
+    return np.eye(n_classes) - 1.0 / n_classes
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The matrices H_l of all classes.
+
+    Attributes
+    ----------
+    kind : {"identity", "logits", "matrix"}
+        Which family; the derivation uses the structure of the first two.
+    matrices : ndarray, shape (class, feature, feature), or None
+        The matrices of kind ``"matrix"``; None for the others, which are built on demand.
+    n_classes, n_features : int
+        K and p.
+    """
+
+    kind: str
+    n_classes: int
+    n_features: int
+    matrices: np.ndarray | None = None
+
+    def array(self) -> np.ndarray:
+        """H_l of every class, shape (class, feature, feature), float64."""
+        K, p = self.n_classes, self.n_features
+        if self.kind == "identity":
+            return np.broadcast_to(np.eye(p), (K, p, p))
+        if self.kind == "logits":
+            d = logit_directions(K)
+            return d[:, :, None] * d[:, None, :] / (d**2).sum(1)[:, None, None]
+        assert self.matrices is not None
+        return self.matrices
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all classes have the same matrix."""
+        if self.kind == "matrix":
+            assert self.matrices is not None
+            return bool((self.matrices == self.matrices[:1]).all())
+        return self.kind == "identity" or self.n_classes == 1
+
+    def __call__(self, means: Any) -> Any:
+        """H_l X^l for features (..., class, feature); NumPy arrays and torch tensors alike."""
+        if self.kind == "identity":
+            return means
+        if self.kind == "logits":
+            # d_l ⟨d_l, x⟩/‖d_l‖² without a matrix: ⟨d_l, x⟩ = x_l − mean(x), ‖d_l‖² = 1 − 1/K.
+            K = self.n_classes
+            own = means.diagonal(0, -2, -1) if hasattr(means, "new_tensor") else _diagonal(means)
+            scale = (own - means.mean(-1)) / (1.0 - 1.0 / K)
+            d = logit_directions(K)
+            d = means.new_tensor(d) if hasattr(means, "new_tensor") else d.astype(means.dtype)
+            return scale[..., None] * d
+        matrices = self.array()
+        if hasattr(means, "new_tensor"):
+            return (means.new_tensor(matrices) @ means[..., None])[..., 0]
+        return (matrices.astype(means.dtype) @ means[..., None])[..., 0]
+
+
+def _diagonal(array: np.ndarray) -> np.ndarray:
+    return np.diagonal(array, axis1=-2, axis2=-1)
+
+
+def make_transform(value: Any, n_classes: int, n_features: int) -> Transform:
+    """Read the argument ``transform`` of a model.
+
+    Parameters
+    ----------
+    value : {"identity", "logits"} or array of shape (p, p) or (K, p, p)
+        An array of shape (p, p) serves all classes.
+    """
+    if isinstance(value, Transform):
+        value = value.kind if value.matrices is None else value.matrices
+    if isinstance(value, str):
+        kind = check_choice("transform", value, ("identity", "logits"))
+        if kind == "logits" and n_features != n_classes:
+            raise ValueError(
+                f"transform='logits' needs one feature per class; got n_classes={n_classes} and "
+                f"n_features={n_features}. Set n_features={n_classes}, or pass an array of shape "
+                f"({n_features}, {n_features})."
+            )
+        if kind == "logits" and n_classes < 2:
+            raise ValueError("transform='logits' needs at least 2 classes; got n_classes=1.")
+        return Transform(kind, n_classes, n_features)
+    p = n_features
+    array = check_finite_array("transform", value, [(p, p), (n_classes, p, p)])
+    matrices = np.ascontiguousarray(np.broadcast_to(array, (n_classes, p, p)))
+    matrices.setflags(write=False)
+    return Transform("matrix", n_classes, n_features, matrices)
