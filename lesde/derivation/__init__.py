@@ -1,0 +1,3 @@
+from lesde.derivation.core import Derivation
+
+__all__ = ["Derivation"]

@@ -1,0 +1,218 @@
+"""The Derivation object: everything that follows from a model's microscopic rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import sympy as sp
+
+from lesde.derivation import rates
+from lesde.derivation.coefficients import Coefficients, derive_coefficients
+from lesde.derivation.microscopic import LEARNING_RATE, class_coefficients
+from lesde.derivation.modes import Mode, Tree, list_modes, mode_tree, reduced_table
+from lesde.derivation.solution import Solution
+from lesde.formula import TIME
+
+if TYPE_CHECKING:
+    from lesde.model import LESDE
+
+__all__ = ["Derivation", "Diffusion"]
+
+
+def matrix_symbol(name: str, k: int) -> sp.Symbol:
+    """A vector or matrix of class k, as a symbol that does not commute."""
+    return sp.Symbol(f"{name}_{k + 1}", commutative=False)
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Covariance per unit time of the increments, at learning rate h.
+
+    Two samples i (class k) and j (class m) have the covariance δ_ij σ_kσ_kᵀ + h C_km.
+
+    Attributes
+    ----------
+    derivation : Derivation
+    noise : sympy.Expr
+        Factor of σ_kσ_kᵀ for a sample with itself, from the microscopic rule.
+    noise_between : sympy.Expr
+        The same for two different samples.
+    """
+
+    derivation: Derivation
+    noise: sp.Expr
+    noise_between: sp.Expr
+
+    def sampling(self, k: int, m: int) -> sp.Expr:
+        """C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, S_l the second moment of class l."""
+        model = self.derivation.model
+        rule = class_coefficients().sampling
+        identity = model.transform.kind == "identity"
+        total = sp.Integer(0)
+        for l in range(model.n_classes):
+            weight = sp.Rational(int(model.counts[l]), model.n_samples)
+            factor = rule(weight, model.entries[k, l], model.entries[m, l])
+            S = matrix_symbol("S", l)
+            H, H_T = matrix_symbol("H", l), sp.Symbol(f"H_{l + 1}^T", commutative=False)
+            total += factor * (S if identity else H * S * H_T)
+        b_m = sp.Symbol(f"b_{m + 1}^T", commutative=False)
+        return total - matrix_symbol("b", k) * b_m
+
+    def total(self, k: int, m: int, same_sample: bool = False) -> sp.Expr:
+        """Covariance per unit time of a sample of class k with one of class m, noise and sampling."""
+        own = self.noise if same_sample else self.noise_between
+        sigma = matrix_symbol("sigma", k)
+        sigma_T = sp.Symbol(f"sigma_{k + 1}^T", commutative=False)
+        return own * sigma * sigma_T + LEARNING_RATE * self.sampling(k, m)
+
+    def class_mean(self, k: int) -> sp.Expr:
+        """Covariance per unit time of class k's mean with itself: noise averaged over its samples."""
+        n = int(self.derivation.model.counts[k])
+        # (1/n²) Σ_ij: n pairs of a sample with itself, n(n−1) of different ones.
+        averaged = (self.noise * n + self.noise_between * n * (n - 1)) / sp.Integer(n) ** 2
+        sigma = matrix_symbol("sigma", k)
+        sigma_T = sp.Symbol(f"sigma_{k + 1}^T", commutative=False)
+        return averaged * sigma * sigma_T + LEARNING_RATE * self.sampling(k, k)
+
+
+class Derivation:
+    """Drift, diffusion, modes, closed forms and rates of one model, derived symbolically.
+
+    Made by :meth:`lesde.LESDE.derive`. Everything is computed when first asked for, and from the
+    structure of the kernel, so that large models cost little.
+
+    Parameters
+    ----------
+    model : LESDE
+
+    Notes
+    -----
+    Symbols: ``t`` time, ``h`` learning rate, ``Xbar_l`` mean of class l, ``H_l`` its transform,
+    ``S_l`` its second moment, ``sigma_k`` its noise; vectors and matrices do not commute.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> d = lesde.LESDE(lesde.TwoLevel(), n_classes=3, n_features=2).derive()
+    >>> d.separation_rate
+    (alpha(t) - beta(t))/3
+    >>> d.critical_constant
+    3/2
+    """
+
+    def __init__(self, model: LESDE):
+        self.model = model
+
+    @cached_property
+    def _coefficients(self) -> Coefficients:
+        return derive_coefficients(self.model)
+
+    def coefficients(self) -> Coefficients:
+        """The derived coefficients as numerical tables: what the engines run."""
+        return self._coefficients
+
+    @cached_property
+    def drift(self) -> tuple[sp.Expr, ...]:
+        """b_k of every class: Σ_l w_l E_kl(t) H_l X̄^l."""
+        table = self._coefficients.drift_table
+        identity = self.model.transform.kind == "identity"
+        K = self.model.n_classes
+        vectors = [matrix_symbol("Xbar", l) for l in range(K)]
+        if not identity:
+            vectors = [matrix_symbol("H", l) * vector for l, vector in enumerate(vectors)]
+        return tuple(sp.Add(*(table[k, l] * vectors[l] for l in range(K))) for k in range(K))
+
+    @cached_property
+    def diffusion(self) -> Diffusion:
+        """Covariance of the increments, without and with the sampling noise of SGD."""
+        rule = class_coefficients()
+        return Diffusion(self, rule.noise, rule.noise_between)
+
+    @property
+    def class_matrix(self) -> sp.Matrix:
+        """The K×K matrix w_l E_kl(t) of the mean ODE dX̄^k/dt = Σ_l w_l E_kl H_l X̄^l."""
+        return self._coefficients.drift_table.matrix()
+
+    @cached_property
+    def tree(self) -> Tree | None:
+        """The symmetry reduction behind the modes; None for a general matrix transform."""
+        table = reduced_table(self.model, self._coefficients)
+        return None if table is None else mode_tree(table)
+
+    @cached_property
+    def modes(self) -> tuple[Mode, ...]:
+        """Modes with rates and multiplicities.
+
+        Those that symmetry gives are always there; what remains coupled is there only where its
+        eigenvectors do not change in time (see :attr:`is_closed`).
+        """
+        return () if self.tree is None else tuple(list_modes(self.tree, self.model))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether all modes, and so the solution, have closed forms."""
+        return self.tree is not None and self.tree.is_closed
+
+    @cached_property
+    def start(self) -> sp.Expr:
+        """The initial time of the closed forms: 0, or the symbol t_0 where an integral from 0 diverges."""
+        for value in self.model.entries.values:
+            at_zero = value.subs(TIME, 0)
+            if at_zero.has(sp.zoo, sp.nan, sp.oo):
+                return sp.Symbol("t_0", positive=True)
+        return sp.Integer(0)
+
+    @cached_property
+    def solution(self) -> Solution | None:
+        """The class means as explicit functions of time, or None where there is no closed form."""
+        if not self.is_closed:
+            return None
+        assert self.tree is not None
+        return Solution(self.model, self.tree, self.start)
+
+    @cached_property
+    def separation_rate(self) -> sp.Expr | None:
+        """d/dt log of the gap of two class means; see :func:`lesde.derivation.rates.separation_rate`."""
+        return None if self.tree is None else rates.separation_rate(self.model, self.tree)
+
+    @cached_property
+    def nc1_rate(self) -> sp.Expr | None:
+        """d/dt log NC1; see :func:`lesde.derivation.rates.nc1_rate`."""
+        return None if self.tree is None else rates.nc1_rate(self.model, self.tree)
+
+    @cached_property
+    def nc2_rate(self) -> sp.Expr | None:
+        """d/dt log of the NC2 error; see :func:`lesde.derivation.rates.nc2_rate`."""
+        return None if self.tree is None else rates.nc2_rate(self.model, self.tree)
+
+    @cached_property
+    def critical_constant(self) -> sp.Expr | None:
+        """c of α − β = c/t at which separation sets in: K/2 in the balanced I- and L-model."""
+        return rates.critical_constant(self.model)
+
+    def latex(self, document: bool = False) -> str:
+        """The derivation in LaTeX.
+
+        Parameters
+        ----------
+        document : bool, default False
+            A complete article that compiles; otherwise the body, which needs ``amsmath``.
+        """
+        from lesde.derivation.report import latex_report
+
+        return latex_report(self, document)
+
+    def text(self) -> str:
+        """The derivation as plain text with formulas set in Unicode."""
+        from lesde.derivation.report import text_report
+
+        return text_report(self)
+
+    def __repr__(self) -> str:
+        closed = "closed form" if self.is_closed else "no closed form"
+        return f"Derivation of {self.model!r}: {len(self.modes)} modes, {closed}"
+
+    def _repr_latex_(self) -> str:
+        return self.latex()

@@ -1,0 +1,338 @@
+"""A derivation as a person would print it: the same equations as text and as LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import sympy as sp
+
+from lesde.derivation.integrals import abbreviate
+
+if TYPE_CHECKING:
+    from lesde.derivation.core import Derivation
+
+__all__ = ["latex_report", "text_report"]
+
+EXPLICIT = 4  # classes written out one by one; beyond, a few stand for all
+
+
+@dataclass
+class Section:
+    """A heading, sentences and equations (left side, right side)."""
+
+    title: str
+    equations: list[tuple[sp.Expr, sp.Expr]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _symbol(name: str) -> sp.Symbol:
+    return sp.Symbol(name, commutative=False)
+
+
+def sections(derivation: Derivation) -> list[Section]:
+    """The parts of a derivation, in the order in which they follow from each other."""
+    parts = [_rule(derivation), _drift(derivation), _diffusion(derivation), _modes(derivation)]
+    parts += [_solution(derivation), _rates(derivation)]
+    return parts
+
+
+def _shown_classes(derivation: Derivation) -> Iterable[int]:
+    K = derivation.model.n_classes
+    if derivation.tree is not None and K > EXPLICIT:
+        return [orbit[0] for orbit in derivation.tree.orbits][:EXPLICIT]
+    return range(min(K, EXPLICIT))
+
+
+def _rule(derivation: Derivation) -> Section:
+    model = derivation.model
+    h, E, zeta = sp.Symbol("h"), _symbol("E_kL"), _symbol("zeta_i")
+    H = 1 if model.transform.kind == "identity" else _symbol("H_L")
+    step = h * E * H * _symbol("X_J") + sp.sqrt(h) * _symbol("sigma_k") * zeta
+    section = Section("Microscopic rule at learning rate h", [(_symbol("DeltaX_i"), step)])
+    if model.kernel.levels is not None and len(model.entries.values) == 2:
+        section.equations.append((sp.Symbol("E_kk"), model.entries[0, 0]))
+        section.equations.append((sp.Symbol("E_kl"), model.entries[0, 1]))
+    elif model.n_classes <= EXPLICIT:
+        section.equations.append((_symbol("E"), model.entries.matrix()))
+    if model.transform.kind == "logits":
+        d = _symbol("d_l")
+        section.equations.append((_symbol("H_l"), d * _symbol("d_l^T") / sp.Symbol("|d_l|^2")))
+        section.notes.append("d_l = e_l - 1/K are the logit directions; they sum to zero.")
+    sizes = model.counts.tolist() if not model.is_balanced else int(model.counts[0])
+    section.notes.append(
+        f"{model.n_classes} classes in {model.n_features} dimensions, samples a class: {sizes}."
+    )
+    return section
+
+
+def _drift(derivation: Derivation) -> Section:
+    section = Section("Drift: expectation over the drawn class and sample")
+    table = derivation.coefficients().drift_table
+    identity = derivation.model.transform.kind == "identity"
+    single = derivation.tree is not None and len(derivation.tree.orbits) == 1
+    if single and derivation.model.n_classes > 1:
+        own = _symbol("Xbar_k") if identity else _symbol("H_k") * _symbol("Xbar_k")
+        others = _symbol("sumX") if identity else _symbol("sumHX")
+        section.equations.append((_symbol("b_k"), table[0, 0] * own + table[0, 1] * others))
+    else:
+        for k in _shown_classes(derivation):
+            section.equations.append((_symbol(f"b_{k + 1}"), derivation.drift[k]))
+    section.equations.append(
+        (_symbol("dX_i"), _symbol("b_k") * _symbol("dt") + _symbol("sigma_k") * _symbol("dW_i"))
+    )
+    section.equations.append((_symbol("dXbar_k/dt"), _symbol("b_k")))
+    return section
+
+
+def _diffusion(derivation: Derivation) -> Section:
+    section = Section("Diffusion: covariance of two samples i (class k) and j (class m)")
+    noise = derivation.diffusion.noise * _symbol("sigma_k") * _symbol("sigma_k^T")
+    section.equations.append((_symbol("Cov_ii"), noise + sp.Symbol("h") * _symbol("C_kk")))
+    between = derivation.diffusion.noise_between * _symbol("sigma_k")
+    section.equations.append((_symbol("Cov_ij"), between + sp.Symbol("h") * _symbol("C_km")))
+    classes = list(_shown_classes(derivation))[:1]
+    for k in classes:
+        section.equations.append(
+            (_symbol(f"C_{k + 1}{k + 1}"), derivation.diffusion.sampling(k, k))
+        )
+        if derivation.model.n_classes > 1:
+            m = (k + 1) % derivation.model.n_classes
+            section.equations.append(
+                (_symbol(f"C_{k + 1}{m + 1}"), derivation.diffusion.sampling(k, m))
+            )
+    if derivation.model.n_classes > EXPLICIT:
+        section.equations = section.equations[:2]
+        S = _symbol("S_l") if derivation.model.transform.kind == "identity" else _symbol("HSH")
+        general = _symbol("sumwEE") * S - _symbol("b_k") * _symbol("b_m^T")
+        section.equations.append((_symbol("C_km"), general))
+    section.notes.append("C is the sampling noise of SGD; it vanishes with h. S_l is the second")
+    section.notes[-1] += " moment of class l's features."
+    return section
+
+
+def _modes(derivation: Derivation) -> Section:
+    section = Section("Modes of the mean ODE")
+    for i, mode in enumerate(derivation.modes):
+        section.equations.append((sp.Symbol(f"lambda_{i + 1}"), mode.rate))
+        section.notes.append(f"lambda_{i + 1}: {mode.name}, multiplicity {mode.multiplicity}")
+    if not derivation.is_closed:
+        section.notes.append(
+            "What symmetry leaves coupled has no eigenvectors that are constant in time: there is no "
+            "closed form, and the law integrates it numerically."
+        )
+    return section
+
+
+def _solution(derivation: Derivation) -> Section:
+    section = Section("Solution of the mean ODE")
+    solution = derivation.solution
+    if solution is None:
+        section.notes.append("No closed form; model.law(times) integrates it to 1e-12.")
+        return section
+    generic = solution.generic()
+    meaning: dict[sp.Expr, sp.Expr] = {}
+    if generic is not None:
+        short, meaning = abbreviate(generic)
+        section.equations.append((sp.Symbol("Xbar_k"), short))
+        section.notes.append("X_k is the initial mean of class k, m the mean of all X_k.")
+        if solution.is_logits:
+            section.notes[-1] = (
+                "X_k is the initial mean of class k, s_k its initial score, m_s the mean score, and "
+                "D the sum of s_l d_l over classes."
+            )
+    else:
+        for k in _shown_classes(derivation):
+            short, more = abbreviate(solution.mean(k))
+            meaning |= more
+            section.equations.append((sp.Symbol(f"Xbar_{k + 1}"), short))
+        section.notes.append("X_k is the initial mean of class k.")
+    section.equations += list(meaning.items())
+    return section
+
+
+def _rates(derivation: Derivation) -> Section:
+    section = Section("Rates")
+    rows = [
+        ("rate_gap", derivation.separation_rate),
+        ("rate_NC1", derivation.nc1_rate),
+        ("rate_NC2", derivation.nc2_rate),
+        ("c_crit", derivation.critical_constant),
+    ]
+    section.equations = [(sp.Symbol(name), value) for name, value in rows if value is not None]
+    if section.equations:
+        section.notes.append(
+            "rate_gap, rate_NC1, rate_NC2 are d/dt of the logarithm of the gap of two class means, of "
+            "NC1 and of the NC2 error; s_0 is the spread within a class at t_0."
+        )
+    if derivation.critical_constant is not None:
+        section.notes.append(
+            "With alpha - beta = c/t the classes separate in the limit iff c > c_crit."
+        )
+    missing = [name for name, value in rows if value is None]
+    if missing:
+        section.notes.append(
+            f"No closed form for {', '.join(missing)}: classes are not exchangeable."
+        )
+    return section
+
+
+_LATEX_FIXED = {
+    "DeltaX_i": r"\Delta X_i",
+    "E_kL": r"E_{kL}(t)",
+    "E_kk": r"E_{kk}",
+    "E_kl": r"E_{kl}",
+    "X_J": r"X_J",
+    "sumX": r"\sum_{l\neq k}\bar{X}^{l}",
+    "sumHX": r"\sum_{l\neq k}H_l\bar{X}^{l}",
+    "sumwEE": r"\sum_l w_l E_{kl}E_{ml}\,",
+    "HSH": r"H_lS_lH_l^{\top}",
+    "dX_i": r"\mathrm{d}X_i",
+    "dW_i": r"\mathrm{d}W_i",
+    "dt": r"\mathrm{d}t",
+    "dXbar_k/dt": r"\frac{\mathrm{d}\bar{X}^{k}}{\mathrm{d}t}",
+    "Cov_ii": r"\frac{\operatorname{Cov}(\Delta X_i,\Delta X_i)}{h}",
+    "Cov_ij": r"\frac{\operatorname{Cov}(\Delta X_i,\Delta X_j)}{h}",
+    "rate_gap": r"\frac{\mathrm{d}}{\mathrm{d}t}\log\|\bar{X}^{k}-\bar{X}^{l}\|",
+    "rate_NC1": r"\frac{\mathrm{d}}{\mathrm{d}t}\log\mathrm{NC1}",
+    "rate_NC2": r"\frac{\mathrm{d}}{\mathrm{d}t}\log\mathrm{NC2}",
+    "c_crit": r"c^{*}",
+    "|d_l|^2": r"\|d_l\|^2",
+}
+_TEXT_FIXED = {
+    "DeltaX_i": "ΔX_i",
+    "sumX": "Σ(l≠k) X̄ˡ",
+    "sumHX": "Σ(l≠k) Hˡ⋅X̄ˡ",
+    "sumwEE": "Σ(l) wˡ⋅Eᵏˡ⋅Eᵐˡ",
+    "HSH": "Hˡ⋅Sˡ⋅Hˡᵀ",
+    "dXbar_k/dt": "dX̄_k/dt",
+    "|d_l|^2": "‖dₗ‖²",
+    "Cov_ii": "Cov(ΔX_i, ΔX_i)/h",
+    "Cov_ij": "Cov(ΔX_i, ΔX_j)/h",
+}
+
+
+def _latex_name(name: str, solution: bool) -> str:
+    """How a symbol is set: class numbers of vectors as superscripts, transposes as ⊤."""
+    if name in _LATEX_FIXED:
+        return _LATEX_FIXED[name]
+    if match := re.fullmatch(r"Xbar_(\w+)", name):
+        argument = "(t)" if solution else ""
+        return rf"\bar{{X}}^{{{match[1]}}}{argument}"
+    if match := re.fullmatch(r"X_(\w+)", name):
+        return rf"\bar{{X}}^{{{match[1]}}}_0"
+    if match := re.fullmatch(r"(\w+)_(\w+)\^T", name):
+        base = r"\sigma" if match[1] == "sigma" else match[1]
+        return rf"{base}_{{{match[2]}}}^{{\top}}"
+    if match := re.fullmatch(r"C_(\w+)", name):
+        return rf"C_{{{match[1]}}}"
+    return sp.latex(sp.Symbol(name))
+
+
+def _set(expression: sp.Basic, solution: bool) -> str:
+    symbols = expression.atoms(sp.Symbol)
+    names = {symbol: _latex_name(symbol.name, solution) for symbol in symbols}
+    return sp.latex(expression, symbol_names=names, mul_symbol=None, ln_notation=False)
+
+
+LINE = 150  # characters of LaTeX that fit a line of an article, about
+
+
+def _broken(expression: sp.Basic, solution: bool) -> str:
+    """The expression, its terms over several lines where one would be too wide."""
+    whole = _set(expression, solution)
+    if len(whole) <= LINE or not isinstance(expression, sp.Add):
+        return whole
+    lines = [""]
+    for term in expression.as_ordered_terms():
+        text = _set(term, solution)
+        sign = "" if text.startswith("-") or lines == [""] else "+ "
+        if lines[-1] and len(lines[-1]) + len(text) > LINE:
+            lines.append("")
+        lines[-1] += f" {sign}{text}"
+    return " \\\\\n  &\\quad ".join(line.strip() for line in lines)
+
+
+def _latex_note(note: str) -> str:
+    """A sentence with its symbols in math mode."""
+    pattern = r"e_l - 1/K|\b(?:lambda|rate|c|s|d|t|X|S|m)_\w+|\balpha - beta = c/t|\bc > c_crit"
+
+    def math(match: re.Match[str]) -> str:
+        text = match[0]
+        if text.startswith("e_l"):
+            return "$e_l-1/K$"
+        if text.startswith("alpha"):
+            return r"$\alpha-\beta=c/t$"
+        if text.startswith("c >"):
+            return r"$c>c^{*}$"
+        if text.startswith("rate_"):
+            return text.split("_")[1].replace("gap", "the gap's rate")
+        base, index = text.split("_", 1)
+        if base == "X":
+            return rf"$\bar{{X}}^{{{index}}}_0$"
+        base = r"\lambda" if base == "lambda" else base
+        return rf"${base}_{{{index}}}$"
+
+    return re.sub(pattern, math, note)
+
+
+def latex_report(derivation: Derivation, document: bool) -> str:
+    """The derivation in LaTeX; see :meth:`lesde.derivation.Derivation.latex`."""
+    lines: list[str] = []
+    for section in sections(derivation):
+        lines.append(
+            rf"\subsection*{{{section.title.replace('at learning rate h', 'at learning rate $h$')}}}"
+        )
+        if section.equations:
+            body = []
+            in_solution = section.title.startswith("Solution")
+            for left, right in section.equations:
+                body.append(f"  {_set(left, in_solution)} &= {_broken(right, in_solution)}")
+            lines += [r"\begin{align*}", " \\\\\n".join(body), r"\end{align*}"]
+        lines += [_latex_note(note) + r"\par" for note in section.notes]
+    body_text = "\n".join(lines)
+    if not document:
+        return body_text
+    head = "\n".join(
+        [
+            r"\documentclass{article}",
+            r"\usepackage{amsmath,amssymb}",
+            r"\allowdisplaybreaks",
+            r"\begin{document}",
+            r"\section*{Locally elastic SDE}",
+        ]
+    )
+    return f"{head}\n{body_text}\n\\end{{document}}\n"
+
+
+_SUBSCRIPTS = str.maketrans("0123456789klmi", "₀₁₂₃₄₅₆₇₈₉ₖₗₘᵢ")
+
+
+def _plain(expression: sp.Basic) -> sp.Basic:
+    """Symbols under the names that a terminal shows well."""
+
+    def name(symbol: sp.Symbol) -> str:
+        if match := re.fullmatch(r"(\w+)_(\w+)\^T", symbol.name):
+            base = "σ" if match[1] == "sigma" else match[1]
+            return base + match[2].translate(_SUBSCRIPTS) + "ᵀ"
+        return _TEXT_FIXED.get(symbol.name, symbol.name)
+
+    symbols = expression.atoms(sp.Symbol)
+    swaps = {s: sp.Symbol(name(s), **s.assumptions0) for s in symbols if name(s) != s.name}
+    return expression.xreplace(swaps)
+
+
+def text_report(derivation: Derivation) -> str:
+    """The derivation as text; see :meth:`lesde.derivation.Derivation.text`."""
+    blocks: list[str] = []
+    for section in sections(derivation):
+        blocks.append(f"{section.title}\n{'─' * len(section.title)}")
+        for left, right in section.equations:
+            equation = sp.Eq(_plain(left), _plain(right), evaluate=False)
+            text = sp.pretty(equation, use_unicode=True, wrap_line=False)
+            blocks.append("\n".join("    " + line for line in text.splitlines()))
+        blocks += ["  " + note for note in section.notes]
+    text = "\n\n".join(blocks) + "\n"
+    return text.replace("Xbar", "X̄")

@@ -1,0 +1,187 @@
+"""Closed-form solutions of the mean ODE, assembled from its modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sympy as sp
+from sympy.core.function import AppliedUndef
+
+from lesde.checks import check_finite_array, check_times
+from lesde.derivation.integrals import growth_integral, numerical, time_integral
+from lesde.derivation.modes import Tree, tidy
+from lesde.formula import TIME
+
+if TYPE_CHECKING:
+    from lesde.model import LESDE
+
+__all__ = ["Solution"]
+
+
+def initial_mean(k: int) -> sp.Symbol:
+    """The symbol of class k's initial mean, a vector."""
+    return sp.Symbol(f"X_{k + 1}", real=True)
+
+
+def initial_score(k: int) -> sp.Symbol:
+    """The symbol of s_k at the start, a number."""
+    return sp.Symbol(f"s_{k + 1}", real=True)
+
+
+def direction(k: int) -> sp.Symbol:
+    """The symbol of the logit direction d_k, a vector."""
+    return sp.Symbol(f"d_{k + 1}", real=True)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The class means as explicit functions of time.
+
+    Expressions use the symbols ``X_k`` (initial class mean, a vector), and for the L-model ``d_k``
+    (logit directions) and ``s_k`` (initial scores ⟨d_k, X_k⟩/‖d_k‖²); they are linear in them.
+
+    Attributes
+    ----------
+    model : LESDE
+    tree : Tree
+        The modes; closed.
+    start : sympy.Expr
+        The initial time.
+    """
+
+    model: LESDE
+    tree: Tree
+    start: sp.Expr
+
+    @property
+    def is_logits(self) -> bool:
+        """Whether this is the L-model's solution."""
+        return self.model.transform.kind == "logits"
+
+    def growth(self, rate: sp.Expr) -> sp.Expr:
+        """exp(∫ rate) from the start to t."""
+        return sp.exp(time_integral(rate, self.start))
+
+    def reduced(self, k: int) -> list[tuple[sp.Expr, sp.Expr]]:
+        """Pairs (rate, amplitude) of coordinate k: a class mean, or a score s_k of the L-model."""
+        symbol = initial_score if self.is_logits else initial_mean
+        amplitudes = [symbol(k) for k in range(self.model.n_classes)]
+        terms: list[tuple[sp.Expr, sp.Expr]] = []
+        node, level = k, self.tree
+        while True:
+            position = next(i for i, orbit in enumerate(level.orbits) if node in orbit)
+            means = [sp.Add(*(amplitudes[n] for n in o)) / len(o) for o in level.orbits]
+            rate = level.contrasts[position]
+            if rate is not None:
+                terms.append((rate, amplitudes[node] - means[position]))
+            node, amplitudes = position, means
+            if level.parent is None:
+                break
+            level = level.parent
+        assert level.eigen is not None
+        rates, vectors, inverse = level.eigen
+        for i, rate in enumerate(rates):
+            weight = sp.Add(*(inverse[i, j] * a for j, a in enumerate(amplitudes)))
+            terms.append((rate, vectors[node, i] * weight))
+        return terms
+
+    def mean(self, k: int) -> sp.Expr:
+        """X̄^k(t) of class k (from 0)."""
+        if not self.is_logits:
+            return sp.Add(*(a * self.growth(rate) for rate, a in self.reduced(k)))
+        return self._logit_mean(k)
+
+    def _logit_mean(self, k: int) -> sp.Expr:
+        """X_k + Σ_l d_l ∫ w_l E_kl s_l, using Σ_l d_l = 0 to drop what all classes share."""
+        table = self.model.derive().coefficients().drift_table
+        K = self.model.n_classes
+        row = table.index[k]
+        common = table.values[np.bincount(np.delete(row, k), minlength=1).argmax()]
+        total: sp.Expr = initial_mean(k)
+        scores = [self.reduced(l) for l in range(K)]
+        for m in range(len(scores[0])):
+            terms = [score[m] for score in scores] if _aligned(scores) else None
+            shared = terms is not None and all(term == terms[0] for term in terms)
+            for l in range(K):
+                rate, amplitude = scores[l][m]
+                factor = table.values[row[l]] - (common if shared else 0)
+                total += direction(l) * amplitude * growth_integral(factor, rate, self.start)
+        return total
+
+    def generic(self) -> sp.Expr | None:
+        """X̄^k(t) for a class k like any other, where all classes are exchangeable; else None.
+
+        In terms of ``X_k``, the mean of all initial class means ``m``; for the L-model also ``s_k``,
+        the mean ``m_s`` of all scores, and ``D`` = Σ_l s_l d_l.
+        """
+        if len(self.tree.orbits) != 1 or self.tree.contrasts[0] is None:
+            return None
+        assert self.tree.eigen is not None
+        contrast, common = self.tree.contrasts[0], self.tree.eigen[0][0]
+        X_k, m, s_k, m_s, d_k, D = sp.symbols("X_k m s_k m_s d_k D", real=True)
+        if not self.is_logits:
+            return m * self.growth(common) + (X_k - m) * self.growth(contrast)
+        table = self.model.derive().coefficients().drift_table
+        own, other = table[0, 0], table[0, 1]
+        # Σ_l d_l = 0: equal scores act through the difference of the factors, and only along d_k.
+        shared = growth_integral(tidy(own - other), common, self.start)
+        apart = growth_integral(tidy(own - other), contrast, self.start)
+        rest = growth_integral(other, contrast, self.start)
+        return X_k + m_s * d_k * shared + (s_k - m_s) * d_k * apart + D * rest
+
+    def evaluate(self, times: Any, initial: Any) -> np.ndarray:
+        """Numbers from the closed form; integrals left standing are done by quadrature.
+
+        Parameters
+        ----------
+        times : array, shape (time,)
+            Increasing; the first is the initial time.
+        initial : array, shape (class, feature)
+            Class means at ``times[0]``.
+
+        Returns
+        -------
+        ndarray, shape (time, class, feature), float64
+        """
+        from lesde.transforms import logit_directions
+
+        model = self.model
+        K, p = model.n_classes, model.n_features
+        times = check_times("times", times, 1)
+        means = check_finite_array("initial", initial, [(K, p)])
+        solution = Solution(model, self.tree, sp.Float(times[0], 17))
+        d = logit_directions(K) if self.is_logits else np.zeros((K, p))
+        scores = (means * d).sum(1) / (d**2).sum(1) if self.is_logits else np.zeros(K)
+        functions = dict(model.entries.functions)
+        result = np.empty((len(times), K, p))
+        for k in range(K):
+            expression = sp.expand(solution.mean(k))
+            result[:, k] = 0.0
+            # The expression is linear in vectors: collect the scalar factor of each.
+            vectors = [(initial_mean(l), means[l]) for l in range(K)]
+            vectors += [(direction(l), d[l]) for l in range(K)]
+            for symbol, vector in vectors:
+                factor = expression.coeff(symbol)
+                factor = factor.subs({initial_score(l): scores[l] for l in range(K)})
+                if factor != 0:
+                    result[:, k] += _numbers(factor, times, functions)[:, None] * vector
+        return result
+
+
+def _aligned(scores: list[list[tuple[sp.Expr, sp.Expr]]]) -> bool:
+    return all(len(s) == len(scores[0]) for s in scores)
+
+
+def _numbers(expression: sp.Expr, times: np.ndarray, functions: dict[str, Any]) -> np.ndarray:
+    """Values of a scalar closed form; integrals left standing by adaptive quadrature."""
+    names = {f.func.__name__ for f in expression.atoms(AppliedUndef)} - set(functions)
+    free = {str(s) for s in expression.free_symbols - {TIME}}
+    if names or free:
+        raise ValueError(
+            f"the closed form has no value for {', '.join(sorted(names | free))}; give the kernel "
+            f"numbers or formulas."
+        )
+    value = numerical(expression, TIME, functions)
+    return np.array([value(float(t)).real for t in times])
