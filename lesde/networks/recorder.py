@@ -1,0 +1,161 @@
+"""Features recorded from networks, as datasets like those of :func:`lesde.simulate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from .datasets import ImageData
+from .runs import EnsembleRun
+from .training import train_ensemble
+
+__all__ = ["collect", "record_ensemble"]
+
+
+def record_ensemble(
+    data: ImageData,
+    architecture: Callable[[], nn.Module],
+    learning_rates: float | Sequence[float],
+    replicates: int | Sequence[int],
+    times: Sequence[float] | np.ndarray,
+    *,
+    layers: Sequence[str] = ("logits", "penultimate"),
+    loss: str = "cross_entropy",
+    batch_size: int = 1,
+    sampling: str = "uniform",
+    seed: int = 0,
+    dtype: str = "float32",
+    progress: bool | Callable[[int, int], None] = False,
+) -> Iterator[dict[str, xr.Dataset]]:
+    """Train networks by plain SGD and record the features of the probe set, as paths.
+
+    Parameters
+    ----------
+    data, architecture, learning_rates, replicates, times, layers, loss, batch_size, sampling, seed, dtype, progress
+        As for :func:`lesde.networks.train_ensemble`.
+
+    Yields
+    ------
+    dict of str to xarray.Dataset
+        One dictionary per learning rate, as soon as it is trained, with one dataset per layer. Each
+        has a ``learning_rate`` axis of length 1, so datasets can be appended to one store along it,
+        and an interrupt leaves what was written before. Variables:
+
+        - ``features (learning_rate, replicate, time, sample, feature)``;
+        - ``loss``, ``accuracy (learning_rate, replicate, time)`` on the probe set;
+        - for the layer ``"penultimate"``, ``weights (learning_rate, replicate, time, class,
+          feature_in)`` and ``bias (learning_rate, replicate, time, class)`` of the last linear layer.
+
+        Coordinates ``learning_rate``, ``replicate``, ``time``, ``label(sample)`` and
+        ``iteration(learning_rate, time)``; attributes say what was trained, how, and with which versions.
+
+    Raises
+    ------
+    TypeError, ValueError, Diverged
+        As :func:`lesde.networks.train_ensemble`; arguments are checked at once, not at the first
+        learning rate.
+
+    Examples
+    --------
+    >>> from lesde.networks import collect, digits, mlp, record_ensemble
+    >>> data = digits(classes=4)
+    >>> records = record_ensemble(data, lambda: mlp(64, (32,), 4), (0.05, 0.1), 8, [0, 1, 2, 4])
+    >>> dict(collect(records)["logits"].features.sizes)
+    {'learning_rate': 2, 'replicate': 8, 'time': 4, 'sample': 160, 'feature': 4}
+    """
+    runs = train_ensemble(
+        data,
+        architecture,
+        learning_rates,
+        replicates,
+        times,
+        layers=layers,
+        loss=loss,
+        batch_size=batch_size,
+        sampling=sampling,
+        seed=seed,
+        dtype=dtype,
+        progress=progress,
+    )
+    attrs: dict[str, str | int] = {
+        "engine": "network",
+        "data": str(data),
+        "loss": loss,
+        "batch_size": int(batch_size),
+        "sampling": sampling,
+        "seed": int(seed),
+        **{f"{package}_version": version(package) for package in ("lesde", "numpy", "torch")},
+    }
+    return ({layer: _pack(run, layer, data, attrs) for layer in run.features} for run in runs)
+
+
+def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset]:
+    """Join the records of several learning rates into one dataset per layer.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        As :func:`record_ensemble` yields, all of the same data, network and times.
+
+    Returns
+    -------
+    dict of str to xarray.Dataset
+        One dataset per layer, with all learning rates along ``learning_rate`` in the order given.
+
+    Raises
+    ------
+    ValueError
+        If there are no records, or they differ in their layers, times, samples or replicates.
+    """
+    given = list(records)
+    if not given:
+        raise ValueError("records must hold at least one learning rate; got none.")
+    for record in given[1:]:
+        if set(record) != set(given[0]):
+            raise ValueError(
+                f"records must all hold the same layers; got {sorted(given[0])} and "
+                f"{sorted(record)}."
+            )
+    return {
+        layer: xr.concat(
+            [record[layer] for record in given],
+            dim="learning_rate",
+            data_vars="minimal",
+            coords="minimal",
+            compat="equals",
+            join="exact",
+            combine_attrs="drop_conflicts",
+        )
+        for layer in given[0]
+    }
+
+
+def _pack(
+    run: EnsembleRun, layer: str, data: ImageData, attrs: Mapping[str, str | int]
+) -> xr.Dataset:
+    over_time = ("learning_rate", "replicate", "time")
+    variables: dict[str, tuple] = {
+        "features": ((*over_time, "sample", "feature"), run.features[layer][None]),
+        "loss": (over_time, run.loss[None], {"long_name": "loss on the probe set"}),
+        "accuracy": (over_time, run.accuracy[None], {"long_name": "accuracy on the probe set"}),
+    }
+    if layer == "penultimate" and run.weights is not None:
+        variables["weights"] = ((*over_time, "class", "feature_in"), run.weights[None])
+        if run.bias is not None:
+            variables["bias"] = ((*over_time, "class"), run.bias[None])
+    time_attrs = {"long_name": "time", "description": "learning rate x iteration, rounded to it"}
+    return xr.Dataset(
+        variables,
+        coords={
+            "learning_rate": ("learning_rate", [run.learning_rate], {"long_name": "learning rate"}),
+            "replicate": run.replicates,
+            "time": ("time", run.times, time_attrs),
+            "label": ("sample", data.probe_y),
+            "iteration": (("learning_rate", "time"), run.iterations[None]),
+        },
+        attrs={"architecture": run.architecture, "layer": layer, **attrs},
+    )

@@ -1,0 +1,236 @@
+"""Plain SGD on many networks at once, with the features of a probe set recorded as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..checks import check_choice, check_integer, check_times, shown
+from .datasets import ImageData
+from .ensemble import child_seed
+from .gradients import LOSSES, make_step
+from .runs import EnsembleRun, Job, Record
+from .sampling import SAMPLING, SampleOrder
+from .schedule import check_rates, iterations_of
+
+__all__ = ["train_ensemble"]
+
+# Inputs gathered for steps to come, in numbers: large enough to hide the cost of a gather.
+_GATHER = 2**20
+
+# Multiplications of one forward pass of the stack below which threads cost more than they bring: a
+# step of small networks is many short operations, and threads that wait for one another at each of
+# them can make it ten times slower, more when other programs want the cores.
+_WORTH_THREADS = 2**23
+
+
+def train_ensemble(
+    data: ImageData,
+    architecture: Callable[[], nn.Module],
+    learning_rates: float | Sequence[float],
+    replicates: int | Sequence[int],
+    times: Sequence[float] | np.ndarray,
+    *,
+    layers: Sequence[str] = ("logits",),
+    loss: str = "cross_entropy",
+    batch_size: int = 1,
+    sampling: str = "uniform",
+    seed: int = 0,
+    dtype: str = "float32",
+    progress: bool | Callable[[int, int], None] = False,
+) -> Iterator[EnsembleRun]:
+    """Train replicates of a network by plain SGD at each learning rate, one learning rate at a time.
+
+    Time is t = learning rate x iteration, so that all learning rates run for the same time and a
+    smaller one takes more steps. No momentum, weight decay or schedule. All replicates of a learning
+    rate train together in one stack. A replicate's initialisation and its order of samples depend on
+    ``seed`` and its number only: not on the learning rate (learning rates are compared pairwise),
+    nor on how many train together, nor on which times are saved.
+
+    Parameters
+    ----------
+    data : ImageData
+        As :func:`lesde.networks.digits` makes.
+    architecture : callable
+        Makes a new network; see :func:`lesde.networks.mlp`. Any ``torch.nn.Module`` that maps a batch
+        (n, ...) to logits (n, K), each row on its own (no batch normalisation, no dropout).
+        Parameters with ``requires_grad=False`` stay as they are.
+    learning_rates : float or sequence of float
+        One or several, all different, in the order in which they are trained.
+    replicates : int or sequence of int
+        How many networks for each learning rate, or their numbers (to add to an earlier run).
+    times : array (T,)
+        When features are recorded; the first is 0, before training. Each is rounded to the nearest
+        iteration of each learning rate. :func:`lesde.networks.saving_times` makes them.
+    layers : sequence of str
+        ``"logits"``, ``"penultimate"`` (what the last linear layer reads) or names of submodules.
+    loss : {"cross_entropy", "mse"}
+        ``"mse"`` is half the squared distance to the one-hot label, summed over classes and averaged
+        over the batch.
+    batch_size : int
+        Samples per step; 1 is the sampling of the locally elastic model.
+    sampling : {"uniform", "epochs"}
+        Each sample drawn uniformly from the training set, as the model has it, or the training set
+        in a new random order each epoch, as is common in practice.
+    seed : int
+    dtype : {"float32", "float64"}
+        Of parameters and recorded features.
+    progress : bool or callable
+        ``True`` for a progress bar; a callable is given the steps done and the steps in all, over
+        all learning rates, at every saved time.
+
+    Yields
+    ------
+    EnsembleRun
+        One per learning rate, as soon as it is trained. Arguments are checked before the first.
+        Stopping early (an interrupt, a ``break``) loses nothing that was yielded.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, the network does not fit the data, or two times fall on one
+        iteration.
+    Diverged
+        If the loss of a network stops being finite; the message names the learning rate.
+
+    Notes
+    -----
+    A step costs little more for 16 small networks than for one. Chains of linear layers and
+    activations take a hand-written backward pass of batched matrix products, other networks
+    ``torch.func.vmap`` of the gradient; they agree to rounding. Rounding differs a little with the
+    number of replicates in the stack, and training amplifies it. PyTorch is held to one thread while
+    small networks train, which is faster for them.
+
+    Examples
+    --------
+    >>> from lesde.networks import digits, mlp
+    >>> data = digits(classes=4)
+    >>> runs = train_ensemble(data, lambda: mlp(64, (32,), 4), (0.05, 0.1), 8, [0, 1, 2, 4])
+    >>> [run.features["logits"].shape for run in runs]
+    [(8, 4, 160, 4), (8, 4, 160, 4)]
+    """
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data must be a lesde.networks.ImageData; got {type(data).__name__}.")
+    check_choice("loss", loss, LOSSES)
+    check_choice("sampling", sampling, SAMPLING)
+    check_choice("dtype", dtype, ("float32", "float64"))
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(
+            f"progress must be True, False or a function of (steps done, steps in all); got "
+            f"{shown(progress)}."
+        )
+    job = Job(
+        data=data,
+        architecture=architecture,
+        replicates=_replicate_numbers(replicates),
+        times=_check_start(check_times("times", times)),
+        layers=_check_layers(layers),
+        loss=loss,
+        batch_size=check_integer("batch_size", batch_size),
+        sampling=sampling,
+        seed=check_integer("seed", seed, 0),
+        dtype=getattr(torch, dtype),
+    )
+    rates = check_rates(learning_rates)
+    plan = [(rate, iterations_of(job.times, rate)) for rate in rates]
+    job.ensemble(first_only=True)  # what is wrong with the architecture is told now, not at the end
+    return _train_all(job, plan, progress)
+
+
+def _train_all(
+    job: Job,
+    plan: list[tuple[float, np.ndarray]],
+    progress: bool | Callable[[int, int], None],
+) -> Iterator[EnsembleRun]:
+    total = sum(int(iterations[-1]) for _, iterations in plan)
+    bar = None
+    if progress is True:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=total, unit="step", desc="training")
+    done = 0
+    try:
+        for rate, iterations in plan:
+
+            def report(steps: int, before: int = done) -> None:
+                if bar is not None:
+                    bar.update(before + steps - bar.n)
+                elif callable(progress):
+                    progress(before + steps, total)
+
+            yield _train_one(job, rate, iterations, report)
+            done += int(iterations[-1])
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _train_one(
+    job: Job, rate: float, iterations: np.ndarray, report: Callable[[int], None]
+) -> EnsembleRun:
+    ensemble = job.ensemble()
+    step = make_step(ensemble, job.loss, rate)
+    train_x = torch.as_tensor(job.data.train_x, dtype=job.dtype)
+    train_y = job.one_hot(job.data.train_y)
+    seeds = [child_seed(job.seed, r, 1) for r in job.replicates]
+    order = SampleOrder(seeds, len(train_x), job.batch_size, job.sampling)
+    block = max(1, _GATHER // (len(seeds) * job.batch_size * train_x[0].numel()))
+    record = Record(job, rate)
+    weights = sum(p.numel() for p in ensemble.parameters.values())
+    with _threads_for(job.batch_size * weights):
+        record.add(ensemble, 0)
+        report(0)
+        for saved in range(1, len(iterations)):
+            left = int(iterations[saved] - iterations[saved - 1])
+            while left:
+                steps = min(block, left)
+                drawn = torch.from_numpy(order.take(steps))
+                for x, y in zip(train_x[drawn], train_y[drawn], strict=True):
+                    step(x, y)
+                left -= steps
+            record.add(ensemble, saved)
+            report(int(iterations[saved]))
+    return record.run(iterations, str(ensemble.base))
+
+
+@contextmanager
+def _threads_for(work: int) -> Iterator[None]:
+    """One thread for little work; otherwise as many as PyTorch is set to."""
+    before = torch.get_num_threads()
+    if work < _WORTH_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_start(times: np.ndarray) -> np.ndarray:
+    if times[0] != 0:
+        raise ValueError(f"times[0] must be 0, the state before training; got {times[0]:g}.")
+    return times
+
+
+def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
+    if isinstance(replicates, Sequence | np.ndarray) and not isinstance(replicates, str):
+        numbers = [check_integer(f"replicates[{i}]", r, 0) for i, r in enumerate(replicates)]
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(
+                f"replicates must be a number of networks or different numbers of replicates; got "
+                f"{shown(replicates)}."
+            )
+        return numbers
+    return list(range(check_integer("replicates", replicates)))
+
+
+def _check_layers(layers: Sequence[str]) -> tuple[str, ...]:
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"layers must hold at least one layer and each only once; got {shown(layers)}."
+        )
+    return names
