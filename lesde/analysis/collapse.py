@@ -1,0 +1,207 @@
+"""Neural collapse of simulated or recorded features: `neural_collapse` and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.analysis.collapse_metrics import (
+    nc1,
+    nc1_cdnv,
+    nc1_trace,
+    nc2_angle_std,
+    nc2_etf,
+    nc2_norm_cv,
+    nc3,
+    nc4,
+)
+from lesde.analysis.collapse_registry import METRICS, Metric, evaluate, metric
+from lesde.checks import check_choice, check_dataset, check_finite_array, check_labels, shown
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "metric",
+    "nc1",
+    "nc1_cdnv",
+    "nc1_trace",
+    "nc2_angle_std",
+    "nc2_etf",
+    "nc2_norm_cv",
+    "nc3",
+    "nc4",
+    "neural_collapse",
+]
+
+
+def neural_collapse(
+    paths: xr.Dataset,
+    metrics: str | Sequence[str] | None = None,
+    weights: Any = None,
+    bias: Any = None,
+) -> xr.Dataset:
+    """Neural-collapse metrics of every frame of a dataset of features.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset
+        Variable ``features`` with dimensions ``sample`` and ``feature`` and any others
+        (``learning_rate``, ``replicate``, ``time``, …), and coordinate ``label(sample)``:
+        integers 0 to K−1, K ≥ 2, in any order, classes of any sizes. Features may be stored in
+        any real dtype and are converted to float64 a batch at a time; a variable read lazily from
+        disk is read a batch at a time.
+    metrics : str or sequence of str, optional
+        Names of registered metrics; only what they need is computed. Default: all of them, those
+        of a classifier (``nc3``, ``nc4``) only where there are weights.
+    weights : DataArray or array_like, optional
+        Weights of the linear classifier on top of the features. A DataArray has dimensions
+        ``class`` and ``feature`` (or ``feature_in``) and any of the others of the features; an
+        array has shape (..., class, feature) and broadcasts against their leading dimensions in
+        the order of ``paths.features``. Default: the variable ``weights`` of ``paths`` if it has
+        one.
+    bias : DataArray or array_like, optional
+        Bias of the classifier, (..., class), used by ``nc4``. Default: the variable ``bias`` of
+        ``paths`` where its ``weights`` are used, else zero.
+
+    Returns
+    -------
+    xarray.Dataset
+        One float64 variable per metric over the dimensions of ``features`` other than ``sample``
+        and ``feature``, in their order and with their coordinates: ``nc1``, ``nc1_trace``,
+        ``nc1_cdnv``, ``nc2_etf``, ``nc2_norm_cv``, ``nc2_angle_std``, and with weights ``nc3``,
+        ``nc4``. Each has attributes ``long_name`` and ``target``, its value under perfect
+        collapse. Coordinate ``count(class)``: samples per class.
+
+    Raises
+    ------
+    ValueError
+        For a feature that is not finite (the message says where), fewer than two classes, an
+        unknown metric, or weights that do not fit the features.
+    TypeError
+        For an argument of the wrong kind.
+
+    Notes ----- Definitions, conventions for unbalanced classes and degenerate cases stand with
+    each metric, for example `lesde.analysis.collapse.nc1`. In short: the centre is the mean of
+    the class means, and ratios are inf where class means coincide. No metric is ever negative.
+    Paths that start with every sample at its class mean have NC1 = 0 at the first time.
+
+    The cost is one pass over the features for NC2 and one more for each of the spread NC1 whitens
+    and the one it does not. Memory beyond the features is about 10 MB and a few arrays of the
+    size of the class means of one frame, (class, feature) in float64, whatever the number of
+    frames and samples; no array of shape (feature, feature) is formed.
+
+    Examples
+    --------
+    >>> nc = lesde.neural_collapse(paths, metrics=["nc1", "nc2_etf"])  # doctest: +SKIP
+    >>> nc.nc1.mean("replicate").plot(hue="learning_rate", yscale="log")  # doctest: +SKIP
+    """
+    check_dataset("paths", paths, ["features"], "lesde.simulate or a recorder")
+    features = paths["features"]
+    for dim in ("sample", "feature"):
+        if dim not in features.dims:
+            raise ValueError(
+                f"paths.features must have the dimensions 'sample' and 'feature'; got "
+                f"{', '.join(map(repr, features.dims))}. Rename them with paths.rename(...)."
+            )
+    if "label" not in paths.variables or paths["label"].dims != ("sample",):
+        raise ValueError(
+            "paths must hold the coordinate label(sample), the class of each sample; add it with "
+            'paths.assign_coords(label=("sample", labels)).'
+        )
+    labels = check_labels("paths.label", paths["label"].values)
+    leading = [dim for dim in features.dims if dim not in ("sample", "feature")]
+    features = features.transpose(*leading, "sample", "feature")
+    sizes = {dim: features.sizes[dim] for dim in leading}
+    ends = {"class": int(labels.max()) + 1, "feature": features.sizes["feature"]}
+
+    if weights is None and bias is None and "weights" in paths:
+        weights, bias = paths["weights"], paths.get("bias")
+    if weights is None and bias is not None:
+        raise ValueError("bias is only used with weights; give weights too, or leave bias out.")
+    if weights is not None:
+        weights = _align("weights", weights, sizes, ends)
+    if bias is not None:
+        bias = _align("bias", bias, sizes, {"class": ends["class"]})
+
+    names = _names(metrics, weights is not None)
+
+    def place(index: tuple[int, ...]) -> str:
+        parts = []
+        for dim, i in zip(features.dims, index, strict=True):
+            known = dim in features.coords and features.coords[dim].ndim == 1
+            parts.append(f"{dim}={features.coords[dim].values[i]}" if known else f"{dim} {i}")
+        return ", ".join(parts)
+
+    values = evaluate(features.variable, labels, names, weights, bias, place)
+    coords = {
+        name: coord for name, coord in features.coords.items() if set(coord.dims) <= set(leading)
+    }
+    result = xr.Dataset(
+        {
+            name: (
+                leading,
+                value,
+                {"long_name": METRICS[name].title, "target": METRICS[name].target},
+            )
+            for name, value in values.items()
+        },
+        coords=coords,
+        attrs=dict(paths.attrs),
+    )
+    return result.assign_coords(count=("class", np.bincount(labels)))
+
+
+def _names(metrics: str | Sequence[str] | None, classifier: bool) -> list[str]:
+    if metrics is None:
+        return [name for name, entry in METRICS.items() if classifier or not entry.classifier]
+    chosen = [metrics] if isinstance(metrics, str) else list(metrics)
+    if not chosen:
+        raise ValueError("metrics must name at least one metric; got none. Leave it out for all.")
+    names = list(dict.fromkeys(check_choice("metrics", name, METRICS) for name in chosen))
+    for name in names:
+        if METRICS[name].classifier and not classifier:
+            raise ValueError(
+                f"metrics: {name!r} needs the weights of a classifier; got none. Give weights=, or "
+                f"paths with a variable 'weights'."
+            )
+    return names
+
+
+def _align(name: str, value: Any, leading: dict[Hashable, int], ends: dict[str, int]) -> np.ndarray:
+    """Weights or bias as a float64 array over the leading dimensions and then ``ends``."""
+    wanted = ", ".join(f"{dim}: {size}" for dim, size in ends.items())
+    if isinstance(value, xr.DataArray):
+        renamed = {dim: "feature" for dim in value.dims if dim == "feature_in"}
+        variable = value.rename(renamed).variable
+        missing = [dim for dim in ends if dim not in variable.dims]
+        foreign = [dim for dim in variable.dims if dim not in ends and dim not in leading]
+        if missing or foreign:
+            raise ValueError(
+                f"{name} must have the dimensions {', '.join(map(repr, ends))} and otherwise only "
+                f"those of the features ({', '.join(map(repr, leading)) or 'none'}); "
+                f"got {', '.join(map(repr, value.dims))}."
+            )
+        order = [dim for dim in leading if dim in variable.dims]
+        variable = variable.transpose(*order, *ends)
+        array = check_finite_array(name, variable.values)
+        shape = tuple(leading[d] if d in order else 1 for d in leading) + tuple(ends.values())
+        fits = array.shape == tuple(leading[d] for d in order) + tuple(ends.values())
+        array = array.reshape(shape) if fits else array
+    else:
+        array = check_finite_array(name, value)
+        fits = array.ndim >= len(ends) and array.shape[array.ndim - len(ends) :] == tuple(
+            ends.values()
+        )
+    try:
+        if not fits:
+            raise ValueError
+        return np.broadcast_to(array, (*leading.values(), *ends.values()))
+    except ValueError:
+        dims = ", ".join(f"{dim}: {size}" for dim, size in leading.items()) or "none"
+        raise ValueError(
+            f"{name} must fit the features, ({wanted}) after leading dimensions that broadcast to "
+            f"({dims}); got shape {shown(np.shape(value))}."
+        ) from None

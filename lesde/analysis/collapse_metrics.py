@@ -1,0 +1,198 @@
+"""The neural-collapse metrics, one function each.
+
+``@metric`` registers a function of `ClassFrames` under its own name and turns it into a function
+of arrays. A metric written anywhere with ``@metric`` is computed by `lesde.neural_collapse` from
+then on.
+
+Conventions, shared by all: μ_k is the mean of class k over its n_k samples; μ_G is the mean of
+the K class means (*not* of the samples: the two differ for unbalanced classes, and only with the
+former do classes count alike); C is the K×p matrix of rows μ_k − μ_G; Σ_B = CᵀC/K; Σ_W = (1/N)
+Σ_i (x_i − μ_{k(i)})(x_i − μ_{k(i)})ᵀ over all N samples, so that Σ_W weighs a class by its number
+of samples. A class with one sample adds nothing to Σ_W.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lesde.analysis.class_frames import ClassFrames
+from lesde.analysis.collapse_registry import metric
+
+__all__ = [
+    "nc1",
+    "nc1_cdnv",
+    "nc1_trace",
+    "nc2_angle_std",
+    "nc2_etf",
+    "nc2_norm_cv",
+    "nc3",
+    "nc4",
+]
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Quotient of non-negative numbers: inf for a positive number over 0, NaN for 0 over 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return top / bottom
+
+
+@metric()
+def nc1(frames: ClassFrames) -> np.ndarray:
+    """Within-class variability in units of the between-class one, tr(Σ_W Σ_B⁺)/K.
+
+    Papyan, Han, Donoho (2020). With the thin SVD C = U S Vᵀ this is (1/N) Σ_i Σ_j ((x_i −
+    μ_{k(i)})·v_j)²/s_j²: the K of Σ_B = CᵀC/K cancels against the division by K. Computed so, it
+    is a sum of squares, never negative, and needs no p×p matrix.
+
+    Singular values are kept up to rank min(K−1, p) and while s_j > max(N, p)·ε·‖μ‖_F, with ε =
+    2.2e-16 and μ the K×p matrix of (uncentred) class means. Directions below that are dropped, as
+    in the pseudo-inverse: scatter there does not count. A spread below the same length is
+    rounding of the class means and counts as 0. Where all class means coincide the value is inf
+    (NaN when there is no scatter either).
+
+    Parameters
+    ----------
+    features : array_like, shape (..., sample, feature)
+        Features of the samples; leading dimensions are batched over.
+    labels : array_like of int, shape (sample,)
+        Classes 0 to K−1 with K ≥ 2, in any order.
+
+    Returns
+    -------
+    ndarray, shape (...)
+        float64.
+    """
+    value = frames.whitened_scatter / frames.n_samples
+    if frames.between.all():
+        return value
+    total = frames.scatter.sum(axis=1)
+    return np.where(frames.between > 0, value, _ratio(total, np.zeros_like(total)))
+
+
+@metric()
+def nc1_trace(frames: ClassFrames) -> np.ndarray:
+    """Within-class variability as a quotient of traces, tr Σ_W / tr Σ_B.
+
+    Tirer et al. (2023). inf where all class means coincide (NaN
+    when there is no scatter either). Parameters and shapes as in `nc1`.
+    """
+    within = frames.scatter.sum(axis=1) / frames.n_samples
+    return _ratio(within, frames.between / frames.n_classes)
+
+
+@metric()
+def nc1_cdnv(frames: ClassFrames) -> np.ndarray:
+    """Class-distance normalised variance, mean over pairs of (Var_k + Var_l) / (2‖μ_k − μ_l‖²).
+
+    Galanti, György, Hutter (2022). Var_k is the mean squared distance of the samples of class k
+    to μ_k (divisor n_k; 0 for a class with one sample); every pair counts alike. inf if two class
+    means coincide (NaN when neither class of such a pair has scatter). Parameters and shapes as
+    in `nc1`.
+    """
+    variance = frames.scatter / frames.counts
+    total = np.zeros(frames.n_frames)
+    for k, square in frames.pairs():
+        total += _ratio(variance[:, k, None] + variance[:, k + 1 :], 2 * square).sum(axis=1)
+    return total / (frames.n_classes * (frames.n_classes - 1) / 2)
+
+
+def _etf_distance(products: np.ndarray) -> np.ndarray:
+    """‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for each A of shape (F, K, K); NaN where A = 0."""
+    k = products.shape[-1]
+    target = (np.eye(k) - 1.0 / k) / np.sqrt(k - 1)
+    size = np.linalg.norm(products, axis=(1, 2), keepdims=True)
+    return np.linalg.norm(_ratio(products, size) - target, axis=(1, 2))
+
+
+@metric()
+def nc2_etf(frames: ClassFrames) -> np.ndarray:
+    """Distance of the class means from a simplex ETF, ‖CCᵀ/‖CCᵀ‖_F − (I − 11ᵀ/K)/√(K−1)‖_F.
+
+    The means form a simplex equiangular tight frame iff it is 0 (Papyan, Han, Donoho 2020). It is
+    0 for every frame at K = 2, where two centred means are always opposite. NaN where all class
+    means coincide. Parameters and shapes as in `nc1`.
+    """
+    return _etf_distance(np.where(frames.between[:, None, None] > 0, frames.gram, 0.0))
+
+
+def _norms(frames: ClassFrames) -> np.ndarray:
+    """Norms of the centred means, shape (F, K); 0 within rounding."""
+    norms = np.sqrt(np.einsum("fkk->fk", frames.gram))
+    return np.where(norms > frames.rounding[:, None], norms, 0.0)
+
+
+@metric()
+def nc2_norm_cv(frames: ClassFrames) -> np.ndarray:
+    """Coefficient of variation of the norms of the centred class means.
+
+    Standard deviation (divisor K) over mean of ‖μ_k − μ_G‖ (Papyan, Han, Donoho 2020). 0 for
+    every frame at K = 2. NaN where all class means coincide. Parameters and shapes as in `nc1`.
+    """
+    norms = _norms(frames)
+    return _ratio(norms.std(axis=1), norms.mean(axis=1))
+
+
+@metric()
+def nc2_angle_std(frames: ClassFrames) -> np.ndarray:
+    """Standard deviation, over pairs of classes, of the cosine between centred class means.
+
+    Divisor K(K−1)/2 (Papyan, Han, Donoho 2020). At K = 2 there is one pair, so it is 0 by
+    definition and says nothing. NaN where a class mean coincides with the centre, which has no
+    direction. Parameters and shapes as in `nc1`.
+    """
+    norms = _norms(frames)
+    k, l = np.triu_indices(frames.n_classes, 1)
+    return _ratio(frames.gram[:, k, l], norms[:, k] * norms[:, l]).std(axis=1)
+
+
+@metric(classifier=True)
+def nc3(frames: ClassFrames) -> np.ndarray:
+    """Distance of classifier and class means from one shared simplex ETF.
+
+    ‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F with A = (W − w̄)Cᵀ, w̄ the mean of the rows of the weights
+    W: `nc2_etf` with the classifier in place of one C, the form of Zhu et al. (NeurIPS 2021) but
+    with W centred. It is 0 only if the classifier is aligned with the class means (self-duality)
+    and both form the frame. It is not the ‖Wᵀ/‖W‖_F − C/‖C‖_F‖² of Papyan, Han, Donoho (2020),
+    which is 0 for self-dual means that are no frame. NaN where all class means coincide or W has
+    equal rows.
+
+    Parameters
+    ----------
+    features : array_like, shape (..., sample, feature)
+    labels : array_like of int, shape (sample,)
+    weights : array_like, shape (..., class, feature)
+        Leading dimensions broadcast against those of the features.
+    bias : ignored
+        Accepted so that `nc3` and `nc4` are called alike.
+
+    Returns
+    -------
+    ndarray, shape (...)
+    """
+    assert frames.weights is not None
+    rows = frames.weights - frames.weights.mean(axis=1, keepdims=True)
+    products = rows @ frames.centred.swapaxes(1, 2)
+    return _etf_distance(np.where(frames.between[:, None, None] > 0, products, 0.0))
+
+
+@metric(target=1.0, classifier=True)
+def nc4(frames: ClassFrames) -> np.ndarray:
+    """Share of samples on which the classifier and the nearest class mean agree.
+
+    argmax_k (w_k·x + b_k) against argmin_k ‖x − μ_k‖ (Papyan, Han, Donoho 2020, who report the
+    share that *dis*agrees); 1 under collapse. A tie goes to the lower class. Without ``bias``, b
+    = 0. Parameters and shapes as in `nc3`.
+    """
+    assert frames.weights is not None
+    offset = 0.0 if frames.bias is None else frames.bias[:, None, :]
+    centre = frames.means.mean(axis=1, keepdims=True)
+    half = np.einsum("fkk->fk", frames.gram)[:, None, :] / 2
+    agreed = np.zeros(frames.n_frames)
+    for block in frames.blocks():
+        values = block.values
+        decision = (values @ frames.weights.swapaxes(1, 2) + offset).argmax(axis=2)
+        # ‖x − μ_k‖² up to a term all classes share, about the centre so that an offset does not
+        # cancel.
+        nearest = ((values - centre) @ frames.centred.swapaxes(1, 2) - half).argmax(axis=2)
+        agreed += (decision == nearest).sum(axis=1)
+    return agreed / frames.n_samples
