@@ -1,0 +1,24 @@
+# The same two commands as the README, by name.
+VENV = .venv
+
+.PHONY: demo test examples docs clean
+
+demo:
+	test -d $(VENV) || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e .
+	$(VENV)/bin/lesde demo
+
+test:
+	test -d $(VENV) || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test]'
+	$(VENV)/bin/python -m pytest
+
+examples:
+	for script in examples/*.py; do echo "$$script"; MPLBACKEND=agg $(VENV)/bin/python "$$script" || exit 1; done
+
+docs:
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(VENV)/bin/python -m sphinx -W -b html docs docs/_build/html
+
+clean:
+	rm -rf docs/_build docs/auto_examples .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,154 @@
+"""Counting separated replicates in a dataset of paths, one time after the other."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.analysis.criteria import CRITERIA, DIRECTED, Frame
+from lesde.analysis.directions import check_direction, pair_directions
+from lesde.checks import check_dataset, check_labels, shown
+
+__all__ = ["Counter"]
+
+SAMPLE_DIMS = ("sample", "feature")
+
+
+@dataclass
+class Counter:
+    """Running counts of separated replicates; memory does not grow with the replicates.
+
+    Parameters
+    ----------
+    criterion : str
+        A name in ``CRITERIA``.
+    direction : str or array
+        As in ``separation_probability``. The ensemble directions are those of the first dataset
+        counted, and are kept for the later ones.
+    margin : bool
+        Keep moments of the margins, and the margins of the last dataset.
+    """
+
+    criterion: str
+    direction: Any = "ensemble"
+    margin: bool = False
+    trials: int = 0
+    dims: tuple[str, ...] = ()
+    coords: dict[str, Any] = field(default_factory=dict)
+    successes: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    pairs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    margins: np.ndarray | None = None
+    sums: list[np.ndarray] = field(default_factory=list)
+    _units: np.ndarray | None = None
+
+    def add(self, paths: xr.Dataset) -> None:
+        """Count the replicates of a dataset."""
+        values, labels, dims = _arrays(paths)
+        lead, R = values.shape[:-3], values.shape[-3]
+        K = int(labels.max()) + 1
+        if not self.trials:
+            self._begin(paths, dims, lead, labels, K, values.shape[-1])
+        if self._units is None and self._wants_units():
+            self._units = self._directions(values, labels, K)
+        margins = np.full((*lead, R, K, K), np.nan) if self.margin else None
+        for index in np.ndindex(*lead):
+            features = values[index].astype(np.float64)
+            if not np.isfinite(features).all():
+                where = ", ".join(
+                    f"{d}={paths[d].values[i] if d in paths.coords else i}"
+                    for d, i in zip(dims, index, strict=True)
+                )
+                raise ValueError(
+                    f"paths must be finite; got a NaN or infinity at {where or 'the only frame'}. "
+                    f"Drop those replicates or times, for example with paths.isel(time=slice(0, j))."
+                )
+            unit = None if self._units is None else self._units[index]
+            scores = CRITERIA[self.criterion](Frame(features, labels, unit, self.margin))
+            apart = scores > 0
+            apart[:, np.arange(K), np.arange(K)] = True
+            self.pairs[index] += apart.sum(axis=0)
+            self.successes[index] += apart.all(axis=(1, 2)).sum()
+            if margins is not None:
+                margins[index] = scores
+        if margins is not None:
+            self.margins = margins
+            axis = len(lead)
+            self.sums[0] += margins.sum(axis=axis)
+            self.sums[1] += (margins**2).sum(axis=axis)
+        self.trials += R
+
+    def _wants_units(self) -> bool:
+        own = isinstance(self.direction, str) and self.direction == "own"
+        return self.criterion in DIRECTED and not own
+
+    def _begin(
+        self,
+        paths: xr.Dataset,
+        dims: tuple[str, ...],
+        lead: tuple[int, ...],
+        labels: np.ndarray,
+        K: int,
+        p: int,
+    ) -> None:
+        if K < 2:
+            raise ValueError("paths must hold at least 2 classes to separate; got label 0 only.")
+        self.direction = check_direction(self.direction, K, p)
+        self.dims = dims
+        self.coords = {
+            str(name): coord.variable
+            for name, coord in paths.coords.items()
+            if set(coord.dims) <= set(dims)
+        }
+        self.successes = np.zeros(lead)
+        self.pairs = np.zeros((*lead, K, K))
+        self.sums = [np.zeros((*lead, K, K)) for _ in range(2)] if self.margin else []
+        counts = np.sort(np.bincount(labels))
+        if self.criterion == "linear" and counts[0] + counts[1] <= p + 1:
+            warnings.warn(
+                f"two classes of {counts[0]} and {counts[1]} samples in {p} dimensions are linearly "
+                f"separable whatever their labels, as are any n <= p + 1 points in general position; "
+                f"criterion='linear' then says nothing about the classes. Use 'projection' or "
+                f"'nearest_center', or more samples.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _directions(self, values: np.ndarray, labels: np.ndarray, K: int) -> np.ndarray:
+        """Unit vectors (*lead, K, K, p)."""
+        means = np.stack(
+            [values[..., labels == k, :].mean(axis=(-3, -2), dtype=np.float64) for k in range(K)],
+            axis=-2,
+        )
+        if "time" not in self.dims:
+            means = means[..., None, :, :]
+            axis = means.ndim - 3
+        else:
+            axis = self.dims.index("time")
+        moved = np.moveaxis(means, axis, -3)
+        flat = moved.reshape(-1, *moved.shape[-3:])
+        units = np.stack([pair_directions(self.direction, one) for one in flat])
+        # a pair whose means coincide is not separated: projections on a zero vector are all equal
+        units = np.nan_to_num(units, nan=0.0)
+        units = np.moveaxis(units.reshape(*moved.shape[:-2], K, K, means.shape[-1]), -4, axis)
+        return units if "time" in self.dims else units[..., 0, :, :, :]
+
+
+def _arrays(paths: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Features (*lead, replicate, sample, feature), labels, names of the leading dims."""
+    paths = check_dataset("paths", paths, ["features", "label"], "lesde.simulate")
+    features = paths["features"]
+    missing = [dim for dim in SAMPLE_DIMS if dim not in features.dims]
+    if missing:
+        raise ValueError(
+            f"paths['features'] must have the dimensions sample and feature; got "
+            f"{shown(features.dims)}."
+        )
+    labels = check_labels("paths['label']", paths["label"].values)
+    if "replicate" not in features.dims:
+        features = features.expand_dims("replicate")
+    dims = tuple(str(d) for d in features.dims if d not in (*SAMPLE_DIMS, "replicate"))
+    return features.transpose(*dims, "replicate", *SAMPLE_DIMS).values, labels, dims

@@ -1,0 +1,79 @@
+"""The directions along which pairs of classes are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lesde.checks import check_choice, check_finite_array
+
+__all__ = ["check_direction", "gap_directions", "pair_directions"]
+
+NAMES = ("ensemble", "own", "initial")
+
+
+def check_direction(direction: Any, n_classes: int, n_features: int) -> str | np.ndarray:
+    """One of the words, or vectors (feature,) or (class, class, feature) of length above zero."""
+    if isinstance(direction, str):
+        return check_choice("direction", direction, NAMES)
+    K, p = n_classes, n_features
+    array = check_finite_array("direction", direction, [(p,), (K, K, p)])
+    upper = array[np.triu_indices(K, 1)] if array.ndim == 3 else array
+    if (np.linalg.norm(upper, axis=-1) == 0).any():
+        raise ValueError(
+            "direction must hold vectors other than zero for every pair of classes k < l; got a "
+            "zero vector. Give the vector that points from class l to class k."
+        )
+    return array
+
+
+def gap_directions(means: np.ndarray) -> np.ndarray:
+    """Unit vectors from class l to class k, shape (..., K, K, p), from means (..., K, p).
+
+    NaN where the means coincide.
+    """
+    gap = means[..., :, None, :] - means[..., None, :, :]
+    # scaled first, so that neither tiny nor huge gaps lose their squares
+    size = np.abs(gap).max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gap = gap / size
+        return gap / np.linalg.norm(gap, axis=-1, keepdims=True)
+
+
+def pair_directions(direction: Any, means: np.ndarray) -> np.ndarray:
+    """Unit vectors ν[t, k, l] that point from class l to class k, antisymmetric in (k, l).
+
+    Parameters
+    ----------
+    direction : str or array
+        "ensemble": along the gap of ``means`` at each time. "initial": along that of the first
+        time. A vector (feature,) serves all pairs; its sign for each pair and time follows the gap
+        of ``means``. Vectors (class, class, feature): entry [k, l], k < l, points from l to k.
+    means : ndarray (T, K, p)
+        Expected class means, or their averages over replicates.
+    """
+    T, K, p = means.shape
+    checked = check_direction(direction, K, p)
+    if isinstance(checked, str):
+        if checked == "own":
+            raise ValueError(
+                "direction='own' is that of each replicate, which a law does not have; use "
+                "'ensemble', 'initial' or an array."
+            )
+        unit = gap_directions(means)
+        return unit if checked == "ensemble" else np.broadcast_to(unit[:1], unit.shape)
+    unit = (
+        checked / np.linalg.norm(checked, axis=-1, keepdims=True) if checked.ndim == 1 else checked
+    )
+    if checked.ndim == 1:
+        gap = means[:, :, None, :] - means[:, None, :, :]
+        sign = np.sign(gap @ unit)
+        # a gap of exactly zero along it still needs antisymmetric signs
+        order = np.sign(np.arange(K)[None, :] - np.arange(K)[:, None])
+        return np.where(sign == 0, order, sign)[..., None] * unit
+    upper = np.triu(np.ones((K, K), dtype=bool), 1)[..., None]
+    signed = np.where(upper, checked, 0.0)
+    signed = signed - signed.transpose(1, 0, 2)
+    length = np.linalg.norm(signed, axis=-1, keepdims=True)
+    return np.broadcast_to(signed / np.where(length > 0, length, 1.0), (T, K, K, p))

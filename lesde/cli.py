@@ -1,0 +1,336 @@
+"""The command line: parses, calls, prints. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Locally elastic SDEs for the feature dynamics of classifiers: derive, simulate, analyse.",
+    epilog='Example: `lesde derive --alpha "2/(1+t)" --beta -0.5 --classes 4 --transform logits`',
+)
+
+_MODEL = "Model"
+Alpha = Annotated[
+    str | None,
+    typer.Option(
+        help="Within-class elasticity α: a number or a formula in t; left out, α(t) stays a symbol.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Beta = Annotated[
+    str | None,
+    typer.Option(help="Between-class elasticity β, like --alpha.", rich_help_panel=_MODEL),
+]
+Classes = Annotated[int, typer.Option(help="Number of classes K.", rich_help_panel=_MODEL)]
+Features = Annotated[
+    int | None,
+    typer.Option(help="Feature dimensions p; by default K.", rich_help_panel=_MODEL),
+]
+PerClass = Annotated[
+    str,
+    typer.Option(help="Samples a class: one integer, or K with commas.", rich_help_panel=_MODEL),
+]
+TransformName = Annotated[
+    str,
+    typer.Option(help="identity (I-model) or logits (L-model).", rich_help_panel=_MODEL),
+]
+Noise = Annotated[float, typer.Option(help="Diffusion σ.", rich_help_panel=_MODEL)]
+LabelNoise = Annotated[
+    float, typer.Option(help="Probability of a wrong training label.", rich_help_panel=_MODEL)
+]
+PathsArgument = Annotated[
+    Path, typer.Argument(help="A Zarr store with paths, as `lesde simulate` writes it.")
+]
+
+
+class Figure(StrEnum):
+    """Figures that the command line draws from a dataset of paths."""
+
+    fan = "fan"
+    simplex = "simplex"
+    simplex3d = "simplex3d"
+    collapse = "collapse"
+    probability = "probability"
+    elasticity = "elasticity"
+    animation = "animation"
+
+
+def _fail(error: Exception) -> typer.Exit:
+    typer.secho(f"error: {error}", fg="red", err=True)
+    return typer.Exit(2)
+
+
+def _model(
+    alpha: str | None,
+    beta: str | None,
+    classes: int,
+    features: int | None,
+    per_class: str,
+    transform: str,
+    noise: float,
+    label_noise: float,
+) -> Any:
+    import lesde
+
+    try:
+        counts = [int(part) for part in per_class.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--per-class must be an integer or {classes} of them; got {per_class!r}."
+        ) from None
+    kernel: Any = lesde.TwoLevel(alpha, beta)
+    if label_noise:
+        kernel = lesde.LabelNoise(kernel, label_noise)
+    return lesde.LESDE(
+        kernel,
+        n_classes=classes,
+        n_features=features or classes,
+        n_per_class=counts[0] if len(counts) == 1 else counts,
+        transform=transform,
+        noise=noise,
+    )
+
+
+def _open(path: Path) -> Any:
+    import xarray as xr
+
+    if not path.exists():
+        raise ValueError(f"PATHS must be a Zarr store; {path} does not exist.")
+    return xr.open_zarr(path, consolidated=False)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Locally elastic SDEs for the feature dynamics of classifiers: derive, simulate, analyse."""
+    if version:
+        from lesde import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog='Example: `lesde derive --alpha "2/(1+t)" --beta -0.5 --classes 4 --latex`')
+def derive(
+    alpha: Alpha = None,
+    beta: Beta = None,
+    classes: Classes = 3,
+    features: Features = None,
+    per_class: PerClass = "100",
+    transform: TransformName = "identity",
+    noise: Noise = 0.1,
+    label_noise: LabelNoise = 0.0,
+    latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX document.")] = False,
+) -> None:
+    """Derive drift, diffusion, modes, closed forms and rates."""
+    try:
+        model = _model(alpha, beta, classes, features, per_class, transform, noise, label_noise)
+        derivation = model.derive()
+        typer.echo(derivation.latex(document=True) if latex else derivation.text(), nl=False)
+    except (ValueError, TypeError) as error:
+        raise _fail(error) from None
+
+
+@app.command(
+    epilog="Example: `lesde simulate paths.zarr --alpha 4 --beta -1 --classes 3 --until 3`"
+)
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Zarr store to write.")],
+    alpha: Alpha = None,
+    beta: Beta = None,
+    classes: Classes = 3,
+    features: Features = None,
+    per_class: PerClass = "100",
+    transform: TransformName = "identity",
+    noise: Noise = 0.1,
+    label_noise: LabelNoise = 0.0,
+    start: Annotated[float, typer.Option(help="Time of the initial state.")] = 0.0,
+    until: Annotated[float, typer.Option(help="Last time.")] = 5.0,
+    points: Annotated[int, typer.Option(help="Saved times, the first included.")] = 51,
+    replicates: Annotated[int, typer.Option(help="Independent trajectories.")] = 64,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Learning rate h; repeat for several. Selects the sgd engine."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto, exact, torchsde or sgd.")] = "auto",
+    dt: Annotated[float | None, typer.Option(help="Step of the torchsde engine.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Simulate trajectories and write them to a Zarr store.
+
+    Every class starts at the same random means in all trajectories, drawn from the seed.
+    """
+    import numpy as np
+
+    import lesde
+    from lesde.study.store import write
+
+    try:
+        model = _model(alpha, beta, classes, features, per_class, transform, noise, label_noise)
+        if out.exists() and not overwrite:
+            raise ValueError(f"OUT = {out} exists; give another name, or --overwrite.")
+        if points < 2:
+            raise ValueError(f"--points must be at least 2; got {points}.")
+        scale = 1 / np.sqrt(model.n_features)
+        means = np.random.default_rng(seed).normal(0, scale, (classes, model.n_features))
+        rates = learning_rate or None
+        paths = lesde.simulate(
+            model,
+            np.linspace(start, until, points),
+            initial=means,
+            replicates=replicates,
+            learning_rate=rates[0] if rates is not None and len(rates) == 1 else rates,
+            engine=engine,
+            dt=dt,
+            seed=seed,
+            device=device,
+            progress=True,
+        )
+        write(paths, out)
+        sizes = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
+        typer.echo(f"wrote {out} ({sizes}; engine {paths.attrs['engine']})")
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise _fail(error) from None
+
+
+@app.command(epilog="Example: `lesde separation paths.zarr --criterion linear`")
+def separation(
+    paths: PathsArgument,
+    criterion: Annotated[
+        str, typer.Option(help="projection, linear or nearest_center.")
+    ] = "projection",
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+) -> None:
+    """Estimate the probability that all classes are separated, over time."""
+    import lesde
+    from lesde.study.tables import print_dataset
+
+    try:
+        result = lesde.separation_probability(
+            _open(paths), criterion=criterion, confidence=confidence
+        )
+        print_dataset(
+            result, ["probability", "lower", "upper"], f"Separation probability ({criterion})"
+        )
+    except (ValueError, TypeError) as error:
+        raise _fail(error) from None
+
+
+@app.command(epilog="Example: `lesde collapse paths.zarr`")
+def collapse(
+    paths: PathsArgument,
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+) -> None:
+    """Neural-collapse metrics over time, and how fast they converge."""
+    import lesde
+    from lesde.study.tables import print_dataset
+
+    try:
+        metrics = lesde.neural_collapse(_open(paths))
+        middle = metrics.median("replicate") if "replicate" in metrics.dims else metrics
+        names = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]
+        print_dataset(middle, names, "Neural collapse, median over replicates")
+        rates = lesde.convergence(metrics, metrics=["nc1", "nc2_etf"], confidence=confidence)
+        print_dataset(
+            rates, ["law", "rate", "rate_lower", "rate_upper"], "Convergence, per unit of the clock"
+        )
+    except (ValueError, TypeError) as error:
+        raise _fail(error) from None
+
+
+@app.command(epilog="Example: `lesde fit paths.zarr --transform logits`")
+def fit(
+    paths: PathsArgument,
+    transform: Annotated[str, typer.Option(help="identity or logits.")] = "identity",
+    out: Annotated[Path | None, typer.Option(help="Also write the fit to this Zarr store.")] = None,
+) -> None:
+    """Fit the elasticity kernel α(t), β(t) to paths."""
+    import lesde
+    from lesde.study.store import write
+    from lesde.study.tables import print_dataset
+
+    try:
+        result = lesde.fit_elasticity(_open(paths), transform=transform)
+        print_dataset(result, ["A", "A_se", "B", "B_se"], f"Fitted elasticity ({transform})")
+        if out is not None:
+            write(result, out)
+            typer.echo(f"wrote {out}")
+    except (ValueError, TypeError) as error:
+        raise _fail(error) from None
+
+
+@app.command(epilog="Example: `lesde plot fan paths.zarr --out fan.pdf`")
+def plot(
+    figure: Annotated[Figure, typer.Argument(help="Which figure.")],
+    paths: PathsArgument,
+    out: Annotated[Path, typer.Option(help="PNG, PDF or SVG file; GIF for the animation.")] = Path(
+        "figure.png"
+    ),
+    transform: Annotated[str, typer.Option(help="For the figure elasticity.")] = "identity",
+) -> None:
+    """Draw a figure of paths."""
+    from lesde.study.drawing import draw
+
+    try:
+        draw(figure.value, _open(paths), out, transform)
+        typer.echo(f"wrote {out}")
+    except (ValueError, TypeError) as error:
+        raise _fail(error) from None
+
+
+@app.command(epilog="Example: `lesde demo --out runs/demo`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, figures and report.")] = Path(
+        "runs/demo"
+    ),
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with settings; see `lesde demo --show-config`.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the settings and exit.")
+    ] = False,
+) -> None:
+    """Train networks on handwritten digits, fit and simulate their LE-SDE, compare, report.
+
+    Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second run
+    continues from it.
+    """
+    from lesde.study.config import load_config
+
+    try:
+        settings = load_config(config, seed)
+        if show_config:
+            typer.echo(settings.model_dump_json(indent=2))
+            raise typer.Exit
+        from lesde.study.demo import run
+
+        run(settings, out)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        typer.secho(
+            f"\ninterrupted; what was done is in {out}. Run the command again to continue.",
+            fg="yellow",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """The entry point ``lesde``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The demonstration study: from handwritten digits to a report, in resumable steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from tqdm import tqdm
+
+from lesde.study import demo_figures as figures
+from lesde.study import demo_steps as steps
+from lesde.study.config import DemoConfig
+from lesde.study.report import Report, numbers, verdict
+from lesde.study.store import read, write
+from lesde.study.tables import format_number, print_rows
+
+__all__ = ["run"]
+
+Progress = Callable[[int, int], None]
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Progress]:
+    """A progress bar driven by (done, total)."""
+    with tqdm(desc=f"{title:<28}", bar_format="{l_bar}{bar:24}| {elapsed}<{remaining}") as progress:
+
+        def update(done: int, total: int) -> None:
+            progress.total = total
+            progress.n = done
+            progress.refresh()
+
+        yield update
+
+
+def run(config: DemoConfig, out: str | Path) -> Path:
+    """Run the study and write data, figures and report.
+
+    Parameters
+    ----------
+    config : DemoConfig
+    out : path
+        Folder; ``data`` (Zarr), ``figures`` (PNG and PDF), ``report.md``. Training that an earlier run
+        with the same settings finished is read back, learning rate by learning rate.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    ValueError
+        When ``out`` holds a study with other settings.
+    """
+    folder = Path(out)
+    _claim(folder, config)
+    data = folder / "data"
+    draw = figures.Drawer(folder / "figures")
+    report = Report(
+        folder / "report.md", "Neural networks on digits, and their locally elastic SDE"
+    )
+    report.add(_introduction(config))
+
+    network, penultimate = _trained(config, data)
+    report.add("## The networks", _training_words(network))
+    with bar("figures of the networks") as progress:
+        draw.networks(report, network, progress)
+
+    with bar("fitting the kernel") as progress:
+        fits = steps.fit_models(config, network)
+        progress(1, 1)
+    for name, fit in fits.items():
+        write(fit, data / f"fit_{name}.zarr")
+    report.add("## The fitted kernel", _FIT_WORDS)
+    draw.fits(report, fits)
+
+    with bar("simulating the LE-SDE") as progress:
+        simulated, law = steps.simulate_models(config, network, fits, progress)
+    write(simulated, data / "simulated.zarr")
+    write(law, data / "law.zarr")
+    comparison = steps.compare(config, network, law, fits)
+    write(comparison, data / "comparison.zarr")
+    report.add("## Where the linear model fits, and where not", *verdict(config, comparison))
+    draw.models(report, steps.from_start(config, network), simulated, law)
+
+    with bar("separation probabilities") as progress:
+        separation = steps.separate(config, network, simulated, progress)
+    with bar("analytic prediction") as progress:
+        prediction = steps.predict(config, network, fits, progress)
+    write(separation, data / "separation.zarr")
+    write(prediction, data / "prediction.zarr")
+    report.add("## Separation", _SEPARATION_WORDS)
+    draw.separation(report, separation, prediction)
+
+    with bar("neural collapse") as progress:
+        metrics, rates = steps.analyse_collapse(config, network, penultimate, simulated)
+        progress(1, 1)
+    for name, values in metrics.items():
+        write(values, data / f"collapse_{_slug(name)}.zarr")
+    write(rates, data / "convergence.zarr")
+    report.add("## Neural collapse", _COLLAPSE_WORDS)
+    draw.collapse(report, metrics, rates)
+    report.add(_learning_rate_words(rates))
+
+    header, rows = numbers(config, comparison, separation, rates, metrics)
+    report.add("## Numbers", _TABLE_WORDS.format(level=f"{config.confidence:.0%}"))
+    report.table(header, rows)
+    print_rows("Networks and fitted LE-SDE", header, rows)
+    print(f"report: {report.path}")
+    return report.path
+
+
+def _claim(folder: Path, config: DemoConfig) -> None:
+    """Take the folder for these settings, or say whose it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.json"
+    settings = json.loads(config.model_dump_json())
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise ValueError(
+            f"--out = {folder} holds a study with other settings (see {file}); give another folder or "
+            f"remove it."
+        )
+    file.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _trained(config: DemoConfig, data: Path) -> tuple[xr.Dataset, xr.Dataset]:
+    """The recorded features; training resumes after the learning rates already on disk."""
+    layers = ("logits", "penultimate")
+
+    def stores(index: int) -> dict[str, Path]:
+        rate = f"{config.learning_rates[index]:g}"
+        return {layer: data / f"network_{layer}_h{rate}.zarr" for layer in layers}
+
+    done = 0
+    while done < len(config.learning_rates) and all(p.exists() for p in stores(done).values()):
+        done += 1
+    if done < len(config.learning_rates):
+        with bar("training the networks") as progress:
+            for index, record in enumerate(steps.train(config, progress, done), start=done):
+                for layer, path in stores(index).items():
+                    write(record[layer], path)
+    joined = [
+        xr.concat(
+            [read(stores(i)[layer]) for i in range(len(config.learning_rates))],
+            "learning_rate",
+            combine_attrs="drop_conflicts",
+        )
+        for layer in layers
+    ]
+    return joined[0], joined[1]
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def _introduction(config: DemoConfig) -> str:
+    rates = ", ".join(f"{h:g}" for h in config.learning_rates)
+    widths = "-".join(map(str, (64, *config.widths, len(config.classes))))
+    return (
+        f"{config.replicates} networks ({widths}, ReLU) at each of the learning rates {rates}, trained by "
+        f"plain SGD with batch size 1 and cross-entropy on {config.train_per_class} images of each of the "
+        f"digits {', '.join(map(str, config.classes))} from scikit-learn. Time is t = learning rate × "
+        f"iteration, up to {config.total_time:g}. The features are the logits of "
+        f"{config.probe_per_class} fixed training images a class. The LE-SDE is fitted and runs from "
+        f"t = {config.model_start:g}, started at the networks' own features."
+    )
+
+
+def _training_words(network: xr.Dataset) -> str:
+    end = network.isel(time=-1)
+    cells = [
+        f"h = {float(h):g}: loss {format_number(float(part.loss.median()))}, accuracy "
+        f"{float(part.accuracy.mean()):.1%}"
+        for h, part in ((h, end.sel(learning_rate=h)) for h in network.learning_rate.values)
+    ]
+    return (
+        "At the end, median loss and mean accuracy on the probe images: " + "; ".join(cells) + "."
+    )
+
+
+def _learning_rate_words(rates: xr.Dataset) -> str:
+    """How the decay rates depend on the learning rate, for every source."""
+    if "learning_rate_exponent" not in rates:
+        return ""
+    lines = ["Rate of decay per iteration ~ h^c, with the exponent c:", ""]
+    for source in rates.source.values:
+        for metric in rates.metric.values:
+            one: Any = rates.sel(source=source, metric=metric, clock="iteration")
+            c = float(one.learning_rate_exponent)
+            low, high = (float(one[f"learning_rate_exponent_{s}"]) for s in ("lower", "upper"))
+            text = f"{c:.2f} [{low:.2f}, {high:.2f}]" if c == c else "not defined (a rate ≤ 0)"
+            lines.append(f"- {source}, {metric}: {text}")
+    return "\n".join(lines)
+
+
+_FIT_WORDS = (
+    "α̂ is the strength with which a step on a sample moves its own class, β̂ that for the others; Â "
+    "and B̂ are their integrals from the model's start. Bands are confidence intervals from the "
+    "scatter between networks."
+)
+_SEPARATION_WORDS = (
+    "All pairs of classes at once, by projection on the ensemble's gap of class means. The shaded "
+    "bracket is the analytic prediction for the fitted model: Bonferroni and Fréchet bounds, averaged "
+    "over the networks' starts."
+)
+_COLLAPSE_WORDS = (
+    "NC1 and the NC2 error of the logits, network beside model, and of the last hidden layer. Rates are "
+    "fits of exponential decay from the model's start on."
+)
+_TABLE_WORDS = (
+    "Rates are per unit of time, with {level} intervals. R²: share of the class means' increments "
+    "explained out of sample. Error of means: relative, of the law's class means. Inside: share of "
+    "class-mean coordinates inside the law's interval."
+)

@@ -1,0 +1,272 @@
+"""The steps of the demonstration study: each takes datasets and returns datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import lesde
+from lesde.initial import class_average
+from lesde.study.config import DemoConfig
+
+__all__ = [
+    "MODELS",
+    "analyse_collapse",
+    "compare",
+    "fit_models",
+    "predict",
+    "separate",
+    "simulate_models",
+    "train",
+]
+
+MODELS = {"identity": "I-model", "logits": "L-model"}
+CRITERIA = ("projection", "linear", "nearest_center")
+Progress = Callable[[int, int], None]
+
+
+def train(config: DemoConfig, progress: Progress, skip: int = 0) -> Iterator[dict[str, xr.Dataset]]:
+    """Train the networks, a learning rate at a time, and record their features.
+
+    ``skip`` leaves out the first learning rates, which an earlier run has done.
+    """
+    from lesde.networks import digits, mlp, record_ensemble, saving_times
+
+    K = len(config.classes)
+    data = digits(
+        config.classes,
+        config.train_per_class,
+        config.probe_per_class,
+        scaling="standard",
+        seed=config.seed,
+    )
+    return record_ensemble(
+        data,
+        lambda: mlp(data.train_x.shape[1], config.widths, K),
+        config.learning_rates[skip:],
+        config.replicates,
+        saving_times(config.total_time, config.learning_rates, config.saved_times),
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def from_start(config: DemoConfig, paths: xr.Dataset) -> xr.Dataset:
+    """The frames from the model's start on."""
+    return paths.isel(time=slice(int(np.searchsorted(paths.time, config.model_start)), None))
+
+
+def fit_models(config: DemoConfig, network: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Fit α(t), β(t) for every learning rate, in the I-model and the L-model."""
+    frames = from_start(config, network)
+    return {
+        transform: lesde.fit_elasticity(frames, transform=transform, confidence=config.confidence)
+        for transform in MODELS
+    }
+
+
+def within_noise(frames: xr.Dataset) -> tuple[float, float]:
+    """σ̂ from the growth of the within-class variance, and the share of its change that σ²t explains.
+
+    Under an LE-SDE the variance of a sample about its class mean grows by σ²t whatever the kernel.
+    """
+    labels = frames.label.values
+    counts = np.bincount(labels)
+    x = frames.features.transpose("replicate", "time", "sample", "feature").values.astype(float)
+    x = x[:, :, np.argsort(labels, kind="stable")]
+    deviation = x - np.repeat(class_average(x, counts), counts, axis=-2)
+    variance = (deviation**2).mean((0, 2, 3)) / (1 - len(counts) / len(labels))
+    elapsed = frames.time.values - frames.time.values[0]
+    growth = variance - variance[0]
+    slope = max((elapsed @ growth) / (elapsed @ elapsed), 0.0)
+    left = ((growth - slope * elapsed) ** 2).sum()
+    return float(np.sqrt(slope)), float(1 - left / max((growth**2).sum(), 1e-300))
+
+
+def make_model(
+    config: DemoConfig, transform: str, fit: xr.Dataset, frames: xr.Dataset, rate: float
+) -> lesde.LESDE:
+    """The LE-SDE with the fitted kernel and noise of one learning rate."""
+    sigma, _ = within_noise(frames)
+    K, p = len(config.classes), frames.sizes["feature"]
+    kernel = lesde.fitted_kernel(fit, rate)
+    return lesde.LESDE(kernel, K, p, config.probe_per_class, transform=transform, noise=sigma)
+
+
+def starts(frames: xr.Dataset) -> np.ndarray:
+    """The networks' states at the model's start, (replicate, sample, feature), sorted by class."""
+    order = np.argsort(frames.label.values, kind="stable")
+    first = frames.features.isel(time=0).transpose("replicate", "sample", "feature").values
+    return first[:, order].astype(float)
+
+
+def simulate_models(
+    config: DemoConfig,
+    network: xr.Dataset,
+    fits: dict[str, xr.Dataset],
+    progress: Progress,
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Simulate the fitted LE-SDEs with torchsde from the networks' own starts; and their exact law.
+
+    Returns
+    -------
+    paths, law : xarray.Dataset
+        With dimensions ``model`` and ``learning_rate``; the law for the mean start of the networks.
+    """
+    frames = from_start(config, network)
+    times = frames.time.values
+    total, done = len(MODELS) * len(config.learning_rates), 0
+    all_paths, all_laws = [], []
+    for transform in MODELS:
+        paths_of, law_of = [], []
+        for index, rate in enumerate(config.learning_rates):
+            one = frames.isel(learning_rate=index)
+            model = make_model(config, transform, fits[transform], one, rate)
+            initial = starts(one)
+            paths = lesde.simulate(
+                model,
+                times,
+                initial=np.repeat(initial, config.copies, axis=0),
+                replicates=config.copies * len(initial),
+                engine="torchsde",
+                seed=config.seed + 1000 + done,
+            )
+            law = model.law(times, initial=class_average(initial, model.counts).mean(0))
+            paths_of.append(paths.assign_coords(learning_rate=rate))
+            law_of.append(law.assign_coords(learning_rate=rate))
+            done += 1
+            progress(done, total)
+        all_paths.append(xr.concat(paths_of, "learning_rate", combine_attrs="drop_conflicts"))
+        all_laws.append(xr.concat(law_of, "learning_rate", combine_attrs="drop_conflicts"))
+    names = xr.DataArray(list(MODELS.values()), dims="model", name="model")
+    paths = xr.concat(all_paths, names, combine_attrs="drop_conflicts", join="override")
+    law = xr.concat(all_laws, names, combine_attrs="drop_conflicts", join="override")
+    iteration = frames.iteration if "iteration" in frames.coords else None
+    return (paths if iteration is None else paths.assign_coords(iteration=iteration)), law
+
+
+def sources(network: xr.Dataset, simulated: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The features to compare, by name: the networks' and each model's."""
+    models = {str(name): simulated.sel(model=name, drop=True) for name in simulated.model.values}
+    return {"network": network, **models}
+
+
+def separate(
+    config: DemoConfig, network: xr.Dataset, simulated: xr.Dataset, progress: Progress
+) -> xr.Dataset:
+    """Separation probabilities of networks and models by every criterion, dims source, criterion, …"""
+    parts = sources(from_start(config, network), simulated)
+    total, done, rows = len(parts) * len(CRITERIA), 0, []
+    for paths in parts.values():
+        columns = []
+        for criterion in CRITERIA:
+            columns.append(
+                lesde.separation_probability(
+                    paths, criterion=criterion, confidence=config.confidence
+                )
+            )
+            done += 1
+            progress(done, total)
+        names = xr.DataArray(list(CRITERIA), dims="criterion", name="criterion")
+        rows.append(xr.concat(columns, names, combine_attrs="drop_conflicts", join="override"))
+    labels = xr.DataArray(list(parts), dims="source", name="source")
+    return xr.concat(rows, labels, combine_attrs="drop_conflicts", join="override")
+
+
+def predict(
+    config: DemoConfig, network: xr.Dataset, fits: dict[str, xr.Dataset], progress: Progress
+) -> xr.Dataset:
+    """Analytic separation probabilities of the models, averaged over the networks' starts."""
+    frames = from_start(config, network)
+    chosen = np.unique(
+        np.linspace(0, frames.sizes["time"] - 1, config.predicted_times).round().astype(int)
+    )
+    times = frames.time.values[chosen]
+    total = len(MODELS) * len(config.learning_rates) * frames.sizes["replicate"]
+    done, by_model = 0, []
+    for transform in MODELS:
+        by_rate = []
+        for index, rate in enumerate(config.learning_rates):
+            one = frames.isel(learning_rate=index)
+            model = make_model(config, transform, fits[transform], one, rate)
+            each = []
+            for initial in starts(one):
+                each.append(lesde.predict_separation(model, times, initial=initial))
+                done += 1
+                progress(done, total)
+            # The replicates' starts differ: the probability is the mean over them.
+            names = ["probability", "lower", "upper", "pairwise"]
+            joined = xr.concat([part[names] for part in each], "replicate", join="override")
+            by_rate.append(joined.mean("replicate", skipna=False).assign_coords(learning_rate=rate))
+        by_model.append(xr.concat(by_rate, "learning_rate"))
+    names = xr.DataArray(list(MODELS.values()), dims="model", name="model")
+    return xr.concat(by_model, names, join="override")
+
+
+def analyse_collapse(
+    config: DemoConfig, network: xr.Dataset, penultimate: xr.Dataset, simulated: xr.Dataset
+) -> tuple[dict[str, xr.Dataset], xr.Dataset]:
+    """Collapse metrics by source, and their convergence against time and iterations."""
+    parts = sources(from_start(config, network), simulated)
+    metrics = {name: lesde.neural_collapse(paths) for name, paths in parts.items()}
+    metrics["network, last hidden layer"] = lesde.neural_collapse(from_start(config, penultimate))
+    rates = [
+        lesde.convergence(
+            values, metrics=["nc1", "nc2_etf"], threshold=0.2, confidence=config.confidence
+        )
+        for values in metrics.values()
+    ]
+    labels = xr.DataArray(list(metrics), dims="source", name="source")
+    return metrics, xr.concat(rates, labels, combine_attrs="drop_conflicts", join="override")
+
+
+def compare(
+    config: DemoConfig, network: xr.Dataset, law: xr.Dataset, fits: dict[str, xr.Dataset]
+) -> xr.Dataset:
+    """How well the linear model describes the networks, as numbers.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``model`` and ``learning_rate``: ``r_squared``, share of the class means' increments that
+        the fitted rates explain in networks they were not fitted to; ``mean_error``, relative error
+        (root mean square over time) of the law's class means against the networks' average;
+        ``inside``, share of the averaged class-mean coordinates within the law's interval at the
+        given confidence (expected: the confidence); ``noise_ratio``, noise of the class means over
+        what the spread within classes implies (expected: 1); ``within_r_squared``, share of the
+        within-class variance's change that linear growth explains.
+    """
+    from scipy.stats import norm
+
+    frames = from_start(config, network)
+    z = norm.ppf(0.5 + config.confidence / 2)
+    shape = (len(MODELS), len(config.learning_rates))
+    names = ("r_squared", "mean_error", "inside", "noise_ratio", "within_r_squared")
+    out: dict[str, np.ndarray] = {name: np.full(shape, np.nan) for name in names}
+    counts = np.bincount(frames.label.values)
+    order = np.argsort(frames.label.values, kind="stable")
+    for i, (transform, label) in enumerate(MODELS.items()):
+        for j in range(shape[1]):
+            one = frames.isel(learning_rate=j)
+            x = one.features.transpose("replicate", "time", "sample", "feature").values
+            means = class_average(x[:, :, order].astype(float), counts).mean(0)[1:]
+            exact = law.sel(model=label).isel(learning_rate=j, time=slice(1, None))
+            expected = exact["mean"].transpose("time", "class", "feature").values
+            C = exact["covariance"].values.reshape(len(expected), expected[0].size, -1)
+            variance = np.diagonal(C, axis1=1, axis2=2) / one.sizes["replicate"]
+            gap = np.abs(means - expected).reshape(len(expected), -1)
+            sigma, explained = within_noise(one)
+            fit = fits[transform].isel(learning_rate=j)
+            out["r_squared"][i, j] = float(fit["r_squared"])
+            out["mean_error"][i, j] = np.sqrt((gap**2).sum() / (means**2).sum())
+            out["inside"][i, j] = (gap <= z * np.sqrt(variance)).mean()
+            out["noise_ratio"][i, j] = float(fit["residual_scale"]) / sigma if sigma else np.nan
+            out["within_r_squared"][i, j] = explained
+    coords: dict[str, Any] = {
+        "model": list(MODELS.values()),
+        "learning_rate": list(config.learning_rates),
+    }
+    return xr.Dataset({n: (("model", "learning_rate"), v) for n, v in out.items()}, coords)

@@ -1,0 +1,58 @@
+"""Datasets on disk: Zarr stores that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+__all__ = ["read", "write"]
+
+
+def _plain(value: Any) -> Any:
+    """An attribute that Zarr can hold: JSON as it is, anything else as text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
+
+
+def write(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write a dataset to a Zarr store, replacing what stood there.
+
+    The store is written beside its place and moved there, so that an interrupt leaves either the
+    old store or the new one.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clean = dataset.assign_attrs({key: _plain(value) for key, value in dataset.attrs.items()})
+    for name in clean.variables:
+        clean[name].encoding.clear()
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        with warnings.catch_warnings():
+            # Text variables are outside version 3 of the format's core; xarray reads them back.
+            warnings.filterwarnings("ignore", message=".*(data type|Zarr V3|Zarr format 3).*")
+            clean.to_zarr(scratch / "new", mode="w", consolidated=False)
+        if target.exists():
+            target.rename(scratch / "old")
+        (scratch / "new").rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def read(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a store into memory."""
+    with xr.open_zarr(path, consolidated=False) as dataset:
+        return dataset.load()

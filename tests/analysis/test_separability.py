@@ -1,0 +1,271 @@
+"""Counting separated trajectories: shapes, intervals, streaming, precision, messages."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from lesde.analysis import separability
+from lesde.analysis.criteria import CRITERIA, DIRECTED, criterion
+from lesde.analysis.intervals import binomial_interval
+from lesde.analysis.separability import separation_probability
+
+GAPS = np.array([0.5, 2.0, 4.0])
+
+
+def make_paths(R=40, n=6, p=3, K=3, seed=0, shuffle=False):
+    """Classes that move apart: class k is at gap·k on the first axis."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(K), n)
+    if shuffle:
+        labels = rng.permutation(labels)
+    x = rng.standard_normal((R, len(GAPS), len(labels), p))
+    x[..., 0] += GAPS[:, None] * 1.4 * labels
+    return xr.Dataset(
+        {"features": (("replicate", "time", "sample", "feature"), x.astype(np.float32))},
+        coords={"time": [0.0, 1.0, 3.0], "label": ("sample", labels)},
+    )
+
+
+def by_hand(paths, k, l, t):
+    """Share of replicates whose classes k and l do not overlap along the ensemble gap."""
+    x = paths["features"].values[:, t].astype(float)
+    labels = paths["label"].values
+    nu = x[:, labels == k].mean(axis=(0, 1)) - x[:, labels == l].mean(axis=(0, 1))
+    return (x[:, labels == k] @ nu).min(axis=1) > (x[:, labels == l] @ nu).max(axis=1)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_counts_by_hand(shuffle):
+    paths = make_paths(shuffle=shuffle)
+    out = separation_probability(paths)
+    for t in range(3):
+        pairs = {(k, l): by_hand(paths, k, l, t) for k in range(3) for l in range(k + 1, 3)}
+        for (k, l), apart in pairs.items():
+            assert (
+                float(out["pairwise"][t, k, l]) == float(out["pairwise"][t, l, k]) == apart.mean()
+            )
+        every = np.all(list(pairs.values()), axis=0)
+        assert int(out["successes"][t]) == every.sum()
+        assert float(out["probability"][t]) == every.mean()
+    assert int(out["trials"]) == 40
+    assert np.isnan(out["pairwise"].values[:, [0, 1, 2], [0, 1, 2]]).all()
+    assert 0 < int(out["successes"].values[1]) < 40
+    lower, upper = binomial_interval(out["successes"].values, 40, 0.95)
+    np.testing.assert_allclose(out["lower"], lower)
+    np.testing.assert_allclose(out["upper"], upper)
+    assert out["lower"].dims == ("time",)
+    assert out["pairwise_upper"].dims == ("time", "class", "class_")
+    assert out.attrs == {
+        "criterion": "projection",
+        "confidence": 0.95,
+        "interval": "wilson",
+        "direction": "ensemble",
+    }
+
+
+def test_other_dimensions_are_kept_and_missing_ones_are_not_needed():
+    paths = make_paths()
+    doubled = xr.concat([paths, make_paths(seed=1)], "learning_rate").assign_coords(
+        learning_rate=[0.1, 0.2]
+    )
+    doubled = doubled.transpose("feature", "time", "learning_rate", "sample", "replicate")
+    out = separation_probability(doubled, criterion="nearest_center")
+    assert set(out["probability"].dims) == {"learning_rate", "time"}
+    np.testing.assert_array_equal(out["learning_rate"], [0.1, 0.2])
+    single = separation_probability(paths, criterion="nearest_center")
+    xr.testing.assert_allclose(
+        out["pairwise"].sel(learning_rate=0.1, drop=True).transpose(*single["pairwise"].dims),
+        single["pairwise"],
+    )
+    alone = separation_probability(paths.isel(replicate=0, time=2))
+    assert alone["probability"].dims == ()
+    assert int(alone["trials"]) == 1
+
+
+def test_directions():
+    paths = make_paths(R=200)
+    own = separation_probability(paths, direction="own")["probability"]
+    ensemble = separation_probability(paths)["probability"]
+    # each replicate's own gap follows its noise, and separates more often
+    assert float(own[1]) > float(ensemble[1])
+    axis = separation_probability(paths, direction=[-2.0, 0.0, 0.0])
+    given = np.zeros((3, 3, 3))
+    given[..., 0] = -1.0
+    same = separation_probability(paths, direction=given)
+    xr.testing.assert_equal(axis["probability"], same["probability"])
+    x = paths["features"].values[:, 2, :, 0]
+    labels = paths["label"].values
+    apart = x[:, labels == 2].min(axis=1) > x[:, labels == 1].max(axis=1)
+    assert float(axis["pairwise"][2, 1, 2]) == apart.mean()
+    moved = paths.copy(deep=True)
+    moved["features"][:, 2] = moved["features"][:, 2].values[..., [1, 0, 2]]
+    initial = separation_probability(moved, direction="initial")["probability"]
+    assert float(initial[2]) < 0.02 < float(ensemble[2])
+    np.testing.assert_allclose(initial[0], ensemble[0])
+
+
+def test_margins():
+    paths = make_paths()
+    for name in CRITERIA:
+        out = separation_probability(paths, criterion=name, margin=True)
+        assert out["margin"].dims == ("time", "replicate", "class", "class_")
+        share = (out["margin"] > 0).mean("replicate").where(~np.eye(3, dtype=bool))
+        np.testing.assert_allclose(share, out["pairwise"])
+        np.testing.assert_allclose(out["margin_mean"], out["margin"].mean("replicate"))
+        np.testing.assert_allclose(out["margin_std"], out["margin"].std("replicate"), atol=1e-6)
+
+
+def test_linear_separates_at_least_as_often_as_any_direction():
+    paths = make_paths(R=60)
+    best = separation_probability(paths, criterion="linear")["pairwise"]
+    for options in ({}, {"direction": "own"}, {"criterion": "nearest_center"}):
+        other = separation_probability(paths, **options)["pairwise"]
+        assert (best.values[~np.isnan(best)] >= other.values[~np.isnan(other)]).all()
+
+
+def test_linear_warns_where_every_labelling_is_separable():
+    few = make_paths(R=4, n=2, p=3, K=2)  # 4 points in 3 dimensions
+    with pytest.warns(UserWarning, match="linearly separable whatever their labels"):
+        out = separation_probability(few, criterion="linear")
+    np.testing.assert_array_equal(out["probability"], 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        separation_probability(make_paths(R=4, n=3, p=3, K=2), criterion="linear")
+
+
+def test_a_new_criterion_is_one_function():
+    @criterion("first_feature")
+    def first_feature(frame):
+        scores = frame.scores()
+        for k, l in frame.pairs():
+            gap = frame.means[:, k, 0] - frame.means[:, l, 0]
+            scores[:, k, l] = scores[:, l, k] = np.abs(gap) - 1.0
+        return scores
+
+    try:
+        out = separation_probability(make_paths(), criterion="first_feature")
+        assert float(out["probability"][-1]) == 1.0
+        assert "first_feature" not in DIRECTED
+    finally:
+        del CRITERIA["first_feature"]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A simulator whose replicates depend on their number alone, and a record of its calls."""
+    calls = []
+
+    def simulate(model, times, replicates, first_replicate=0, seed=0, **options):
+        assert first_replicate % 32 == 0
+        calls.append((first_replicate, replicates))
+        one = [
+            make_paths(R=1, K=2, seed=1000 * seed + first_replicate + r) for r in range(replicates)
+        ]
+        return xr.concat(one, "replicate")
+
+    # the package may export a function of the same name over the module
+    module = importlib.import_module("lesde.simulate")
+    monkeypatch.setattr(module, "simulate", simulate, raising=False)
+    model = SimpleNamespace(kernel=None, n_classes=2, n_features=3, counts=np.array([6, 6]))
+    return model, calls
+
+
+def test_a_model_is_simulated_in_batches_and_only_counted(fake, monkeypatch):
+    model, calls = fake
+    axis = [1.0, 0.0, 0.0]
+    whole = separation_probability(
+        model, times=[0, 1, 3], replicates=100, direction=axis, margin=True
+    )
+    monkeypatch.setattr(separability, "BATCH_BYTES", 1)
+    calls.clear()
+    parts = separation_probability(
+        model, times=[0, 1, 3], replicates=100, direction=axis, margin=True
+    )
+    assert calls == [(0, 32), (32, 32), (64, 32), (96, 4)]
+    assert "margin" not in parts
+    xr.testing.assert_allclose(whole, parts)
+
+
+def test_precision_adds_replicates_until_it_is_reached(fake):
+    model, calls = fake
+    out = separation_probability(model, times=[0, 1, 3], replicates=64, precision=0.06)
+    half = float(((out["upper"] - out["lower"]) / 2).max())
+    assert half <= 0.06
+    assert int(out["trials"]) == sum(n for _, n in calls)
+    assert 64 < int(out["trials"]) < 600
+    # replicates continue the stream without a hole
+    assert [first for first, _ in calls] == list(np.cumsum([0, *(n for _, n in calls)])[:-1])
+    # and not many more than needed: two blocks fewer would not have done
+    fewer = int(out["trials"]) - 64
+    lower, upper = binomial_interval(out["probability"].values * fewer, fewer)
+    assert ((upper - lower) / 2).max() > 0.06
+
+
+def test_precision_out_of_reach_warns(fake):
+    model, _ = fake
+    with pytest.warns(UserWarning, match=r"precision=0.01 was not reached with max_replicates=96"):
+        out = separation_probability(
+            model, times=[0, 1, 3], replicates=32, precision=0.01, max_replicates=96
+        )
+    assert int(out["trials"]) == 96
+
+
+def test_precision_of_a_dataset_is_checked():
+    paths = make_paths()
+    assert int(separation_probability(paths, precision=0.2)["trials"]) == 40
+    with pytest.raises(
+        ValueError, match=r"precision=0.01 needs about \d+ replicates; paths has 40"
+    ):
+        separation_probability(paths, precision=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"criterion": "linaer"}, ValueError, "Did you mean 'linear'"),
+        ({"interval": "wald"}, ValueError, "interval must be one of 'wilson', 'clopper-pearson'"),
+        ({"confidence": 95}, ValueError, "confidence must be a finite number"),
+        ({"precision": 0}, ValueError, "precision must be a finite number"),
+        ({"max_replicates": 0}, ValueError, "max_replicates must be an integer of at least 1"),
+        (
+            {"direction": "mean"},
+            ValueError,
+            "direction must be one of 'ensemble', 'own', 'initial'",
+        ),
+        ({"direction": [1.0, 0.0]}, ValueError, r"direction must have shape \(3\) or \(3, 3, 3\)"),
+        ({"direction": [0.0, 0, 0]}, ValueError, "direction must hold vectors other than zero"),
+        ({"replicates": 5}, TypeError, "replicates: keywords of the simulation need a model"),
+    ],
+)
+def test_errors(change, error, message):
+    with pytest.raises(error, match=message):
+        separation_probability(make_paths(), **change)
+
+
+def test_errors_of_the_data(fake):
+    model, _ = fake
+    paths = make_paths()
+    with pytest.raises(
+        TypeError, match=r"paths must be an xarray\.Dataset of trajectories or a LESDE"
+    ):
+        separation_probability(np.zeros((3, 4)))
+    with pytest.raises(TypeError, match="times is required with a model"):
+        separation_probability(model)
+    with pytest.raises(ValueError, match="replicates must be at most max_replicates=10; got 32"):
+        separation_probability(model, times=[0, 1, 3], replicates=32, max_replicates=10)
+    with pytest.raises(ValueError, match="label missing"):
+        separation_probability(paths.drop_vars("label"))
+    with pytest.raises(ValueError, match="at least 2 classes to separate"):
+        separation_probability(paths.isel(sample=paths["label"].values == 0))
+    broken = paths.copy(deep=True)
+    broken["features"][3, 1, 0, 0] = np.nan
+    with pytest.raises(
+        ValueError, match=r"paths must be finite; got a NaN or infinity at time=1.0"
+    ):
+        separation_probability(broken)
