@@ -168,7 +168,7 @@ def _simulate(
     """Simulate and count until the replicates, or the precision, are reached."""
     from tqdm.auto import tqdm
 
-    from lesde.simulate import simulate
+    from lesde.simulation import simulate
 
     options = dict(simulation)
     if "times" not in options:

@@ -170,7 +170,7 @@ def fake(monkeypatch):
         return xr.concat(one, "replicate")
 
     # the package may export a function of the same name over the module
-    module = importlib.import_module("lesde.simulate")
+    module = importlib.import_module("lesde.simulation")
     monkeypatch.setattr(module, "simulate", simulate, raising=False)
     model = SimpleNamespace(kernel=None, n_classes=2, n_features=3, counts=np.array([6, 6]))
     return model, calls

@@ -1,0 +1,21 @@
+"""Analyses: each takes a dataset of paths, simulated or recorded, and returns a dataset."""
+
+from lesde.analysis.collapse import neural_collapse
+from lesde.analysis.convergence import convergence
+from lesde.analysis.elasticity import fit_elasticity
+from lesde.analysis.fitted_kernel import fitted_kernel
+from lesde.analysis.log_ratio import log_ratio_elasticity
+from lesde.analysis.prediction import predict_separation
+from lesde.analysis.separability import separation_probability
+from lesde.analysis.separation_function import separation_function
+
+__all__ = [
+    "convergence",
+    "fit_elasticity",
+    "fitted_kernel",
+    "log_ratio_elasticity",
+    "neural_collapse",
+    "predict_separation",
+    "separation_function",
+    "separation_probability",
+]

@@ -1,0 +1,163 @@
+"""The class means of recorded or simulated paths, as one array, read a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.analysis.class_frames import ClassFrames
+from lesde.checks import check_dataset, check_labels, check_times
+
+__all__ = ["ClassMeans", "read_class_means"]
+
+# Feature values read at once: 64 MB in float64.
+BLOCK_VALUES = 2**23
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Class means of paths and what belongs to them.
+
+    Attributes
+    ----------
+    values : ndarray, shape (group, replicate, time, class, feature), float64
+        A *group* is one cell of the dimensions other than replicate, time, sample and feature.
+    times : ndarray, shape (time,)
+    counts : ndarray of int, shape (class,)
+        Samples per class.
+    labels : ndarray of int, shape (sample,)
+    groups : dict of dimension to size
+        The dimensions that make up ``group``, in order.
+    coords : dict
+        Coordinates along those dimensions, and scalar ones, for the result.
+    steps : ndarray of int, shape (group, interval), or None
+        SGD iterations in each interval, where the paths have the coordinate ``iteration``.
+    """
+
+    values: np.ndarray
+    times: np.ndarray
+    counts: np.ndarray
+    labels: np.ndarray
+    groups: dict[Hashable, int]
+    coords: dict[Hashable, Any]
+    steps: np.ndarray | None
+
+
+def checked_paths(paths: Any) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
+    """Features as (group dims..., replicate, time, sample, feature), labels, times, group dims."""
+    check_dataset("paths", paths, ["features"], "lesde.simulate or a recorder")
+    features = paths["features"]
+    for dim in ("time", "sample", "feature"):
+        if dim not in features.dims:
+            raise ValueError(
+                f"paths.features must have the dimensions 'time', 'sample' and 'feature'; got "
+                f"{', '.join(map(repr, features.dims))}. Rename them with paths.rename(...)."
+            )
+    if "label" not in paths.variables or paths["label"].dims != ("sample",):
+        raise ValueError(
+            "paths must hold the coordinate label(sample), the class of each sample; add it with "
+            'paths.assign_coords(label=("sample", labels)).'
+        )
+    labels = check_labels("paths.label", paths["label"].values)
+    if labels.max() == 0:
+        raise ValueError(
+            "paths must hold at least two classes to tell α from β; paths.label has one."
+        )
+    if "time" not in paths.coords:
+        raise ValueError(
+            'paths must hold the coordinate time; add it with paths.assign_coords(time=("time", ...)).'
+        )
+    times = check_times("paths.time", paths["time"].values)
+    if "replicate" not in features.dims:
+        features = features.expand_dims("replicate")
+    groups = [d for d in features.dims if d not in ("replicate", "time", "sample", "feature")]
+    features = features.transpose(*groups, "replicate", "time", "sample", "feature")
+    return features, labels, times, groups
+
+
+def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
+    """Check a dataset of paths and average it over the samples of each class.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset
+    with_steps : bool
+        Whether to read the coordinate ``iteration``, where there is one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset without features, labels, times or a second class; for a class mean that is
+        not finite (the message says where); for an ``iteration`` that does not increase.
+    """
+    features, labels, times, groups = checked_paths(paths)
+    shape = tuple(features.sizes[d] for d in groups)
+    R, T, N, p = features.shape[-4:]
+    counts = np.bincount(labels)
+    values = np.empty((*shape, R, T, len(counts), p))
+    block = max(1, BLOCK_VALUES // max(1, T * N * p))
+    for cell in np.ndindex(*shape):
+        frames = features.isel(dict(zip(groups, cell, strict=True)))
+        for first in range(0, R, block):
+            part = frames.isel(replicate=slice(first, first + block)).values
+            flat = part.reshape(-1, N, p)
+            means = ClassFrames(partial(_samples, flat), flat.shape, labels).means
+            values[(*cell, slice(first, first + block))] = means.reshape(*part.shape[:2], -1, p)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        at = np.argwhere(bad)[0]
+        where = [f"{d} {i}" for d, i in zip([*groups, "replicate"], at, strict=False)]
+        raise ValueError(
+            f"paths.features must be finite; at {', '.join(where)}, time {times[at[-3]]:g} a mean of "
+            f"class {at[-2]} is not. Leave that replicate or those times out with paths.isel(...)."
+        )
+    keep = set(groups)
+    coords = {
+        name: coord.variable
+        for name, coord in paths.coords.items()
+        if set(coord.dims) <= keep and name not in ("time", "label", "replicate")
+    }
+    return ClassMeans(
+        values.reshape(-1, R, T, len(counts), p),
+        times,
+        counts,
+        labels,
+        dict(zip(groups, shape, strict=True)),
+        coords,
+        _steps(paths, groups, shape) if with_steps else None,
+    )
+
+
+def _samples(frames: np.ndarray, samples: slice) -> np.ndarray:
+    return frames[:, samples]
+
+
+def _steps(paths: xr.Dataset, groups: list[Hashable], shape: tuple[int, ...]) -> np.ndarray | None:
+    if "iteration" not in paths.variables:
+        return None
+    iteration = paths["iteration"]
+    if "time" not in iteration.dims or not set(iteration.dims) <= {*groups, "time"}:
+        raise ValueError(
+            f"paths.iteration must have the dimension 'time' and any of {groups}; got "
+            f"{iteration.dims}. Drop it with paths.drop_vars('iteration') to fit in continuous time."
+        )
+    missing = {d: n for d, n in zip(groups, shape, strict=True) if d not in iteration.dims}
+    full = iteration.expand_dims(missing).transpose(*groups, "time").values
+    steps = np.diff(full, axis=-1).reshape(int(np.prod(shape)), -1)
+    if not np.issubdtype(steps.dtype, np.integer):
+        if (steps != np.rint(steps)).any():
+            raise ValueError("paths.iteration must hold whole numbers of SGD steps.")
+        steps = np.rint(steps).astype(np.int64)
+    if (steps < 1).any():
+        g, i = np.argwhere(steps < 1)[0]
+        raise ValueError(
+            f"paths.iteration must increase from each time to the next; it goes up by "
+            f"{steps[g, i]} between times {i} and {i + 1}. Leave repeated frames out with "
+            f"paths.isel(time=...), or use scheme='exponential'."
+        )
+    return steps

@@ -1,0 +1,201 @@
+"""Elasticity from paths: `fit_elasticity`, the kernel that best explains how class means move."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.analysis.class_means import read_class_means
+from lesde.analysis.elasticity_result import TWO_LEVEL, ElasticityResult
+from lesde.analysis.transition_fit import fit_transitions
+from lesde.analysis.transition_flow import rate_basis
+from lesde.checks import check_choice, check_fraction, check_real, shown
+from lesde.transforms import make_transform
+
+__all__ = ["fit_elasticity"]
+
+# With fewer replicates a variance between them has too few degrees of freedom to be worth its robustness.
+FEWEST_REPLICATES = 8
+
+
+def fit_elasticity(
+    paths: xr.Dataset,
+    transform: Any = "identity",
+    kernel: str = "two-level",
+    confidence: float = 0.95,
+    *,
+    smoothing: str | None = "reml",
+    tail: float | tuple[float, float] | None = None,
+    scheme: str = "auto",
+    errors: str = "auto",
+) -> xr.Dataset:
+    """Estimate α(t), β(t) and their integrals A, B, or a full matrix E(t), from features.
+
+    The class means of a model with kernel E obey dX̄^k = Σ_l w_l E_kl(t) H_l X̄^l dt + noise. They are
+    observed without error, so each interval between saved times is a Gaussian regression whose
+    coefficients depend on the rates through the matrix exponential. The rates are those of maximum
+    likelihood with E constant within an interval and noise of variance σ²/n_k per unit time.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset
+        Variable ``features`` with dimensions ``time``, ``sample``, ``feature`` and any others; coordinates ``time`` and
+        ``label(sample)``, integers 0 to K−1 with K ≥ 2, in any order, classes of any sizes. The dimension ``replicate`` is
+        what the fit averages over; every other (``learning_rate``, …) is fitted separately and kept.
+    transform : {"identity", "logits"} or array (p, p) or (K, p, p), default "identity"
+        The matrices H_l, as for a model.
+    kernel : {"two-level", "matrix"}, default "two-level"
+        Estimate α and β, or all K² entries E_kl.
+    confidence : float, default 0.95
+        Level of all intervals.
+    smoothing : {"reml"} or None, default "reml"
+        How ``alpha``, ``beta``, ``E`` are made of the raw rates, one an interval: a smoothing spline over the number of the
+        interval, averaged over its amount by restricted likelihood, with bands that include its bias on average over
+        the curve; or the raw rates themselves (also for fewer than 5 intervals). Integrals and tail indices
+        never use smoothed rates.
+    tail : float or (float, float), optional
+        First time, or first and last, of the window for tail indices. Default: from √(t₁ t_T) to the last
+        time t_T, t₁ the first positive time: the second half in log t.
+    scheme : {"auto", "exponential", "discrete"}, default "auto"
+        Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m SGD
+        steps. ``"auto"`` is discrete where ``paths`` has the coordinate ``iteration``. Taking exp for SGD makes rates too small
+        by the relative amount ½·(learning rate)·(growth rate).
+    errors : {"auto", "replicate", "model"}, default "auto"
+        ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of
+        freedom: the effective number of replicates less one, fewer where some carry most of the information). It needs nothing but independent replicates:
+        noise may differ between classes, be correlated over classes (sampling noise of SGD) and over time. ``"model"``:
+        noise σ²/n_k per unit time, independent over classes, features and intervals, as in the LE-SDE. ``"auto"``:
+        ``"replicate"`` from 8 replicates on.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions: those of the features other than replicate, time, sample and feature, then ``time`` (the saved
+        times) or ``interval`` (coordinate: its midpoint; with ``start`` and ``end``). For each variable ``x`` below there are ``x_se``,
+        ``x_lower`` and ``x_upper``.
+
+        - ``A``, ``B``, ``A_minus_B (time)``: integrals from the first saved time, never smoothed.
+        - ``alpha``, ``beta``, ``alpha_minus_beta (interval)``: smoothed rates; ``alpha_raw``, … are the
+          raw ones, averages of the rate over each interval.
+        - ``tail_index (level)``: r of the rate ~ t^{−r}, from the increments of the integral; ``log_slope_index (level)``: 1 − d log|A|/d log t.
+          ``level`` is ``alpha``, ``beta`` or ``alpha_minus_beta``.
+        - with ``kernel="matrix"``: ``E``, ``E_raw (interval, class, class_)``, ``E_integral (time, class, class_)`` and tail indices
+          ``(class, class_)``; first the class moved, then the class drawn.
+
+        and without errors:
+
+        - ``residual_scale``, ``residual_scale_interval (interval)``: σ̂ of a sample, per √time.
+        - ``r_squared``, ``r_squared_interval (interval)``: share of Σ n_k|ΔX̄^k|² that the fitted rates explain in replicates they
+          were not fitted to (each is predicted with the rates of the others), NaN for one replicate. At most 1; not above 0
+          where the model predicts no better than "nothing moves". Noise counts against it.
+        - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates have in common,
+          with noise and the fit's own use of it taken off: 1 in expectation where the model is right, however large the noise, so
+          this number tells how far the linear model fits. With ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them
+          per interval). It needs replicates whose class means move alike (the same start, or logits of
+          networks); where they have nothing in common it is a ratio of noises, with an error to match, or NaN.
+        - ``r_squared_in_sample``, ``r_squared_in_sample_interval``: the same without leaving a replicate out.
+        - ``identified (interval[, level or class, class_])``: whether the data tell the raw rate.
+
+        Attributes say what was fitted and how.
+
+    Warns
+    -----
+    UserWarning
+        When a rate is not identified in some interval (its standard error is inf there, and that of its integral from there
+        on), when no tail index can be given (NaN), and when standard errors rest on the model because replicates are few.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are not as above, features that are not finite, or a single class.
+
+    Notes
+    -----
+    Two-level with H = I: α − β acts on differences of class means, α + (K−1)β on the grand mean. Where
+    the grand mean is near zero β (and α) are poorly determined alone, and their standard errors say so;
+    α − β, on which separation depends, is not affected.
+
+    E varying within an interval biases the rates by the order of the squared interval (not at all for
+    balanced classes with H = I, where the transitions commute). Errors ``"model"`` take the noise to be
+    the same in all directions, which holds while growth within one interval is small.
+
+    A tail index needs a rate that can be told from zero over the window at ``confidence``. ``log_slope_index`` is the
+    definition of Zhang, Wang and Su; it is at most 1 for a positive rate, and approaches r slowly. Use
+    ``tail_index`` to decide whether r < 1.
+
+    References
+    ----------
+    Zhang, Wang, Su, NeurIPS 2021 (arXiv 2110.05960), for A, B and the tail index; the estimator is the
+    Gaussian likelihood of the class means.
+
+    Examples
+    --------
+    >>> fit = lesde.fit_elasticity(paths, transform="logits")  # doctest: +SKIP
+    >>> fit.A.plot(hue="learning_rate")  # doctest: +SKIP
+    >>> float(fit.tail_index.sel(level="alpha"))  # doctest: +SKIP
+    """
+    check_choice("kernel", kernel, ("two-level", "matrix"))
+    check_choice("scheme", scheme, ("auto", "exponential", "discrete"))
+    check_choice("errors", errors, ("auto", "replicate", "model"))
+    if smoothing is not None:
+        check_choice("smoothing", smoothing, ("reml",))
+    confidence = check_fraction("confidence", confidence)
+    tail = _check_tail(tail)
+    data = read_class_means(paths, scheme != "exponential")
+    if scheme == "discrete" and data.steps is None:
+        raise ValueError(
+            "scheme='discrete' needs the coordinate iteration in paths, the number of SGD steps at each "
+            "time; add it, or use scheme='exponential'."
+        )
+    R, K, p = data.values.shape[1], *data.values.shape[3:]
+    if errors == "replicate" and R < 2:
+        raise ValueError(
+            "errors='replicate' needs at least 2 replicates; paths has 1. Use errors='model'."
+        )
+    if errors == "auto":
+        errors = "replicate" if R >= FEWEST_REPLICATES else "model"
+        if errors == "model":
+            _warn(
+                f"paths has {R} replicate(s), fewer than {FEWEST_REPLICATES}: standard errors assume the "
+                f"noise of the LE-SDE. They are too small where other noise acts."
+            )
+    H = make_transform(transform, K, p)
+    basis = rate_basis(H, data.counts / data.counts.sum(), kernel)
+    functionals = TWO_LEVEL if kernel == "two-level" else np.eye(K * K)
+    widths = np.diff(data.times)
+    fit = fit_transitions(basis, functionals, data.values, widths, data.steps, data.counts)
+    result = ElasticityResult(data, fit, kernel, errors == "replicate", confidence)
+    result.add_integrals()
+    result.add_rates(smoothing)
+    result.add_tails(tail)
+    result.add_quality()
+    result.dataset.attrs.update(
+        transform=H.kind,
+        kernel=kernel,
+        method="Gaussian maximum likelihood of the class means, one interval at a time",
+        scheme="exponential" if data.steps is None else "discrete",
+        errors=errors,
+        smoothing=smoothing or "none",
+        confidence=confidence,
+        quantile=result.quantile,
+        replicates=R,
+    )
+    return result.dataset
+
+
+def _check_tail(tail: Any) -> float | tuple[float, float] | None:
+    if tail is None:
+        return None
+    if isinstance(tail, list | tuple | np.ndarray):
+        if len(tail) != 2:
+            raise ValueError(f"tail must be one time or a pair of times; got {shown(tail)}.")
+        first = check_real("tail[0]", float(tail[0]), 0.0)
+        return first, check_real("tail[1]", float(tail[1]), first, open_minimum=True)
+    return check_real("tail", tail, 0.0)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)

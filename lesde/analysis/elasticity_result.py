@@ -1,0 +1,293 @@
+"""The dataset that `lesde.fit_elasticity` returns, built from estimates per interval."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable
+
+import numpy as np
+import xarray as xr
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from lesde.analysis.class_means import ClassMeans
+from lesde.analysis.rate_smoothing import MINIMUM_INTERVALS, smooth_rates
+from lesde.analysis.tail_index import log_slope, power_tail, tail_window
+from lesde.analysis.transition_fit import TransitionFit
+
+__all__ = ["TWO_LEVEL", "ElasticityResult"]
+
+# The rows are α, β and α − β, in terms of (α, β).
+TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+RATES = ["alpha", "beta", "alpha_minus_beta"]
+INTEGRALS = ["A", "B", "A_minus_B"]
+
+
+class ElasticityResult:
+    """Puts estimates and their errors into a dataset, one kind of quantity at a time."""
+
+    def __init__(
+        self, data: ClassMeans, fit: TransitionFit, kernel: str, robust: bool, confidence: float
+    ):
+        self.data, self.fit = data, fit
+        self.two_level, self.robust, self.confidence = kernel == "two-level", robust, confidence
+        self.widths = np.diff(data.times)
+        self.known = np.isfinite(fit.model_variance)
+        R = fit.deleted.shape[2]
+        self.share = (R - 1) / R
+        level = (1 + confidence) / 2
+        self.quantile = float(student.ppf(level, R - 1) if robust else norm.ppf(level))
+        jackknife = np.where(self.known, self.share * (fit.deleted**2).sum(2), np.inf)
+        self.variance = jackknife if robust else fit.model_variance
+        self.ratio = self._ratio(jackknife)
+        times = data.times
+        middle = (times[1:] + times[:-1]) / 2
+        self.dataset = xr.Dataset(coords=data.coords).assign_coords(
+            time=times,
+            interval=middle,
+            start=("interval", times[:-1]),
+            end=("interval", times[1:]),
+            count=("class", data.counts),
+        )
+        if self.two_level:
+            self.dataset = self.dataset.assign_coords(level=RATES)
+        else:
+            K = len(data.counts)
+            self.dataset = self.dataset.assign_coords(
+                {"class": np.arange(K), "class_": np.arange(K)}
+            )
+        unknown = ~self.known.all((0, 2))
+        if unknown.any():
+            n = int(unknown.sum())
+            what = "α and β apart" if self.two_level else "every entry of E"
+            _warn_unknown(n, len(unknown), what, float(times[:-1][unknown][0]))
+
+    def _ratio(self, jackknife: np.ndarray) -> np.ndarray:
+        """Variance of each rate over what the model says, averaged over intervals: (group, f).
+
+        The spread between few replicates is too noisy for weights; the model's variance has the right
+        shape over time, and this the right size.
+        """
+        model = self.fit.model_variance
+        use = self.known & (model > 0)
+        if not self.robust:
+            return np.ones(model.shape[::2])
+        quotient = np.where(use, jackknife, 0.0) / np.where(use, model, 1.0)
+        number = use.sum(1)
+        ratio = np.where(number > 0, quotient.sum(1) / np.maximum(number, 1), 1.0)
+        return np.where(ratio > 0, ratio, 1.0)
+
+    def _put(
+        self, name: str, values: np.ndarray, dims: tuple[Hashable, ...], long_name: str = ""
+    ) -> None:
+        """A variable of shape (group, ...) under its own dimensions."""
+        groups = self.data.groups
+        own = values.shape[1:]
+        if "class" in dims:
+            own = (*own[:-1], self._K, self._K)
+        values = np.reshape(values, (*groups.values(), *own))
+        self.dataset[name] = ((*groups, *dims), values)
+        if long_name:
+            self.dataset[name].attrs["long_name"] = long_name
+
+    def _put_with_errors(
+        self,
+        name: str,
+        values: np.ndarray,
+        error: np.ndarray,
+        dims: tuple[Hashable, ...],
+        long_name: str,
+        quantile: np.ndarray | float,
+    ) -> None:
+        self._put(name, values, dims, long_name)
+        self._put(f"{name}_se", error, dims, f"standard error of {long_name}")
+        reach = quantile * error
+        self._put(f"{name}_lower", values - reach, dims)
+        self._put(f"{name}_upper", values + reach, dims)
+
+    def _quantile(self, shares: np.ndarray) -> np.ndarray:
+        """Of Student's t, from shares (..., replicate, f) of the variance: (..., f).
+
+        Replicates that carry unequal shares count for fewer: (Σ s)²/Σ s² of them.
+        """
+        if not self.robust:
+            return np.full(np.delete(shares.shape, -2), self.quantile)
+        square = (shares**2).sum(-2)
+        R = shares.shape[-2]
+        number = np.where(square > 0, shares.sum(-2) ** 2 / np.where(square > 0, square, 1.0), R)
+        return student.ppf((1 + self.confidence) / 2, np.maximum(number - 1, 1.0))
+
+    def _spread(
+        self,
+        names: list[str],
+        values: np.ndarray,
+        error: np.ndarray,
+        quantile: np.ndarray,
+        dim: str,
+        words: str,
+    ) -> None:
+        """Values (group, time or interval, f) as three variables, or as one of matrices."""
+        if self.two_level:
+            for j, name in enumerate(names):
+                at = (..., j)
+                self._put_with_errors(
+                    name, values[at], error[at], (dim,), words % name, quantile[at]
+                )
+        else:
+            self._put_with_errors(
+                names[-1], values, error, (dim, "class", "class_"), words % names[-1], quantile
+            )
+
+    def add_integrals(self) -> None:
+        width = self.widths[:, None]
+        zero = np.zeros_like(self.fit.rates[:, :1])
+        values = np.concatenate([zero, np.cumsum(self.fit.rates * width, axis=1)], axis=1)
+        if self.robust:
+            moved = np.cumsum(self.fit.deleted * width[:, None], axis=1)
+            variance = self.share * (moved**2).sum(2)
+        else:
+            variance = np.cumsum(np.where(self.known, self.variance, 0.0) * width**2, axis=1)
+        variance = np.where(np.logical_and.accumulate(self.known, axis=1), variance, np.inf)
+        error = np.sqrt(np.concatenate([zero, variance], axis=1))
+        names = INTEGRALS if self.two_level else ["E_integral"]
+        shares = np.cumsum(self.fit.shares * width[:, None] ** 2, axis=1)
+        quantile = self._quantile(np.concatenate([shares[:, :1], shares], axis=1))
+        self._spread(names, values, error, quantile, "time", "%s, integral of the rate")
+
+    def add_rates(self, smoothing: str | None) -> None:
+        raw, error = self.fit.rates, np.sqrt(self.variance)
+        names = RATES if self.two_level else ["E"]
+        quantile = self._quantile(self.fit.shares)
+        raw_names = [f"{name}_raw" for name in names]
+        self._spread(raw_names, raw, error, quantile, "interval", "%s, mean over interval")
+        if smoothing is not None and raw.shape[1] >= MINIMUM_INTERVALS:
+            raw, error = raw.copy(), error.copy()
+            for g in range(len(raw)):
+                if (self.fit.noise[g] > 0).all():
+                    smooth = self._smooth_levels if self.two_level else self._smooth_entries
+                    raw[g], error[g] = smooth(g)
+                    quantile[g] = self.quantile
+        self._spread(names, raw, error, quantile, "interval", "%s, smoothed")
+
+    def _smooth_levels(self, g: int) -> tuple[np.ndarray, np.ndarray]:
+        scale = 1.0 / np.sqrt(self.ratio[g, :2])
+        precision = self.fit.precision[g] * np.outer(scale, scale)
+        precision = np.where(self.fit.converged[g, :, None, None], precision, 0.0)
+        smooth, covariance = smooth_rates(self.fit.rates[g, :, :2], precision)
+        C = TWO_LEVEL
+        return smooth @ C.T, np.sqrt(np.einsum("fi,nij,fj->nf", C, covariance, C))
+
+    def _smooth_entries(self, g: int) -> tuple[np.ndarray, np.ndarray]:
+        rates, errors = np.empty_like(self.fit.rates[g]), np.empty_like(self.fit.rates[g])
+        precision = 1.0 / (self.fit.model_variance[g] * self.ratio[g])
+        for j in range(rates.shape[-1]):
+            smooth, covariance = smooth_rates(
+                self.fit.rates[g, :, j : j + 1], precision[:, j, None, None]
+            )
+            rates[:, j], errors[:, j] = smooth[:, 0], np.sqrt(covariance[:, 0, 0])
+        return rates, errors
+
+    def add_tails(self, tail: float | tuple[float, float] | None) -> None:
+        window = tail_window(self.data.times, tail)
+        increments = self.fit.rates * self.widths[:, None]
+        variance = self.fit.model_variance * self.ratio[:, None] * self.widths[:, None] ** 2
+        # Without noise the weights are equal.
+        floor = (1e-9 * np.abs(increments).max(1, initial=0.0, keepdims=True)) ** 2
+        variance = np.maximum(variance, np.where(floor > 0, floor, 1.0) * 1e-6)
+        dims = ("level",) if self.two_level else ("class", "class_")
+        failed: dict[str, list[str]] = {}
+        for name in ("tail_index", "log_slope_index"):
+            index = np.full(self.fit.rates.shape[::2], np.nan)
+            error = np.full(index.shape, np.nan)
+            quantile = np.full(index.shape, self.quantile)
+            for g, f in np.ndindex(*index.shape):
+                arguments = (self.data.times, increments[g, :, f], variance[g, :, f], window)
+                if name == "tail_index":
+                    estimate = power_tail(*arguments, self.quantile)
+                else:
+                    estimate = log_slope(*arguments)
+                index[g, f] = estimate.index
+                if estimate.reason:
+                    level = RATES[f] if self.two_level else f"E[{f // self._K}, {f % self._K}]"
+                    failed.setdefault(f"{name}: {estimate.reason}", []).append(level)
+                else:
+                    error[g, f] = self._functional_error(g, f, estimate.weights)
+                    factor = (estimate.weights * self.widths) ** 2
+                    shares = np.tensordot(factor, self.fit.shares[g, :, :, f], 1)
+                    quantile[g, f] = self._quantile(shares[:, None])[0]
+            words = "tail index r" if name == "tail_index" else "1 − d log|A| / d log t"
+            self._put_with_errors(name, index, error, dims, words, quantile)
+        for reason, levels in failed.items():
+            names = list(dict.fromkeys(levels))
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            listed = ", ".join(names[:6]) + more
+            _warn_tail(reason, listed, window)
+        self.dataset.attrs["tail"] = list(window)
+
+    @property
+    def _K(self) -> int:
+        return len(self.data.counts)
+
+    @property
+    def _jackknife_quantile(self) -> float:
+        R = self.fit.deleted.shape[2]
+        return float(student.ppf((1 + self.confidence) / 2, max(R - 1, 1)))
+
+    def _functional_error(self, g: int, f: int, weights: np.ndarray) -> float:
+        """Standard error of Σ weight × increment."""
+        use = weights != 0
+        factor = (weights * self.widths)[use]
+        if self.robust:
+            moved = factor @ self.fit.deleted[g, use, :, f]
+            return float(np.sqrt(self.share * (moved**2).sum()))
+        return float(np.sqrt((factor**2 * self.variance[g, use, f]).sum()))
+
+    def add_quality(self) -> None:
+        fit = self.fit
+        self._put("residual_scale_interval", fit.noise, ("interval",), "σ̂ of a sample per √time")
+        self._put("residual_scale", np.sqrt((fit.noise**2).mean(1)), (), "σ̂ of a sample per √time")
+        for name, left, moved in (
+            ("r_squared", fit.predicted_residual, fit.moved),
+            ("r_squared_in_sample", fit.residual, fit.moved),
+        ):
+            self._put(f"{name}_interval", _share(left, moved), ("interval",), "share explained")
+            self._put(name, _share(left.sum(1), moved.sum(1)), (), "share explained")
+        left, moved = fit.common_residual.sum(1), fit.common_moved.sum(1)
+        share = _share(left.sum(-1), moved.sum(-1))
+        # Without replicate r, both of its roles in a pair fall out of the sums.
+        without = _share(
+            left.sum(-1, keepdims=True) - 2 * left, moved.sum(-1, keepdims=True) - 2 * moved
+        )
+        apart = without - without.mean(-1, keepdims=True)
+        error = np.sqrt(self.share * (apart**2).sum(-1))
+        error = np.where(np.isfinite(share) & (without.shape[-1] > 2), error, np.nan)
+        words, t = "share of common movement explained", self._jackknife_quantile
+        self._put_with_errors("r_squared_common", share, error, (), words, t)
+        each = _share(fit.common_residual.sum(-1), fit.common_moved.sum(-1))
+        self._put("r_squared_common_interval", each, ("interval",), words)
+        dims = ("interval", "level") if self.two_level else ("interval", "class", "class_")
+        self._put("identified", self.known, dims, "whether the data tell the raw rate")
+
+
+def _share(left: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    return 1 - left / np.where(moved > 0, moved, np.nan)
+
+
+def _warn_unknown(number: int, of: int, what: str, first: float) -> None:
+    warnings.warn(
+        f"the paths do not tell {what} in {number} of {of} intervals (the first starts at t = {first:g}): "
+        f"standard errors are inf there, and in integrals from there on. With H = I this is so where "
+        f"the grand mean is zero; α − β is then still identified. Start the replicates differently, or "
+        f"leave out those times.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _warn_tail(reason: str, levels: str, window: tuple[float, float]) -> None:
+    warnings.warn(
+        f"no {reason} (for {levels}, from t = {window[0]:g} to {window[1]:g}); it is NaN. Give another "
+        f"window with tail=, or longer paths.",
+        UserWarning,
+        stacklevel=5,
+    )

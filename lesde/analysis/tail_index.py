@@ -1,0 +1,152 @@
+"""Tail indices: how fast elasticity dies out.
+
+α ~ t^{−r}. With r < 1 its integral A grows without bound and the classes separate; with r > 1 it does
+not. Two estimates, both by generalised least squares over a tail window:
+
+* from the increments of A, fitted by those of a power law, ΔA_i = c ∫ s^{−r} ds over interval i. It is
+  consistent for every r, and for a rate of either sign;
+* the slope of logarithms r = 1 − d log A / d log t of Zhang, Wang, Su (NeurIPS 2021, arXiv
+  2110.05960). An A that only grows has a slope of at least 0, so this one never passes 1, and it
+  approaches r slowly because A remembers what came before the window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import exprel
+
+__all__ = ["TailEstimate", "log_slope", "power_tail", "tail_window"]
+
+SEARCH = (-5.0, 12.0)
+
+
+@dataclass(frozen=True)
+class TailEstimate:
+    """A tail index and what its variance is made of.
+
+    Attributes
+    ----------
+    index : float
+        r, NaN where it cannot be estimated.
+    weights : ndarray, shape (interval,)
+        Derivative of r with respect to the increment of A in every interval.
+    reason : str
+        Why the index is NaN, else empty.
+    """
+
+    index: float
+    weights: np.ndarray
+    reason: str = ""
+
+
+def tail_window(times: np.ndarray, tail: float | tuple[float, float] | None) -> tuple[float, float]:
+    """First and last time of the tail; by default the second half of the positive times in log t."""
+    positive = times[times > 0]
+    if tail is None:
+        if len(positive) < 2:
+            return np.nan, np.nan
+        return float(np.sqrt(positive[0] * positive[-1])), float(positive[-1])
+    if isinstance(tail, tuple):
+        return tail
+    return tail, float(times[-1])
+
+
+def _inside(times: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    slack = 1e-9 * abs(window[1])
+    return (times[:-1] >= window[0] - slack) & (times[1:] <= window[1] + slack) & (times[:-1] > 0)
+
+
+def _power_integral(start: np.ndarray, end: np.ndarray, index: np.ndarray | float) -> np.ndarray:
+    """∫ s^{−r} ds over each interval, also at r = 1."""
+    length = np.log(end / start)
+    return start ** (1 - index) * length * exprel((1 - index) * length)
+
+
+def power_tail(
+    times: np.ndarray,
+    increments: np.ndarray,
+    variances: np.ndarray,
+    window: tuple[float, float],
+    threshold: float,
+) -> TailEstimate:
+    """r from the increments of A.
+
+    Parameters
+    ----------
+    times : ndarray, shape (time,)
+    increments, variances : ndarray, shape (time − 1,)
+        ΔA and its variance per interval.
+    window : (float, float)
+    threshold : float
+        How many standard errors the integral over the tail must be from zero.
+    """
+    weights = np.zeros(len(increments))
+    use = _inside(times, window) & np.isfinite(variances) & (variances > 0)
+    if use.sum() < 3:
+        return TailEstimate(np.nan, weights, "fewer than 3 intervals of the tail can be used")
+    y, w = increments[use], 1.0 / variances[use]
+    scale = float(np.sqrt(times[1:][use][-1] * times[:-1][use][0]))
+    start, end = times[:-1][use] / scale, times[1:][use] / scale
+
+    def gain(index: np.ndarray) -> np.ndarray:
+        """Fall of the weighted squares by the best power law of each index."""
+        g = _power_integral(start, end, np.atleast_1d(index)[:, None])
+        return (g @ (w * y)) ** 2 / (g**2 @ w)
+
+    grid = np.linspace(*SEARCH, 171)
+    gains = gain(grid)
+    best = int(np.argmax(gains))
+    if gains[best] < threshold**2:
+        return TailEstimate(np.nan, weights, "the rate there cannot be told from zero")
+    if best in (0, len(grid) - 1):
+        return TailEstimate(np.nan, weights, "no power law fits")
+    step = grid[1] - grid[0]
+    found = minimize_scalar(
+        lambda r: -float(gain(r)[0]), bounds=(grid[best] - step, grid[best] + step), method="bounded",
+        options={"xatol": 1e-8},
+    )  # fmt: skip
+    index = float(found.x)
+    g = _power_integral(start, end, index)
+    c = (w * y * g).sum() / (w * g * g).sum()
+    d = 1e-5
+    slope = c * (_power_integral(start, end, index + d) - _power_integral(start, end, index - d))
+    J = np.stack([g, slope / (2 * d)])
+    weights[use] = np.linalg.solve((J * w) @ J.T, J * w)[1]
+    return TailEstimate(index, weights)
+
+
+def log_slope(
+    times: np.ndarray, increments: np.ndarray, variances: np.ndarray, window: tuple[float, float]
+) -> TailEstimate:
+    """1 − d log|A| / d log t, by least squares weighted with the covariance of Â, a random walk.
+
+    Arguments as for `power_tail`.
+    """
+    weights = np.zeros(len(increments))
+    use = np.concatenate([[False], _inside(times, window)])
+    use[:-1] |= use[1:]
+    use[0] = False
+    if use.sum() < 3:
+        return TailEstimate(np.nan, weights, "fewer than 3 times of the tail can be used")
+    last = int(np.flatnonzero(use)[-1])
+    if not np.isfinite(variances[:last]).all() or not (variances[:last] > 0).all():
+        return TailEstimate(np.nan, weights, "the integral has no finite standard error")
+    A = np.cumsum(increments)[np.flatnonzero(use) - 1]
+    if not (A > 0).all() and not (A < 0).all():
+        return TailEstimate(np.nan, weights, "the integral changes sign there")
+    accumulated = np.cumsum(variances)[np.flatnonzero(use) - 1]
+    walk = np.minimum.outer(accumulated, accumulated)
+    X = np.stack([np.ones(len(A)), np.log(times[use])])
+    y = np.log(np.abs(A))
+    solved = np.linalg.solve(walk, (X * A).T).T * A  # Xᵀ W, W the inverse covariance of log A
+    inverse = np.linalg.inv(solved @ X.T)
+    estimate = inverse @ solved @ y
+    # W depends on A too, which matters where A is no pure power.
+    residual, side = y - estimate @ X, inverse[1] @ X
+    pulls = np.linalg.solve(walk, np.stack([A * residual, A * side], axis=1))
+    slope = (inverse @ solved)[1] / A + side * pulls[:, 0] + residual * pulls[:, 1]
+    reach = np.flatnonzero(use)[:, None] > np.arange(len(increments))
+    return TailEstimate(1.0 - float(estimate[1]), -slope @ reach)
