@@ -24,7 +24,7 @@ _HOMES = {
     "kernel": "lesde.kernels",
     "LESDE": "lesde.model",
     "Diverged": "lesde.errors",
-    "simulate": "lesde.simulate",
+    "simulate": "lesde.simulation",
     "separation_probability": "lesde.analysis",
     "predict_separation": "lesde.analysis",
     "neural_collapse": "lesde.analysis",
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from lesde.errors import Diverged
     from lesde.kernels import ClassMatrix, Hierarchical, LabelNoise, TwoLevel, kernel
     from lesde.model import LESDE
-    from lesde.simulate import simulate
+    from lesde.simulation import simulate
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,279 @@
+"""Engine ``sgd``: the discrete process itself, one sample drawn at every iteration.
+
+An iteration moves every sample i of every class k by h E_kL(t) H_L X_J + √h σ_k ζ_i. All samples of a
+class get the same kick, so a replicate is its class displacements D (class, feature) and the samples'
+own Brownian parts. Of the latter only the drawn sample's is needed, and since its last visit it has
+grown by one Gaussian: p normals an iteration instead of N·p, and the law is exactly the same. All
+samples are brought up to date at the saved times.
+
+The own parts do not depend on D. So those of many iterations are prepared at once, and what is left
+to do one by one is D ← D + h E_·L ⊗ H_L (D_L + own part of X_J).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from lesde.derivation.coefficients import Coefficients
+from lesde.errors import Diverged
+from lesde.simulation.colour import Colour, multiply_rows
+from lesde.simulation.noise import BLOCK, BlockNoise
+from lesde.simulation.packing import spread
+from lesde.simulation.plan import Block, Plan, Tick
+from lesde.transforms import Transform
+
+__all__ = ["SGDEngine", "iteration_counts"]
+
+CHUNK = 256
+"""Iterations prepared at once. Changing it changes the stream of random numbers."""
+
+TABLE_BYTES = 2**25
+GROUP_BYTES = 2**28
+
+
+def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
+    """Iterations done at every saved time, (time,) of int: the nearest to (t − t₀)/h.
+
+    Raises
+    ------
+    ValueError
+        When two saved times fall on one iteration.
+    """
+    counts = np.rint((times - times[0]) / rate).astype(np.int64)
+    same = np.diff(counts) == 0
+    if same.any():
+        i = int(np.argmax(same))
+        raise ValueError(
+            f"learning_rate={rate:g} is coarser than the saved times: times {times[i]:g} and "
+            f"{times[i + 1]:g} fall on the same iteration ({counts[i]}). Give times at least one "
+            f"learning rate apart, or a smaller learning_rate."
+        )
+    return counts
+
+
+class RowTransform:
+    """H_l applied to one vector of one class at a time, float64."""
+
+    def __init__(self, transform: Transform, device: torch.device):
+        self.transform = transform
+        self.matrices: torch.Tensor | None = None
+        if transform.matrices is not None:
+            self.matrices = torch.tensor(transform.matrices, device=device)
+
+    def many(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """H_l x for the rows (row, feature) of one block, whose classes are (row,)."""
+        if self.matrices is not None:
+            return multiply_rows(self.matrices, rows, classes)
+        return self._structured(rows, classes)
+
+    def step(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """The same for one row a replicate, whatever the number of blocks, bit for bit."""
+        if self.matrices is None:
+            return self._structured(rows, classes)
+        if self.transform.is_shared:
+            blocks = rows.view(-1, BLOCK, rows.shape[-1])
+            turned = self.matrices[0].T.expand(len(blocks), -1, -1)
+            return torch.bmm(blocks, turned).view_as(rows)
+        return torch.bmm(self.matrices[classes], rows.unsqueeze(-1)).squeeze(-1)
+
+    def _structured(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        if self.transform.kind == "identity":
+            return rows
+        # A structured transform acts on a full set of classes: give it the row in every one.
+        every = self.transform(rows.unsqueeze(-2).expand(-1, self.transform.n_classes, -1))
+        return every[torch.arange(len(rows), device=rows.device), classes]
+
+
+class OwnParts:
+    """The Brownian parts (with initial deviations) of a block's samples, known at their last visit.
+
+    Attributes
+    ----------
+    value : tensor (replicate, sample, feature), float64
+    visited : tensor of int (replicate, sample)
+        The iteration at which ``value`` holds.
+    """
+
+    def __init__(self, plan: Plan, noise: BlockNoise, offsets: torch.Tensor | None, rate: float):
+        counts = plan.coefficients.counts
+        self.noise, self.rate = noise, rate
+        self.N, self.p = int(counts.sum()), plan.n_features
+        device = plan.device
+        self.drawn_dtype = plan.dtype
+        self.value = torch.zeros(BLOCK, self.N, self.p, dtype=torch.float64, device=device)
+        if offsets is not None:
+            self.value += offsets
+        self.visited = torch.zeros(BLOCK, self.N, dtype=torch.int64, device=device)
+        self.classes = torch.as_tensor(np.repeat(np.arange(len(counts)), counts), device=device)
+        self.colour = Colour(plan.coefficients, torch.float64, device)
+        self.lanes = torch.arange(BLOCK, device=device).expand(CHUNK, BLOCK)
+
+    def visit(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the samples of iterations first..end-1.
+
+        Returns their classes (iteration, replicate) and their own parts (iteration, replicate,
+        feature) when drawn.
+        """
+        M = end - first
+        J = self.noise.integers(self.N, M, BLOCK)
+        normals = self.noise.normal(M, BLOCK, self.p, dtype=self.drawn_dtype).double()
+        lanes = self.lanes[:M]
+        # Sorted by sample, then iteration, the visits of one sample are neighbours.
+        sample, order = J.sort(dim=0, stable=True)
+        iteration = order + first
+        opens = torch.ones_like(sample, dtype=torch.bool)
+        opens[1:] = sample[1:] != sample[:-1]
+        previous = self.visited[lanes, sample]
+        previous[1:] = torch.where(opens[1:], previous[1:], iteration[:-1])
+        gap = ((iteration - previous).double() * self.rate).sqrt()
+        growth = self.colour.rows(normals * gap.unsqueeze(-1), self.classes[sample])
+        total = growth.cumsum(0)
+        position = torch.arange(M, device=J.device).unsqueeze(-1)
+        opened = torch.where(opens, position, 0).cummax(0).values.unsqueeze(-1)
+        before = (total - growth).gather(0, opened.expand(-1, -1, self.p))
+        own = self.value[lanes, sample] + (total - before)
+
+        closes = torch.ones_like(opens)
+        closes[:-1] = opens[1:]
+        where = (lanes[closes], sample[closes])
+        self.value[where] = own[closes]
+        self.visited[where] = iteration[closes]
+        in_order = torch.empty_like(own)
+        in_order.scatter_(0, order.unsqueeze(-1).expand_as(own), own)
+        return self.classes[J], in_order
+
+    def update(self, iteration: int) -> torch.Tensor:
+        """Bring all samples up to an iteration."""
+        gap = ((iteration - self.visited).double() * self.rate).sqrt().unsqueeze(-1)
+        normals = self.noise.normal(BLOCK, self.N, self.p, dtype=self.drawn_dtype)
+        self.value += self.colour.samples(normals * gap)
+        self.visited.fill_(iteration)
+        return self.value
+
+
+class Kicks:
+    """h E_kl(t) at the iterations 0..last-1, in tables of bounded size."""
+
+    def __init__(
+        self, coefficients: Coefficients, start: float, rate: float, last: int, device: torch.device
+    ):
+        self.coefficients, self.start, self.rate, self.last = coefficients, start, rate, last
+        self.device = device
+        self.constant = coefficients.kick_table.is_constant
+        self.length = max(CHUNK, TABLE_BYTES // (8 * len(coefficients.counts) ** 2))
+        self.first = self.end = 0
+        self.table = torch.empty(0)
+
+    def columns(self, first: int, classes: torch.Tensor) -> torch.Tensor:
+        """h E_·L for the drawn classes (iteration, replicate): (iteration, replicate, class)."""
+        M = len(classes)
+        if first < self.first or first + M > self.end:
+            self.first, self.end = first, min(first + self.length, self.last)
+            count = 1 if self.constant else self.end - self.first
+            times = self.start + self.rate * np.arange(first, first + count)
+            values = self.rate * self.coefficients.kicks(times)
+            # Drawn class first, so that a drawn class picks a row.
+            self.table = torch.as_tensor(values.swapaxes(1, 2).copy(), device=self.device)
+        if self.constant:
+            return self.table[0][classes]
+        steps = torch.arange(first - self.first, first - self.first + M, device=self.device)
+        return self.table[steps.unsqueeze(-1), classes]
+
+
+class SGDEngine:
+    """Runs the discrete process over groups of blocks.
+
+    Parameters
+    ----------
+    plan : Plan
+        With learning rates.
+    """
+
+    def __init__(self, plan: Plan):
+        assert plan.rates is not None
+        self.plan = plan
+        self.rates = [float(rate) for rate in plan.rates]
+        self.iterations = [iteration_counts(plan.times, rate) for rate in self.rates]
+        self.transform = RowTransform(plan.coefficients.transform, plan.device)
+
+    def run(self, cell: int, out: np.ndarray, tick: Tick) -> None:
+        """Fill ``out`` (replicate, time, sample, feature)."""
+        plan = self.plan
+        saved = self.iterations[cell]
+        for group in self._groups():
+            D, parts = self._start(cell, group)
+            kicks = Kicks(
+                plan.coefficients, plan.times[0], self.rates[cell], int(saved[-1]), plan.device
+            )
+            self._store(out, group, D, [part.value for part in parts], 0)
+            for index, (begin, stop) in enumerate(itertools.pairwise(saved.tolist()), start=1):
+                for first in range(begin, stop, CHUNK):
+                    self._advance(D, parts, kicks, first, min(first + CHUNK, stop))
+                    if not math.isfinite(float(D.sum())) and not bool(torch.isfinite(D).all()):
+                        raise Diverged(plan.times[index])
+                self._store(out, group, D, [part.update(stop) for part in parts], index)
+                for _ in group:
+                    tick()
+
+    def _groups(self) -> Iterator[list[Block]]:
+        """Blocks that run side by side, as many as fit in the working memory."""
+        plan = self.plan
+        K, N, p = (
+            len(plan.coefficients.counts),
+            int(plan.coefficients.counts.sum()),
+            plan.n_features,
+        )
+        size = max(1, GROUP_BYTES // (8 * BLOCK * (N * (p + 1) + CHUNK * (K + 2 * p))))
+        blocks = list(plan.blocks())
+        for i in range(0, len(blocks), size):
+            yield blocks[i : i + size]
+
+    def _start(self, cell: int, group: list[Block]) -> tuple[torch.Tensor, list[OwnParts]]:
+        plan = self.plan
+        displacements, parts = [], []
+        for block in group:
+            noise = plan.noise(cell, block)
+            means, offsets = plan.initial(noise, block)
+            displacements.append(means)
+            parts.append(OwnParts(plan, noise, offsets, self.rates[cell]))
+        return torch.cat(displacements), parts
+
+    def _advance(
+        self, D: torch.Tensor, parts: list[OwnParts], kicks: Kicks, first: int, end: int
+    ) -> None:
+        """Do iterations first..end-1 on D (replicate, class, feature), in place."""
+        K, p = D.shape[1:]
+        pushes, columns, drawn = [], [], []
+        for part in parts:
+            classes, own = part.visit(first, end)
+            pushes.append(self.transform.many(own.view(-1, p), classes.view(-1)).view_as(own))
+            columns.append(kicks.columns(first, classes))
+            drawn.append(classes)
+        classes = torch.cat(drawn, 1)
+        push = torch.cat(pushes, 1)
+        column = torch.cat(columns, 1).unsqueeze(-1)
+        flat = D.view(-1, p)
+        row = classes + K * torch.arange(len(D), device=D.device)
+        for r, k, x, E in zip(
+            row.unbind(0), classes.unbind(0), push.unbind(0), column.unbind(0), strict=True
+        ):
+            moved = self.transform.step(flat.index_select(0, r), k)
+            D.addcmul_(E, moved.add(x).unsqueeze(1))
+
+    def _store(
+        self,
+        out: np.ndarray,
+        group: list[Block],
+        D: torch.Tensor,
+        values: list[torch.Tensor],
+        index: int,
+    ) -> None:
+        counts = self.plan.coefficients.counts
+        for block, means, own in zip(group, D.split(BLOCK), values, strict=True):
+            samples = (spread(means, counts) + own).to(self.plan.dtype)
+            self.plan.store(out, block, index, samples)

@@ -1,0 +1,168 @@
+"""Same seed, same result: bit for bit, whatever the replicates asked for, chunking and threads."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lesde.simulation import integrator, sgd, simulate
+from lesde.simulation.noise import BlockNoise
+from tests.simulation.systems import MEANS, make_system
+
+TIMES = [0, 0.2, 0.5, 1.1]
+RUNS = {
+    "exact": {"engine": "exact"},
+    "euler": {"engine": "torchsde", "dt": 0.05},
+    "srk": {"engine": "torchsde", "dt": 0.05, "method": "srk"},
+    "sgd": {"engine": "sgd", "learning_rate": 0.02},
+}
+CASES = [
+    ("identity", "balanced", "constant", "scalar"),
+    ("logits", "unbalanced", "varying", "full"),
+    ("matrix", "unbalanced", "constant", "per class"),
+    ("shared", "balanced", "varying", "full, shared"),
+]
+every = pytest.mark.parametrize(
+    ("run", "case"),
+    list(itertools.product(RUNS, CASES)),
+    ids=lambda x: x if isinstance(x, str) else x[0],
+)
+
+
+def features(case, run, replicates=64, **changes):
+    arguments = {"seed": 11, **RUNS[run], **changes}
+    initial = arguments.pop("initial", MEANS)
+    return simulate(
+        make_system(*case).model, TIMES, initial, replicates, **arguments
+    ).features.values
+
+
+@every
+def test_more_replicates_extend_the_same_stream(run, case):
+    many = features(case, run)
+    assert np.array_equal(many, features(case, run))
+    assert np.array_equal(many[:32], features(case, run, 32))
+    assert np.array_equal(many[:40], features(case, run, 40))
+    assert np.array_equal(many[32:], features(case, run, 32, first_replicate=32))
+    assert not np.array_equal(many, features(case, run, seed=12))
+    assert not np.array_equal(many[:32], many[32:])
+
+
+@every
+def test_chunking_does_not_matter(run, case, monkeypatch):
+    whole = features(case, run)
+    monkeypatch.setattr(integrator, "TABLE_BYTES", 8 * 9 * 7)
+    monkeypatch.setattr(integrator, "RESULT_BYTES", 1)
+    monkeypatch.setattr(sgd, "TABLE_BYTES", 1)
+    monkeypatch.setattr(sgd, "GROUP_BYTES", 1)
+    assert np.array_equal(whole, features(case, run))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_threads_do_not_matter(run):
+    # Large enough for torch to split its loops.
+    system = make_system("matrix", "unbalanced", "varying", "per class")
+    model = system.model.replace(n_per_class=[300, 400, 500])
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            paths = simulate(model, [0, 0.1, 0.2], MEANS, 64, seed=1, **RUNS[run])
+            results.append(paths.features.values)
+            assert torch.get_num_threads() == threads  # the setting is put back
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("run", ["exact", "euler", "srk"])
+def test_saving_fewer_late_times_keeps_the_early_ones(run):
+    system = make_system(*CASES[1])
+    long = simulate(system.model, TIMES, MEANS, 32, **RUNS[run]).features.values
+    short = simulate(system.model, TIMES[:3], MEANS, 32, **RUNS[run]).features.values
+    assert np.array_equal(long[:, :3], short)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_learning_rates_have_noise_of_their_own(run):
+    settings = {k: v for k, v in RUNS[run].items() if k not in ("learning_rate", "dt")}
+    model = make_system(*CASES[1]).model
+    both = simulate(model, TIMES, MEANS, 32, learning_rate=[0.02, 0.04], **settings).features
+    alone = simulate(model, TIMES, MEANS, 32, learning_rate=0.02, **settings).features
+    assert both.dims[0] == "learning_rate"
+    assert alone.dims[0] == "replicate"
+    assert np.array_equal(both.values[0], alone.values)
+    a, b = (both.values[i, :, -1, 0, 0].astype(float) for i in (0, 1))
+    assert not np.allclose(a, b)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_global_random_state_is_left_alone(run):
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002 - the global state is what is tested
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = features(CASES[0], run, 32)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+    torch.manual_seed(4)
+    assert np.array_equal(first, features(CASES[0], run, 32))
+
+
+def test_streams_use_all_of_the_seed():
+    # torch's manual_seed keeps 32 bits on the CPU: seeds 2³² apart would give one stream.
+    device = torch.device("cpu")
+    for dtype in (torch.float32, torch.float64):
+        seen = [
+            BlockNoise(seed, cell, block, device).normal(64, dtype=dtype)
+            for seed, cell, block in [(0, 0, 0), (2**32, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)]
+        ]
+        for a, b in itertools.combinations(seen, 2):
+            assert not torch.equal(a, b)
+            assert abs(np.corrcoef(a, b)[0, 1]) < 5 / 8
+
+
+def test_all_words_of_the_generator_are_set():
+    # The state of torch's generator is NumPy's twister seeded by the same sequence: the first
+    # uniforms of both come from the same 32-bit words.
+    from lesde.simulation.noise import _seeded
+
+    # NumPy starts with the last seed word, which torch leaves out.
+    words = np.random.MT19937(np.random.SeedSequence(7)).random_raw(101)[1:]
+    uniforms = torch.rand(100, generator=_seeded(np.random.SeedSequence(7)))
+    expected = (words & (2**24 - 1)) / 2**24
+    np.testing.assert_array_equal(uniforms.numpy(), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normals_and_integers_have_their_law(dtype):
+    # 10⁶ draws: Kolmogorov-Smirnov at 1e-6 and the first moments at 5 standard errors.
+    from scipy.stats import chisquare, kstest
+
+    noise = BlockNoise(0, 0, 0, torch.device("cpu"))
+    z = noise.normal(1000, 1000, dtype=dtype).double().numpy().ravel()
+    assert kstest(z, "norm").pvalue > 1e-6
+    for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((z**power).mean() - expected) < 5e-3 * np.sqrt(variance)
+    counts = np.bincount(noise.integers(7, 1000, 100).numpy().ravel(), minlength=7)
+    assert len(counts) == 7
+    assert chisquare(counts).pvalue > 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("run", RUNS)
+def test_cuda_runs_and_repeats(run):
+    from tests.simulation.systems import moments_by_class, worst_mean
+
+    system = make_system(*CASES[1])
+    one = features(CASES[1], run, 2048, device="cuda")
+    assert np.array_equal(one, features(CASES[1], run, 2048, device="cuda"))
+    assert np.array_equal(one[:64], features(CASES[1], run, 64, device="cuda"))
+    means, _ = moments_by_class(one[:, -1], system.counts)
+    if run == "exact":
+        assert worst_mean(means, system.sde_moments(MEANS, TIMES[-1])[0]) < 5
+    if run == "sgd":
+        assert worst_mean(means, system.sgd_moments(MEANS, 0.02, 55)[0]) < 5
