@@ -29,7 +29,7 @@ class DemoConfig(BaseModel):
         1.0, ge=0, description="time from which the kernel is fitted and the model runs"
     )
     copies: int = Field(4, ge=1, description="simulated trajectories from each network's start")
-    predicted_times: int = Field(10, ge=2, description="times of the analytic prediction")
+    predicted_times: int = Field(12, ge=2, description="times of the analytic prediction")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
     seed: int = Field(0, ge=0, description="of all randomness")
 

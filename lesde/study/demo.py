@@ -77,6 +77,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         write(fit, data / f"fit_{name}.zarr")
     report.add("## The fitted kernel", _FIT_WORDS)
     draw.fits(report, fits)
+    report.add(_tail_words(fits))
 
     with bar("simulating the LE-SDE") as progress:
         simulated, law = steps.simulate_models(config, network, fits, progress)
@@ -109,7 +110,8 @@ def run(config: DemoConfig, out: str | Path) -> Path:
     header, rows = numbers(config, comparison, separation, rates, metrics)
     report.add("## Numbers", _TABLE_WORDS.format(level=f"{config.confidence:.0%}"))
     report.table(header, rows)
-    print_rows("Networks and fitted LE-SDE", header, rows)
+    for title, columns in _TERMINAL.items():
+        print_rows(title, [header[i] for i in columns], [[row[i] for i in columns] for row in rows])
     print(f"report: {report.path}")
     return report.path
 
@@ -183,6 +185,19 @@ def _training_words(network: xr.Dataset) -> str:
     )
 
 
+def _tail_words(fits: dict[str, xr.Dataset]) -> str:
+    """The tail index of α − β for each model and learning rate."""
+    lines = ["Tail index r of α − β ~ t^(−r) (r < 1 separates, r > 1 does not):", ""]
+    for transform, fit in fits.items():
+        level = fit.sel(level="alpha_minus_beta")
+        for h in fit.learning_rate.values:
+            r = level.sel(learning_rate=h)
+            value, low, high = (float(r[f"tail_index{end}"]) for end in ("", "_lower", "_upper"))
+            text = f"{value:.2f} [{low:.2f}, {high:.2f}]" if value == value else "not defined"
+            lines.append(f"- {steps.MODELS[transform]}, h = {float(h):g}: {text}")
+    return "\n".join(lines)
+
+
 def _learning_rate_words(rates: xr.Dataset) -> str:
     """How the decay rates depend on the learning rate, for every source."""
     if "learning_rate_exponent" not in rates:
@@ -198,6 +213,11 @@ def _learning_rate_words(rates: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
+# The terminal shows the report's table in two parts, each of which fits 80 columns.
+_TERMINAL = {
+    "Separation and collapse at the end": (0, 1, 2, 3, 4, 6, 10),
+    "Collapse rates, and how well the LE-SDE fits": (0, 1, 5, 7, 8, 9),
+}
 _FIT_WORDS = (
     "α̂ is the strength with which a step on a sample moves its own class, β̂ that for the others; Â "
     "and B̂ are their integrals from the model's start. Bands are confidence intervals from the "
@@ -213,7 +233,7 @@ _COLLAPSE_WORDS = (
     "fits of exponential decay from the model's start on."
 )
 _TABLE_WORDS = (
-    "Rates are per unit of time, with {level} intervals. R²: share of the class means' increments "
-    "explained out of sample. Error of means: relative, of the law's class means. Inside: share of "
+    "Rates are per unit of time, with {level} intervals. R² common: share of the class means' movement "
+    "common to the networks that the model explains. Error of means: relative, of the law's class means. Inside: share of "
     "class-mean coordinates inside the law's interval."
 )

@@ -14,8 +14,6 @@ from lesde.study.tables import format_number
 
 __all__ = ["Report", "numbers", "verdict"]
 
-HEADER = ["model", "h", "R²", "error", "inside", "noise", "spread R²"]
-
 
 @dataclass
 class Report:
@@ -47,13 +45,12 @@ class Report:
         self.add("\n".join(f"| {line} |" for line in lines))
 
 
-def interval(dataset: xr.Dataset, name: str) -> str:
-    """A number with its interval, as text."""
-    low, high = f"{name}_lower", f"{name}_upper"
-    value = format_number(float(dataset[name]))
-    if value == "–":
-        return value
-    return f"{value} [{format_number(float(dataset[low]))}, {format_number(float(dataset[high]))}]"
+def plus_minus(dataset: xr.Dataset, name: str) -> str:
+    """A number with half the width of its interval, which is symmetric."""
+    value, upper = float(dataset[name]), float(dataset[f"{name}_upper"])
+    if value != value:
+        return "–"
+    return f"{value:.3g} ± {upper - value:.1g}" if upper == upper else f"{value:.3g}"
 
 
 def first_time(probability: xr.DataArray, level: float = 0.5) -> str:
@@ -71,7 +68,7 @@ def numbers(
 ) -> tuple[list[str], list[list[str]]]:
     """The table of the report: one row for each source and learning rate."""
     header = ["features of", "h", "P(separated) at end", "P ≥ ½ from t", "NC1 at end"]
-    header += ["NC1 rate", "NC2 at end", "NC2 rate", "R²", "error of means", "inside"]
+    header += ["NC1 rate", "NC2 at end", "NC2 rate", "R² common", "error of means", "inside"]
     rows = []
     for source in [str(name) for name in separation.source.values]:
         for h in config.learning_rates:
@@ -79,18 +76,26 @@ def numbers(
             last = metrics[source].sel(learning_rate=h).isel(time=-1).median("replicate")
             rate = rates.sel(source=source, learning_rate=h, clock="time")
             row = [source, format_number(h), interval_last(P), first_time(P.probability)]
-            row += [format_number(float(last.nc1)), interval(rate.sel(metric="nc1"), "rate")]
+            row += [format_number(float(last.nc1)), plus_minus(rate.sel(metric="nc1"), "rate")]
             row += [
                 format_number(float(last.nc2_etf)),
-                interval(rate.sel(metric="nc2_etf"), "rate"),
+                plus_minus(rate.sel(metric="nc2_etf"), "rate"),
             ]
             if source in comparison.model.values:
                 fit = comparison.sel(model=source, learning_rate=h)
-                row += [format_number(float(fit[n])) for n in ("r_squared", "mean_error", "inside")]
+                row += [
+                    format_number(float(fit[n]))
+                    for n in ("r_squared_common", "mean_error", "inside")
+                ]
             else:
                 row += ["", "", ""]
             rows.append(row)
     return header, rows
+
+
+def _percent(values: xr.DataArray) -> tuple[str, str]:
+    """Least and greatest of some shares."""
+    return f"{float(values.min()):.0%}", f"{float(values.max()):.0%}"
 
 
 def interval_last(P: xr.Dataset) -> str:
@@ -105,10 +110,12 @@ def verdict(config: DemoConfig, comparison: xr.Dataset) -> list[str]:
     lines = []
     for model in comparison.model.values:
         part = comparison.sel(model=model)
-        best, worst = part.r_squared.values.max(), part.r_squared.values.min()
+        worst, best = _percent(part.r_squared)
+        least, most = _percent(part.r_squared_common)
         lines.append(
-            f"**{model}.** The fitted rates explain {worst:.0%} to {best:.0%} of the increments of the "
-            f"class means in networks they were not fitted to. The law's class means miss the "
+            f"**{model}.** Of the increments of a network's class means, the rates fitted to the other "
+            f"networks explain {worst} to {best}; of the movement that the networks have in common, "
+            f"noise removed, {least} to {most} (a right model explains all of it). The law's class means miss the "
             f"networks' average by {float(part.mean_error.min()):.1%} to "
             f"{float(part.mean_error.max()):.1%} (relative root mean square over time), and "
             f"{float(part.inside.min()):.0%} to {float(part.inside.max()):.0%} of its coordinates lie "

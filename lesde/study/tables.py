@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,12 +33,15 @@ def format_number(value: Any) -> str:
 
 def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """One table, numbers to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in header:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*map(format_number, row))
-    Console().print(table)
+    console = Console()
+    # A narrow terminal breaks lines; a table must not drop digits.
+    console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
 
 
 def print_dataset(dataset: xr.Dataset, variables: Sequence[str], title: str) -> None:
@@ -45,7 +49,9 @@ def print_dataset(dataset: xr.Dataset, variables: Sequence[str], title: str) -> 
 
     Long tables are thinned to :data:`MAX_ROWS` rows, evenly, and say so.
     """
-    part = dataset[list(variables)]
+    part = dataset[list(variables)].drop_vars(
+        [name for name, c in dataset.coords.items() if name not in dataset.dims], errors="ignore"
+    )
     frame = part.to_dataframe().reset_index()
     header = [*map(str, part.dims), *variables]
     rows = frame[header].to_numpy().tolist()

@@ -1,0 +1,49 @@
+"""What ``lesde plot`` does: a figure of paths, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+import lesde
+
+__all__ = ["draw"]
+
+
+def draw(figure: str, paths: xr.Dataset, out: Path, transform: str = "identity") -> None:
+    """Draw the named figure of paths and save it.
+
+    Parameters
+    ----------
+    figure : {"fan", "simplex", "simplex3d", "collapse", "probability", "elasticity", "animation"}
+    paths : xarray.Dataset
+        As :func:`lesde.simulate` returns.
+    out : Path
+        PNG, PDF or SVG; GIF for the animation.
+    transform : str
+        Of the fit behind the figure "elasticity".
+    """
+    from lesde import plot
+
+    wanted = (".gif",) if figure == "animation" else (".png", ".pdf", ".svg")
+    if out.suffix not in wanted:
+        raise ValueError(f"--out must end in {' or '.join(wanted)} for {figure}; got {out}.")
+    if figure == "animation":
+        plot.animate(paths, out, progress=True)
+        return
+    drawn: Any
+    if figure == "fan":
+        drawn = plot.separation_fan(paths)
+    elif figure == "simplex":
+        drawn = plot.simplex(paths)
+    elif figure == "simplex3d":
+        drawn = plot.simplex3d(paths)
+    elif figure == "collapse":
+        drawn = plot.collapse(lesde.neural_collapse(paths))
+    elif figure == "probability":
+        drawn = plot.probability(lesde.separation_probability(paths))
+    else:
+        drawn = plot.elasticity(lesde.fit_elasticity(paths, transform=transform))
+    plot.save(drawn, out)

@@ -1,0 +1,173 @@
+"""The demonstration study on a small scale: what it writes, and that it survives interrupts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from lesde.study import demo, demo_steps
+from lesde.study.config import DemoConfig, load_config
+from lesde.study.store import read
+
+SMALL = DemoConfig(
+    train_per_class=20,
+    probe_per_class=8,
+    widths=(8,),
+    learning_rates=(0.02, 0.04, 0.08),
+    replicates=8,
+    total_time=8.0,
+    saved_times=12,
+    copies=2,
+    predicted_times=3,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo")
+    demo.run(SMALL, out)
+    return out
+
+
+def test_everything_is_written(finished: Path) -> None:
+    names = {path.stem for path in (finished / "data").iterdir()}
+    expected = {"fit_identity", "fit_logits", "simulated", "law", "comparison", "separation"}
+    expected |= {"prediction", "convergence", "collapse_network", "collapse_l_model"}
+    assert expected <= names
+    pictures = {path.stem for path in (finished / "figures").glob("*.png")}
+    assert {
+        "fan",
+        "simplex",
+        "simplex3d",
+        "elasticity_logits",
+        "separation",
+        "collapse",
+    } <= pictures
+    assert pictures == {path.stem for path in (finished / "figures").glob("*.pdf")}
+    assert (finished / "figures" / "collapse.gif").exists()
+
+
+def test_every_figure_of_the_report_exists(finished: Path) -> None:
+    linked = re.findall(r"\]\((figures/[^)]+)\)", (finished / "report.md").read_text())
+    assert len(linked) > 20
+    for name in linked:
+        assert (finished / name).stat().st_size > 1000, name
+
+
+def test_the_report_prints_the_data(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    comparison = read(finished / "data" / "comparison.zarr")
+    rows = [line for line in report.splitlines() if line.startswith("| L-model")]
+    assert len(rows) == len(SMALL.learning_rates)
+    for row, h in zip(rows, SMALL.learning_rates, strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        error = float(comparison.mean_error.sel(model="L-model", learning_rate=h))
+        assert float(cells[1]) == h
+        assert float(cells[9]) == pytest.approx(error, rel=1e-3)
+
+
+def test_the_simulation_starts_at_the_networks_features(finished: Path) -> None:
+    data = finished / "data"
+    network = read(data / "network_logits_h0.04.zarr").isel(learning_rate=0)
+    simulated = read(data / "simulated.zarr").sel(learning_rate=0.04, model="I-model")
+    first = network.sel(time=simulated.time[0]).features.transpose("replicate", "sample", "feature")
+    start = simulated.isel(time=0).features.transpose("replicate", "sample", "feature")
+    np.testing.assert_allclose(start.values[:: SMALL.copies], first.values, rtol=1e-6)
+
+
+def test_prediction_agrees_with_the_simulated_model(finished: Path) -> None:
+    """Null: simulated pairwise probabilities are the predicted ones, 5 standard errors."""
+    data = finished / "data"
+    prediction, counted = read(data / "prediction.zarr"), read(data / "separation.zarr")
+    R = SMALL.copies * SMALL.replicates
+    for model in ("I-model", "L-model"):
+        P = prediction.pairwise.sel(model=model)
+        seen = counted.pairwise.sel(source=model, criterion="projection").sel(time=P.time)
+        seen = seen.transpose(*P.dims)
+        off = ~np.isnan(P.values)
+        error = np.sqrt(np.maximum(P.values * (1 - P.values), 1 / R) / R)
+        assert (np.abs(seen.values - P.values)[off] <= 5 * error[off]).all()
+
+
+def test_an_interrupt_leaves_what_is_done_and_a_second_run_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = demo_steps.train
+    trained: list[float] = []
+
+    def interrupted(config, progress, skip=0):
+        for record in whole(config, progress, skip):
+            if len(trained) == 2:
+                raise KeyboardInterrupt
+            trained.append(float(record["logits"].learning_rate[0]))
+            yield record
+
+    monkeypatch.setattr(demo_steps, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(SMALL, tmp_path)
+    done = read(tmp_path / "data" / "network_logits_h0.04.zarr")
+    assert np.isfinite(done.features).all()
+    assert not (tmp_path / "data" / "network_logits_h0.08.zarr").exists()
+    assert "16" in (tmp_path / "report.md").read_text() or (tmp_path / "report.md").exists()
+
+    skipped: list[int] = []
+
+    def resumed(config, progress, skip=0):
+        skipped.append(skip)
+        return whole(config, progress, skip)
+
+    monkeypatch.setattr(demo_steps, "train", resumed)
+    network, _ = demo._trained(SMALL, tmp_path / "data")
+    assert skipped == [2]
+    once, _ = demo._trained(SMALL, tmp_path / "data")  # all on disk: nothing is trained
+    assert skipped == [2]
+    xr.testing.assert_identical(network, once)
+
+
+def test_resumed_training_equals_uninterrupted(finished: Path, tmp_path: Path) -> None:
+    last = list(demo_steps.train(SMALL, lambda done, total: None, skip=2))
+    stored = read(finished / "data" / "network_logits_h0.08.zarr")
+    np.testing.assert_array_equal(last[0]["logits"].features.values, stored.features.values)
+
+
+def test_another_study_is_not_overwritten(finished: Path) -> None:
+    with pytest.raises(ValueError, match="holds a study with other settings"):
+        demo.run(SMALL.model_copy(update={"seed": 1}), finished)
+
+
+def test_settings_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"replicates": 12}))
+    assert load_config(file, seed=3) == DemoConfig(replicates=12, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"replicates": 0}, r"replicates: .*greater than or equal to 2, got 0"),
+        ({"replicate": 8}, r"replicate: Extra inputs .*Known settings: .*replicates"),
+        ({"learning_rates": []}, r"learning_rates: .*at least 1 item"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, given: dict, message: str) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=message):
+        load_config(file)
+
+
+def test_noise_estimate_of_a_known_system() -> None:
+    """σ̂ from simulated paths is σ: within-class variance grows by σ²t whatever the kernel."""
+    import lesde
+
+    model = lesde.LESDE(lesde.TwoLevel("2/(1+t)", -1), 4, 4, 50, noise=0.3)
+    paths = lesde.simulate(model, np.linspace(0, 4, 9), initial=np.eye(4), replicates=64)
+    sigma, explained = demo_steps.within_noise(paths)
+    # 64·4·49·4 independent normals: the variance is known to √(2/50176), σ to half of that.
+    assert sigma == pytest.approx(0.3, rel=5 * 0.5 * np.sqrt(2 / 50176) * 2)
+    assert explained > 0.99
