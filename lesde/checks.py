@@ -86,7 +86,7 @@ def check_finite_array(
     """A finite real float64 array, of one of the given shapes (a string entry matches any size)."""
     try:
         array = np.asarray(value)
-        if np.iscomplexobj(array):
+        if value is None or np.iscomplexobj(array) or array.dtype.kind in "SU":
             raise TypeError
         array = array.astype(np.float64)
     except (TypeError, ValueError):

@@ -27,11 +27,11 @@ __all__ = ["ClassMatrix", "Hierarchical", "Kernel", "LabelNoise", "TwoLevel", "k
 Parameters = Mapping[str, float] | None
 
 
-def _value(name: str, value: Any, parameters: Parameters) -> Formula:
+def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = None) -> Formula:
     """A formula; None leaves an unevaluated function of that name, to derive with."""
     if value is None:
-        return Formula(sp.Function(name, real=True)(TIME))
-    return parse_formula(name, value, parameters)
+        return Formula(sp.Function(symbol or name, real=True)(TIME))
+    return parse_formula(name, value, parameters, symbol)
 
 
 class Kernel(ABC):
@@ -123,6 +123,7 @@ class ClassMatrix(Kernel):
         rows = matrix.tolist() if hasattr(matrix, "tolist") else matrix
         if not isinstance(rows, Sequence) or isinstance(rows, str) or len(rows) == 0:
             raise TypeError(f"matrix must be a K×K table of values; got {shown(matrix)}.")
+        rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
         for row in rows:
             if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(rows):
                 raise ValueError(
@@ -131,7 +132,10 @@ class ClassMatrix(Kernel):
         self.n_classes = len(rows)
         self.formulas = [
             _value(
-                f"E_{k + 1}{l + 1}" if self.n_classes < 10 else f"E_{k + 1}_{l + 1}", v, parameters
+                f"matrix[{k}][{l}]",
+                v,
+                parameters,
+                f"E_{k + 1}{l + 1}" if self.n_classes < 10 else f"E_{k + 1}_{l + 1}",
             )
             for k, row in enumerate(rows)
             for l, v in enumerate(row)
@@ -221,11 +225,18 @@ class LabelNoise(Kernel):
         Probability of a wrong label, in [0, 1].
     """
 
+    p: sp.Expr
+
     def __init__(self, kernel: Kernel, p: Any):
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel must be an elasticity kernel; got {shown(kernel)}.")
         self.kernel = kernel
-        self.p: sp.Expr = p if isinstance(p, sp.Expr) else rational(check_real("p", p, 0.0, 1.0))
+        if isinstance(p, sp.Expr):
+            if not p.free_symbols:
+                check_real("p", float(p) if p.is_real else p, 0.0, 1.0)
+            self.p = p
+        else:
+            self.p = rational(check_real("p", p, 0.0, 1.0))
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
@@ -244,10 +255,17 @@ class LabelNoise(Kernel):
         counts = np.stack([(clean.index == v).sum(1) for v in range(len(clean.values))], axis=1)
         kinds, row_kind = np.unique(counts, axis=0, return_inverse=True)
 
+        keep = 1 - self.p - spread
+        factors = {int(n): sp.simplify(spread * int(n)) for n in np.unique(kinds)}
+        own = {n: sp.simplify(factor + keep) for n, factor in factors.items()}
+        tallies = [{clean.values[v]: int(row[v]) for v in np.flatnonzero(row)} for row in kinds]
+        sums = [sp.Add(*(factors[n] * v for v, n in tally.items())) for tally in tallies]
+
         def noisy(value: sp.Expr, kind: int) -> sp.Expr:
-            share = {v: spread * int(n) for v, n in zip(clean.values, kinds[kind], strict=True)}
-            share[value] += 1 - self.p - spread
-            return sp.Add(*(sp.simplify(factor) * v for v, factor in share.items()))
+            if self.p.is_number:  # SymPy merges the numbers
+                return sums[kind] + keep * value
+            n = tallies[kind][value]
+            return sums[kind] - factors[n] * value + own[n] * value
 
         return clean.combine(np.broadcast_to(row_kind.reshape(-1, 1), clean.index.shape), noisy)
 

@@ -11,7 +11,7 @@ import xarray as xr
 from lesde.checks import check_times
 from lesde.errors import Diverged
 from lesde.initial import read_initial
-from lesde.propagator import Transition, expand, transitions
+from lesde.propagator import Transition, expand
 
 if TYPE_CHECKING:
     from lesde.model import LESDE
@@ -66,7 +66,7 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
         )
     coefficients = model.derive().coefficients()
     with np.errstate(over="ignore", invalid="ignore"):
-        steps = transitions(coefficients, times)
+        steps = model.derive().transitions(times)
     mean = np.zeros((len(times), K, p))
     covariance = np.zeros((len(times), K, p, K, p))
     if start.means is None:

@@ -98,7 +98,7 @@ class LESDE:
             "kernel": self.kernel,
             "n_classes": self.n_classes,
             "n_features": self.n_features,
-            "n_per_class": self.counts.tolist(),
+            "n_per_class": int(self.counts[0]) if self.is_balanced else self.counts.tolist(),
             "transform": self.transform,
             "noise": self.noise if self.noise.ndim else float(self.noise),
         }

@@ -27,6 +27,7 @@ import numpy as np
 from scipy.linalg import expm
 
 from lesde.derivation.coefficients import Coefficients
+from lesde.errors import Diverged
 
 __all__ = ["DENSE_LIMIT", "Transition", "transitions"]
 
@@ -40,6 +41,8 @@ LARGEST_NORM = 1.5
 RESOLVED = 3e-14
 # A jump inside a sub-interval on which the generator moves so little cannot be seen in float64.
 NEGLIGIBLE = 1e-15
+# Sub-intervals of one interval; a decay that needs more ends in zeros long before.
+MOST_STEPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,8 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
     ValueError
         When the kernel is not finite at some time, changes too abruptly to integrate, or needs
         dense matrices beyond :data:`DENSE_LIMIT`.
+    Diverged
+        When the growth over a time-dependent interval overflows.
     """
     system = linear_system(coefficients)
     K, p = len(coefficients.counts), coefficients.noise_factor.shape[-1]
@@ -229,15 +234,19 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
     for start, end in itertools.pairwise(times):
         if constant:
             # Steps equal up to the rounding of the times share one exponential.
-            key = next((w for w in cache if abs(w - (end - start)) <= same), None)
+            width = float(end - start)
+            near = min(same, 1e-11 * width)
+            key = next((w for w in cache if abs(w - width) <= near), None)
             if key is None:
-                key = float(end - start)
+                key = width
                 outer = system.outer(coefficients.weights(np.array([start])))[0]
                 generator = outer @ system.right
-                cache[key] = _constant(generator, [Q for Q, _ in system.sources], key)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    cache[key] = _constant(generator, [Q for Q, _ in system.sources], key)
             phi, covariances = cache[key]
         else:
-            phi, covariances = _varying(system, float(start), float(end))
+            with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
+                phi, covariances = _varying(system, float(start), float(end))
         parts = tuple(
             (C, factor) for C, (_, factor) in zip(covariances, system.sources, strict=True)
         )
@@ -334,6 +343,7 @@ def _varying(system: LinearSystem, start: float, end: float) -> _Step:
     """Φ and C for a time-dependent generator, halving until each sub-interval is resolved."""
     total: _Step | None = None
     pending = [(start, end - start)]
+    steps = 0
     while pending:
         at, width = pending.pop()
         step = _collocate(system, at, width)
@@ -346,5 +356,18 @@ def _varying(system: LinearSystem, start: float, end: float) -> _Step:
             pending += [(at + width / 2, width / 2), (at, width / 2)]
         else:
             total = step if total is None else _compose(total, step)
+            steps += 1
+            if not np.isfinite(total[0]).all():
+                raise Diverged(
+                    at + width,
+                    "the growth of the class means",
+                    "end `times` earlier or weaken the kernel",
+                )
+            if steps == MOST_STEPS:
+                raise ValueError(
+                    f"the kernel is too strong, or changes too often, to integrate from t = {start:g} to "
+                    f"{end:g}: {MOST_STEPS} steps reached t = {at + width:g} only. End `times` earlier or "
+                    f"weaken the kernel."
+                )
     assert total is not None
     return total

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import sympy as sp
 
 from lesde.derivation import rates
@@ -17,6 +18,7 @@ from lesde.formula import TIME
 
 if TYPE_CHECKING:
     from lesde.model import LESDE
+    from lesde.propagator import Transition
 
 __all__ = ["Derivation", "Diffusion"]
 
@@ -104,6 +106,7 @@ class Derivation:
 
     def __init__(self, model: LESDE):
         self.model = model
+        self._propagated: tuple[bytes, list[Transition]] | None = None
 
     @cached_property
     def _coefficients(self) -> Coefficients:
@@ -112,6 +115,15 @@ class Derivation:
     def coefficients(self) -> Coefficients:
         """The derived coefficients as numerical tables: what the engines run."""
         return self._coefficients
+
+    def transitions(self, times: np.ndarray) -> list[Transition]:
+        """Propagators between successive times; those of the latest times are kept."""
+        from lesde.propagator import transitions
+
+        key = np.asarray(times, dtype=np.float64).tobytes()
+        if self._propagated is None or self._propagated[0] != key:
+            self._propagated = (key, transitions(self._coefficients, times))
+        return self._propagated[1]
 
     @cached_property
     def drift(self) -> tuple[sp.Expr, ...]:

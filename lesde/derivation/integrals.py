@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -14,10 +15,30 @@ from lesde.formula import TIME
 
 CAPITALS = {"alpha": "A", "beta": "B", "gamma": "Gamma"}
 
-__all__ = ["DUMMY", "abbreviate", "growth_integral", "numerical", "time_integral"]
+__all__ = ["DUMMY", "abbreviate", "expand_terms", "growth_integral", "numerical", "time_integral"]
 
 DUMMY = sp.Symbol("tau", nonnegative=True)
 INNER = sp.Symbol("u", nonnegative=True)
+
+
+MANY_TERMS = 1000
+
+
+def expand_terms(expression: sp.Expr) -> sp.Expr:
+    """The expression multiplied out, or as it is where that would give more than 1000 terms."""
+    return sp.expand(expression) if _count_terms(expression) <= MANY_TERMS else expression
+
+
+def _count_terms(expression: sp.Basic) -> int:
+    """An upper bound of the terms of a sum once it is multiplied out."""
+    inner = [_count_terms(argument) for argument in expression.args]
+    if expression.is_Add:
+        return sum(inner)
+    if expression.is_Mul:
+        return min(math.prod(inner), 10**9)
+    if expression.is_Pow and expression.exp.is_Integer and inner[0] > 1:
+        return min(inner[0] ** min(abs(int(expression.exp)), 30), 10**9)
+    return 1 if not inner or max(inner) <= MANY_TERMS else 10**9
 
 
 @lru_cache(maxsize=512)
@@ -28,7 +49,7 @@ def time_integral(integrand: sp.Expr, start: sp.Expr) -> sp.Expr:
     integral. A closed form is differentiated back before it is used.
     """
     total = sp.Integer(0)
-    for term in sp.Add.make_args(sp.expand(integrand)):
+    for term in sp.Add.make_args(expand_terms(integrand)):
         # Factor first, so that 1/(2t + 2) gives log(t + 1)/2 and not log(2t + 2)/2.
         constant, function = sp.factor_terms(term).as_independent(TIME, as_Add=False)
         total += constant * _integrate_one(function, start)
@@ -40,6 +61,10 @@ def _integrate_one(function: sp.Expr, start: sp.Expr) -> sp.Expr:
     if TIME not in function.free_symbols:
         return function * (TIME - start)
     if function.atoms(AppliedUndef) or function.has(sp.Integral):
+        return standing
+    if (
+        _count_terms(function) > MANY_TERMS
+    ):  # no closed form that a person prints, and a long search
         return standing
     try:
         primitive = manualintegrate(function, TIME)
@@ -64,7 +89,7 @@ def growth_integral(factor: sp.Expr, rate: sp.Expr, start: sp.Expr) -> sp.Expr:
     if factor == 0:
         return sp.Integer(0)
     growth = sp.exp(time_integral(rate, start))
-    if rate != 0:
+    if rate != 0 and max(_count_terms(factor), _count_terms(rate)) <= MANY_TERMS:
         ratio = sp.simplify(factor / rate)
         if TIME not in ratio.free_symbols:
             return ratio * (growth - 1)

@@ -9,6 +9,7 @@ orbit's mean couples to the other orbits through a smaller matrix, which is trea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ import sympy as sp
 from sympy.core.function import AppliedUndef
 
 from lesde.derivation.coefficients import Coefficients
+from lesde.derivation.integrals import expand_terms
 from lesde.entries import EntryTable
 from lesde.formula import TIME
 
@@ -147,7 +149,7 @@ def tidy(expression: sp.Expr) -> sp.Expr:
     """A rate as a person writes it: common factors out of unevaluated functions, else a plain sum."""
     if expression.count_ops() > 200:
         return expression
-    expanded = sp.expand(expression)
+    expanded = expand_terms(expression)
     if expression.atoms(AppliedUndef) or TIME not in expression.free_symbols:
         forms = [expression, expanded, sp.factor_terms(expanded)]
         if expanded.count_ops() < 40:
@@ -160,8 +162,9 @@ def time_basis(matrix: sp.Matrix) -> dict[sp.Expr, sp.Matrix]:
     """Write M(t) = Σ f(t) M_f with constant matrices, by distinct functions of time f."""
     basis: dict[sp.Expr, sp.Matrix] = {}
     for position, entry in enumerate(matrix):
-        for term in sp.Add.make_args(sp.expand(entry)):
-            constant, function = term.as_independent(TIME)
+        for term in sp.Add.make_args(expand_terms(entry)):
+            # Factor first: 6/(13t + 13) and 10/(39t + 39) are multiples of the same function.
+            constant, function = sp.factor_terms(term).as_independent(TIME, as_Add=False)
             part = basis.setdefault(function, sp.zeros(*matrix.shape))
             part[position] += constant
     return basis
@@ -213,8 +216,9 @@ def _number(value: complex, scale: float) -> sp.Expr:
     def real(x: float) -> sp.Expr:
         if abs(x) < 1e-13 * scale:
             return sp.Integer(0)
-        guess = sp.nsimplify(x, rational=True, tolerance=1e-13)
-        return guess if guess.q <= 1000 else sp.Float(x, 15)
+        guess = Fraction(float(x)).limit_denominator(1000)
+        close = abs(float(guess) - x) <= 1e-13 * abs(x)
+        return sp.Rational(guess.numerator, guess.denominator) if close else sp.Float(x, 17)
 
     value = complex(value)
     return real(value.real) + sp.I * real(value.imag)

@@ -48,12 +48,16 @@ def _logits(model: LESDE) -> bool:
 def separation_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
     """d/dt log of the gap between two classes' means.
 
-    I-model: the contrast rate, (α−β)/K when balanced. L-model: the rate of equal scores, which
-    drives X̄^k along d_k, and so apart. None where classes are not exchangeable.
+    I-model: the contrast rate, (α−β)/K when balanced. L-model: the scores s_k drive X̄^k along d_k,
+    and so apart; the rate at late times is that of equal scores, (α−β)/K, or of their contrasts where
+    these are known to grow faster, as for β > 0. None where classes are not exchangeable.
     """
     if _logits(model):
-        rate = grand_rate(tree)
-        return None if rate is None else tidy(rate)
+        equal, contrasts = grand_rate(tree), between_rates(tree)
+        if equal is None or contrasts is None:
+            return None
+        faster = [rate for rate in contrasts if sp.expand(rate - equal).is_positive]
+        return tidy(faster[0] if faster else equal)
     rates = between_rates(tree)
     return tidy(rates[0]) if rates is not None and len(rates) == 1 else None
 
@@ -84,13 +88,13 @@ def nc1_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
 def nc2_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
     """d/dt log of the distance to a simplex ETF.
 
-    I-model with one contrast rate: 0, the means keep their initial shape. L-model: what is not ETF
+    I-model with one contrast rate: 0, the means keep their initial shape; None with several. L-model: what is not ETF
     (contrasts of the scores, and the part of the initial means that never moves) against the
     equal scores; the slower decay counts, and a positive value means that no ETF is reached.
     """
     if not _logits(model):
         rates = between_rates(tree)
-        return sp.Integer(0) if rates else None
+        return sp.Integer(0) if rates is not None and len(rates) == 1 else None
     equal, contrasts = grand_rate(tree), between_rates(tree)
     if equal is None or contrasts is None:
         return None
@@ -102,7 +106,8 @@ def critical_constant(model: LESDE) -> sp.Expr | None:
 
     The gap over the within-class spread is ∝ exp(∫ rate)/√t, so it grows iff t · rate > 1/2. The
     rate is derived anew for the same kernel with α = β + c/t and β left unevaluated; None where it
-    then still depends on β, or the kernel has no α and β; ∞ where no c suffices.
+    then still depends on β, or the kernel has no α and β; ∞ where no c suffices. In the L-model this
+    is for β ≤ 0; with β > 0 the contrasts of the scores grow faster and separate the classes sooner.
     """
     if model.kernel.levels is None:
         return None

@@ -170,6 +170,7 @@ def _rates(derivation: Derivation) -> Section:
     if derivation.critical_constant is not None:
         section.notes.append(
             "With alpha - beta = c/t the classes separate in the limit iff c > c_crit."
+            + (" This is for beta <= 0." if derivation.model.transform.kind == "logits" else "")
         )
     missing = [name for name, value in rows if value is None]
     if missing:
@@ -257,12 +258,14 @@ def _broken(expression: sp.Basic, solution: bool) -> str:
 
 def _latex_note(note: str) -> str:
     """A sentence with its symbols in math mode."""
-    pattern = r"e_l - 1/K|\b(?:lambda|rate|c|s|d|t|X|S|m)_\w+|\balpha - beta = c/t|\bc > c_crit"
+    pattern = r"e_l - 1/K|\bbeta <= 0|\b(?:lambda|rate|c|s|d|t|X|S|m)_\w+|\balpha - beta = c/t|\bc > c_crit"
 
     def math(match: re.Match[str]) -> str:
         text = match[0]
         if text.startswith("e_l"):
             return "$e_l-1/K$"
+        if text.startswith("beta"):
+            return r"$\beta\leq 0$"
         if text.startswith("alpha"):
             return r"$\alpha-\beta=c/t$"
         if text.startswith("c >"):

@@ -1,0 +1,104 @@
+"""Transitions: paths that must agree with each other, and composition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+from lesde import LESDE, ClassMatrix, Diverged, TwoLevel
+from lesde.propagator import transitions
+
+RNG = np.random.default_rng(8)
+E = RNG.normal(size=(3, 3)) * 4
+H = RNG.normal(size=(3, 2, 2))
+NOISE = RNG.normal(size=(3, 2, 2)) * 0.4
+SETTINGS = [
+    ("identity", 3, 0.2),
+    ("identity", 2, NOISE),
+    ("logits", 3, [0.1, 0.2, 0.3]),
+    (H, 2, NOISE),
+]
+
+
+def of(model, times):
+    return transitions(model.derive().coefficients(), np.asarray(times, dtype=float))
+
+
+def delayed(value):
+    """A constant that looks like a function of time, so that the general path is taken."""
+    return lambda t: np.full_like(t, value)
+
+
+@pytest.mark.parametrize(("transform", "p", "noise"), SETTINGS)
+@pytest.mark.parametrize("width", [1e-9, 0.3, 4.0])
+def test_doubling_and_collocation_agree(transform, p, noise, width):
+    constant = LESDE(ClassMatrix(E), 3, p, [4, 5, 9], transform, noise)
+    varying = constant.replace(kernel=ClassMatrix([[delayed(x) for x in row] for row in E]))
+    (a,), (b,) = of(constant, [1, 1 + width]), of(varying, [1, 1 + width])
+    np.testing.assert_allclose(a.phi, b.phi, atol=1e-12 * np.abs(a.phi).max())
+    C = a.covariance()
+    np.testing.assert_allclose(C, b.covariance(), atol=1e-11 * np.abs(C).max())
+
+
+@pytest.mark.parametrize(("transform", "p", "noise"), SETTINGS)
+def test_constant_flow_is_the_matrix_exponential(transform, p, noise):
+    model = LESDE(ClassMatrix(E), 3, p, [4, 5, 9], transform, noise)
+    (step,) = of(model, [0, 0.7])
+    w = np.array([4, 5, 9]) / 18
+    M = np.einsum("kl,l,lij->kilj", E, w, model.transform_array()).reshape(3 * p, 3 * p)
+    phi = step.phi_full().reshape(3 * p, 3 * p)
+    np.testing.assert_allclose(phi, expm(0.7 * M), atol=1e-13 * np.abs(phi).max())
+
+
+@pytest.mark.parametrize(("transform", "p", "noise"), SETTINGS)
+def test_transitions_compose(transform, p, noise):
+    kernel = ClassMatrix(
+        [[f"{x:.3f}*cos({k + l}*t)" for l, x in enumerate(r)] for k, r in enumerate(E)]
+    )
+    model = LESDE(kernel, 3, p, [4, 5, 9], transform, noise)
+    first, second = of(model, [0, 0.4, 1.5])
+    (whole,) = of(model, [0, 1.5])
+    n = 3 * p
+    phi = second.phi_full().reshape(n, n) @ first.phi_full().reshape(n, n)
+    np.testing.assert_allclose(whole.phi_full().reshape(n, n), phi, atol=1e-12 * np.abs(phi).max())
+    later = second.phi_full().reshape(n, n)
+    C = later @ first.covariance().reshape(n, n) @ later.T + second.covariance().reshape(n, n)
+    np.testing.assert_allclose(whole.covariance().reshape(n, n), C, atol=1e-12 * np.abs(C).max())
+
+
+@pytest.mark.parametrize(("transform", "p", "noise"), SETTINGS)
+def test_mean_and_noise_apply_what_phi_and_covariance_say(transform, p, noise):
+    """The noise is linear in the normals; fed unit normals it must square to the covariance."""
+    (step,) = of(LESDE(ClassMatrix(E), 3, p, [4, 5, 9], transform, noise), [0, 0.5])
+    means = np.random.default_rng(1).normal(size=(2, 4, 3, p))
+    expected = np.einsum("kilj,...lj->...ki", step.phi_full(), means)
+    np.testing.assert_allclose(step.mean(means), expected, rtol=1e-12, atol=1e-12)
+    size = step.n_normals * 3 * p
+    units = np.eye(size).reshape(size, step.n_normals, 3, p).swapaxes(0, 1)
+    root = step.noise(units).reshape(size, 3 * p)
+    C = step.covariance().reshape(3 * p, 3 * p)
+    np.testing.assert_allclose(root.T @ root, C, atol=1e-14 * max(1, np.abs(C).max()))
+
+
+def test_equal_steps_share_one_exponential():
+    steps = of(LESDE(TwoLevel(1, 0), 3, 2), np.linspace(0, 10, 101))
+    assert len({id(step.phi) for step in steps}) == 1
+
+
+def test_tiny_steps_of_different_width_are_not_shared():
+    """Beside a long interval, widths of 1e-10 and 2e-10 must stay different."""
+    steps = of(LESDE(TwoLevel(1, 0), 2, 1, 1, noise=1.0), [0, 1e-10, 3e-10, 1e6 / 2**14])
+    variances = [step.parts[0][0][0, 0] for step in steps[:2]]
+    np.testing.assert_allclose(variances, [1e-10, 2e-10], rtol=1e-9)
+
+
+def test_no_noise_and_no_motion():
+    (step,) = of(LESDE(TwoLevel(0, 0), 3, 2, transform=np.zeros((2, 2)), noise=0.0), [0, 5])
+    np.testing.assert_array_equal(step.phi, np.eye(6))
+    assert (step.covariance() == 0).all()
+
+
+def test_a_pole_inside_the_interval_is_told():
+    with pytest.raises((ValueError, Diverged), match=r"too abruptly|too strong|finite"):
+        of(LESDE(TwoLevel("1/(t - 0.3)**2", 0), 3, 2), [0, 1])
