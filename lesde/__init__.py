@@ -21,7 +21,7 @@ _HOMES = {
     "ClassMatrix": "lesde.kernels",
     "Hierarchical": "lesde.kernels",
     "LabelNoise": "lesde.kernels",
-    "kernel": "lesde.kernels",
+    "kernel": "lesde.function_kernel",
     "LESDE": "lesde.model",
     "Diverged": "lesde.errors",
     "simulate": "lesde.simulation",
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
         separation_probability,
     )
     from lesde.errors import Diverged
-    from lesde.kernels import ClassMatrix, Hierarchical, LabelNoise, TwoLevel, kernel
+    from lesde.function_kernel import kernel
+    from lesde.kernels import ClassMatrix, Hierarchical, LabelNoise, TwoLevel
     from lesde.model import LESDE
     from lesde.simulation import simulate
 

@@ -8,6 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from lesde.cli_options import (
+    Alpha,
+    Beta,
+    Classes,
+    Features,
+    LabelNoise,
+    Noise,
+    PathsArgument,
+    PerClass,
+    TransformName,
+)
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -15,39 +27,6 @@ app = typer.Typer(
     help="Locally elastic SDEs for the feature dynamics of classifiers: derive, simulate, analyse.",
     epilog='Example: `lesde derive --alpha "2/(1+t)" --beta -0.5 --classes 4 --transform logits`',
 )
-
-_MODEL = "Model"
-Alpha = Annotated[
-    str | None,
-    typer.Option(
-        help="Within-class elasticity α: a number or a formula in t; left out, α(t) stays a symbol.",
-        rich_help_panel=_MODEL,
-    ),
-]
-Beta = Annotated[
-    str | None,
-    typer.Option(help="Between-class elasticity β, like --alpha.", rich_help_panel=_MODEL),
-]
-Classes = Annotated[int, typer.Option(help="Number of classes K.", rich_help_panel=_MODEL)]
-Features = Annotated[
-    int | None,
-    typer.Option(help="Feature dimensions p; by default K.", rich_help_panel=_MODEL),
-]
-PerClass = Annotated[
-    str,
-    typer.Option(help="Samples a class: one integer, or K with commas.", rich_help_panel=_MODEL),
-]
-TransformName = Annotated[
-    str,
-    typer.Option(help="identity (I-model) or logits (L-model).", rich_help_panel=_MODEL),
-]
-Noise = Annotated[float, typer.Option(help="Diffusion σ.", rich_help_panel=_MODEL)]
-LabelNoise = Annotated[
-    float, typer.Option(help="Probability of a wrong training label.", rich_help_panel=_MODEL)
-]
-PathsArgument = Annotated[
-    Path, typer.Argument(help="A Zarr store with paths, as `lesde simulate` writes it.")
-]
 
 
 class Figure(StrEnum):

@@ -24,25 +24,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import expm
 
+from lesde.collocation import Step, constant_step, varying_step
 from lesde.derivation.coefficients import Coefficients
-from lesde.errors import Diverged
+from lesde.linear_system import linear_system
 
-__all__ = ["DENSE_LIMIT", "Transition", "transitions"]
-
-DENSE_LIMIT = 2000
-"""Largest K·p for which dense (Kp)×(Kp) matrices are formed (32 MB each)."""
-
-NODES = 16
-# A polynomial of degree 15 carries the flow of a sub-interval to rounding up to this norm.
-LARGEST_NORM = 1.5
-# The last Legendre coefficients of the kernel, relative to its largest, that count as zero.
-RESOLVED = 3e-14
-# A jump inside a sub-interval on which the generator moves so little cannot be seen in float64.
-NEGLIGIBLE = 1e-15
-# Sub-intervals of one interval; a decay that needs more ends in zeros long before.
-MOST_STEPS = 20_000
+__all__ = ["Transition", "transitions"]
 
 
 @dataclass(frozen=True)
@@ -133,75 +120,6 @@ def _square_root(matrix: np.ndarray) -> np.ndarray:
     return vectors * np.sqrt(np.clip(values, 0.0, None))
 
 
-@dataclass(frozen=True)
-class LinearSystem:
-    """dX̄ = W(t) V X̄ dt + noise, in the smallest space that carries it.
-
-    Attributes
-    ----------
-    coefficients : Coefficients
-        Gives the class matrix w_l E_kl(t).
-    left : ndarray (class, feature, rank), or None
-        U_l of H_l = U_l V_lᵀ; None where the transform is the identity and the space has K dimensions.
-    right : ndarray (class·rank, n)
-        V; the identity where the space has K dimensions.
-    sources : list of (ndarray (n, n), ndarray (p, p) or None)
-        Noise intensities Q and their feature factors, as the parts of a :class:`Transition`.
-    """
-
-    coefficients: Coefficients
-    left: np.ndarray | None
-    right: np.ndarray
-    sources: list[tuple[np.ndarray, np.ndarray | None]]
-
-    def outer(self, class_matrix: np.ndarray) -> np.ndarray:
-        """W for class matrices (time, class, class), shape (time, n, class·rank)."""
-        if self.left is None:
-            return class_matrix
-        blocks = np.einsum("tkl,lir->tkilr", class_matrix, self.left)
-        return blocks.reshape(len(class_matrix), self.right.shape[1], self.right.shape[0])
-
-
-def linear_system(coefficients: Coefficients) -> LinearSystem:
-    """Choose the representation of the class means' system."""
-    counts = coefficients.counts
-    K, p = len(counts), coefficients.noise_factor.shape[-1]
-    if coefficients.transform.kind == "identity":
-        return LinearSystem(coefficients, None, np.eye(K), _class_sources(coefficients))
-    if K * p > DENSE_LIMIT:
-        raise ValueError(
-            f"the exact law of this model needs dense matrices of size n_classes·n_features = {K * p}, "
-            f"more than {DENSE_LIMIT}; use engine='torchsde', or transform='identity', which needs "
-            f"matrices of size n_classes only."
-        )
-    u, singular, vt = np.linalg.svd(coefficients.transform.array())
-    rank = max(1, int((singular > singular.max(initial=0) * p * np.finfo(float).eps).sum(1).max()))
-    left = u[:, :, :rank] * singular[:, None, :rank]
-    right = np.zeros((K, rank, K, p))
-    Q = np.zeros((K, p, K, p))
-    covariance = coefficients.noise_covariance
-    for k in range(K):
-        right[k, :, k, :] = vt[k, :rank]
-        Q[k, :, k, :] = covariance[k] / counts[k]
-    sources: list[tuple[np.ndarray, np.ndarray | None]] = [(Q.reshape(K * p, K * p), None)]
-    return LinearSystem(coefficients, left, right.reshape(K * rank, K * p), sources)
-
-
-def _class_sources(coefficients: Coefficients) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Noise of the class means as few products of a class and a feature covariance as possible."""
-    counts, factors, scale = (
-        coefficients.counts,
-        coefficients.noise_factor,
-        coefficients.noise_scale(),
-    )
-    if scale is not None:
-        return [(np.diag(scale**2 / counts), np.eye(factors.shape[-1]))]
-    if (factors == factors[:1]).all():
-        return [(np.diag(1.0 / counts), factors[0])]
-    units = np.eye(len(counts))
-    return [(np.diag(units[k] / counts[k]), factors[k]) for k in range(len(counts))]
-
-
 def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transition]:
     """The transitions between successive times.
 
@@ -221,153 +139,36 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
     ------
     ValueError
         When the kernel is not finite at some time, changes too abruptly to integrate, or needs
-        dense matrices beyond :data:`DENSE_LIMIT`.
+        dense matrices beyond :data:`lesde.linear_system.DENSE_LIMIT`.
     Diverged
         When the growth over a time-dependent interval overflows.
     """
     system = linear_system(coefficients)
     K, p = len(coefficients.counts), coefficients.noise_factor.shape[-1]
-    constant = coefficients.drift_table.is_constant
-    cache: dict[float, _Step] = {}
+
+    def transition(step: Step) -> Transition:
+        phi, covariances = step
+        sources = zip(covariances, system.sources, strict=True)
+        return Transition(phi, tuple((C, factor) for C, (_, factor) in sources), K, p)
+
+    if not coefficients.drift_table.is_constant:
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
+            return [
+                transition(varying_step(system, float(start), float(end)))
+                for start, end in itertools.pairwise(times)
+            ]
+    # Intervals equal up to the rounding of the times share one transition.
+    generator = system.outer(coefficients.weights(times[:1]))[0] @ system.right
+    rounding = 4 * np.finfo(float).eps * np.abs(times).max()
+    known: dict[float, Transition] = {}
     result = []
-    same = 4 * np.finfo(float).eps * np.abs(times).max()
-    for start, end in itertools.pairwise(times):
-        if constant:
-            # Steps equal up to the rounding of the times share one exponential.
-            width = float(end - start)
-            near = min(same, 1e-11 * width)
-            key = next((w for w in cache if abs(w - width) <= near), None)
-            if key is None:
-                key = width
-                outer = system.outer(coefficients.weights(np.array([start])))[0]
-                generator = outer @ system.right
-                with np.errstate(over="ignore", invalid="ignore"):
-                    cache[key] = _constant(generator, [Q for Q, _ in system.sources], key)
-            phi, covariances = cache[key]
-        else:
-            with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
-                phi, covariances = _varying(system, float(start), float(end))
-        parts = tuple(
-            (C, factor) for C, (_, factor) in zip(covariances, system.sources, strict=True)
-        )
-        result.append(Transition(phi, parts, K, p))
+    for width in np.diff(times).tolist():
+        near = min(rounding, 1e-11 * width)
+        key = next((w for w in known if abs(w - width) <= near), None)
+        if key is None:
+            key = width
+            with np.errstate(over="ignore", invalid="ignore"):
+                step = constant_step(generator, [Q for Q, _ in system.sources], width)
+            known[key] = transition(step)
+        result.append(known[key])
     return result
-
-
-def _constant(
-    generator: np.ndarray, sources: list[np.ndarray], width: float
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Φ and C for a constant generator: Van Loan on a short step, then doubling."""
-    n = len(generator)
-    norm = np.abs(generator).sum(0).max() * width
-    doublings = max(0, int(np.ceil(np.log2(max(norm, 1e-300) / LARGEST_NORM))))
-    step = width / 2**doublings
-    covariances = []
-    phi = expm(generator * step)
-    for Q in sources:
-        block = np.zeros((2 * n, 2 * n))
-        block[:n, :n] = -generator
-        block[:n, n:] = Q
-        block[n:, n:] = generator.T
-        upper = expm(block * step)[:n, n:]
-        C = phi @ upper
-        covariances.append((C + C.T) / 2)
-    for _ in range(doublings):  # overflow is reported by the caller, with the time
-        covariances = [C + phi @ C @ phi.T for C in covariances]
-        phi = phi @ phi
-    return phi, covariances
-
-
-def _gauss_legendre() -> tuple[np.ndarray, ...]:
-    """Nodes and weights on [0, 1]; the matrices to Legendre coefficients and to integrals from 0."""
-    x, w = np.polynomial.legendre.leggauss(NODES)
-    # Integrate the Legendre interpolant exactly: ∫_{-1}^{x} P_j = (P_{j+1} − P_{j−1})/(2j+1).
-    P = np.polynomial.legendre.legvander(x, NODES)
-    degrees = np.arange(NODES)
-    integrals = np.empty((NODES, NODES))
-    integrals[:, 0] = x + 1
-    for j in range(1, NODES):
-        integrals[:, j] = (P[:, j + 1] - P[:, j - 1]) / (2 * j + 1)
-    to_coefficients = (P[:, :NODES] * w[:, None]).T * (2 * degrees[:, None] + 1) / 2
-    return (x + 1) / 2, w / 2, to_coefficients, integrals @ to_coefficients / 2
-
-
-_NODES, _WEIGHTS, _LEGENDRE, _INTEGRATE = _gauss_legendre()
-_Step = tuple[np.ndarray, list[np.ndarray]]
-
-
-def _collocate(system: LinearSystem, start: float, width: float) -> _Step | None:
-    """Φ and C on one sub-interval by collocation; None where it must be halved first."""
-    class_matrix = system.coefficients.weights(start + width * _NODES)
-    size = np.abs(class_matrix).max()
-    tail = np.abs(np.tensordot(_LEGENDRE[-2:], class_matrix, 1)).max()
-    W = system.outer(class_matrix)
-    R = system.right @ W
-    norm = np.abs(R).sum(-1).max() * width
-    if norm > LARGEST_NORM or (tail > RESOLVED * size and size * width > NEGLIGIBLE):
-        return None
-    r, n = system.right.shape
-    identity = np.eye(r)
-    flow = np.broadcast_to(identity, R.shape)
-    for _ in range(60):
-        moved = (R @ flow).reshape(NODES, -1)
-        updated = identity + width * (_INTEGRATE @ moved).reshape(R.shape)
-        change = np.abs(updated - flow).max()
-        flow = updated
-        if change < 1e-16:
-            break
-    along = (W @ flow).reshape(NODES, -1)
-    partial = width * (_INTEGRATE @ along).reshape(NODES, n, r)
-    total = width * (_WEIGHTS @ along).reshape(n, r)
-    phi = np.eye(n) + total @ system.right
-    # Φ(t₁, s) = 1 + J(s) V at the nodes; the flow is well conditioned as the norm is small.
-    J = (total - partial) @ np.linalg.inv(flow)
-    J_mean = np.tensordot(_WEIGHTS, J, 1)
-    stacked = np.moveaxis(J, 0, 1).reshape(n, NODES * r)
-    covariances = []
-    for Q, _ in system.sources:
-        inner = system.right @ Q @ system.right.T
-        weighted = np.moveaxis(_WEIGHTS[:, None, None] * (J @ inner), 0, 1).reshape(n, NODES * r)
-        cross = J_mean @ (system.right @ Q)
-        covariances.append(width * (Q + cross + cross.T + weighted @ stacked.T))
-    return phi, covariances
-
-
-def _compose(first: _Step, second: _Step) -> _Step:
-    """The transition over two successive intervals."""
-    phi = second[0] @ first[0]
-    return phi, [b + second[0] @ a @ second[0].T for a, b in zip(first[1], second[1], strict=True)]
-
-
-def _varying(system: LinearSystem, start: float, end: float) -> _Step:
-    """Φ and C for a time-dependent generator, halving until each sub-interval is resolved."""
-    total: _Step | None = None
-    pending = [(start, end - start)]
-    steps = 0
-    while pending:
-        at, width = pending.pop()
-        step = _collocate(system, at, width)
-        if step is None and at + width / 2 in (at, at + width):
-            raise ValueError(
-                f"the kernel changes too abruptly to integrate near t = {at:g}; check the formula "
-                f"there, or choose times that avoid the point."
-            )
-        if step is None:
-            pending += [(at + width / 2, width / 2), (at, width / 2)]
-        else:
-            total = step if total is None else _compose(total, step)
-            steps += 1
-            if not np.isfinite(total[0]).all():
-                raise Diverged(
-                    at + width,
-                    "the growth of the class means",
-                    "end `times` earlier or weaken the kernel",
-                )
-            if steps == MOST_STEPS:
-                raise ValueError(
-                    f"the kernel is too strong, or changes too often, to integrate from t = {start:g} to "
-                    f"{end:g}: {MOST_STEPS} steps reached t = {at + width:g} only. End `times` earlier or "
-                    f"weaken the kernel."
-                )
-    assert total is not None
-    return total

@@ -195,7 +195,7 @@ def test_overflow_is_told_with_its_time(alpha):
 
 def test_a_kernel_too_strong_to_integrate_ends(monkeypatch):
     """A decay that would take 10^17 steps: the count of steps ends it (lowered here, for time)."""
-    monkeypatch.setattr("lesde.propagator.MOST_STEPS", 300)
+    monkeypatch.setattr("lesde.collocation.MOST_STEPS", 300)
     with pytest.raises(ValueError, match=r"too strong.*from t = 0 to 40.*End `times` earlier"):
         LESDE(TwoLevel("-exp(t)", 0), 2, 1).law([0, 40], np.ones((2, 1)))
 

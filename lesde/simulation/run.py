@@ -17,7 +17,7 @@ from lesde.checks import (
     shown,
 )
 from lesde.initial import read_initial
-from lesde.propagator import linear_system
+from lesde.linear_system import linear_system
 from lesde.simulation.result import allocate, as_dataset
 
 if TYPE_CHECKING:
