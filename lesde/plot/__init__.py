@@ -1,0 +1,50 @@
+"""Figures. Each takes a dataset and returns the axes it drew on.
+
+=====================  ============================================================================
+`separation_fan`       projections of samples against time
+`simplex`              snapshots in the plane of the class means, with the target simplex
+`simplex3d`            the same in three dimensions
+`collapse`             NC metrics against time, by learning rate
+`probability`          separation probability with its band, and the analytic line
+`phase_diagram`        separation probability over a parameter and time, with the critical line
+`elasticity`           Â, B̂ and α̂, β̂ with bands
+`class_means`          LE-ODE against observed class means
+`collapse_rate`        collapse rate against learning rate
+`animate`              the collapse as a GIF
+`save`                 PDF and PNG of any of these
+`style`                the look of the figures, for axes of your own
+=====================  ============================================================================
+
+Figures are one column (3.4 in) wide. They are registered with pyplot, so a notebook shows them and
+``matplotlib.pyplot.close(ax.figure)`` frees them.
+"""
+
+from __future__ import annotations
+
+from lesde.plot.animations import animate
+from lesde.plot.elasticities import elasticity
+from lesde.plot.fans import separation_fan
+from lesde.plot.means import class_means
+from lesde.plot.metrics import collapse
+from lesde.plot.phases import phase_diagram
+from lesde.plot.probabilities import probability
+from lesde.plot.rates import collapse_rate
+from lesde.plot.saving import save
+from lesde.plot.simplices import simplex
+from lesde.plot.spaces import simplex3d
+from lesde.plot.style import style
+
+__all__ = [
+    "animate",
+    "class_means",
+    "collapse",
+    "collapse_rate",
+    "elasticity",
+    "phase_diagram",
+    "probability",
+    "save",
+    "separation_fan",
+    "simplex",
+    "simplex3d",
+    "style",
+]

@@ -1,0 +1,158 @@
+"""Estimated elasticities: integrals and rates with their bands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lesde.checks import check_dataset
+from lesde.plot.canvas import axis_label, check_panels, panels
+from lesde.plot.rate_key import RateCell, rate_cells, rate_key, refuse_other_dims
+from lesde.plot.style import INK, LEVELS, SECOND_INK, style
+from lesde.plot.truth import true_elasticity
+
+__all__ = ["elasticity"]
+
+SOURCE = 'lesde.fit_elasticity with kernel="two-level"'
+PANELS = ("A", "B", "alpha", "beta")
+LABELS = {
+    "A": "$\\hat{A}$",
+    "B": "$\\hat{B}$",
+    "alpha": "$\\hat{\\alpha}$",
+    "beta": "$\\hat{\\beta}$",
+}
+NORMAL_95 = 1.959963984540054
+
+
+@style()
+def elasticity(
+    fit: xr.Dataset,
+    truth: Any = None,
+    *,
+    learning_rate: float | None = None,
+    ax: Any = None,
+) -> np.ndarray:
+    """Estimates of A and B, and of α and β, with their confidence bands, in four panels.
+
+    Parameters
+    ----------
+    fit : xarray.Dataset
+        As `lesde.fit_elasticity` returns for the two-level kernel.
+    truth : kernel, model, Dataset or sequence of these, optional
+        What to compare with, dashed: a two-level kernel or a model with one, whose integrals are
+        taken from the first time of the fit; or a dataset with any of ``A``, ``B`` over time,
+        ``alpha``, ``beta`` over time or interval, such as another fit.
+    learning_rate : float, optional
+        Show only this one. Default: all, a colour each; with one there is a colour for α and one for β.
+    ax : array of four matplotlib Axes, optional
+        For Â, B̂, α̂, β̂. Default: a new figure, one column wide.
+
+    Returns
+    -------
+    ndarray of matplotlib Axes, shape (2, 2)
+        Â, B̂ above, α̂, β̂ below.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset that is no two-level fit, or a truth with more than two levels.
+
+    Notes
+    -----
+    Bands are the fit's confidence limits. Where a rate is not identified (infinite standard error)
+    there is neither line nor band. Where a band is much wider than most of it, and than the range of
+    the curves, it is cut off, so that it does not flatten them: the vertical axis reaches beyond the
+    curves by that range or by the median width of the bands.
+
+    Examples
+    --------
+    >>> fit = lesde.fit_elasticity(paths)  # doctest: +SKIP
+    >>> axes = lesde.plot.elasticity(fit, truth=model.kernel)  # doctest: +SKIP
+    """
+    check_dataset("fit", fit, list(PANELS), SOURCE)
+    for name in PANELS:
+        refuse_other_dims(fit[name], ("learning_rate", "time", "interval"), "fit")
+    check_panels(ax, 4)
+    cells = rate_cells(fit, "fit", learning_rate)
+    true_curves = None if truth is None else true_elasticity(truth, fit)
+    axes = panels(ax, 2, 2, 3.4, sharex=ax is None)
+    for each, name in zip(axes.ravel(), PANELS, strict=True):
+        extent = [_draw(each, cell, name, len(cells) == 1) for cell in cells]
+        if true_curves is not None and name in true_curves:
+            x, y = true_curves[name]
+            each.plot(x, y, color=INK, linestyle=(0, (4, 2)), linewidth=1.0, zorder=4)
+            extent.append(_extent(y))
+        bands = [_band(cell.data, name, cell.data[name].values) for cell in cells]
+        _limit(each, extent, np.concatenate([high - low for low, high in bands]))
+        each.set_ylabel(LABELS[name])
+        each.set_xlabel(axis_label(fit.coords.get("time"), "time"))
+        if ax is None and name in ("A", "B"):
+            each.xaxis.label.set_visible(False)
+        each.margins(x=0.02)
+    rate_key(axes, cells, _handles(fit, len(cells) == 1, true_curves is not None))
+    return axes
+
+
+def _handles(fit: xr.Dataset, single: bool, with_truth: bool) -> list[Artist]:
+    level = fit.attrs.get("confidence")
+    band = "standard-error band" if level is None else f"{100 * float(level):.3g}% band"
+    handles: list[Artist] = []
+    if single:
+        handles.append(Line2D([], [], color=LEVELS["alpha"], label="within class"))
+        handles.append(Line2D([], [], color=LEVELS["beta"], label="between classes"))
+    handles.append(Patch(facecolor=SECOND_INK, alpha=0.3, linewidth=0, label=band))
+    if with_truth:
+        truth = Line2D([], [], color=INK, linestyle=(0, (4, 2)), linewidth=1.0, label="truth")
+        handles.append(truth)
+    return handles
+
+
+def _extent(values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if len(finite) else (np.nan, np.nan)
+
+
+def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> tuple[float, float]:
+    """Draw one estimate; the range of its values."""
+    variable = cell.data[name]
+    x = cell.data[variable.dims[0]].values
+    values = variable.values.astype(np.float64)
+    low, high = _band(cell.data, name, values)
+    known = np.isfinite(low) & np.isfinite(high)
+    values = np.where(known, values, np.nan)
+    level = LEVELS["alpha" if name in ("A", "alpha") else "beta"]
+    colour = level if single else cell.colour
+    ax.plot(x, values, color=colour, zorder=3)
+    ax.fill_between(
+        x, np.where(known, low, np.nan), np.where(known, high, np.nan),
+        color=colour, alpha=0.22, linewidth=0, zorder=1,
+    )  # fmt: skip
+    return _extent(values)
+
+
+def _band(data: xr.Dataset, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence limits: those of the dataset, else two-sided normal 95 % from standard errors."""
+    if f"{name}_lower" in data and f"{name}_upper" in data:
+        return data[f"{name}_lower"].values, data[f"{name}_upper"].values
+    if f"{name}_se" in data:
+        reach = NORMAL_95 * data[f"{name}_se"].values
+        return values - reach, values + reach
+    return values, values
+
+
+def _limit(ax: Axes, extent: list[tuple[float, float]], widths: np.ndarray) -> None:
+    """Show all of a typical band, and cut one that is far wider than most."""
+    ends = np.array(extent)
+    if not np.isfinite(ends).any():
+        return
+    low, high = float(np.nanmin(ends[:, 0])), float(np.nanmax(ends[:, 1]))
+    known = widths[np.isfinite(widths)]
+    margin = max(high - low, float(np.median(known)) if len(known) else 0.0) or abs(high) or 1.0
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, low - margin), min(top, high + margin))

@@ -1,0 +1,201 @@
+"""One trajectory out of a dataset of paths, and directions to look at it along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.checks import check_dataset, check_integer, check_labels, check_real, shown
+from lesde.plot.canvas import axis_label, number
+
+__all__ = ["Frames", "at_times", "class_average", "read_frames", "select_rate", "spread_over"]
+
+SOURCE = "lesde.simulate or a recorder"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Features of one replicate at one learning rate.
+
+    Attributes
+    ----------
+    features : ndarray, shape (time, sample, feature)
+        In the dtype of the paths.
+    labels : ndarray of int, shape (sample,)
+    times : ndarray, shape (time,)
+    means : ndarray, shape (time, class, feature), float64
+    time_label : str
+        What to write on a time axis.
+    note : str
+        The learning rate shown, where the paths have several; else empty.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    times: np.ndarray
+    means: np.ndarray
+    time_label: str
+    note: str
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return self.means.shape[1]
+
+    @property
+    def n_features(self) -> int:
+        """p."""
+        return self.means.shape[2]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Frames:
+        """The same at some of the times."""
+        i = np.asarray(indices)
+        return Frames(
+            self.features[i], self.labels, self.times[i], self.means[i], self.time_label, self.note
+        )
+
+    def project(self, axes: np.ndarray, samples: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        """Coordinates along ``axes`` (d, feature) of some samples, (time, sample, d), float64.
+
+        ``origin`` (time, feature) or (feature,) is subtracted.
+        """
+        # Origins come off after projecting: d numbers a sample rather than p.
+        shift = np.broadcast_to(origin, (len(self.times), self.n_features)) @ axes.T
+        return np.stack(
+            [frame[samples] @ axes.T - s for frame, s in zip(self.features, shift, strict=True)]
+        )
+
+
+def select_rate(
+    dataset: xr.Dataset, learning_rate: float | None, name: str
+) -> tuple[xr.Dataset, str]:
+    """One learning rate of a dataset, and words for it; the first where None is asked for."""
+    if "learning_rate" not in dataset.dims:
+        if learning_rate is not None:
+            known = dataset.coords.get("learning_rate")
+            if known is None or not np.isclose(float(known), learning_rate, rtol=1e-6):
+                raise ValueError(
+                    f"learning_rate={shown(learning_rate)} was asked for, but {name} has no dimension "
+                    f"'learning_rate'. Leave learning_rate out."
+                )
+        return dataset, ""
+    if "learning_rate" not in dataset.coords:
+        raise ValueError(
+            f"{name} must hold the coordinate learning_rate along its dimension of that name; add it "
+            f"with {name}.assign_coords(learning_rate=[...])."
+        )
+    rates = dataset["learning_rate"].values.astype(np.float64)
+    index = 0
+    if learning_rate is not None:
+        wanted = check_real("learning_rate", learning_rate)
+        index = int(np.argmin(np.abs(rates - wanted)))
+        if not np.isclose(rates[index], wanted, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"learning_rate must be one of {', '.join(f'{r:g}' for r in rates)}; got {wanted:g}."
+            )
+    note = f"learning rate {number(rates[index])}" if len(rates) > 1 else ""
+    return dataset.isel(learning_rate=index), note
+
+
+def read_frames(
+    paths: Any, replicate: int, learning_rate: float | None, name: str = "paths"
+) -> Frames:
+    """Check paths and take one replicate (by position) at one learning rate.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset that is not paths, a replicate or learning rate it does not hold, a dimension
+        besides them, or features that are not finite.
+    """
+    check_dataset(name, paths, ["features"], SOURCE)
+    check_integer("replicate", replicate, 0)
+    paths, note = select_rate(paths, learning_rate, name)
+    features = paths["features"]
+    if "replicate" in features.dims:
+        count = features.sizes["replicate"]
+        if replicate >= count:
+            raise ValueError(
+                f"replicate must be a position from 0 to {count - 1}, {name} has {count} replicates; "
+                f"got {replicate}."
+            )
+        features = features.isel(replicate=replicate)
+    missing = [d for d in ("time", "sample", "feature") if d not in features.dims]
+    if missing:
+        raise ValueError(
+            f"{name}.features must have the dimensions 'time', 'sample' and 'feature'; "
+            f"{', '.join(map(repr, missing))} missing."
+        )
+    other = [d for d in features.dims if d not in ("time", "sample", "feature")]
+    if other:
+        raise ValueError(
+            f"{name} must be one set of trajectories; it also has the dimension {str(other[0])!r}. "
+            f"Choose an entry with {name}.isel({other[0]}=0)."
+        )
+    if "label" not in paths.variables or paths["label"].dims != ("sample",):
+        raise ValueError(
+            f"{name} must hold the coordinate label(sample), the class of each sample; add it with "
+            f'{name}.assign_coords(label=("sample", labels)).'
+        )
+    labels = check_labels(f"{name}.label", paths["label"].values)
+    if labels.max() == 0:
+        raise ValueError(f"{name} must hold at least two classes; {name}.label has one.")
+    values = features.transpose("time", "sample", "feature").values
+    means = class_average(values, labels)
+    if not np.isfinite(means).all():
+        t = int(np.argmin(np.isfinite(means).all(axis=(1, 2))))
+        raise ValueError(
+            f"{name}.features must be finite; they are not at time index {t}. Leave those times out "
+            f"with {name}.isel(time=slice(0, {t}))."
+        )
+    return Frames(
+        values,
+        labels,
+        features["time"].values.astype(np.float64),
+        means,
+        axis_label(paths.coords.get("time"), "time"),
+        note,
+    )
+
+
+def class_average(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Class means (..., class, feature), float64, of samples (..., sample, feature) in any order."""
+    counts = np.bincount(labels)
+    share = (labels == np.arange(len(counts))[:, None]) / counts[:, None]
+    out = np.empty((*values.shape[:-2], len(counts), values.shape[-1]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for at in np.ndindex(*values.shape[:-2]):  # a frame at a time: no float64 copy of all paths
+            out[at] = share @ values[at]
+    return out
+
+
+def at_times(times: np.ndarray, wanted: Any, default: int) -> list[int]:
+    """Indices of the saved times nearest to those wanted; by default ``default`` evenly spaced ones."""
+    if wanted is None:
+        wanted = np.linspace(times[0], times[-1], default)
+    asked = np.atleast_1d(np.asarray(wanted, dtype=np.float64))
+    if asked.ndim != 1 or len(asked) == 0 or not np.isfinite(asked).all():
+        raise ValueError(f"times must be one finite time or several; got {shown(wanted)}.")
+    low, high = times[0], times[-1]
+    slack = 1e-9 * max(abs(low), abs(high))
+    if (asked < low - slack).any() or (asked > high + slack).any():
+        raise ValueError(
+            f"times must lie within those of the paths, {low:g} to {high:g}; got {shown(wanted)}."
+        )
+    nearest = np.abs(times - asked[:, None]).argmin(axis=1)
+    return list(dict.fromkeys(int(i) for i in nearest))
+
+
+def spread_over(labels: np.ndarray, classes: Sequence[int], most: int) -> dict[int, np.ndarray]:
+    """At most ``most`` samples in all, as evenly over and within the classes as they come, per class."""
+    quota = max(1, most // max(1, len(classes)))
+    chosen = {}
+    for k in classes:
+        members = np.flatnonzero(labels == k)
+        at = np.linspace(0, len(members) - 1, min(quota, len(members)))
+        chosen[k] = members[np.unique(at.round().astype(int))]
+    return chosen
