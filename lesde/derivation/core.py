@@ -143,13 +143,21 @@ class Derivation:
         return Diffusion(self, rule.noise, rule.noise_between)
 
     @property
+    def mean_ode(self) -> tuple[sp.Eq, ...]:
+        """The LE-ODE dX̄^k/dt = b_k of every class: the drift is the same for all samples of a class."""
+        return tuple(
+            sp.Eq(sp.Symbol(f"dXbar_{k + 1}/dt", commutative=False), drift, evaluate=False)
+            for k, drift in enumerate(self.drift)
+        )
+
+    @property
     def class_matrix(self) -> sp.Matrix:
         """The K×K matrix w_l E_kl(t) of the mean ODE dX̄^k/dt = Σ_l w_l E_kl H_l X̄^l."""
         return self._coefficients.drift_table.matrix()
 
     @cached_property
     def tree(self) -> Tree | None:
-        """The symmetry reduction behind the modes; None for a general matrix transform."""
+        """The symmetry reduction behind the modes; None where classes have different matrices H_l."""
         table = reduced_table(self.model, self._coefficients)
         return None if table is None else mode_tree(table)
 
@@ -164,8 +172,13 @@ class Derivation:
 
     @property
     def is_closed(self) -> bool:
-        """Whether all modes, and so the solution, have closed forms."""
+        """Whether all modes have closed forms, and so, for the I- and L-model, the solution."""
         return self.tree is not None and self.tree.is_closed
+
+    @property
+    def _named_tree(self) -> Tree | None:
+        """The tree of an I- or L-model; a matrix H has rates that differ between directions."""
+        return None if self.model.transform.kind == "matrix" else self.tree
 
     @cached_property
     def start(self) -> sp.Expr:
@@ -178,26 +191,29 @@ class Derivation:
 
     @cached_property
     def solution(self) -> Solution | None:
-        """The class means as explicit functions of time, or None where there is no closed form."""
-        if not self.is_closed:
+        """The class means as explicit functions of time; None without a closed form, or with a matrix H."""
+        if self._named_tree is None or not self.is_closed:
             return None
-        assert self.tree is not None
-        return Solution(self.model, self.tree, self.start)
+        return Solution(self.model, self._named_tree, self.start)
 
     @cached_property
     def separation_rate(self) -> sp.Expr | None:
         """d/dt log of the gap of two class means; see :func:`lesde.derivation.rates.separation_rate`."""
-        return None if self.tree is None else rates.separation_rate(self.model, self.tree)
+        return (
+            None
+            if self._named_tree is None
+            else rates.separation_rate(self.model, self._named_tree)
+        )
 
     @cached_property
     def nc1_rate(self) -> sp.Expr | None:
         """d/dt log NC1; see :func:`lesde.derivation.rates.nc1_rate`."""
-        return None if self.tree is None else rates.nc1_rate(self.model, self.tree)
+        return None if self._named_tree is None else rates.nc1_rate(self.model, self._named_tree)
 
     @cached_property
     def nc2_rate(self) -> sp.Expr | None:
         """d/dt log of the NC2 error; see :func:`lesde.derivation.rates.nc2_rate`."""
-        return None if self.tree is None else rates.nc2_rate(self.model, self.tree)
+        return None if self._named_tree is None else rates.nc2_rate(self.model, self._named_tree)
 
     @cached_property
     def critical_constant(self) -> sp.Expr | None:

@@ -84,13 +84,11 @@ def reduced_table(model: LESDE, coefficients: Coefficients) -> EntryTable | None
     """The class matrix of the coordinates that obey a closed system.
 
     Identity: the class means themselves, matrix w_l E_kl. Logits: s_l = ⟨d_l, X̄^l⟩/‖d_l‖², matrix
-    w_l E_kl ⟨d_k, d_l⟩/‖d_k‖². A general matrix transform: None.
+    w_l E_kl ⟨d_k, d_l⟩/‖d_k‖². One matrix H for all classes: the class means along an eigenvector of
+    H, matrix w_l E_kl for eigenvalue 1. Matrices that differ between classes: None.
     """
-    kind = model.transform.kind
-    if kind == "identity":
-        return coefficients.drift_table
-    if kind != "logits":
-        return None
+    if model.transform.kind != "logits":
+        return coefficients.drift_table if model.transform.is_shared else None
     K = sp.Integer(model.n_classes)
     same = np.eye(model.n_classes, dtype=int)
 
@@ -224,10 +222,45 @@ def _number(value: complex, scale: float) -> sp.Expr:
     return real(value.real) + sp.I * real(value.imag)
 
 
+def feature_spectrum(model: LESDE) -> list[tuple[sp.Expr, int]]:
+    """Eigenvalues of the transform with multiplicities: each repeats the modes of the class matrix."""
+    if model.transform.kind == "identity":
+        return [(sp.Integer(1), model.n_features)]
+    if model.transform.kind == "logits":
+        return [(sp.Integer(1), 1)]
+    values = np.linalg.eigvals(model.transform.array()[0])
+    scale = max(float(np.abs(values).max()), 1e-300)
+    spectrum: list[tuple[complex, int]] = []
+    for value in sorted(values, key=lambda z: (-z.real, -z.imag)):
+        # Repeated eigenvalues come out of the solver apart by the square root of rounding at worst.
+        if spectrum and abs(value - spectrum[-1][0]) < 1e-7 * scale:
+            spectrum[-1] = (spectrum[-1][0], spectrum[-1][1] + 1)
+        else:
+            spectrum.append((complex(value), 1))
+    return [(_number(value, scale), count) for value, count in spectrum]
+
+
 def list_modes(tree: Tree, model: LESDE) -> list[Mode]:
     """The modes of a model, largest multiplicity of structure first, grand mean last."""
-    copies = model.n_features if model.transform.kind == "identity" else 1
-    what = "class means" if model.transform.kind == "identity" else "logit scores s"
+    modes = []
+    for mode in _class_modes(tree, model):
+        for factor, copies in feature_spectrum(model):
+            name = mode.name
+            if model.transform.kind == "matrix":
+                name += f", along eigenvalue {factor} of H"
+            modes.append(
+                Mode(name, tidy(factor * mode.rate), copies * mode.multiplicity, mode.kind)
+            )
+    static = model.n_classes * model.n_features - sum(mode.multiplicity for mode in modes)
+    if model.transform.kind == "logits" and static > 0 and tree.is_closed:
+        modes.append(Mode("directions without drift", sp.Integer(0), static, "static"))
+    return modes
+
+
+def _class_modes(tree: Tree, model: LESDE) -> list[Mode]:
+    """The modes of the class matrix alone."""
+    scores = model.transform.kind == "logits"
+    what = "logit scores s" if scores else "class means"
     modes: list[Mode] = []
     members = [[k] for k in range(model.n_classes)]
     level: Tree | None = tree
@@ -240,22 +273,19 @@ def list_modes(tree: Tree, model: LESDE) -> list[Mode]:
             everyone = len(classes) == model.n_classes
             where = "all " + noun if everyone else f"{noun} {_names([members[n] for n in orbit])}"
             name = f"contrasts of {what} among {where}"
-            modes.append(Mode(name, rate, copies * (len(orbit) - 1), "contrast"))
+            modes.append(Mode(name, rate, len(orbit) - 1, "contrast"))
         members = [[k for node in orbit for k in members[node]] for orbit in level.orbits]
         if level.parent is None and level.eigen is not None:
             rates = level.eigen[0]
             if len(rates) == 1:
-                name = "grand mean" if copies > 1 or what == "class means" else "equal scores s"
-                modes.append(Mode(name, tidy(rates[0]), copies, "mean"))
+                name = "equal scores s" if scores else "grand mean"
+                modes.append(Mode(name, tidy(rates[0]), 1, "mean"))
             else:
                 modes += [
-                    Mode(f"coupled {what}, eigenvector {i + 1}", rate, copies, "coupled")
+                    Mode(f"coupled {what}, eigenvector {i + 1}", rate, 1, "coupled")
                     for i, rate in enumerate(rates)
                 ]
         level = level.parent
-    static = model.n_classes * model.n_features - sum(mode.multiplicity for mode in modes)
-    if model.transform.kind == "logits" and static > 0 and tree.is_closed:
-        modes.append(Mode("directions without drift", sp.Integer(0), static, "static"))
     return modes
 
 

@@ -109,7 +109,7 @@ def critical_constant(model: LESDE) -> sp.Expr | None:
     then still depends on β, or the kernel has no α and β; ∞ where no c suffices. In the L-model this
     is for β ≤ 0; with β > 0 the contrasts of the scores grow faster and separate the classes sooner.
     """
-    if model.kernel.levels is None:
+    if model.kernel.levels is None or model.transform.kind == "matrix":
         return None
     c = sp.Symbol("c", positive=True)
     beta = sp.Function("beta", real=True)(TIME)

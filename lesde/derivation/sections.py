@@ -129,7 +129,7 @@ def _solution(derivation: Derivation) -> Section:
     section = Section("Solution of the mean ODE")
     solution = derivation.solution
     if solution is None:
-        section.notes.append("No closed form; model.law(times) integrates it to 1e-12.")
+        section.notes.append("Not written out here; model.law(times) integrates it to 1e-12.")
         return section
     generic = solution.generic()
     meaning: dict[sp.Expr, sp.Expr] = {}
@@ -173,7 +173,7 @@ def _rates(derivation: Derivation) -> Section:
         )
     missing = [name for name, value in rows if value is None]
     if missing:
-        section.notes.append(
-            f"No closed form for {', '.join(missing)}: classes are not exchangeable."
-        )
+        matrix = derivation.model.transform.kind == "matrix"
+        why = "they depend on the direction" if matrix else "classes are not exchangeable"
+        section.notes.append(f"No closed form for {', '.join(missing)}: {why}.")
     return section

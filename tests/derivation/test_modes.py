@@ -227,3 +227,29 @@ def test_powers_of_long_sums_are_not_multiplied_out(text):
     derivation = LESDE(TwoLevel(text, 0), 3, 2).derive()
     assert [m.multiplicity for m in derivation.modes] == [4, 2]
     assert derivation.solution.mean(0).has(sp.Integral)
+
+
+def test_modes_of_a_shared_matrix_are_those_of_the_full_system() -> None:
+    """Against numpy's eigenvalues of the (Kp)×(Kp) matrix, with multiplicities."""
+    H = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -1.0]]) + 0.5 * np.eye(3)[::-1]
+    for counts in (10, [5, 6, 7, 9]):
+        model = LESDE(TwoLevel(2, -0.5), 4, 3, counts, transform=H)
+        derivation = model.derive()
+        found = [complex(m.rate) for m in derivation.modes for _ in range(m.multiplicity)]
+        M = np.kron(np.asarray(derivation.class_matrix.tolist(), dtype=float), H)
+        expected = np.linalg.eigvals(M)
+        np.testing.assert_allclose(np.sort_complex(found), np.sort_complex(expected), atol=1e-9)
+        assert derivation.solution is None
+        assert derivation.separation_rate is derivation.critical_constant is None
+
+
+def test_matrices_that_differ_between_classes_have_no_modes() -> None:
+    H = np.stack([np.eye(2), 2 * np.eye(2)])
+    derivation = LESDE(TwoLevel(2, -1), 2, 2, transform=H).derive()
+    assert derivation.modes == ()
+    assert not derivation.is_closed
+
+
+def test_mean_ode_is_the_drift() -> None:
+    derivation = LESDE(TwoLevel(), 3, 2).derive()
+    assert [equation.rhs for equation in derivation.mean_ode] == list(derivation.drift)
