@@ -21,6 +21,7 @@ __all__ = [
     "check_fraction",
     "check_integer",
     "check_labels",
+    "check_paths",
     "check_real",
     "check_times",
 ]
@@ -156,3 +157,29 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
             f"{', '.join(missing)} missing, found {', '.join(map(str, value.variables)) or 'nothing'}."
         )
     return value
+
+
+def check_paths(
+    name: str, value: Any, dims: Sequence[str] = ("sample", "feature"), minimum_classes: int = 1
+) -> tuple[xr.DataArray, np.ndarray]:
+    """The features and labels of a dataset of paths that has at least the given dimensions."""
+    check_dataset(name, value, ["features"], "lesde.simulate or a recorder")
+    features = value["features"]
+    if any(dim not in features.dims for dim in dims):
+        *first, last = map(repr, dims)
+        raise ValueError(
+            f"{name}.features must have the dimensions {', '.join(first)} and {last}; got "
+            f"{', '.join(map(repr, features.dims)) or 'none'}. Rename them with {name}.rename(...)."
+        )
+    if "label" not in value.variables or value["label"].dims != ("sample",):
+        raise ValueError(
+            f"{name} must hold the coordinate label(sample), the class of each sample; add it with "
+            f'{name}.assign_coords(label=("sample", labels)).'
+        )
+    labels = check_labels(f"{name}.label", value["label"].values)
+    if labels.max() + 1 < minimum_classes:
+        raise ValueError(
+            f"{name} must hold at least {minimum_classes} classes; {name}.label has "
+            f"{labels.max() + 1}."
+        )
+    return features, labels

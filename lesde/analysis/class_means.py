@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.class_frames import ClassFrames
-from lesde.checks import check_dataset, check_labels, check_times
+from lesde.checks import check_paths, check_times
 
 __all__ = ["ClassMeans", "read_class_means"]
 
@@ -50,20 +50,7 @@ class ClassMeans:
 
 def checked_paths(paths: Any) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
     """Features as (group dims..., replicate, time, sample, feature), labels, times, group dims."""
-    check_dataset("paths", paths, ["features"], "lesde.simulate or a recorder")
-    features = paths["features"]
-    for dim in ("time", "sample", "feature"):
-        if dim not in features.dims:
-            raise ValueError(
-                f"paths.features must have the dimensions 'time', 'sample' and 'feature'; got "
-                f"{', '.join(map(repr, features.dims))}. Rename them with paths.rename(...)."
-            )
-    if "label" not in paths.variables or paths["label"].dims != ("sample",):
-        raise ValueError(
-            "paths must hold the coordinate label(sample), the class of each sample; add it with "
-            'paths.assign_coords(label=("sample", labels)).'
-        )
-    labels = check_labels("paths.label", paths["label"].values)
+    features, labels = check_paths("paths", paths, ("time", "sample", "feature"))
     if labels.max() == 0:
         raise ValueError(
             "paths must hold at least two classes to tell α from β; paths.label has one."

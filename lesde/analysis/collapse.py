@@ -19,7 +19,12 @@ from lesde.analysis.collapse_metrics import (
     nc4,
 )
 from lesde.analysis.collapse_registry import METRICS, Metric, evaluate, metric
-from lesde.checks import check_choice, check_dataset, check_finite_array, check_labels, shown
+from lesde.checks import (
+    check_choice,
+    check_finite_array,
+    check_paths,
+    shown,
+)
 
 __all__ = [
     "METRICS",
@@ -98,20 +103,7 @@ def neural_collapse(
     >>> nc = lesde.neural_collapse(paths, metrics=["nc1", "nc2_etf"])  # doctest: +SKIP
     >>> nc.nc1.mean("replicate").plot(hue="learning_rate", yscale="log")  # doctest: +SKIP
     """
-    check_dataset("paths", paths, ["features"], "lesde.simulate or a recorder")
-    features = paths["features"]
-    for dim in ("sample", "feature"):
-        if dim not in features.dims:
-            raise ValueError(
-                f"paths.features must have the dimensions 'sample' and 'feature'; got "
-                f"{', '.join(map(repr, features.dims))}. Rename them with paths.rename(...)."
-            )
-    if "label" not in paths.variables or paths["label"].dims != ("sample",):
-        raise ValueError(
-            "paths must hold the coordinate label(sample), the class of each sample; add it with "
-            'paths.assign_coords(label=("sample", labels)).'
-        )
-    labels = check_labels("paths.label", paths["label"].values)
+    features, labels = check_paths("paths", paths)
     leading = [dim for dim in features.dims if dim not in ("sample", "feature")]
     features = features.transpose(*leading, "sample", "feature")
     sizes = {dim: features.sizes[dim] for dim in leading}

@@ -11,7 +11,7 @@ import xarray as xr
 
 from lesde.analysis.criteria import CRITERIA, DIRECTED, Frame
 from lesde.analysis.directions import check_direction, pair_directions
-from lesde.checks import check_dataset, check_labels, shown
+from lesde.checks import check_paths
 
 __all__ = ["Counter"]
 
@@ -139,15 +139,7 @@ class Counter:
 
 def _arrays(paths: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Features (*lead, replicate, sample, feature), labels, names of the leading dims."""
-    paths = check_dataset("paths", paths, ["features", "label"], "lesde.simulate")
-    features = paths["features"]
-    missing = [dim for dim in SAMPLE_DIMS if dim not in features.dims]
-    if missing:
-        raise ValueError(
-            f"paths['features'] must have the dimensions sample and feature; got "
-            f"{shown(features.dims)}."
-        )
-    labels = check_labels("paths['label']", paths["label"].values)
+    features, labels = check_paths("paths", paths)
     if "replicate" not in features.dims:
         features = features.expand_dims("replicate")
     dims = tuple(str(d) for d in features.dims if d not in (*SAMPLE_DIMS, "replicate"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_dataset, check_integer, check_labels, check_real, shown
+from lesde.checks import check_dataset, check_integer, check_paths, check_real, shown
 from lesde.plot.canvas import axis_label, number
 
 __all__ = ["Frames", "at_times", "class_average", "read_frames", "select_rate", "spread_over"]
@@ -112,10 +112,10 @@ def read_frames(
         For a dataset that is not paths, a replicate or learning rate it does not hold, a dimension
         besides them, or features that are not finite.
     """
-    check_dataset(name, paths, ["features"], SOURCE)
     check_integer("replicate", replicate, 0)
+    check_dataset(name, paths, ["features"], SOURCE)
     paths, note = select_rate(paths, learning_rate, name)
-    features = paths["features"]
+    features, labels = check_paths(name, paths, ("time", "sample", "feature"), minimum_classes=2)
     if "replicate" in features.dims:
         count = features.sizes["replicate"]
         if replicate >= count:
@@ -124,26 +124,12 @@ def read_frames(
                 f"got {replicate}."
             )
         features = features.isel(replicate=replicate)
-    missing = [d for d in ("time", "sample", "feature") if d not in features.dims]
-    if missing:
-        raise ValueError(
-            f"{name}.features must have the dimensions 'time', 'sample' and 'feature'; "
-            f"{', '.join(map(repr, missing))} missing."
-        )
     other = [d for d in features.dims if d not in ("time", "sample", "feature")]
     if other:
         raise ValueError(
             f"{name} must be one set of trajectories; it also has the dimension {str(other[0])!r}. "
             f"Choose an entry with {name}.isel({other[0]}=0)."
         )
-    if "label" not in paths.variables or paths["label"].dims != ("sample",):
-        raise ValueError(
-            f"{name} must hold the coordinate label(sample), the class of each sample; add it with "
-            f'{name}.assign_coords(label=("sample", labels)).'
-        )
-    labels = check_labels(f"{name}.label", paths["label"].values)
-    if labels.max() == 0:
-        raise ValueError(f"{name} must hold at least two classes; {name}.label has one.")
     values = features.transpose("time", "sample", "feature").values
     means = class_average(values, labels)
     if not np.isfinite(means).all():

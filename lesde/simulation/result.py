@@ -82,7 +82,7 @@ def as_dataset(
     replicate = np.arange(first_replicate, first_replicate + features.shape[1])
     coords: dict[str, Any] = {
         "replicate": ("replicate", replicate, {"long_name": "replicate"}),
-        "time": ("time", times, {"long_name": "time", "units": "learning rate × iterations"}),
+        "time": ("time", times, {"long_name": "time"}),
         "label": ("sample", model.labels, {"long_name": "class"}),
     }
     if rates is not None:
