@@ -83,6 +83,17 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     assert [t for t in targets if not (ROOT / t).exists()] == []
 
 
+def test_commands_of_the_readme_are_those_of_the_command_line() -> None:
+    import typer
+
+    from lesde.cli import app
+
+    wanted = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    for page in ("README.md", "docs/api/study.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert set(re.findall(r"^\| `lesde (\w+)` \|", text, flags=re.MULTILINE)) == wanted, page
+
+
 def test_api_pages_name_only_what_exists() -> None:
     """Autodoc warns too, but building the pages takes long; this takes no time."""
     import importlib
@@ -159,10 +170,11 @@ def test_limit_above_the_phase_transition() -> None:
 
     Null: the share of paths separated along the initial gap is the formula's, and of those separated
     along their own gap, 1. 4096 paths, standard error 0.0043 at P = 0.92; tolerance 5 of them. At
-    t = 1e8 the gap is 4e5 times its start, the formula's limit to 1e-4.
+    t = 1e8 the gap is 1,600 spreads per unit of its start, which is the limit to 1e-3.
     """
-    import lesde
     from scipy.stats import norm
+
+    import lesde
 
     K, n, gap, c = 2, 5, 1.0, 1.8
     kernel = lesde.TwoLevel(alpha="c/(2*t)", beta="-c/(2*t)", parameters={"c": c})
@@ -176,6 +188,25 @@ def test_limit_above_the_phase_transition() -> None:
     own = lesde.separation_probability(paths, direction="own").probability[-1]
     assert abs(float(along) - expected) < 5 * np.sqrt(expected * (1 - expected) / 4096)
     assert float(own) > 0.995
+
+
+@pytest.mark.parametrize("c", [0.2, 0.5, 0.8])
+def test_limit_below_the_phase_transition(c: float) -> None:
+    """The limit of P for c < K/2 in docs/mathematics.md, against the exact law at t = 1e40.
+
+    There the gap has shrunk to at most 1e-4 spreads, so the two agree to about that.
+    """
+    import lesde
+    from lesde.analysis import separation_function
+
+    K, n = 2, 3
+    kernel = lesde.TwoLevel(alpha="c/(2*t)", beta="-c/(2*t)", parameters={"c": c})
+    model = lesde.LESDE(kernel, K, 1, n, noise=1.0)
+    exact = lesde.predict_separation(model, [1.0, 1e40], initial=[[0.5], [-0.5]]).probability[-1]
+    ratio = 2 * c / K
+    limit = separation_function(0.0, n, n, extra_variance=2 / n * ratio / (1 - ratio)).probability
+    assert float(limit) == pytest.approx(float(exact), rel=1e-3)
+    assert 0.05 < float(limit) < 0.5
 
 
 @pytest.mark.slow

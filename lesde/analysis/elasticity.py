@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde.analysis.averaged_fit import fit_averages
 from lesde.analysis.class_means import read_class_means
 from lesde.analysis.elasticity_result import TWO_LEVEL, ElasticityResult
 from lesde.analysis.transition_fit import fit_transitions
@@ -31,6 +32,7 @@ def fit_elasticity(
     tail: float | tuple[float, float] | None = None,
     scheme: str = "auto",
     errors: str = "auto",
+    estimator: str = "likelihood",
 ) -> xr.Dataset:
     """Estimate α(t), β(t) and their integrals A, B, or a full matrix E(t), from features.
 
@@ -69,6 +71,11 @@ def fit_elasticity(
         noise may differ between classes, be correlated over classes (sampling noise of SGD) and over time. ``"model"``:
         noise σ²/n_k per unit time, independent over classes, features and intervals, as in the LE-SDE. ``"auto"``:
         ``"replicate"`` from 8 replicates on.
+    estimator : {"likelihood", "averages"}, default "likelihood"
+        ``"likelihood"``: every replicate is a path of the LE-SDE, the best use of the data where that is so. ``"averages"``: class
+        means are averaged over replicates first, as Zhang, Wang and Su do, and errors are those of the jackknife over
+        replicates. For recorded networks, where noise is pulled back by the non-linear dynamics, which a fit to single
+        networks takes for elasticity. Needs replicates with the same expected means.
 
     Returns
     -------
@@ -140,6 +147,7 @@ def fit_elasticity(
     check_choice("kernel", kernel, ("two-level", "matrix"))
     check_choice("scheme", scheme, ("auto", "exponential", "discrete"))
     check_choice("errors", errors, ("auto", "replicate", "model"))
+    check_choice("estimator", estimator, ("likelihood", "averages"))
     if smoothing is not None:
         check_choice("smoothing", smoothing, ("reml",))
     confidence = check_fraction("confidence", confidence)
@@ -155,6 +163,15 @@ def fit_elasticity(
         raise ValueError(
             "errors='replicate' needs at least 2 replicates; paths has 1. Use errors='model'."
         )
+    if estimator == "averages":
+        if R < 3:
+            raise ValueError(
+                f"estimator='averages' needs at least 3 replicates for its errors; paths has {R}. Use "
+                f"estimator='likelihood'."
+            )
+        if errors == "model":
+            raise ValueError("errors='model' goes with estimator='likelihood'; leave errors out.")
+        errors = "replicate"
     if errors == "auto":
         errors = "replicate" if R >= FEWEST_REPLICATES else "model"
         if errors == "model":
@@ -166,7 +183,8 @@ def fit_elasticity(
     basis = rate_basis(H, data.counts / data.counts.sum(), kernel)
     functionals = TWO_LEVEL if kernel == "two-level" else np.eye(K * K)
     widths = np.diff(data.times)
-    fit = fit_transitions(basis, functionals, data.values, widths, data.steps, data.counts)
+    fitter = fit_transitions if estimator == "likelihood" else fit_averages
+    fit = fitter(basis, functionals, data.values, widths, data.steps, data.counts)
     result = ElasticityResult(data, fit, kernel, errors == "replicate", confidence)
     result.add_integrals()
     result.add_rates(smoothing)
@@ -176,6 +194,7 @@ def fit_elasticity(
         transform=H.kind,
         kernel=kernel,
         method="Gaussian maximum likelihood of the class means, one interval at a time",
+        estimator=estimator,
         scheme="exponential" if data.steps is None else "discrete",
         errors=errors,
         smoothing=smoothing or "none",

@@ -32,7 +32,7 @@ from lesde.analysis.transition_solver import (
     scores,
 )
 
-__all__ = ["TransitionFit", "fit_transitions"]
+__all__ = ["TransitionFit", "fit_transitions", "in_common"]
 
 BLOCK_VALUES = 2**22
 # Above this many products an interval, the information of single replicates is not formed.
@@ -172,8 +172,8 @@ def _fit_block(
         moved=grams.yy.sum(1),
         residual=total,
         predicted_residual=(own_loss + rise).sum(1),
-        common_moved=_in_common(grams.y, grams.yy, grams.weight),
-        common_residual=_in_common(grams.y - L[:, None] @ grams.z, own_loss, grams.weight)
+        common_moved=in_common(grams.y, grams.yy, grams.weight),
+        common_residual=in_common(grams.y - L[:, None] @ grams.z, own_loss, grams.weight)
         + absorbed,
         converged=converged,
     )
@@ -197,7 +197,7 @@ def _growth(
     return total
 
 
-def _in_common(values: np.ndarray, squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def in_common(values: np.ndarray, squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Σ n_k⟨x_r, x_s⟩ over the other replicates s, for every r, (b, r)."""
     whole = (values * values.sum(1, keepdims=True)).sum(-1) @ weight
     return whole - squares

@@ -71,7 +71,7 @@ def fit_models(config: DemoConfig, network: xr.Dataset) -> dict[str, xr.Dataset]
         warnings.filterwarnings("ignore", message="no (tail|log_slope)_index")
         return {
             transform: lesde.fit_elasticity(
-                frames, transform=transform, confidence=config.confidence
+                frames, transform=transform, confidence=config.confidence, estimator="averages"
             )
             for transform in MODELS
         }
