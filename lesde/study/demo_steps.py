@@ -262,6 +262,7 @@ def compare(
     names = (
         "r_squared",
         "r_squared_common",
+        "r_squared_common_se",
         "mean_error",
         "inside",
         "noise_ratio",
@@ -283,7 +284,8 @@ def compare(
             sigma, explained = within_noise(one)
             fit = fits[transform].isel(learning_rate=j)
             out["r_squared"][i, j] = float(fit["r_squared"])
-            out["r_squared_common"][i, j] = float(fit["r_squared_common"])
+            for name in ("r_squared_common", "r_squared_common_se"):
+                out[name][i, j] = float(fit[name])
             out["mean_error"][i, j] = np.sqrt((gap**2).sum() / (means**2).sum())
             out["inside"][i, j] = (gap <= z * np.sqrt(variance)).mean()
             out["noise_ratio"][i, j] = float(fit["residual_scale"]) / sigma if sigma else np.nan

@@ -83,14 +83,17 @@ def numbers(
             ]
             if source in comparison.model.values:
                 fit = comparison.sel(model=source, learning_rate=h)
-                row += [
-                    format_number(float(fit[n]))
-                    for n in ("r_squared_common", "mean_error", "inside")
-                ]
+                row += [_with_error(fit)]
+                row += [format_number(float(fit[name])) for name in ("mean_error", "inside")]
             else:
                 row += ["", "", ""]
             rows.append(row)
     return header, rows
+
+
+def _with_error(one: xr.Dataset) -> str:
+    """The share of common movement explained, with its standard error."""
+    return f"{float(one.r_squared_common):.2f} ± {float(one.r_squared_common_se):.2f}"
 
 
 def _percent(values: xr.DataArray) -> tuple[str, str]:
@@ -111,11 +114,12 @@ def verdict(config: DemoConfig, comparison: xr.Dataset) -> list[str]:
     for model in comparison.model.values:
         part = comparison.sel(model=model)
         worst, best = _percent(part.r_squared)
-        least, most = _percent(part.r_squared_common)
+        common = ", ".join(_with_error(part.sel(learning_rate=h)) for h in config.learning_rates)
         lines.append(
             f"**{model}.** Of the increments of a network's class means, the rates fitted to the other "
             f"networks explain {worst} to {best}; of the movement that the networks have in common, "
-            f"noise removed, {least} to {most} (a right model explains all of it). The law's class means miss the "
+            f"noise removed, they explain {common} in the order of the learning rates, ± one standard "
+            f"error (a right model explains 1). The law's class means miss the "
             f"networks' average by {float(part.mean_error.min()):.1%} to "
             f"{float(part.mean_error.max()):.1%} (relative root mean square over time), and "
             f"{float(part.inside.min()):.0%} to {float(part.inside.max()):.0%} of its coordinates lie "

@@ -40,7 +40,8 @@ def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]])
         table.add_row(*map(format_number, row))
     console = Console()
     # A narrow terminal breaks lines; a table must not drop digits.
-    console.width = max(console.width, console.measure(table).maximum)
+    wide = console.options.update(max_width=1000)
+    console.width = max(console.width, console.measure(table, options=wide).maximum)
     console.print(table)
 
 
