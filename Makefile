@@ -21,4 +21,4 @@ docs:
 	$(VENV)/bin/python -m sphinx -W -b html docs docs/_build/html
 
 clean:
-	rm -rf docs/_build docs/auto_examples .pytest_cache .ruff_cache .mypy_cache
+	rm -rf docs/_build docs/auto_examples docs/sg_execution_times.rst .pytest_cache .ruff_cache .mypy_cache

@@ -180,7 +180,7 @@ def nc4(frames: ClassFrames) -> np.ndarray:
     """Share of samples on which the classifier and the nearest class mean agree.
 
     argmax_k (w_k·x + b_k) against argmin_k ‖x − μ_k‖ (Papyan, Han, Donoho 2020, who report the
-    share that *dis*agrees); 1 under collapse. A tie goes to the lower class. Without ``bias``, b
+    share that disagrees); 1 under collapse. A tie goes to the lower class. Without ``bias``, b
     = 0. Parameters and shapes as in `nc3`.
     """
     assert frames.weights is not None

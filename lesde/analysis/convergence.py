@@ -118,7 +118,9 @@ def convergence(
     ValueError, TypeError
         For arguments that do not fit; the message says what is allowed.
 
-    Notes ----- **Fit.** Least squares of log y on x and on log u, frames weighted equally. Values
+    Notes
+    -----
+    **Fit.** Least squares of log y on x and on log u, frames weighted equally. Values
     that are 0, NaN or infinite have no logarithm and are left out: paths that start at their
     class means have NC1 = 0 at the first time. With three replicates or more each is fitted by
     itself and the interval is the t interval over replicates: the correlation within a trajectory

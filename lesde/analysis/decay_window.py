@@ -28,7 +28,9 @@ def decay_window(abscissas: list[np.ndarray], z: np.ndarray) -> tuple[int, int]:
     -------
     start, stop : int
 
-    Notes ----- For each law and each pair of frames i < j the *whole* curve is described by a
+    Notes
+    -----
+    For each law and each pair of frames i < j the *whole* curve is described by a
     continuous broken line: a straight transient of free slope up to i, the line of the law from i
     to j, constant from j on. The transient, the constant or both may be absent. Least squares
     over all frames, and the pair that minimises a BIC with n_eff = n(1−ρ)/(1+ρ) observations in

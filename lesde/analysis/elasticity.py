@@ -29,7 +29,7 @@ def fit_elasticity(
     confidence: float = 0.95,
     *,
     smoothing: str | None = "reml",
-    tail: float | tuple[float, float] | None = None,
+    tail: float | tuple[float, float] | bool | None = None,
     scheme: str = "auto",
     errors: str = "auto",
     estimator: str = "likelihood",
@@ -58,8 +58,8 @@ def fit_elasticity(
         interval, averaged over its amount by restricted likelihood, with bands that include its bias on average over
         the curve; or the raw rates themselves (also for fewer than 5 intervals). Integrals and tail indices
         never use smoothed rates.
-    tail : float or (float, float), optional
-        First time, or first and last, of the window for tail indices. Default: from √(t₁ t_T) to the last
+    tail : float, (float, float) or False, optional
+        First time, or first and last, of the window for tail indices; False leaves them out. Default: from √(t₁ t_T) to the last
         time t_T, t₁ the first positive time: the second half in log t.
     scheme : {"auto", "exponential", "discrete"}, default "auto"
         Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m SGD
@@ -151,7 +151,7 @@ def fit_elasticity(
     if smoothing is not None:
         check_choice("smoothing", smoothing, ("reml",))
     confidence = check_fraction("confidence", confidence)
-    tail = _check_tail(tail)
+    window = None if tail is False else _check_tail(tail)
     data = read_class_means(paths, scheme != "exponential")
     if scheme == "discrete" and data.steps is None:
         raise ValueError(
@@ -188,7 +188,8 @@ def fit_elasticity(
     result = ElasticityResult(data, fit, kernel, errors == "replicate", confidence)
     result.add_integrals()
     result.add_rates(smoothing)
-    result.add_tails(tail)
+    if tail is not False:
+        result.add_tails(window)
     result.add_quality()
     result.dataset.attrs.update(
         transform=H.kind,

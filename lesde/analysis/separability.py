@@ -63,7 +63,8 @@ def separation_probability(
         For "projection". "ensemble", the default: the unit vector along the gap of the class means
         averaged over replicates, at each time. "own": along each replicate's own gap, for random
         initial means, whose average over replicates says nothing. "initial": the ensemble's at the
-        first time. An array (feature,) serves every pair, its sign chosen by the ensemble gap; an
+        first time. With a common direction a replicate whose noise put the classes in the opposite
+        order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair, its sign chosen by the ensemble gap; an
         array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
     precision : float, optional
         Half-width wanted for the widest interval of ``probability`` over times (and learning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from lesde.analysis.elasticity import fit_elasticity
 from lesde.analysis.tail_index import log_slope, power_tail, tail_window
@@ -108,3 +109,15 @@ def test_short_tail_gives_nan():
     paths = power_paths(0.5, 1, 8, seed=0)
     fit = fit_elasticity(paths, tail=(8.0, 10.0))
     assert np.isnan(fit.tail_index).all()
+
+
+def test_tail_indices_can_be_left_out(recwarn):
+    times = np.linspace(0, 2, 6)
+    features = np.random.default_rng(0).standard_normal((8, 6, 4, 2)).cumsum(1)
+    paths = xr.Dataset(
+        {"features": (("replicate", "time", "sample", "feature"), features)},
+        {"time": times, "label": ("sample", [0, 0, 1, 1])},
+    )
+    fit = fit_elasticity(paths, tail=False)
+    assert "tail_index" not in fit
+    assert not [w for w in recwarn if "tail_index" in str(w.message)]
