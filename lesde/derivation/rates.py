@@ -102,7 +102,7 @@ def nc2_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
 
 
 def critical_constant(model: LESDE) -> sp.Expr | None:
-    """The c of α − β = c/t above which classes separate in the limit.
+    """The c of α − β = c/t above which the gap of two classes outgrows their spread.
 
     The gap over the within-class spread is ∝ exp(∫ rate)/√t, so it grows iff t · rate > 1/2. The
     rate is derived anew for the same kernel with α = β + c/t and β left unevaluated; None where it

@@ -168,7 +168,7 @@ def _rates(derivation: Derivation) -> Section:
         )
     if derivation.critical_constant is not None:
         section.notes.append(
-            "With alpha - beta = c/t the classes separate in the limit iff c > c_crit."
+            "With alpha - beta = c/t the gap over the spread grows without bound iff c > c_crit."
             + (" This is for beta <= 0." if derivation.model.transform.kind == "logits" else "")
         )
     missing = [name for name, value in rows if value is None]
