@@ -26,8 +26,9 @@ class DemoConfig(BaseModel):
     total_time: float = Field(50.0, gt=0, description="learning rate times iterations")
     saved_times: int = Field(50, ge=8, description="recordings, the initial state included")
     model_start: float = Field(
-        1.0, ge=0, description="time from which the kernel is fitted and the model runs"
+        2.0, ge=0, description="time from which the kernel is fitted and the model runs"
     )
+    fit_every: int = Field(2, ge=1, description="recordings an interval of the fit spans")
     copies: int = Field(4, ge=1, description="simulated trajectories from each network's start")
     predicted_times: int = Field(12, ge=2, description="times of the analytic prediction")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")

@@ -224,7 +224,7 @@ _FIT_WORDS = (
     "scatter between networks."
 )
 _SEPARATION_WORDS = (
-    "All pairs of classes at once, by projection on the ensemble's gap of class means. The shaded "
+    "All pairs of classes at once, by projection on each network's own gaps of class means. The shaded "
     "bracket is the analytic prediction for the fitted model: Bonferroni and Fréchet bounds, averaged "
     "over the networks' starts."
 )

@@ -66,6 +66,10 @@ def from_start(config: DemoConfig, paths: xr.Dataset) -> xr.Dataset:
 def fit_models(config: DemoConfig, network: xr.Dataset) -> dict[str, xr.Dataset]:
     """Fit α(t), β(t) for every learning rate, in the I-model and the L-model."""
     frames = from_start(config, network)
+    # Longer intervals tell α and β apart where the noise of one is as large as its movement. The
+    # last recording is kept, so that the kernel is known to the end.
+    kept = np.arange(frames.sizes["time"] - 1, -1, -config.fit_every)[::-1]
+    frames = frames.isel(time=np.union1d([0], kept))
     with warnings.catch_warnings():
         # Tail indices that cannot be given are NaN in the fit, and the report says so.
         warnings.filterwarnings("ignore", message="no (tail|log_slope)_index")
@@ -176,7 +180,10 @@ def separate(
         for criterion in CRITERIA:
             columns.append(
                 lesde.separation_probability(
-                    paths, criterion=criterion, confidence=config.confidence
+                    paths,
+                    criterion=criterion,
+                    confidence=config.confidence,
+                    direction="own",  # networks start, and so point, in different directions
                 )
             )
             done += 1

@@ -22,6 +22,8 @@ SMALL = DemoConfig(
     replicates=8,
     total_time=8.0,
     saved_times=12,
+    model_start=0.5,
+    fit_every=1,
     copies=2,
     predicted_times=3,
 )
