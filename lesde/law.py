@@ -11,7 +11,8 @@ import xarray as xr
 from lesde.checks import check_times
 from lesde.errors import Diverged
 from lesde.initial import read_initial
-from lesde.propagator import Transition, expand
+from lesde.linear_system import contrast_basis
+from lesde.propagator import Transition, to_classes
 
 if TYPE_CHECKING:
     from lesde.model import LESDE
@@ -41,7 +42,10 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
     -------
     xarray.Dataset
         ``mean`` (time, class, feature); ``covariance`` (time, class, feature, class_, feature_) of
-        the class means; ``within`` (time, class, feature, feature_), the covariance of a sample
+        the class means; ``centred_mean`` and ``centred_covariance``, the same of the class means less
+        the (unweighted) grand mean: where contrasts do not mix with the grand mean they keep their own
+        digits, however much faster that grows, so gaps between classes are to be taken from these;
+        ``within`` (time, class, feature, feature_), the covariance of a sample
         about its class's process mean that noise has built up. The empirical covariance of n_k
         samples (divisor n_k) has expectation (1 − 1/n_k) of it, plus that of the initial
         deviations. Coordinates ``label`` (sample) and ``count`` (class). Where ``initial`` gives
@@ -58,7 +62,7 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
     times = check_times("times", times, minimum_length=1)
     start = read_initial(model, initial)
     K, p = model.n_classes, model.n_features
-    size = 8.0 * len(times) * (K * p) ** 2
+    size = 16.0 * len(times) * (K * p) ** 2
     if size > LARGEST_RESULT:
         raise ValueError(
             f"times has {len(times)} entries, for which the covariance of {K * p} class-mean features "
@@ -67,13 +71,15 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
     coefficients = model.derive().coefficients()
     with np.errstate(over="ignore", invalid="ignore"):
         steps = model.derive().transitions(times)
-    mean = np.zeros((len(times), K, p))
-    covariance = np.zeros((len(times), K, p, K, p))
-    if start.means is None:
-        covariance[0] = np.eye(K * p).reshape(K, p, K, p) / p
-    else:
-        mean[0] = start.means
-    _propagate(steps, mean, covariance)
+        basis = contrast_basis(K)
+        # Coordinates: grand mean and contrasts, each with its own digits.
+        mean = np.zeros((len(times), K, p))
+        covariance = np.zeros((len(times), K, p, K, p))
+        if start.means is None:
+            covariance[0] = np.eye(K * p).reshape(K, p, K, p) / p
+        else:
+            mean[0] = basis.T @ start.means
+        _propagate(steps, mean, covariance)
     for name, values in (("the mean of the law", mean), ("the covariance of the law", covariance)):
         finite = np.isfinite(values.reshape(len(times), -1)).all(1)
         if not finite.all():
@@ -81,14 +87,25 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
                 times[np.argmin(finite)], name, "end `times` earlier or weaken the kernel"
             )
 
+    centred = basis[:, 1:]
     elapsed = times - times[0]
     within = elapsed[:, None, None, None] * coefficients.noise_covariance
     data: dict[str, Any] = {
-        "mean": (("time", "class", "feature"), mean, {"long_name": "class mean"}),
+        "mean": (("time", "class", "feature"), basis @ mean, {"long_name": "class mean"}),
         "covariance": (
             ("time", "class", "feature", "class_", "feature_"),
-            covariance,
+            to_classes(covariance, basis),
             {"long_name": "covariance of the class means"},
+        ),
+        "centred_mean": (
+            ("time", "class", "feature"),
+            centred @ mean[:, 1:],
+            {"long_name": "class mean less the grand mean"},
+        ),
+        "centred_covariance": (
+            ("time", "class", "feature", "class_", "feature_"),
+            to_classes(covariance[:, 1:, :, 1:], centred),
+            {"long_name": "covariance of the class means less the grand mean"},
         ),
         "within": (
             ("time", "class", "feature", "feature_"),
@@ -111,12 +128,11 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
 
 
 def _propagate(steps: list[Transition], mean: np.ndarray, covariance: np.ndarray) -> None:
-    """Fill mean and covariance from their first entries, in place."""
+    """Fill mean and covariance, in contrast coordinates, from their first entries, in place."""
     K, p = mean.shape[1:]
-    with np.errstate(over="ignore", invalid="ignore"):
-        for i, step in enumerate(steps):
-            mean[i + 1] = step.mean(mean[i])
-            carried = covariance[i].reshape(K * p, K, p)
-            carried = step.mean(carried).reshape(K * p, K * p)
-            carried = step.mean(carried.T.reshape(K * p, K, p)).reshape(K * p, K * p)
-            covariance[i + 1] = carried.reshape(K, p, K, p) + expand(step.parts, K, p)
+    for i, step in enumerate(steps):
+        mean[i + 1] = step.apply(step.phi, mean[i])
+        carried = covariance[i].reshape(K * p, K, p)
+        carried = step.apply(step.phi, carried).reshape(K * p, K * p)
+        carried = step.apply(step.phi, carried.T.reshape(K * p, K, p)).reshape(K, p, K, p)
+        covariance[i + 1] = carried + step.contrast_covariance()

@@ -7,65 +7,112 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesde.derivation.coefficients import Coefficients
+from lesde.transforms import Transform, logit_directions
 
-__all__ = ["DENSE_LIMIT", "LinearSystem", "linear_system"]
+__all__ = ["DENSE_LIMIT", "LinearSystem", "contrast_basis", "linear_system"]
 
 DENSE_LIMIT = 2000
 """Largest K·p for which dense (Kp)×(Kp) matrices are formed (32 MB each)."""
 
 
+# Entries of a rotated matrix this far below its largest are rounding of exact zeros.
+ROUNDING = 16 * np.finfo(float).eps
+
+
+def contrast_basis(n_classes: int) -> np.ndarray:
+    """An orthogonal K×K matrix: the first column the grand mean 1/√K, the others Helmert contrasts."""
+    K = n_classes
+    basis = np.zeros((K, K))
+    basis[:, 0] = 1 / np.sqrt(K)
+    for j in range(1, K):
+        basis[:j, j] = 1.0
+        basis[j, j] = -j
+        basis[:, j] /= np.sqrt(j * (j + 1))
+    return basis
+
+
+def _clean(matrix: np.ndarray) -> np.ndarray:
+    """The matrix with what is only rounding set to zero, so that what is decoupled stays so."""
+    size = np.abs(matrix).max(initial=0.0)
+    return np.where(np.abs(matrix) > ROUNDING * size, matrix, 0.0)
+
+
 @dataclass(frozen=True)
 class LinearSystem:
-    """dX̄ = W(t) V X̄ dt + noise, in the smallest space that carries it.
+    """dY = W(t) V Y dt + noise, in the smallest space that carries the class means.
+
+    Y are the class means in the coordinates of :func:`contrast_basis`: grand mean and contrasts. Where
+    the two do not mix, as in balanced models, each keeps its own digits; in class coordinates the
+    contrasts would drown in the rounding of a grand mean that grows faster.
 
     Attributes
     ----------
     coefficients : Coefficients
         Gives the class matrix w_l E_kl(t).
+    basis : ndarray (K, K)
+        The contrast basis.
     left : ndarray (class, feature, rank), or None
         U_l of H_l = U_l V_lᵀ; None where the transform is the identity and the space has K dimensions.
     right : ndarray (class·rank, n)
         V; the identity where the space has K dimensions.
     sources : list of (ndarray (n, n), ndarray (p, p) or None)
-        Noise intensities Q and their feature factors, as the parts of a :class:`Transition`.
+        Noise intensities Q and their feature factors, as the parts of a propagator's transition.
     """
 
     coefficients: Coefficients
+    basis: np.ndarray
     left: np.ndarray | None
     right: np.ndarray
     sources: list[tuple[np.ndarray, np.ndarray | None]]
 
     def outer(self, class_matrix: np.ndarray) -> np.ndarray:
         """W for class matrices (time, class, class), shape (time, n, class·rank)."""
+        B = self.basis
         if self.left is None:
-            return class_matrix
-        blocks = np.einsum("tkl,lir->tkilr", class_matrix, self.left)
-        return blocks.reshape(len(class_matrix), self.right.shape[1], self.right.shape[0])
+            return _clean(B.T @ class_matrix @ B)
+        blocks = np.einsum("ka,tkl,lir,lb->taibr", B, class_matrix, self.left, B, optimize=True)
+        return _clean(blocks).reshape(len(class_matrix), self.right.shape[1], self.right.shape[0])
 
 
 def linear_system(coefficients: Coefficients) -> LinearSystem:
     """Choose the representation of the class means' system."""
     counts = coefficients.counts
     K, p = len(counts), coefficients.noise_factor.shape[-1]
+    B = contrast_basis(K)
     if coefficients.transform.kind == "identity":
-        return LinearSystem(coefficients, None, np.eye(K), _class_sources(coefficients))
+        sources = [(_clean(B.T @ Q @ B), factor) for Q, factor in _class_sources(coefficients)]
+        return LinearSystem(coefficients, B, None, np.eye(K), sources)
     if K * p > DENSE_LIMIT:
         raise ValueError(
             f"the exact law of this model needs dense matrices of size n_classes·n_features = {K * p}, "
             f"more than {DENSE_LIMIT}; use engine='torchsde', or transform='identity', which needs "
             f"matrices of size n_classes only."
         )
-    u, singular, vt = np.linalg.svd(coefficients.transform.array())
+    left, readout = _factors(coefficients.transform)
+    right = np.einsum("lb,lri,la->brai", B, readout, B, optimize=True)
+    noise = coefficients.noise_covariance / counts[:, None, None]
+    Q = np.einsum("ka,kij,kb->aibj", B, noise, B, optimize=True)
+    size = left.shape[-1] * K
+    dense: list[tuple[np.ndarray, np.ndarray | None]]
+    dense = [(_clean(Q).reshape(K * p, K * p), None)]
+    return LinearSystem(coefficients, B, left, _clean(right).reshape(size, K * p), dense)
+
+
+def _factors(transform: Transform) -> tuple[np.ndarray, np.ndarray]:
+    """U (class, feature, rank) and V (class, rank, feature) with H_l = U_l V_l."""
+    if transform.kind == "logits":
+        # By hand: the signs of an SVD would hide that the classes are alike.
+        d = logit_directions(transform.n_classes)
+        return d[:, :, None], (d / (d**2).sum(1, keepdims=True))[:, None, :]
+    H = transform.array()
+    p = H.shape[-1]
+    if transform.is_shared:
+        u, singular, vt = np.linalg.svd(H[:1])
+        u, singular, vt = (np.repeat(part, len(H), axis=0) for part in (u, singular, vt))
+    else:
+        u, singular, vt = np.linalg.svd(H)
     rank = max(1, int((singular > singular.max(initial=0) * p * np.finfo(float).eps).sum(1).max()))
-    left = u[:, :, :rank] * singular[:, None, :rank]
-    right = np.zeros((K, rank, K, p))
-    Q = np.zeros((K, p, K, p))
-    covariance = coefficients.noise_covariance
-    for k in range(K):
-        right[k, :, k, :] = vt[k, :rank]
-        Q[k, :, k, :] = covariance[k] / counts[k]
-    sources: list[tuple[np.ndarray, np.ndarray | None]] = [(Q.reshape(K * p, K * p), None)]
-    return LinearSystem(coefficients, left, right.reshape(K * rank, K * p), sources)
+    return u[:, :, :rank] * singular[:, None, :rank], vt[:, :rank]
 
 
 def _class_sources(coefficients: Coefficients) -> list[tuple[np.ndarray, np.ndarray | None]]:

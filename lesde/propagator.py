@@ -29,12 +29,15 @@ from lesde.collocation import Step, constant_step, varying_step
 from lesde.derivation.coefficients import Coefficients
 from lesde.linear_system import linear_system
 
-__all__ = ["Transition", "transitions"]
+__all__ = ["Transition", "to_classes", "transitions"]
 
 
 @dataclass(frozen=True)
 class Transition:
     """The Gaussian transition of the class means over one interval.
+
+    Matrices are in the coordinates of :func:`lesde.linear_system.contrast_basis` (grand mean and
+    contrasts); :meth:`mean`, :meth:`noise`, :meth:`covariance` and :meth:`phi_full` speak of classes.
 
     Attributes
     ----------
@@ -42,28 +45,31 @@ class Transition:
         Φ; n = K where the transform is the identity, else K·p.
     parts : tuple of (ndarray (n, n), ndarray (p, p) or None)
         The covariance is Σ part ⊗ factor factorᵀ over these; None stands for the plain matrix.
-    n_classes, n_features : int
-        K and p.
+    basis : ndarray, shape (K, K)
+        The contrast basis.
+    n_features : int
+        p.
     """
 
     phi: np.ndarray
     parts: tuple[tuple[np.ndarray, np.ndarray | None], ...]
-    n_classes: int
+    basis: np.ndarray
     n_features: int
-
-    def _apply(self, matrix: np.ndarray, means: np.ndarray) -> np.ndarray:
-        if self._is_small:
-            return matrix @ means
-        flat = means.reshape(*means.shape[:-2], -1)
-        return (flat @ matrix.T).reshape(means.shape)
 
     @property
     def _is_small(self) -> bool:
         return self.parts[0][1] is not None
 
+    def apply(self, matrix: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+        """A matrix of this transition times coordinates (..., contrast, feature)."""
+        if self._is_small:
+            return matrix @ coordinates
+        flat = coordinates.reshape(*coordinates.shape[:-2], -1)
+        return (flat @ matrix.T).reshape(coordinates.shape)
+
     def mean(self, means: np.ndarray) -> np.ndarray:
         """Conditional expectation of class means (..., class, feature)."""
-        return self._apply(self.phi, means)
+        return self.basis @ self.apply(self.phi, self.basis.T @ means)
 
     def noise(self, normals: np.ndarray) -> np.ndarray:
         """Noise of the class means from standard normals of shape (part, ..., class, feature).
@@ -73,9 +79,9 @@ class Transition:
         """
         total = np.zeros(normals.shape[1:])
         for root, (_, factor), z in zip(self.roots, self.parts, normals, strict=True):
-            coloured = self._apply(root, z)
+            coloured = self.apply(root, z)
             total += coloured if factor is None else coloured @ factor.T
-        return total
+        return self.basis @ total
 
     @property
     def n_normals(self) -> int:
@@ -87,31 +93,34 @@ class Transition:
         """A square root of every part of the covariance."""
         return [_square_root(part) for part, _ in self.parts]
 
+    def contrast_covariance(self) -> np.ndarray:
+        """The covariance in contrast coordinates, shape (contrast, feature, contrast, feature)."""
+        K, p = len(self.basis), self.n_features
+        total = np.zeros((K, p, K, p))
+        for part, factor in self.parts:
+            if factor is None:
+                total += part.reshape(K, p, K, p)
+            else:
+                total += np.einsum("ab,ij->aibj", part, factor @ factor.T)
+        return total
+
     def covariance(self) -> np.ndarray:
-        """The covariance, shape (class, feature, class, feature)."""
-        K, p = self.n_classes, self.n_features
-        return expand(self.parts, K, p)
+        """The covariance of the class means, shape (class, feature, class, feature)."""
+        return to_classes(self.contrast_covariance(), self.basis)
 
     def phi_full(self) -> np.ndarray:
         """Φ as (class, feature, class, feature)."""
-        K, p = self.n_classes, self.n_features
+        K, p = len(self.basis), self.n_features
         if self._is_small:
-            return np.einsum("kl,ij->kilj", self.phi, np.eye(p))
-        return self.phi.reshape(K, p, K, p)
-
-
-def expand(
-    parts: tuple[tuple[np.ndarray, np.ndarray | None], ...], n_classes: int, n_features: int
-) -> np.ndarray:
-    """A structured covariance as a dense array (class, feature, class, feature)."""
-    K, p = n_classes, n_features
-    total = np.zeros((K, p, K, p))
-    for part, factor in parts:
-        if factor is None:
-            total += part.reshape(K, p, K, p)
+            full = np.einsum("ab,ij->aibj", self.phi, np.eye(p))
         else:
-            total += np.einsum("kl,ij->kilj", part, factor @ factor.T)
-    return total
+            full = self.phi.reshape(K, p, K, p)
+        return to_classes(full, self.basis)
+
+
+def to_classes(matrix: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """From (..., contrast, feature, contrast, feature) to (..., class, feature, class, feature)."""
+    return np.einsum("ka,...aibj,lb->...kilj", basis, matrix, basis, optimize=True)
 
 
 def _square_root(matrix: np.ndarray) -> np.ndarray:
@@ -144,12 +153,14 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
         When the growth over a time-dependent interval overflows.
     """
     system = linear_system(coefficients)
-    K, p = len(coefficients.counts), coefficients.noise_factor.shape[-1]
+    p = coefficients.noise_factor.shape[-1]
+    # Asked for at the given times first, the kernel can say which of its values is at fault.
+    coefficients.weights(times)
 
     def transition(step: Step) -> Transition:
         phi, covariances = step
         sources = zip(covariances, system.sources, strict=True)
-        return Transition(phi, tuple((C, factor) for C, (_, factor) in sources), K, p)
+        return Transition(phi, tuple((C, factor) for C, (_, factor) in sources), system.basis, p)
 
     if not coefficients.drift_table.is_constant:
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged

@@ -230,13 +230,13 @@ def test_bad_arguments(times, initial, error, message):
 
 
 def test_kernel_that_fails_inside_the_interval_names_the_time():
-    with pytest.raises(ValueError, match=r"alpha = sqrt\(1 - t\) is complex .* at t = [1-3]\."):
+    with pytest.raises(ValueError, match=r"alpha = sqrt\(1 - t\) is complex .* at t = 3;"):
         LESDE(TwoLevel("sqrt(1-t)", 0), 3, 2).law([0, 3], np.ones((3, 2)))
 
 
 def test_results_too_large_are_refused():
     model = LESDE(TwoLevel(1, 0), 100, 100)
-    with pytest.raises(ValueError, match=r"times has 1000 entries.*800 GB; give fewer times"):
+    with pytest.raises(ValueError, match=r"times has 1000 entries.*1600 GB; give fewer times"):
         model.law(np.arange(1000), None)
     with pytest.raises(ValueError, match=r"n_classes·n_features = 2500, more than 2000"):
         LESDE(TwoLevel(1, 0), 50, 50, transform="logits").law([0, 1])

@@ -64,6 +64,7 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
     law : xarray.Dataset
         ``mean`` (time, class, feature), ``covariance`` (time, class, feature, class_, feature_),
         ``within`` (time, class, feature, feature_), coordinate ``count`` (class); optionally
+        ``centred_mean`` and ``centred_covariance``, which are then used for the gaps, and
         ``offset`` (sample, feature) with coordinate ``label``.
     direction
         As in ``predict_separation``.
@@ -89,9 +90,13 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
     ``separation_function`` for the accuracy and the one corner that costs more.
     """
     law = check_dataset("law", law, ["mean", "covariance", "within"], "model.law")
-    mean = law["mean"].transpose("time", "class", "feature").values.astype(np.float64)
+    # Gaps of classes: without the grand mean, which may be larger by any power of ten.
+    centred = "centred_" if {"centred_mean", "centred_covariance"} <= set(law) else ""
+    mean = law[f"{centred}mean"].transpose("time", "class", "feature").values.astype(np.float64)
     covariance = (
-        law["covariance"].transpose("time", "class", "feature", "class_", "feature_").values
+        law[f"{centred}covariance"]
+        .transpose("time", "class", "feature", "class_", "feature_")
+        .values
     )
     within = law["within"].transpose("time", "class", "feature", "feature_").values
     if "count" not in law:

@@ -29,9 +29,7 @@ class ExactEngine:
         self.plan = plan
         with np.errstate(over="ignore", invalid="ignore"):
             steps = transitions(plan.coefficients, plan.times)
-        # Intervals of one width share their matrices: keep one transition, and one root, for all.
-        first: dict[int, Transition] = {}
-        self.steps = [first.setdefault(id(step.phi), step) for step in steps]
+        self.steps = steps
         for time, step in zip(plan.times[1:], self.steps, strict=True):
             if not all(np.isfinite(part).all() for part in (step.phi, *(c for c, _ in step.parts))):
                 raise Diverged(time)

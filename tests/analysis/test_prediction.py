@@ -8,7 +8,8 @@ import xarray as xr
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from lesde.analysis.prediction import predict_from_law
+import lesde
+from lesde.analysis.prediction import predict_from_law, predict_separation
 from lesde.analysis.separation_function import separation_function
 
 
@@ -249,3 +250,26 @@ def test_prediction_for_a_model_agrees_with_its_simulation(beta):
     assert 0.02 < p[-1] < 0.98
     error = 5 * np.sqrt(p * (1 - p) / 4096)
     assert (np.abs(run["probability"].values - p) <= error + 1e-12).all()
+
+
+@pytest.mark.parametrize("transform", ["identity", "logits"])
+def test_a_grand_mean_that_outgrows_the_gap_costs_no_digits(transform):
+    """α > β > 0: the grand mean grows as e^{(α+β)t/2}, the gap as e^{(α−β)t/2}; closed form of the gap.
+
+    At t = 60 they are 26 powers of ten apart. Both models give two classes the same gap.
+    """
+    p = 1 if transform == "identity" else 2
+    model = lesde.LESDE(lesde.TwoLevel(2, 1), 2, p, 20, noise=1.0, transform=transform)
+    start = np.array([[1.3, 0.3], [0.7, 0.9]])[:, :p]
+    for t in (10.0, 20.0, 60.0):
+        law = model.law([0, t], initial=start)
+        gap = law["centred_mean"].values[1] @ np.array([1.0, -1.0])[:p]
+        # I: X^1 − X^2. L: the gap along d_1 ∝ (1, −1), at the same rate (α−β)/2.
+        expected = (start[0] - start[1]) @ np.array([1.0, -1.0])[:p] * np.exp(t / 2)
+        assert gap[0] - gap[1] == pytest.approx(expected, rel=1e-12)
+    if transform == "identity":
+        for t in (20.0, 60.0):
+            prediction = predict_separation(model, [0, t], initial=start)
+            v, s = 2 / 20 * np.expm1(t), np.sqrt(t)
+            exact = separation_function(0.6 * np.exp(t / 2), 20, 20, s, s, v - 2 * t / 20)
+            assert float(prediction.probability[1]) == pytest.approx(exact.probability, rel=1e-10)
