@@ -23,7 +23,7 @@ from lesde.formula_reader import CONSTANTS, rational, read_formula
 
 __all__ = ["TIME", "Formula", "parse_formula", "rational"]
 
-TIME = sp.Symbol("t", nonnegative=True)
+TIME = sp.Symbol("t", real=True)
 """The time of the LE-SDE. A symbol called ``t`` in a user's expression is replaced by this one."""
 
 

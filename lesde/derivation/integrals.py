@@ -17,8 +17,8 @@ CAPITALS = {"alpha": "A", "beta": "B", "gamma": "Gamma"}
 
 __all__ = ["DUMMY", "abbreviate", "expand_terms", "growth_integral", "numerical", "time_integral"]
 
-DUMMY = sp.Symbol("tau", nonnegative=True)
-INNER = sp.Symbol("u", nonnegative=True)
+DUMMY = sp.Symbol("tau", real=True)
+INNER = sp.Symbol("u", real=True)
 
 
 MANY_TERMS = 1000

@@ -8,6 +8,7 @@ Papyan, Han, Donoho, PNAS 2020 (arXiv 2008.08186): NC1 and NC2.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sympy as sp
@@ -45,19 +46,52 @@ def _logits(model: LESDE) -> bool:
     return model.transform.kind == "logits"
 
 
+def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
+    """Whether the first rate is known to be at least the second at all times t ≥ 0."""
+    later = sp.Symbol("t", nonnegative=True)
+    return bool(sp.expand(first - second).subs(TIME, later).is_nonnegative)
+
+
+@dataclass(frozen=True)
+class LogitRates:
+    """What moves the class means of an L-model, and which of it wins at late times.
+
+    Attributes
+    ----------
+    equal : sympy.Expr
+        Rate of equal scores, (α−β)/K: it drives X̄^k along d_k, a simplex ETF.
+    contrasts : list of sympy.Expr
+        Rates of the scores' contrasts; empty for K = 2, where they move both means alike (d_1 = −d_2).
+    dominant : sympy.Expr
+        The largest of these and 0, the part of the initial means that never moves; the rate of equal
+        scores where the signs of α and β do not tell, which is right for α > β and β ≤ 0.
+    """
+
+    equal: sp.Expr
+    contrasts: list[sp.Expr]
+    dominant: sp.Expr
+
+
+def logit_rates(model: LESDE, tree: Tree) -> LogitRates | None:
+    """The competing rates of an L-model; None where classes are not exchangeable."""
+    equal, contrasts = grand_rate(tree), between_rates(tree)
+    if equal is None or contrasts is None:
+        return None
+    contrasts = [] if model.n_classes == 2 else contrasts
+    candidates = [equal, *contrasts, sp.Integer(0)]
+    winners = [a for a in candidates if all(_never_smaller(a, b) for b in candidates)]
+    return LogitRates(equal, contrasts, winners[0] if winners else equal)
+
+
 def separation_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
     """d/dt log of the gap between two classes' means.
 
-    I-model: the contrast rate, (α−β)/K when balanced. L-model: the scores s_k drive X̄^k along d_k,
-    and so apart; the rate at late times is that of equal scores, (α−β)/K, or of their contrasts where
-    these are known to grow faster, as for β > 0. None where classes are not exchangeable.
+    I-model: the contrast rate, (α−β)/K when balanced. L-model: the dominant one of
+    :class:`LogitRates`. None where classes are not exchangeable.
     """
     if _logits(model):
-        equal, contrasts = grand_rate(tree), between_rates(tree)
-        if equal is None or contrasts is None:
-            return None
-        faster = [rate for rate in contrasts if sp.expand(rate - equal).is_positive]
-        return tidy(faster[0] if faster else equal)
+        found = logit_rates(model, tree)
+        return None if found is None else tidy(found.dominant)
     rates = between_rates(tree)
     return tidy(rates[0]) if rates is not None and len(rates) == 1 else None
 
@@ -88,17 +122,27 @@ def nc1_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
 def nc2_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
     """d/dt log of the distance to a simplex ETF.
 
-    I-model with one contrast rate: 0, the means keep their initial shape; None with several. L-model: what is not ETF
-    (contrasts of the scores, and the part of the initial means that never moves) against the
-    equal scores; the slower decay counts, and a positive value means that no ETF is reached.
+    Two classes: None, two centred means are an ETF always. I-model with one contrast rate: 0, the
+    means keep their initial shape; None with several. L-model: the slowest part that is not the
+    dominant one against it, for α > β and β ≤ 0 the Max of β/(K−1) (contrasts of the scores) and
+    −(α−β)/K (the part of the initial means that never moves); 0 where something that is no ETF
+    dominates, as the contrasts do for β > 0 and K ≥ 4. For K = 3 contrasts alone are an ETF too.
     """
+    if model.n_classes == 2:
+        return None
     if not _logits(model):
         rates = between_rates(tree)
         return sp.Integer(0) if rates is not None and len(rates) == 1 else None
-    equal, contrasts = grand_rate(tree), between_rates(tree)
-    if equal is None or contrasts is None:
+    found = logit_rates(model, tree)
+    if found is None:
         return None
-    return sp.Max(*(tidy(rate - equal) for rate in [*contrasts, sp.Integer(0)]))
+    shaped = found.dominant == found.equal or (
+        model.n_classes == 3 and found.dominant in found.contrasts
+    )
+    if not shaped:
+        return sp.Integer(0)
+    others = [r for r in [found.equal, *found.contrasts, sp.Integer(0)] if r != found.dominant]
+    return sp.Max(*(tidy(rate - found.dominant) for rate in others))
 
 
 def critical_constant(model: LESDE) -> sp.Expr | None:

@@ -163,8 +163,8 @@ def _rates(derivation: Derivation) -> Section:
     section.equations = [(sp.Symbol(name), value) for name, value in rows if value is not None]
     if section.equations:
         section.notes.append(
-            "rate_gap, rate_NC1, rate_NC2 are d/dt of the logarithm of the gap of two class means, of "
-            "NC1 and of the NC2 error; s_0 is the spread within a class at t_0."
+            "These are d/dt of the logarithm of the gap of two class means, of NC1 and of the NC2 error, "
+            "and the critical constant; s_0 is the spread within a class at t_0."
         )
     if derivation.critical_constant is not None:
         section.notes.append(
