@@ -58,7 +58,8 @@ def check_real(
     low = number > minimum if open_minimum else number >= minimum
     high = number < maximum if open_maximum else number <= maximum
     if not np.isfinite(number) or not low or not high:
-        left, right = "(" if open_minimum else "[", ")" if open_maximum else "]"
+        left = "(" if open_minimum or minimum == -np.inf else "["
+        right = ")" if open_maximum or maximum == np.inf else "]"
         span = f" in {left}{minimum:g}, {maximum:g}{right}"
         raise ValueError(f"{name} must be a finite number{span}; got {shown(value)}.")
     return number
@@ -154,7 +155,8 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
     if missing:
         raise ValueError(
             f"{name} must hold the variable(s) {', '.join(variables)}, as {source} returns; "
-            f"{', '.join(missing)} missing, found {', '.join(map(str, value.variables)) or 'nothing'}."
+            f"{', '.join(missing)} missing, found {', '.join(map(str, list(value.variables)[:8])) or 'nothing'}"
+            f"{', …' if len(value.variables) > 8 else ''}."
         )
     return value
 

@@ -308,6 +308,12 @@ def demo(
 
 def main() -> None:
     """The entry point ``lesde``."""
+    import warnings
+
+    def one_line(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
+        typer.secho(f"warning: {message}", fg="yellow", err=True)
+
+    warnings.showwarning = one_line
     app()
 
 

@@ -24,12 +24,15 @@ class _FunctionKernel(Kernel):
         self.__doc__ = function.__doc__
 
     def _entry(self, k: int, l: int) -> Formula:
-        name = f"{getattr(self.function, '__name__', 'E')}_{k + 1}_{l + 1}"
+        name = f"kernel({k}, {l}, t)"
+        given = getattr(self.function, "__name__", "E")
+        # A lambda's name is no identifier, which the symbol of a callable has to be.
+        symbol = f"{given if given.isidentifier() else 'E'}_{k + 1}_{l + 1}"
         try:
-            return parse_formula(name, self.function(k, l, TIME), self.parameters)
+            return parse_formula(name, self.function(k, l, TIME), self.parameters, symbol)
         except (TypeError, AttributeError):
             # The function uses NumPy on t, so it has no formula: keep it as a callable.
-            return parse_formula(name, lambda t, k=k, l=l: self.function(k, l, t))
+            return parse_formula(name, lambda t, k=k, l=l: self.function(k, l, t), None, symbol)
 
     def entries(self, n_classes: int) -> EntryTable:
         K = check_integer("n_classes", n_classes)

@@ -58,9 +58,27 @@ def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> I
     shapes: list[tuple[int | str, ...]] = [(K, p), (N, p)]
     if replicates is not None:
         shapes += [(replicates, K, p), (replicates, N, p)]
-    array = check_finite_array("initial", getattr(initial, "values", initial), shapes)
+    array = check_finite_array("initial", _by_name(initial), shapes)
     if array.shape[-2] == K and K != N:
         return Initial(array, None)
     means = class_average(array, model.counts)
     offsets = array - np.repeat(means, model.counts, axis=-2)
     return Initial(means, offsets if np.any(offsets) else None)
+
+
+def _by_name(initial: Any) -> Any:
+    """An array in the order (replicate, class or sample, feature), by the names of a DataArray."""
+    if hasattr(initial, "detach"):  # a torch tensor, wherever it is
+        return initial.detach().cpu().numpy()
+    dims = getattr(initial, "dims", None)
+    if dims is None:
+        return getattr(initial, "values", initial)
+    order = [dim for dim in ("replicate", "class", "sample", "feature") if dim in dims]
+    if len(order) == len(dims):
+        return initial.transpose(*order).values
+    if set(order):
+        raise ValueError(
+            f"initial has the dimensions {', '.join(map(repr, dims))}; name them 'class' or 'sample', "
+            f"'feature', and optionally 'replicate'."
+        )
+    return initial.values

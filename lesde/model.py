@@ -182,7 +182,8 @@ class LESDE:
 
 
 def _counts(value: Any, n_classes: int) -> np.ndarray:
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+    if np.ndim(value) == 1 and not isinstance(value, str):
+        value = np.asarray(value) if not isinstance(value, Sequence) else value
         if len(value) != n_classes:
             raise ValueError(
                 f"n_per_class must be one integer or {n_classes} of them, one a class; got "

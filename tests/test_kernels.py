@@ -177,3 +177,10 @@ def test_bad_values_in_time_name_the_entry(kernel, message):
     for evaluate in (coefficients.weights, coefficients.kicks):
         with pytest.raises(ValueError, match=message):
             evaluate(TIMES)
+
+
+def test_a_lambda_that_needs_numpy_is_a_kernel():
+    made = lesde.kernel(lambda k, l, t: np.exp(-t) if k == l else 0 * t)
+    model = lesde.LESDE(made, 2, 2)
+    values = model.derive().coefficients().kicks(np.array([0.0, 1.0]))
+    np.testing.assert_allclose(values[1], np.exp(-1) * np.eye(2))

@@ -34,7 +34,7 @@ class Counter:
     """
 
     criterion: str
-    direction: Any = "ensemble"
+    direction: Any = "auto"
     margin: bool = False
     trials: int = 0
     dims: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class Counter:
     ) -> None:
         if K < 2:
             raise ValueError("paths must hold at least 2 classes to separate; got label 0 only.")
-        self.direction = check_direction(self.direction, K, p)
+        self.direction = self._choose(paths, K, p)
         self.dims = dims
         self.coords = {
             str(name): coord.variable
@@ -116,6 +116,21 @@ class Counter:
                 UserWarning,
                 stacklevel=4,
             )
+
+    def _choose(self, paths: xr.Dataset, K: int, p: int) -> str | np.ndarray:
+        """The direction, "auto" resolved; random starts have no direction in common."""
+        random = paths.attrs.get("initial") == "random"
+        if isinstance(self.direction, str) and self.direction == "auto":
+            return "own" if random else "ensemble"
+        chosen = check_direction(self.direction, K, p)
+        if random and self.criterion in DIRECTED and isinstance(chosen, str) and chosen != "own":
+            warnings.warn(
+                f"paths start at random means, whose average over replicates has no direction: "
+                f"direction={chosen!r} is noise. Use direction='own', or give initial means.",
+                UserWarning,
+                stacklevel=5,
+            )
+        return chosen
 
     def _directions(self, values: np.ndarray, labels: np.ndarray, K: int) -> np.ndarray:
         """Unit vectors (*lead, K, K, p)."""

@@ -34,7 +34,7 @@ def separation_probability(
     criterion: str = "projection",
     confidence: float = 0.95,
     interval: str = "wilson",
-    direction: Any = "ensemble",
+    direction: Any = "auto",
     precision: float | None = None,
     max_replicates: int = 65536,
     margin: bool = False,
@@ -59,8 +59,9 @@ def separation_probability(
         Of each interval by itself, between 0 and 1.
     interval : "wilson" or "clopper-pearson"
         See ``binomial_interval``.
-    direction : "ensemble", "own", "initial" or array
-        For "projection". "ensemble", the default: the unit vector along the gap of the class means
+    direction : "auto", "ensemble", "own", "initial" or array
+        For "projection". "auto", the default: "own" for paths simulated from random initial means,
+        else "ensemble". "ensemble": the unit vector along the gap of the class means
         averaged over replicates, at each time. "own": along each replicate's own gap, for random
         initial means, whose average over replicates says nothing. "initial": the ensemble's at the
         first time. With a common direction a replicate whose noise put the classes in the opposite
@@ -108,8 +109,10 @@ def separation_probability(
     Notes
     -----
     The ensemble direction is estimated from the trajectories it is then used on, which biases the
-    estimate by order p/(R n): below the interval's width from a few tens of replicates on. With a
-    model it comes from the first batch alone. Where the expected means coincide it is noise.
+    estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true probability of 0.119,
+    8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions 16 replicates
+    are enough. Where p/(R n) is not small give the direction, for example from the law's mean gap.
+    With a model it comes from the first batch alone. Where the expected means coincide it is noise.
 
     Stopping once an interval is narrow looks at the counts, so coverage is not exactly that of a
     fixed number of replicates; the tests compute it.

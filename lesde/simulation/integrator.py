@@ -33,6 +33,8 @@ ACCURACY = 0.01
 TABLE_BYTES = 2**26
 RESULT_BYTES = 2**26
 MOST_STEPS = 10**8
+# More than a user who gave no step would wait for.
+MOST_DEFAULT_STEPS = 10**6
 # Saved times per call of sdeint, so that an overflow is noticed soon.
 LARGEST_PART = 16
 
@@ -198,7 +200,14 @@ def default_step(coefficients: Coefficients, times: np.ndarray, method: str) -> 
     else:
         error = float((rate**2 * widths).sum()) / 2
         step = ACCURACY / error if error > 0 else span
-    return float(min(step, span / 100))
+    step = float(min(step, span / 100))
+    if span / step > MOST_DEFAULT_STEPS:
+        raise ValueError(
+            f"engine='torchsde' needs {span / step:.2g} steps to be right to 1 % for this kernel, whose "
+            f"rates reach {rate.max():.3g}; end `times` earlier, use engine='exact', or give dt to "
+            f"accept a coarser step."
+        )
+    return step
 
 
 class IntegratorEngine:

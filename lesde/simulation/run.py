@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from lesde.checks import (
     check_times,
     shown,
 )
-from lesde.initial import read_initial
+from lesde.initial import class_average, read_initial
 from lesde.linear_system import linear_system
 from lesde.simulation.result import allocate, as_dataset
 
@@ -118,6 +119,10 @@ def simulate(
     >>> dict(paths.features.sizes)
     {'replicate': 8, 'time': 3, 'sample': 10, 'feature': 2}
     """
+    from lesde.model import LESDE
+
+    if not isinstance(model, LESDE):
+        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
     saved = check_times("times", times)
     replicates = check_integer("replicates", replicates)
     start = read_initial(model, initial, replicates)
@@ -162,8 +167,26 @@ def simulate(
     settings["initial"] = "random" if start.is_random else "given"
     if engine == "torchsde":
         settings |= {"method": method, "dt": steps if batched else steps[0]}
+    _warn_of_lost_digits(out[:, :, -1], model, dtype)
     iterations = np.stack(runner.iterations) if engine == "sgd" else None
     return as_dataset(model, saved, out, rates, batched, iterations, first_replicate, settings)
+
+
+def _warn_of_lost_digits(last: np.ndarray, model: LESDE, dtype: str) -> None:
+    """Say so where a grand mean leaves the differences between classes no digits."""
+    means = class_average(last.astype(np.float64), model.counts)
+    size = np.abs(means).max(axis=(-2, -1))
+    spread = np.abs(means - means.mean(axis=-2, keepdims=True)).max(axis=(-2, -1))
+    few = 1e3 * np.finfo(dtype).eps
+    if model.n_classes > 1 and (spread < few * size).mean() > 0.5:
+        remedy = "use dtype='float64'" if dtype == "float32" else "end `times` earlier"
+        warnings.warn(
+            f"at the last time the class means differ by less than {few:.0e} of their size, so {dtype} "
+            f"leaves their differences few digits: separation and collapse of these paths are not "
+            f"to be trusted there; {remedy}, or ask model.law, which keeps them apart.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _run(runner: Any, plan: Plan, out: np.ndarray, progress: bool) -> None:
@@ -290,6 +313,7 @@ def _runner(plan: Plan, engine: str, method: str, dt: float | None) -> tuple[Any
         return SGDEngine(plan), []
     from lesde.simulation.integrator import IntegratorEngine, default_step
 
+    plan.coefficients.weights(plan.times)  # a kernel that is not finite there says so by name
     if dt is not None:
         steps = [dt] * (1 if plan.rates is None else len(plan.rates))
     elif plan.rates is not None:

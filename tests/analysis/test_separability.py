@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import lesde
 from lesde.analysis import separability
 from lesde.analysis.criteria import CRITERIA, DIRECTED, criterion
 from lesde.analysis.intervals import binomial_interval
@@ -269,3 +270,16 @@ def test_errors_of_the_data(fake):
         ValueError, match=r"paths must be finite; got a NaN or infinity at time=1.0"
     ):
         separation_probability(broken)
+
+
+def test_random_starts_are_projected_on_their_own_gaps():
+    """Means drawn for every replicate have no direction in common; by default each has its own."""
+    model = lesde.LESDE(lesde.TwoLevel(6, -3), 3, 3, 5, noise=0.05)
+    paths = lesde.simulate(model, [0, 1, 2], replicates=64)
+    result = separation_probability(paths)
+    assert result.attrs["direction"] == "own"
+    assert float(result.probability[-1]) > 0.9
+    with pytest.warns(UserWarning, match="direction='ensemble' is noise. Use direction='own'"):
+        separation_probability(paths, direction="ensemble")
+    given = lesde.simulate(model, [0, 1], initial=np.eye(3), replicates=32)
+    assert separation_probability(given).attrs["direction"] == "ensemble"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
+import lesde
 from lesde.errors import Diverged
 from lesde.kernels import ClassMatrix, TwoLevel
 from lesde.model import LESDE
@@ -328,3 +330,25 @@ def test_paths_on_cuda_are_on_the_host():
         paths = simulate(system.model, [0, 0.5], MEANS, 40, device="cuda", **settings)
         assert isinstance(paths.features.values, np.ndarray)
         assert np.isfinite(paths.features.values).all()
+
+
+def test_differences_lost_in_a_grand_mean_are_told():
+    """α > β > 0: at t = 25 the grand mean is 11 powers of ten above the gap, beyond float32."""
+    model = lesde.LESDE(lesde.TwoLevel(2, 1), 2, 1, 4)
+    initial = [[1.3], [0.7]]
+    with pytest.warns(UserWarning, match="float32 leaves their differences few digits.*float64"):
+        lesde.simulate(model, [0, 25], initial=initial, replicates=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lesde.simulate(model, [0, 25], initial=initial, replicates=4, dtype="float64")
+
+
+def test_an_endless_default_step_is_refused():
+    model = lesde.LESDE(lesde.TwoLevel(1e4, 0), 3, 3)
+    with pytest.raises(ValueError, match=r"engine='torchsde' needs .* steps to be right to 1 %"):
+        lesde.simulate(model, [0, 1], initial=np.eye(3), replicates=1, engine="torchsde")
+
+
+def test_a_model_is_asked_for():
+    with pytest.raises(TypeError, match=r"model must be a lesde\.LESDE; got \{\}"):
+        lesde.simulate({}, [0, 1])

@@ -153,10 +153,15 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
     [
         ({"replicates": 0}, r"replicates: .*greater than or equal to 2, got 0"),
         ({"replicate": 8}, r"replicate: Extra inputs .*Known settings: .*replicates"),
+        ({"classes": [0, 1, 2]}, r"classes: .*at least 4 items"),
+        ({"classes": [0, 0, 1, 11]}, r"classes: must be different digits from 0 to 9"),
+        ({"learning_rates": [0.1, -1]}, r"learning_rates: must be different positive numbers"),
+        ({"model_start": 99}, r"together: model_start must be before total_time"),
+        ([1], r"must hold a JSON object of settings; .* holds list"),
         ({"learning_rates": []}, r"learning_rates: .*at least 1 item"),
     ],
 )
-def test_wrong_settings_are_named(tmp_path: Path, given: dict, message: str) -> None:
+def test_wrong_settings_are_named(tmp_path: Path, given: object, message: str) -> None:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(given))
     with pytest.raises(ValueError, match=message):
