@@ -21,6 +21,7 @@ from scipy.special import exprel
 __all__ = ["TailEstimate", "log_slope", "power_tail", "tail_window"]
 
 SEARCH = (-5.0, 12.0)
+POLISH = 4
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,16 @@ def power_tail(
         options={"xatol": 1e-8},
     )  # fmt: skip
     index = float(found.x)
-    g = _power_integral(start, end, index)
-    c = (w * y * g).sum() / (w * g * g).sum()
     d = 1e-5
-    slope = c * (_power_integral(start, end, index + d) - _power_integral(start, end, index - d))
-    J = np.stack([g, slope / (2 * d)])
-    weights[use] = np.linalg.solve((J * w) @ J.T, J * w)[1]
+    for _ in range(POLISH):  # minimising finds half the digits; the gradient's root has all
+        g = _power_integral(start, end, index)
+        c = (w * y * g).sum() / (w * g * g).sum()
+        slope = c * (
+            _power_integral(start, end, index + d) - _power_integral(start, end, index - d)
+        )
+        J = np.stack([g, slope / (2 * d)])
+        weights[use] = np.linalg.solve((J * w) @ J.T, J * w)[1]
+        index += float(weights[use] @ (y - c * g))
     return TailEstimate(index, weights)
 
 

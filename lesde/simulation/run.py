@@ -81,7 +81,8 @@ def simulate(
         the class means' growth over the run is right to about 1 %, and there are at least 100 steps.
     seed : int, default 0
         Same seed, same result: the noise depends on the seed, the index of the learning rate and the
-        number of the replicate, not on how many replicates are asked for.
+        number of the replicate, not on how many replicates are asked for. Learning rates have
+        independent noise, random initial means included: give ``initial`` to compare them from one start.
     device : optional
         A torch device such as "cuda". Results differ between devices.
     dtype : {"float32", "float64"}

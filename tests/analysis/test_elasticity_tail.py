@@ -121,3 +121,11 @@ def test_tail_indices_can_be_left_out(recwarn):
     fit = fit_elasticity(paths, tail=False)
     assert "tail_index" not in fit
     assert not [w for w in recwarn if "tail_index" in str(w.message)]
+
+
+@pytest.mark.parametrize("r", [0.5, 1.0, 1.3])
+def test_index_without_noise_has_all_its_digits(r):
+    t = np.geomspace(0.5, 100, 60)
+    primitive = np.log(t) if r == 1 else t ** (1 - r) / (1 - r)
+    estimate = power_tail(t, 4 * np.diff(primitive), np.full(59, 1e-20), (5.0, 100.0), 1.96)
+    assert estimate.index == pytest.approx(r, abs=1e-12)
