@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from lesde.cli_options import (
     Beta,
     Classes,
     Features,
+    Figure,
     LabelNoise,
     Noise,
     PathsArgument,
@@ -27,18 +27,6 @@ app = typer.Typer(
     help="Locally elastic SDEs for the feature dynamics of classifiers: derive, simulate, analyse.",
     epilog='Example: `lesde derive --alpha "2/(1+t)" --beta -0.5 --classes 4 --transform logits`',
 )
-
-
-class Figure(StrEnum):
-    """Figures that the command line draws from a dataset of paths."""
-
-    fan = "fan"
-    simplex = "simplex"
-    simplex3d = "simplex3d"
-    collapse = "collapse"
-    probability = "probability"
-    elasticity = "elasticity"
-    animation = "animation"
 
 
 def _fail(error: Exception) -> typer.Exit:

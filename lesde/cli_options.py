@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -39,3 +40,15 @@ LabelNoise = Annotated[
 PathsArgument = Annotated[
     Path, typer.Argument(help="A Zarr store with paths, as `lesde simulate` writes it.")
 ]
+
+
+class Figure(StrEnum):
+    """Figures that the command line draws from a dataset of paths."""
+
+    fan = "fan"
+    simplex = "simplex"
+    simplex3d = "simplex3d"
+    collapse = "collapse"
+    probability = "probability"
+    elasticity = "elasticity"
+    animation = "animation"

@@ -11,6 +11,7 @@ and the space-time integral is U = ∫_m^{m+1} (W_s − W_m) ds = √width (z/2 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ class _UnitSteps(BaseBrownian):
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device):
         self._shape, self._dtype, self._device = shape, dtype, device
 
+    @abstractmethod
     def increments(self, step: int, with_integral: bool) -> Any:
-        raise NotImplementedError
+        """The increment over [step, step + 1], and its space-time integral where asked for."""
 
     def __call__(
         self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from lesde.initial import class_average
+
 if TYPE_CHECKING:
     from lesde.model import LESDE
 
-__all__ = ["allocate", "as_dataset", "available_memory"]
+__all__ = ["allocate", "as_dataset", "available_memory", "warn_of_lost_digits"]
 
 SHARE = 0.8
 """Share of the available memory that a result may take."""
@@ -109,3 +112,20 @@ def _versions() -> dict[str, str]:
     return {
         name: importlib.metadata.version(name) for name in ("lesde", "torch", "torchsde", "numpy")
     }
+
+
+def warn_of_lost_digits(last: np.ndarray, model: LESDE, dtype: str) -> None:
+    """Say so where a grand mean leaves the differences between classes no digits."""
+    means = class_average(last.astype(np.float64), model.counts)
+    size = np.abs(means).max(axis=(-2, -1))
+    spread = np.abs(means - means.mean(axis=-2, keepdims=True)).max(axis=(-2, -1))
+    few = 1e3 * np.finfo(dtype).eps
+    if model.n_classes > 1 and (spread < few * size).mean() > 0.5:
+        remedy = "use dtype='float64'" if dtype == "float32" else "end `times` earlier"
+        warnings.warn(
+            f"at the last time the class means differ by less than {few:.0e} of their size, so {dtype} "
+            f"leaves their differences few digits: separation and collapse of these paths are not "
+            f"to be trusted there; {remedy}, or ask model.law, which keeps them apart.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,9 @@ from lesde.checks import (
     check_times,
     shown,
 )
-from lesde.initial import class_average, read_initial
+from lesde.initial import read_initial
 from lesde.linear_system import linear_system
-from lesde.simulation.result import allocate, as_dataset
+from lesde.simulation.result import allocate, as_dataset, warn_of_lost_digits
 
 if TYPE_CHECKING:
     import torch
@@ -168,26 +167,9 @@ def simulate(
     settings["initial"] = "random" if start.is_random else "given"
     if engine == "torchsde":
         settings |= {"method": method, "dt": steps if batched else steps[0]}
-    _warn_of_lost_digits(out[:, :, -1], model, dtype)
+    warn_of_lost_digits(out[:, :, -1], model, dtype)
     iterations = np.stack(runner.iterations) if engine == "sgd" else None
     return as_dataset(model, saved, out, rates, batched, iterations, first_replicate, settings)
-
-
-def _warn_of_lost_digits(last: np.ndarray, model: LESDE, dtype: str) -> None:
-    """Say so where a grand mean leaves the differences between classes no digits."""
-    means = class_average(last.astype(np.float64), model.counts)
-    size = np.abs(means).max(axis=(-2, -1))
-    spread = np.abs(means - means.mean(axis=-2, keepdims=True)).max(axis=(-2, -1))
-    few = 1e3 * np.finfo(dtype).eps
-    if model.n_classes > 1 and (spread < few * size).mean() > 0.5:
-        remedy = "use dtype='float64'" if dtype == "float32" else "end `times` earlier"
-        warnings.warn(
-            f"at the last time the class means differ by less than {few:.0e} of their size, so {dtype} "
-            f"leaves their differences few digits: separation and collapse of these paths are not "
-            f"to be trusted there; {remedy}, or ask model.law, which keeps them apart.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def _run(runner: Any, plan: Plan, out: np.ndarray, progress: bool) -> None:
