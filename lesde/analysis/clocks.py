@@ -115,4 +115,7 @@ def _shift(times: np.ndarray, iteration: np.ndarray, offset: float) -> float:
     slope, intercept = np.polyfit(times, iteration, 1)
     if np.abs(iteration - slope * times - intercept).max() > 1 + 1e-6 * np.abs(iteration).max():
         return 0.0
-    return float(slope * offset - intercept)
+    # Rounded counts would put the line's own intercept a fraction of a step off, and a frame at
+    # u = 0 into the logarithm; anchored at the first frame both clocks share it exactly.
+    slope = (iteration[-1] - iteration[0]) / (times[-1] - times[0])
+    return float(slope * (times[0] + offset) - iteration[0])

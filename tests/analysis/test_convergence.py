@@ -483,3 +483,17 @@ def test_errors_name_the_argument_and_the_remedy():
         convergence(nc.assign_coords(iteration=("time", np.arange(12)[::-1])))
     with pytest.raises(ValueError, match="constant for some curve"):
         convergence(nc.assign_coords(iteration=("time", np.zeros(12))))
+
+
+@pytest.mark.parametrize("h", [0.02, 0.1])
+def test_rounded_iterations_keep_the_origin_of_the_power_law(h):
+    """Saved times that are no multiples of h: the frame at u = 0 enters the fit on neither clock."""
+    t = np.linspace(0, 12, 49)
+    y = (1 + np.random.default_rng(0).normal(0, 0.05, (4, 49))) / np.r_[1, t[1:]]
+    steps = np.round(t / h).astype(int)
+    coords = {"time": t, "iteration": ("time", steps)}
+    rates = convergence(xr.Dataset({"nc1": (("replicate", "time"), y)}, coords=coords))
+    on_time, on_iteration = rates.sel(clock="time"), rates.sel(clock="iteration")
+    assert int(on_time.frames[0]) == int(on_iteration.frames[0]) == 48
+    # Rounding moves log u by at most h/2 over the first u = 0.25.
+    assert float(on_iteration.exponent[0]) == pytest.approx(float(on_time.exponent[0]), abs=0.05)
