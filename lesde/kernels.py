@@ -215,7 +215,9 @@ class LabelNoise(Kernel):
 
     A training label is wrong with probability p, uniformly over the other classes, so a step on a
     sample of class l acts as one on class m with probability Q_lm, Q = (1−p)I + p/(K−1)(11ᵀ−I), and
-    E′ = E Qᵀ. For a two-level kernel α′−β′ = (α−β)(1 − pK/(K−1)): it vanishes at p = (K−1)/K.
+    E′ = E Qᵀ: the expected strength. The engine "sgd" uses it too and draws no labels, so the extra
+    sampling noise of wrong labels, and a transform H of the wrong class, are not part of this kernel.
+    For a two-level kernel α′−β′ = (α−β)(1 − pK/(K−1)): it vanishes at p = (K−1)/K.
 
     Parameters
     ----------
