@@ -116,8 +116,8 @@ def varying_step(system: LinearSystem, start: float, end: float) -> Step:
         step = _collocate(system, at, width)
         if step is None and at + width / 2 in (at, at + width):
             raise ValueError(
-                f"the kernel changes too abruptly to integrate near t = {at:g}; check the formula "
-                f"there, or choose times that avoid the point."
+                f"{_largest(system, at)} changes too abruptly to integrate near t = {at:g}; check the "
+                f"formula there, or choose times that avoid the point."
             )
         if step is None:
             pending += [(at + width / 2, width / 2), (at, width / 2)]
@@ -132,9 +132,19 @@ def varying_step(system: LinearSystem, start: float, end: float) -> Step:
                 )
             if steps == MOST_STEPS:
                 raise ValueError(
-                    f"the kernel is too strong, or changes too often, to integrate from t = {start:g} to "
-                    f"{end:g}: {MOST_STEPS} steps reached t = {at + width:g} only. End `times` earlier or "
-                    f"weaken the kernel."
+                    f"{_largest(system, at)} is too strong, or changes too often, to integrate from t = {start:g} to "
+                    f"{end:g}: {MOST_STEPS} steps reached t = {at + width:g} only. End `times` earlier, "
+                    f"choose times that avoid the point, or weaken the kernel."
                 )
     assert total is not None
     return total
+
+
+def _largest(system: LinearSystem, time: float) -> str:
+    """The kernel's largest value at a time, by the user's name for it."""
+    entries = system.coefficients.entries
+    values = np.abs(entries(np.array([time]))[0])  # one that is not finite names itself
+    k, l = np.unravel_index(int(values.argmax()), values.shape)
+    position = int(entries.index[k, l])
+    name = entries.names[position] if entries.names else "the kernel"
+    return f"{name} = {entries.values[position]}"

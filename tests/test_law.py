@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
+import lesde
 from lesde import LESDE, ClassMatrix, Diverged, LabelNoise, TwoLevel
 
 RNG = np.random.default_rng(42)
@@ -240,3 +241,12 @@ def test_results_too_large_are_refused():
         model.law(np.arange(1000), None)
     with pytest.raises(ValueError, match=r"n_classes·n_features = 2500, more than 2000"):
         LESDE(TwoLevel(1, 0), 50, 50, transform="logits").law([0, 1])
+
+
+@pytest.mark.parametrize("engine", ["exact", "torchsde"])
+def test_a_pole_between_saved_times_names_the_value(engine):
+    model = LESDE(TwoLevel("1/(1-t)", 0), 2, 2, 5)
+    with pytest.raises(
+        ValueError, match=r"alpha = 1/\(1 - t\) (is not finite|changes too abruptly)"
+    ):
+        lesde.simulate(model, [0, 2], np.eye(2), replicates=2, engine=engine)

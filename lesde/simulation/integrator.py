@@ -188,8 +188,10 @@ def default_step(coefficients: Coefficients, times: np.ndarray, method: str) -> 
     span = times[-1] - times[0]
     edges = np.unique(np.concatenate([np.linspace(times[0], times[-1], 1001), times]))
     widths = np.diff(edges)
-    middles = edges[:-1] + widths / 2  # the kernel need not be finite at the very ends
+    middles = edges[:-1] + widths / 2
     size = max(1, TABLE_BYTES // (8 * len(coefficients.counts) ** 2))
+    for i in range(0, len(edges), size):
+        coefficients.weights(edges[i : i + size])  # a pole is told by name where the grid meets it
     matrices = (coefficients.weights(middles[i : i + size]) for i in range(0, len(middles), size))
     rate = np.concatenate([np.abs(matrix).sum(-1).max(-1) for matrix in matrices])
     if coefficients.transform.kind == "matrix":
