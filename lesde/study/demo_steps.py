@@ -81,17 +81,21 @@ def fit_models(config: DemoConfig, network: xr.Dataset) -> dict[str, xr.Dataset]
         }
 
 
+def by_class(frames: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Features (replicate, time, sample, feature), float64, sorted by class; samples a class."""
+    labels = frames.label.values
+    x = frames.features.transpose("replicate", "time", "sample", "feature").values
+    return x[:, :, np.argsort(labels, kind="stable")].astype(float), np.bincount(labels)
+
+
 def within_noise(frames: xr.Dataset) -> tuple[float, float]:
     """σ̂ from the growth of the within-class variance, and the share of its change that σ²t explains.
 
     Under an LE-SDE the variance of a sample about its class mean grows by σ²t whatever the kernel.
     """
-    labels = frames.label.values
-    counts = np.bincount(labels)
-    x = frames.features.transpose("replicate", "time", "sample", "feature").values.astype(float)
-    x = x[:, :, np.argsort(labels, kind="stable")]
+    x, counts = by_class(frames)
     deviation = x - np.repeat(class_average(x, counts), counts, axis=-2)
-    variance = (deviation**2).mean((0, 2, 3)) / (1 - len(counts) / len(labels))
+    variance = (deviation**2).mean((0, 2, 3)) / (1 - len(counts) / counts.sum())
     elapsed = frames.time.values - frames.time.values[0]
     growth = variance - variance[0]
     slope = max((elapsed @ growth) / (elapsed @ elapsed), 0.0)
@@ -111,9 +115,7 @@ def make_model(
 
 def starts(frames: xr.Dataset) -> np.ndarray:
     """The networks' states at the model's start, (replicate, sample, feature), sorted by class."""
-    order = np.argsort(frames.label.values, kind="stable")
-    first = frames.features.isel(time=0).transpose("replicate", "sample", "feature").values
-    return first[:, order].astype(float)
+    return by_class(frames.isel(time=[0]))[0][:, 0]
 
 
 def simulate_models(
@@ -276,13 +278,10 @@ def compare(
         "within_r_squared",
     )
     out: dict[str, np.ndarray] = {name: np.full(shape, np.nan) for name in names}
-    counts = np.bincount(frames.label.values)
-    order = np.argsort(frames.label.values, kind="stable")
     for i, (transform, label) in enumerate(MODELS.items()):
         for j in range(shape[1]):
             one = frames.isel(learning_rate=j)
-            x = one.features.transpose("replicate", "time", "sample", "feature").values
-            means = class_average(x[:, :, order].astype(float), counts).mean(0)[1:]
+            means = class_average(*by_class(one)).mean(0)[1:]
             exact = law.sel(model=label).isel(learning_rate=j, time=slice(1, None))
             expected = exact["mean"].transpose("time", "class", "feature").values
             C = exact["covariance"].values.reshape(len(expected), expected[0].size, -1)
