@@ -15,6 +15,7 @@ from lesde.linear_system import contrast_basis
 from lesde.propagator import Transition, to_classes
 
 if TYPE_CHECKING:
+    from lesde.derivation.coefficients import Coefficients
     from lesde.model import LESDE
 
 __all__ = ["exact_law"]
@@ -27,7 +28,8 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
 
     Class means and the samples' deviations from them are independent. The means are Gaussian with
     mean Φ(t, t₀) X̄(t₀) and covariance ∫ Φ(t, s) diag(σ_kσ_kᵀ/n_k) Φ(t, s)ᵀ ds. A sample's deviation is
-    its initial one plus a Gaussian of covariance σ_kσ_kᵀ (t − t₀), whatever the kernel.
+    its initial one plus a Gaussian of covariance ∫ σ_kσ_kᵀ ds, whatever the kernel: σ_kσ_kᵀ (t − t₀)
+    for a constant noise.
 
     Parameters
     ----------
@@ -88,8 +90,7 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
             )
 
     centred = basis[:, 1:]
-    elapsed = times - times[0]
-    within = elapsed[:, None, None, None] * coefficients.noise_covariance
+    within = _within(coefficients, times)
     data: dict[str, Any] = {
         "mean": (("time", "class", "feature"), basis @ mean, {"long_name": "class mean"}),
         "covariance": (
@@ -125,6 +126,14 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
         "initial": "random" if start.is_random else "given",
     }
     return xr.Dataset(data, coords, attrs)
+
+
+def _within(coefficients: Coefficients, times: np.ndarray) -> np.ndarray:
+    """∫ σ_kσ_kᵀ from the first time, shape (time, class, feature, feature)."""
+    if coefficients.noise.is_constant:
+        return (times - times[0])[:, None, None, None] * coefficients.noise_covariance
+    parts = coefficients.noise.integrated(times)
+    return np.concatenate([np.zeros((1, *parts.shape[1:])), parts.cumsum(0)])
 
 
 def _propagate(steps: list[Transition], mean: np.ndarray, covariance: np.ndarray) -> None:

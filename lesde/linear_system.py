@@ -55,15 +55,16 @@ class LinearSystem:
         U_l of H_l = U_l V_lᵀ; None where the transform is the identity and the space has K dimensions.
     right : ndarray (class·rank, n)
         V; the identity where the space has K dimensions.
-    sources : list of (ndarray (n, n), ndarray (p, p) or None)
+    sources : list of (ndarray (n, n) or None, ndarray (p, p) or None)
         Noise intensities Q and their feature factors, as the parts of a propagator's transition.
+        Q is None where the noise depends on time: see :meth:`intensity`.
     """
 
     coefficients: Coefficients
     basis: np.ndarray
     left: np.ndarray | None
     right: np.ndarray
-    sources: list[tuple[np.ndarray, np.ndarray | None]]
+    sources: list[tuple[np.ndarray | None, np.ndarray | None]]
 
     def outer(self, class_matrix: np.ndarray) -> np.ndarray:
         """W for class matrices (time, class, class), shape (time, n, class·rank)."""
@@ -73,12 +74,39 @@ class LinearSystem:
         blocks = np.einsum("ka,tkl,lir,lb->taibr", B, class_matrix, self.left, B, optimize=True)
         return _clean(blocks).reshape(len(class_matrix), self.right.shape[1], self.right.shape[0])
 
+    def intensity(self, square: np.ndarray) -> np.ndarray:
+        """Q of the class means at one time, from σ² or σσᵀ as :meth:`lesde.noise.Noise.square` gives it.
+
+        (K, K) where the transform is the identity and the noise isotropic, else (K·p, K·p).
+        """
+        counts = self.coefficients.counts
+        B, K, p = self.basis, len(counts), self.coefficients.n_features
+        if square.ndim == 1:
+            Q = _clean((B.T * (square / counts)) @ B)
+            if self.left is None:
+                return Q
+            return (Q[:, None, :, None] * np.eye(p)[None, :, None, :]).reshape(K * p, K * p)
+        noise = np.broadcast_to(square, (K, p, p)) / counts[:, None, None]
+        Q = B.T @ (B.T[:, :, None] * noise.reshape(K, p * p))
+        return _clean(Q.reshape(K, K, p, p).swapaxes(1, 2)).reshape(K * p, K * p)
+
 
 def linear_system(coefficients: Coefficients) -> LinearSystem:
     """Choose the representation of the class means' system."""
     counts = coefficients.counts
-    K, p = len(counts), coefficients.noise_factor.shape[-1]
+    K, p = len(counts), coefficients.n_features
+    noise = coefficients.noise
     B = contrast_basis(K)
+    sources: list[tuple[np.ndarray | None, np.ndarray | None]]
+    if coefficients.transform.kind == "identity" and not noise.is_constant:
+        if not noise.is_isotropic and K * p > DENSE_LIMIT:
+            raise ValueError(
+                f"noise with a matrix that changes in time needs dense matrices of size "
+                f"n_classes·n_features = {K * p}, more than {DENSE_LIMIT}, for the exact law; use "
+                f"engine='torchsde', or noise that is constant or one number a class at each time."
+            )
+        sources = [(None, np.eye(p) if noise.is_isotropic else None)]
+        return LinearSystem(coefficients, B, None, np.eye(K), sources)
     if coefficients.transform.kind == "identity":
         sources = [(_clean(B.T @ Q @ B), factor) for Q, factor in _class_sources(coefficients)]
         return LinearSystem(coefficients, B, None, np.eye(K), sources)
@@ -90,12 +118,13 @@ def linear_system(coefficients: Coefficients) -> LinearSystem:
         )
     left, readout = _factors(coefficients.transform)
     right = np.einsum("lb,lri,la->brai", B, readout, B, optimize=True)
-    noise = coefficients.noise_covariance / counts[:, None, None]
-    Q = np.einsum("ka,kij,kb->aibj", B, noise, B, optimize=True)
     size = left.shape[-1] * K
-    dense: list[tuple[np.ndarray, np.ndarray | None]]
-    dense = [(_clean(Q).reshape(K * p, K * p), None)]
-    return LinearSystem(coefficients, B, left, _clean(right).reshape(size, K * p), dense)
+    sources = [(None, None)]
+    if noise.is_constant:
+        covariance = coefficients.noise_covariance / counts[:, None, None]
+        Q = np.einsum("ka,kij,kb->aibj", B, covariance, B, optimize=True)
+        sources = [(_clean(Q).reshape(K * p, K * p), None)]
+    return LinearSystem(coefficients, B, left, _clean(right).reshape(size, K * p), sources)
 
 
 def _factors(transform: Transform) -> tuple[np.ndarray, np.ndarray]:

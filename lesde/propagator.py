@@ -5,8 +5,9 @@ times they are Gaussian with mean Φ X̄ and covariance C = ∫ Φ(t₁,s) Q Φ(
 diagonal with σ_kσ_kᵀ/n_k. Both are computed once per model and interval, never per particle:
 
 * constant M: Van Loan's block exponential on a short step, then doubling, which loses no digits;
-* otherwise: Gauss-Legendre collocation, solved by Picard iteration to rounding, on sub-intervals
-  short enough that the kernel's Legendre series has ended in each.
+* otherwise, and where the noise depends on time: Gauss-Legendre collocation, solved by Picard
+  iteration to rounding, on sub-intervals short enough that the Legendre series of the kernel and of
+  the noise have ended in each.
 
 Structure is used. Where H is the identity, M = G ⊗ I and only K×K matrices are formed. Where the H_l
 have low rank, M = W(t) V with a constant V of few rows, the flow is solved for V X̄ alone, and
@@ -25,7 +26,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lesde.collocation import Step, constant_step, varying_step
+from lesde.collocation import Flows, Step, constant_step, varying_step
 from lesde.derivation.coefficients import Coefficients
 from lesde.linear_system import linear_system
 
@@ -42,7 +43,8 @@ class Transition:
     Attributes
     ----------
     phi : ndarray, shape (n, n)
-        Φ; n = K where the transform is the identity, else K·p.
+        Φ; n = K where the transform is the identity, else K·p. A part below that stands for the
+        plain matrix is K·p in either case.
     parts : tuple of (ndarray (n, n), ndarray (p, p) or None)
         The covariance is Σ part ⊗ factor factorᵀ over these; None stands for the plain matrix.
     basis : ndarray, shape (K, K)
@@ -56,13 +58,15 @@ class Transition:
     basis: np.ndarray
     n_features: int
 
-    @property
-    def _is_small(self) -> bool:
-        return self.parts[0][1] is not None
+    def is_small(self, matrix: np.ndarray) -> bool:
+        """Whether the matrix acts on classes alone; for one feature both ways are the same."""
+        if self.n_features == 1:
+            return self.parts[0][1] is not None
+        return len(matrix) == len(self.basis)
 
     def apply(self, matrix: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """A matrix of this transition times coordinates (..., contrast, feature)."""
-        if self._is_small:
+        if self.is_small(matrix):
             return matrix @ coordinates
         flat = coordinates.reshape(*coordinates.shape[:-2], -1)
         return (flat @ matrix.T).reshape(coordinates.shape)
@@ -111,7 +115,7 @@ class Transition:
     def phi_full(self) -> np.ndarray:
         """Φ as (class, feature, class, feature)."""
         K, p = len(self.basis), self.n_features
-        if self._is_small:
+        if self.is_small(self.phi):
             full = np.einsum("ab,ij->aibj", self.phi, np.eye(p))
         else:
             full = self.phi.reshape(K, p, K, p)
@@ -147,25 +151,27 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
     Raises
     ------
     ValueError
-        When the kernel is not finite at some time, changes too abruptly to integrate, or needs
+        When kernel or noise are not finite at some time, change too abruptly to integrate, or need
         dense matrices beyond :data:`lesde.linear_system.DENSE_LIMIT`.
     Diverged
         When the growth over a time-dependent interval overflows.
     """
     system = linear_system(coefficients)
-    p = coefficients.noise_factor.shape[-1]
-    # Asked for at the given times first, the kernel can say which of its values is at fault.
+    p = coefficients.n_features
+    # Asked for at the given times first, kernel and noise can say which of their values is at fault.
     coefficients.weights(times)
+    coefficients.noise.square(times)
 
     def transition(step: Step) -> Transition:
         phi, covariances = step
         sources = zip(covariances, system.sources, strict=True)
         return Transition(phi, tuple((C, factor) for C, (_, factor) in sources), system.basis, p)
 
-    if not coefficients.drift_table.is_constant:
+    if not coefficients.drift_table.is_constant or not coefficients.noise.is_constant:
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
+            flows = Flows(system, float(np.abs(times).max()))
             return [
-                transition(varying_step(system, float(start), float(end)))
+                transition(varying_step(flows, float(start), float(end)))
                 for start, end in itertools.pairwise(times)
             ]
     # Intervals equal up to the rounding of the times share one transition.
@@ -179,7 +185,8 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
         if key is None:
             key = width
             with np.errstate(over="ignore", invalid="ignore"):
-                step = constant_step(generator, [Q for Q, _ in system.sources], width)
+                intensities = [Q for Q, _ in system.sources if Q is not None]
+                step = constant_step(generator, intensities, width)
             known[key] = transition(step)
         result.append(known[key])
     return result

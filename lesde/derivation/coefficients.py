@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import sympy as sp
 
 from lesde.derivation.microscopic import class_coefficients
 from lesde.entries import EntryTable
+from lesde.noise import Noise
 from lesde.transforms import Transform
 
 if TYPE_CHECKING:
@@ -32,17 +34,19 @@ class Coefficients:
         E_kl(t): the factor of h H_l X_J in the step on sample J of class l.
     transform : Transform
         The matrices H_l, with their structure.
-    noise_factor : ndarray, shape (class, feature, feature)
-        σ_k of a sample, per square root of time.
+    noise : Noise
+        σ_k of a sample, per square root of time, as a function of time.
     counts : ndarray of int, shape (class,)
         Samples a class.
     """
+
+    depends_on_features: ClassVar[bool] = False
 
     entries: EntryTable
     drift_table: EntryTable
     kick_table: EntryTable
     transform: Transform
-    noise_factor: np.ndarray
+    noise: Noise
     counts: np.ndarray
 
     def weights(self, times: np.ndarray) -> np.ndarray:
@@ -61,16 +65,36 @@ class Coefficients:
             raise
 
     @property
+    def n_features(self) -> int:
+        """p."""
+        return self.noise.n_features
+
+    @cached_property
+    def noise_factor(self) -> np.ndarray:
+        """σ_k of a sample, shape (class, feature, feature), where it does not depend on time.
+
+        Raises
+        ------
+        ValueError
+            Where it does; then ask :attr:`noise` with times.
+        """
+        if not self.noise.is_constant:
+            raise ValueError(
+                "noise depends on time, so it has no single factor; ask coefficients.noise.factor(times)."
+            )
+        return self.noise.factor(np.zeros(1))[0]
+
+    @property
     def noise_covariance(self) -> np.ndarray:
-        """σ_k σ_kᵀ, shape (class, feature, feature)."""
+        """σ_k σ_kᵀ, shape (class, feature, feature), of a noise that does not depend on time."""
         return self.noise_factor @ np.swapaxes(self.noise_factor, -1, -2)
 
     def noise_scale(self) -> np.ndarray | None:
-        """σ_k as numbers, shape (class,), where every factor is a multiple of I; else None."""
-        p = self.noise_factor.shape[-1]
-        scale = self.noise_factor[:, 0, 0]
-        isotropic = (self.noise_factor == scale[:, None, None] * np.eye(p)).all()
-        return scale if isotropic else None
+        """σ_k as numbers, shape (class,), where every factor is a multiple of I; else None.
+
+        Of a noise that does not depend on time.
+        """
+        return self.noise_factor[:, 0, 0] if self.noise.is_isotropic else None
 
 
 def derive_coefficients(model: LESDE) -> Coefficients:
@@ -82,5 +106,5 @@ def derive_coefficients(model: LESDE) -> Coefficients:
     columns = np.broadcast_to(model.counts[None, :], model.entries.index.shape)
     drift = model.entries.combine(columns, lambda E, n: rule.drift(sp.Rational(n, N), E))
     return Coefficients(
-        model.entries, drift, kicks, model.transform, model.noise_factor(), model.counts
+        model.entries, drift, kicks, model.transform, model.noise_table, model.counts
     )

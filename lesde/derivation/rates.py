@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import sympy as sp
 
+from lesde.derivation.integrals import DUMMY
 from lesde.derivation.modes import Tree, mode_tree, reduced_table, tidy
 from lesde.formula import TIME
 
@@ -97,9 +98,16 @@ def separation_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
 
 
 def within_rate(model: LESDE) -> sp.Expr:
-    """d/dt log of the variance of a sample about its class mean, from spread s_0² at time t_0."""
+    """d/dt log of the variance of a sample about its class mean, from spread s_0² at time t_0.
+
+    σ stands for the noise as an unevaluated function, where it depends on time.
+    """
     sigma, spread, start = sp.symbols("sigma s_0 t_0", nonnegative=True)
-    variance = spread**2 + sigma**2 * (TIME - start)
+    grown = sigma**2 * (TIME - start)
+    if not model.noise_table.is_constant:
+        squared = sp.Function("sigma", real=True)(DUMMY) ** 2
+        grown = sp.Integral(squared, (DUMMY, start, TIME))
+    variance = spread**2 + grown
     return sp.diff(sp.log(variance), TIME)
 
 
@@ -152,7 +160,10 @@ def critical_constant(model: LESDE) -> sp.Expr | None:
     rate is derived anew for the same kernel with α = β + c/t and β left unevaluated; None where it
     then still depends on β, or the kernel has no α and β; ∞ where no c suffices. In the L-model this
     is for β ≤ 0; with β > 0 the contrasts of the scores grow faster and separate the classes sooner.
+    None also where the noise depends on time, as the spread then does not grow as √t.
     """
+    if not model.noise_table.is_constant:
+        return None
     if model.kernel.levels is None or model.transform.kind == "matrix":
         return None
     c = sp.Symbol("c", positive=True)

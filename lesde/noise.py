@@ -1,0 +1,234 @@
+"""The diffusion σ_k of a model: numbers or functions of time, with the integrals of σσᵀ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from lesde.entries import EntryTable
+from lesde.formula import rational
+from lesde.noise_reader import Parameters, entry_name, read_entries
+from lesde.quadrature import integrate
+
+__all__ = ["Noise", "read_noise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """σ_k(t) of every class, per square root of time: the factor of dW in the LE-SDE.
+
+    Made by :class:`lesde.LESDE` from its argument ``noise``; see there for what may be given.
+
+    Attributes
+    ----------
+    given : ndarray, shape (), (K,), (p, p) or (K, p, p)
+        float64 numbers; or, where an entry is a formula, an object array of Formula.
+    n_classes, n_features : int
+        K and p.
+    """
+
+    given: np.ndarray
+    n_classes: int
+    n_features: int
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the factors are plain numbers."""
+        return self.given.dtype != object
+
+    @cached_property
+    def is_constant(self) -> bool:
+        """Whether no factor is a function of time."""
+        return self.is_numeric or self._table.is_constant
+
+    @property
+    def is_isotropic(self) -> bool:
+        """Whether every factor is a multiple of the identity matrix."""
+        return self._indices.ndim == 1
+
+    @cached_property
+    def is_shared(self) -> bool:
+        """Whether all classes have the same factor."""
+        return len(self._indices) == 1
+
+    @cached_property
+    def _distinct(self) -> tuple[list[Any], np.ndarray]:
+        """The distinct entries, and where each stands in ``given``: equal entries are equal labels."""
+        if self.is_numeric:
+            values, labels = np.unique(self.given, return_inverse=True)
+            return values.tolist(), labels.reshape(self.given.shape)
+        position: dict[sp.Expr, int] = {}
+        flat = [position.setdefault(f.expression, len(position)) for f in self.given.ravel()]
+        return list(position), np.array(flat, dtype=int).reshape(self.given.shape)
+
+    @cached_property
+    def _indices(self) -> np.ndarray:
+        """Labels of the entries in the smallest shape that tells all: (1 or K,) or (1 or K, p, p)."""
+        values, labels = self._distinct
+        if labels.ndim < 2:
+            return _smallest(labels.reshape(-1))
+        labels = labels.reshape(-1, self.n_features, self.n_features)
+        zero = np.array([value == 0 for value in values])[labels]
+        own = labels[:, :1, :1]
+        diagonal = np.eye(self.n_features, dtype=bool)
+        isotropic = (np.where(diagonal, labels == own, zero)).all()
+        return _smallest(labels[:, 0, 0] if isotropic else labels)
+
+    @cached_property
+    def _table(self) -> EntryTable:
+        names = [entry_name(index) for index in np.ndindex(self.given.shape)]
+        first = {formula.expression: i for i, formula in reversed([*enumerate(self.given.ravel())])}
+        formulas = {
+            names[first[value]]: self.given.ravel()[first[value]] for value in self._distinct[0]
+        }
+        return EntryTable.from_formulas(formulas, self._indices)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """The entries in the smallest shape, where they do not depend on time."""
+        if self.is_numeric:
+            return np.array(self._distinct[0])[self._indices]
+        return self._table(np.zeros(1))[0]
+
+    def _evaluated(self, times: np.ndarray) -> np.ndarray:
+        """The entries in the smallest shape, (time, 1 or K[, p, p]), checked."""
+        if self.is_constant:
+            return np.broadcast_to(self._numbers, (len(times), *self._numbers.shape))
+        values = self._table(times)
+        if self.given.ndim < 2 and (values < 0).any():
+            i, k = np.argwhere(values < 0)[0]
+            name = entry_name((k,) if self.given.ndim else ())
+            raise ValueError(
+                f"noise must not be negative at any time; {name} = {self._table.values[self._table.index[k]]} "
+                f"is {values[i, k]:g} at t = {times[i]:g}. Noise is the diffusion σ, whose square is a "
+                f"variance per unit time."
+            )
+        return values
+
+    def scale(self, times: Any) -> np.ndarray:
+        """σ_k at the times where every factor is σ_k times the identity, shape (time, class), float64.
+
+        Raises
+        ------
+        ValueError
+            Where a value is negative, not finite, or has no number; names it and the time. Where
+            factors are no multiples of the identity: then see :meth:`factor`.
+        """
+        if not self.is_isotropic:
+            raise ValueError("noise has p×p factors, which no single number a class stands for.")
+        times = np.asarray(times, dtype=np.float64)
+        return np.array(np.broadcast_to(self._evaluated(times), (len(times), self.n_classes)))
+
+    def factor(self, times: Any) -> np.ndarray:
+        """σ_k at the times, shape (time, class, feature, feature), float64."""
+        K, p = self.n_classes, self.n_features
+        if self.is_isotropic:
+            return self.scale(times)[:, :, None, None] * np.eye(p)
+        times = np.asarray(times, dtype=np.float64)
+        return np.array(np.broadcast_to(self._evaluated(times), (len(times), K, p, p)))
+
+    def covariance(self, times: Any) -> np.ndarray:
+        """σ_k σ_kᵀ at the times, per sample and unit time, shape (time, class, feature, feature)."""
+        factor = self.factor(times)
+        return factor @ np.swapaxes(factor, -1, -2)
+
+    def square(self, times: Any) -> np.ndarray:
+        """σ² or σσᵀ in the smallest shape: (time, 1 or class), or (time, 1 or class, feature, feature).
+
+        The first where :attr:`is_isotropic`; one class stands for all where :attr:`is_shared`.
+        """
+        values = self._evaluated(np.asarray(times, dtype=np.float64))
+        return values**2 if self.is_isotropic else values @ np.swapaxes(values, -1, -2)
+
+    def integrated_scale(self, times: Any) -> np.ndarray:
+        """∫ σ_k² dt between successive times, shape (interval, class), float64, to rounding.
+
+        Only where :attr:`is_isotropic`; errors as of :meth:`scale`, and of
+        :func:`lesde.quadrature.integrate`.
+        """
+        times = np.asarray(times, dtype=np.float64)
+        asked = self.scale(times[:1] if self.is_constant else times)  # errors at the times first
+        if self.is_constant:
+            return np.diff(times)[:, None] * asked[0] ** 2
+        whole = integrate(self.square, times, "noise")
+        return np.array(np.broadcast_to(whole, (len(times) - 1, self.n_classes)))
+
+    def integrated(self, times: Any) -> np.ndarray:
+        """∫ σ_k σ_kᵀ dt between successive times, (interval, class, feature, feature), to rounding.
+
+        Gauss-Legendre panels halved until each is resolved; errors as of :meth:`scale`, and of
+        :func:`lesde.quadrature.integrate`.
+        """
+        K, p = self.n_classes, self.n_features
+        if self.is_isotropic:
+            return self.integrated_scale(times)[:, :, None, None] * np.eye(p)
+        times = np.asarray(times, dtype=np.float64)
+        asked = self.covariance(times[:1] if self.is_constant else times)
+        if self.is_constant:
+            return np.diff(times)[:, None, None, None] * asked[0]
+        whole = integrate(self.square, times, "noise")
+        return np.array(np.broadcast_to(whole, (len(times) - 1, K, p, p)))
+
+    def expression(self, k: int) -> sp.Expr | sp.Matrix:
+        """σ_k as SymPy knows it: an expression where it is a multiple of the identity, else a matrix."""
+        row = self._indices[k if len(self._indices) > 1 else 0]
+        values = [rational(v) if self.is_numeric else v for v in self._distinct[0]]
+        if self.is_isotropic:
+            return values[row]
+        p = self.n_features
+        return sp.Matrix(p, p, lambda i, j: values[row[i, j]])
+
+    def describe(self) -> Any:
+        """The noise as numbers and text in nested lists, for the attributes of a dataset."""
+        if self.is_numeric:
+            return self.given.tolist()
+        texts = [_plain(formula.expression) for formula in self.given.ravel()]
+        return _nested(texts, self.given.shape)
+
+    def __repr__(self) -> str:
+        return f"array{self.given.shape}" if self.given.ndim else repr(self.describe())
+
+
+def read_noise(value: Any, n_classes: int, n_features: int, parameters: Parameters = None) -> Noise:
+    """Read the argument ``noise`` of a model.
+
+    Parameters
+    ----------
+    value : number, formula, callable, or array or nested list of such
+        Of shape (), (K,), (p, p) or (K, p, p).
+    n_classes, n_features : int
+        K and p.
+    parameters : mapping of str to number or None, optional
+        Values of further names in the formulas.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming ``noise``, what was given and what is allowed.
+    """
+    given = value.given if isinstance(value, Noise) else value
+    entries = read_entries(given, n_classes, n_features, parameters)
+    entries.setflags(write=False)
+    return Noise(entries, n_classes, n_features)
+
+
+def _smallest(labels: np.ndarray) -> np.ndarray:
+    """One class for all, where all are alike."""
+    return labels[:1] if (labels == labels[:1]).all() else labels
+
+
+def _plain(expression: sp.Expr) -> float | str:
+    """A number as a number, a formula as text."""
+    return float(expression) if expression.is_number else str(expression)
+
+
+def _nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
+    """Nested lists of a shape; one value for the shape ()."""
+    if not shape:
+        return flat[0]
+    size = len(flat) // shape[0]
+    return [_nested(flat[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
