@@ -61,6 +61,15 @@ class Formula:
         """Names that have no value yet: free symbols other than t, functions without a callable."""
         return sorted(_names(self.expression) - set(self.functions))
 
+    def substitute(self, values: Mapping[str, sp.Expr], name: str = "kernel value") -> Formula:
+        """The formula with expressions in place of free names; ``name`` is for error messages."""
+        swaps = {s: values[s.name] for s in self.expression.free_symbols if s.name in values}
+        if not swaps:
+            return self
+        return Formula(
+            _real(name, self.expression.xreplace(swaps), self.expression).expression, self.functions
+        )
+
     def __call__(self, times: np.ndarray, name: str = "kernel value") -> np.ndarray:
         """Values at the given times, float64, of the shape of ``times``.
 
@@ -103,7 +112,7 @@ class Formula:
         if bad.any():
             when = float(times[bad].flat[0])
             raise ValueError(
-                f"{name} = {self.expression} is {self._diagnosis(when)} at t = {when:g}; a kernel "
+                f"{name} = {self.expression} is {self._diagnosis(when)} at t = {when:g}; it "
                 f"must be real and finite at every time simulated. Change the formula or the times."
             )
         return np.array(values, dtype=np.float64)
@@ -126,8 +135,9 @@ class Formula:
 def parse_formula(
     name: str,
     value: Any,
-    parameters: Mapping[str, float] | None = None,
+    parameters: Mapping[str, float | None] | None = None,
     symbol: str | None = None,
+    variables: Mapping[str, sp.Symbol] | None = None,
 ) -> Formula:
     """Turn a number, string, SymPy expression or callable into a :class:`Formula`.
 
@@ -140,28 +150,43 @@ def parse_formula(
         The argument's name, for error messages.
     value : number, str, sympy.Expr, callable or Formula
         ``"2/(1+t)"``, ``0.5``, ``sympy.exp(-t)``, ``lambda t: numpy.exp(-t)``.
-    parameters : mapping of str to number, optional
-        Values of further symbols in the formula.
+    parameters : mapping of str to number or None, optional
+        Values of further symbols in the formula. None leaves a name free: such a formula can be
+        derived from, calibrated and differentiated, and takes its value later.
     symbol : str, optional
         Name of the function of t that stands for a callable; the argument's name unless given.
+    variables : mapping of str to sympy.Symbol, optional
+        Variables of the formula besides t.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument, what was given, and what is allowed.
     """
+    known: dict[str, sp.Expr] = {**(variables or {}), "t": TIME}
     values: dict[str, sp.Expr] = {}
     for key, number in (parameters or {}).items():
-        if isinstance(number, bool) or not isinstance(number, numbers.Real):
-            raise TypeError(f"parameters[{key!r}] must be a real number; got {shown(number)}.")
-        if not math.isfinite(number):
-            raise ValueError(f"parameters[{key!r}] must be finite; got {number}.")
         if key == "t":
             raise ValueError("parameters may not contain 't', which is the time.")
+        if key in known:
+            raise ValueError(
+                f"parameters may not contain {key!r}, which is a variable of {name}; give the "
+                f"parameter another name than {', '.join(known)}."
+            )
+        if number is None:
+            values[key] = sp.Symbol(key, real=True)
+            continue
+        if isinstance(number, bool) or not isinstance(number, numbers.Real):
+            raise TypeError(
+                f"parameters[{key!r}] must be a real number; got {shown(number)}. None leaves the name "
+                f"free."
+            )
+        if not math.isfinite(number):
+            raise ValueError(f"parameters[{key!r}] must be finite; got {number}.")
         values[key] = rational(number)
 
     if isinstance(value, Formula):
-        return value
+        return value.substitute(values, name)
     if isinstance(value, bool):
         raise TypeError(f"{name} must be a number, a formula or a function of t; got {value}.")
     if isinstance(value, numbers.Real) and not isinstance(value, sp.Basic):
@@ -174,12 +199,13 @@ def parse_formula(
         return Formula(rational(value if isinstance(value, numbers.Integral) else float(value)))
     if isinstance(value, str):
         try:
-            expression = read_formula(value, {"t": TIME, **CONSTANTS, **values})
+            expression = read_formula(value, {**CONSTANTS, **values, **known}, list(known))
         except ValueError as error:
             raise ValueError(f"{name} = {shown(value)} is not a usable formula: {error}.") from None
         return _real(name, expression, value)
     if isinstance(value, sp.Expr):
-        swaps = {s: TIME if s.name == "t" else values.get(s.name, s) for s in value.free_symbols}
+        meaning = {**values, **known}
+        swaps = {s: meaning.get(s.name, s) for s in value.free_symbols}
         return _real(name, value.xreplace(swaps), value)
     if callable(value):
         symbol = symbol or name

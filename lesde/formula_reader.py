@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -103,8 +103,9 @@ def _check_exponent(exponent: sp.Expr, base: sp.Expr | None = None) -> None:
 class _Reader(ast.NodeVisitor):
     """Builds a SymPy expression from the few kinds of syntax that a formula may contain."""
 
-    def __init__(self, names: Mapping[str, sp.Expr]):
+    def __init__(self, names: Mapping[str, sp.Expr], variables: Sequence[str]):
         self.names = names
+        self.variables = variables
         self.depth = 0
 
     def visit(self, node: ast.AST) -> Any:
@@ -133,7 +134,8 @@ class _Reader(ast.NodeVisitor):
 
     def generic_visit(self, node: ast.AST) -> Any:
         raise ValueError(
-            f"{type(node).__name__} is not allowed in a formula; use numbers, t, + - * / **, "
+            f"{type(node).__name__} is not allowed in a formula; use numbers, "
+            f"{', '.join(self.variables)}, + - * / **, "
             f"comparisons, 'a if condition else b', and {', '.join(sorted(FUNCTIONS))}"
         )
 
@@ -152,11 +154,11 @@ class _Reader(ast.NodeVisitor):
             return self.names[node.id]
         if node.id in FUNCTIONS:
             raise ValueError(f"{node.id} is a function; write {node.id}(...)")
-        known = sorted(set(self.names) - set(CONSTANTS) - {"t"})
+        known = sorted(set(self.names) - set(CONSTANTS) - set(self.variables))
         given = f"the parameters {', '.join(known)}" if known else "no parameters"
         raise ValueError(
-            f"unknown symbol {node.id!r}; known are t, pi, e and {given}. "
-            f"Give it a value with parameters={{{node.id!r}: ...}}"
+            f"unknown symbol {node.id!r}; known are {', '.join(self.variables)}, pi, e and {given}. "
+            f"Give it a value with parameters={{{node.id!r}: ...}}, or None there to leave it free"
         )
 
     def visit_BinOp(self, node: ast.BinOp) -> Any:
@@ -210,8 +212,18 @@ class _Reader(ast.NodeVisitor):
         return join(*(self.condition(value) for value in node.values))
 
 
-def read_formula(text: str, names: Mapping[str, sp.Expr]) -> sp.Expr:
+def read_formula(
+    text: str, names: Mapping[str, sp.Expr], variables: Sequence[str] = ("t",)
+) -> sp.Expr:
     """The SymPy expression that a text stands for.
+
+    Parameters
+    ----------
+    text : str
+    names : mapping of str to sympy.Expr
+        What each name in the text stands for.
+    variables : sequence of str, default ("t",)
+        Those of the names that are variables, for messages; the rest are constants and parameters.
 
     Raises
     ------
@@ -228,7 +240,7 @@ def read_formula(text: str, names: Mapping[str, sp.Expr]) -> sp.Expr:
         detail = getattr(error, "msg", None) or "it is nested too deeply"
         raise ValueError(f"syntax error: {detail}") from None
     try:
-        result = _Reader(names).visit(tree)
+        result = _Reader(names, variables).visit(tree)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (TypeError, ArithmeticError) as error:  # SymPy's refusals, such as comparing with √(−1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,9 @@ class _FunctionKernel(Kernel):
         K = check_integer("n_classes", n_classes)
         formulas = {f"kernel({k}, {l}, t)": self._entry(k, l) for k in range(K) for l in range(K)}
         return EntryTable.from_formulas(formulas, np.arange(K * K).reshape(K, K))
+
+    def with_parameters(self, values: Mapping[str, float]) -> Kernel:
+        return _FunctionKernel(self.function, {**(self.parameters or {}), **values})
 
     def _describe(self) -> dict[str, Any]:
         return {"function": getattr(self.function, "__name__", repr(self.function))}

@@ -24,7 +24,7 @@ from lesde.formula import TIME, Formula, parse_formula, rational
 
 __all__ = ["ClassMatrix", "Hierarchical", "Kernel", "LabelNoise", "TwoLevel"]
 
-Parameters = Mapping[str, float] | None
+Parameters = Mapping[str, float | None] | None
 
 
 def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = None) -> Formula:
@@ -41,6 +41,9 @@ class Kernel(ABC):
     fits) works from the table.
     """
 
+    depends_on_features = False
+    """Whether E depends on the features themselves, so that classes and time do not tell it."""
+
     @abstractmethod
     def entries(self, n_classes: int) -> EntryTable:
         """The K×K table E_kl(t): row k is moved by a step on a sample of class l (column)."""
@@ -53,6 +56,14 @@ class Kernel(ABC):
     def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> Kernel:
         """The same kernel with other α and β; only where :attr:`levels` is not None."""
         raise TypeError(f"{type(self).__name__} has no levels α and β to replace.")
+
+    def with_parameters(self, values: Mapping[str, float]) -> Kernel:
+        """The same kernel with numbers in place of free names; other names stay free.
+
+        A name is free in a formula where ``parameters={"a": None}`` left it so, or where a SymPy
+        expression has a symbol other than t.
+        """
+        raise TypeError(f"{type(self).__name__} takes its parameters where it is made.")
 
     def describe(self) -> dict[str, Any]:
         """Kind and formulas as plain text, for the attributes of a dataset."""
@@ -75,7 +86,8 @@ class TwoLevel(Kernel):
         E_kk = α and E_kl = β for k ≠ l. None leaves the function unevaluated: such a model can be
         derived, not simulated.
     parameters : mapping, optional
-        Values of named parameters in the formulas.
+        Values of named parameters in the formulas; None leaves a name free, for
+        :func:`lesde.calibrate` to find or :meth:`with_parameters` to set.
 
     Examples
     --------
@@ -93,6 +105,9 @@ class TwoLevel(Kernel):
 
     def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> TwoLevel:
         return TwoLevel(Formula(alpha), Formula(beta))
+
+    def with_parameters(self, values: Mapping[str, float]) -> TwoLevel:
+        return TwoLevel(self.alpha, self.beta, values)
 
     def entries(self, n_classes: int) -> EntryTable:
         index = 1 - np.eye(n_classes, dtype=int)
@@ -140,6 +155,10 @@ class ClassMatrix(Kernel):
             for k, row in enumerate(rows)
             for l, v in enumerate(row)
         ]
+
+    def with_parameters(self, values: Mapping[str, float]) -> ClassMatrix:
+        K = self.n_classes
+        return ClassMatrix([self.formulas[k * K : (k + 1) * K] for k in range(K)], values)
 
     def entries(self, n_classes: int) -> EntryTable:
         if n_classes != self.n_classes:
@@ -190,6 +209,9 @@ class Hierarchical(Kernel):
         self.beta = _value("beta", beta, parameters)
         self.gamma = _value("gamma", gamma, parameters)
 
+    def with_parameters(self, values: Mapping[str, float]) -> Hierarchical:
+        return Hierarchical(self.groups.tolist(), self.alpha, self.beta, self.gamma, values)
+
     def entries(self, n_classes: int) -> EntryTable:
         if n_classes != len(self.groups):
             raise ValueError(
@@ -224,7 +246,7 @@ class LabelNoise(Kernel):
     kernel : Kernel
         The kernel of clean labels.
     p : float or sympy.Symbol
-        Probability of a wrong label, in [0, 1].
+        Probability of a wrong label, in [0, 1]; a symbol leaves it free.
     """
 
     p: sp.Expr
@@ -246,6 +268,10 @@ class LabelNoise(Kernel):
 
     def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> LabelNoise:
         return LabelNoise(self.kernel.with_levels(alpha, beta), self.p)
+
+    def with_parameters(self, values: Mapping[str, float]) -> LabelNoise:
+        p = parse_formula("p", self.p, values).expression
+        return LabelNoise(self.kernel.with_parameters(values), p)
 
     def entries(self, n_classes: int) -> EntryTable:
         clean = self.kernel.entries(n_classes)

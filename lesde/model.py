@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+import sympy as sp
 
-from lesde.checks import check_finite_array, check_integer, check_real, shown
+from lesde.checks import check_integer, check_real, shown
 from lesde.entries import EntryTable
+from lesde.formula import TIME
 from lesde.kernels import Kernel
+from lesde.noise import Noise, read_noise
 from lesde.transforms import Transform, make_transform
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from lesde.derivation import Derivation
+    from lesde.differentiable.law import TensorLaw
 
 __all__ = ["LESDE"]
 
@@ -30,16 +34,22 @@ class LESDE:
     Parameters
     ----------
     kernel : Kernel
-        Class-to-class elasticity E_kl(t).
+        Class-to-class elasticity E_kl(t), or a :class:`lesde.FeatureKernel`, whose strength depends on
+        the features of both samples.
     n_classes, n_features : int
         K and p.
     n_per_class : int or sequence of K ints, default 100
         Samples of each class; a sequence makes the classes unbalanced.
     transform : {"identity", "logits"} or array (p, p) or (K, p, p), default "identity"
         The matrices H_l. "logits" needs p = K.
-    noise : float or array, default 0.1
-        The diffusion σ, per square root of time: a number; (K,) numbers, one a class; a (p, p)
-        factor with covariance σσᵀ; or (K, p, p) factors.
+    noise : value, or array or nested list of values, default 0.1
+        The diffusion σ, per square root of time: one value; (K,) values, one a class; a (p, p)
+        factor with covariance σσᵀ; or (K, p, p) factors. A value is a number, a formula in t (text
+        or SymPy) or a vectorised function of t; single values and values a class must not be
+        negative. A formula with a name left free can be derived from but not simulated.
+    parameters : mapping of str to number or None, optional
+        Values of named parameters in the formulas of ``noise``; kernels have their own. None
+        leaves a name free.
 
     Raises
     ------
@@ -66,6 +76,7 @@ class LESDE:
         n_per_class: int | Sequence[int] = 100,
         transform: Any = "identity",
         noise: Any = 0.1,
+        parameters: Mapping[str, float | None] | None = None,
     ):
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -77,10 +88,17 @@ class LESDE:
         self.n_features = check_integer("n_features", n_features)
         self.counts = _counts(n_per_class, self.n_classes)
         self.transform: Transform = make_transform(transform, self.n_classes, self.n_features)
-        self.noise = _noise(noise, self.n_classes, self.n_features)
-        self.entries: EntryTable = kernel.entries(self.n_classes)
+        self.noise_table: Noise = read_noise(noise, self.n_classes, self.n_features, parameters)
+        self.noise: np.ndarray = self.noise_table.given
+        self.parameters: dict[str, float | None] = dict(parameters or {})
+        # As it was given, for replace(parameters=...): names in formulas are values by now.
+        numbers = np.asarray(noise).dtype.kind in "biuf"
+        self._given_noise = self.noise_table.describe() if numbers else _kept(noise)
+        # A kernel that depends on the features has no table: what needs one asks for that first.
+        self.entries: EntryTable = (
+            None if kernel.depends_on_features else kernel.entries(self.n_classes)  # type: ignore[assignment]
+        )
         self.counts.setflags(write=False)
-        self.noise.setflags(write=False)
         object.__setattr__(self, "_frozen", True)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -100,12 +118,46 @@ class LESDE:
             "n_features": self.n_features,
             "n_per_class": int(self.counts[0]) if self.is_balanced else self.counts.tolist(),
             "transform": self.transform,
-            "noise": self.noise if self.noise.ndim else float(self.noise),
+            "noise": self._given_noise,
+            "parameters": self.parameters or None,
         }
         unknown = sorted(set(changes) - set(arguments))
         if unknown:
             raise TypeError(f"replace knows {', '.join(arguments)}; got {', '.join(unknown)}.")
         return LESDE(**{**arguments, **changes})
+
+    @property
+    def free_parameters(self) -> tuple[str, ...]:
+        """Names in the formulas of kernel and noise that have no value yet, sorted."""
+        expressions = [] if self.entries is None else list(self.entries.values)
+        if not self.noise_table.is_numeric:
+            expressions += [formula.expression for formula in self.noise_table.given.ravel()]
+        return tuple(sorted({str(s) for e in expressions for s in e.free_symbols - {TIME}}))
+
+    def substitute(self, **parameters: float) -> LESDE:
+        """The model with numbers in place of free names; those not given stay free.
+
+        >>> import lesde
+        >>> kernel = lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})
+        >>> model = lesde.LESDE(kernel, n_classes=3, n_features=3)
+        >>> model.free_parameters
+        ('a', 'b')
+        >>> model.substitute(a=2, b=-0.5).kernel
+        TwoLevel(alpha=2/(t + 1), beta=-1/2)
+        """
+        free = self.free_parameters
+        unknown = sorted(set(parameters) - set(free))
+        if unknown:
+            raise TypeError(
+                f"substitute knows the free names of the model, {', '.join(free) or 'which has none'}; "
+                f"got {', '.join(unknown)}."
+            )
+        if not parameters:
+            return self
+        return self.replace(
+            kernel=self.kernel.with_parameters(parameters),
+            parameters={**self.parameters, **parameters},
+        )
 
     @property
     def n_samples(self) -> int:
@@ -131,34 +183,84 @@ class LESDE:
         """H_l of every class, shape (class, feature, feature), float64."""
         return self.transform.array()
 
-    def noise_factor(self) -> np.ndarray:
-        """The factor σ_k of every class, shape (class, feature, feature), float64."""
-        K, p = self.n_classes, self.n_features
-        if self.noise.ndim < 2:
-            scale = np.broadcast_to(self.noise, (K,))
-            return scale[:, None, None] * np.eye(p)
-        return np.broadcast_to(self.noise, (K, p, p))
+    def noise_factor(self, time: float | None = None) -> np.ndarray:
+        """The factor σ_k of every class, shape (class, feature, feature), float64.
 
-    def noise_covariance(self) -> np.ndarray:
-        """σ_k σ_kᵀ, per sample and unit time, shape (class, feature, feature), float64."""
-        factor = self.noise_factor()
-        return factor @ np.swapaxes(factor, -1, -2)
+        At a time, which may be left out where the noise does not depend on it.
+        """
+        return self.noise_table.factor([self._noise_time(time)])[0]
+
+    def noise_covariance(self, time: float | None = None) -> np.ndarray:
+        """σ_k σ_kᵀ, per sample and unit time, shape (class, feature, feature), float64.
+
+        At a time, which may be left out where the noise does not depend on it.
+        """
+        return self.noise_table.covariance([self._noise_time(time)])[0]
+
+    def _noise_time(self, time: float | None) -> float:
+        if time is None and not self.noise_table.is_constant:
+            raise ValueError(
+                "time must be given, as the noise of this model depends on it; got None."
+            )
+        return 0.0 if time is None else check_real("time", time)
 
     @cached_property
     def _derivation(self) -> Derivation:
-        from lesde.derivation import Derivation
+        from lesde.derivation import Derivation, FeatureDerivation
 
+        if self.kernel.depends_on_features:
+            # It has the names of a Derivation, so that callers need not tell them apart.
+            return FeatureDerivation(self)  # type: ignore[return-value]
         return Derivation(self)
 
     def derive(self) -> Derivation:
-        """Derive drift, diffusion, modes, closed forms and rates from the microscopic rule."""
+        """Derive drift, diffusion, modes, closed forms and rates from the microscopic rule.
+
+        A :class:`lesde.FeatureKernel` gives a :class:`lesde.derivation.FeatureDerivation`, which has the
+        same names.
+        """
         return self._derivation
 
-    def law(self, times: Any, initial: Any = None) -> xr.Dataset:
-        """The exact Gaussian law at the given times; see :func:`lesde.law.exact_law`."""
+    @overload
+    def law(
+        self, times: Any, initial: Any = None, *, parameters: Mapping[str, Any] | None = None
+    ) -> xr.Dataset: ...
+
+    @overload
+    def law(
+        self,
+        times: Any,
+        initial: Any = None,
+        *,
+        differentiable: Literal[True],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> TensorLaw: ...
+
+    def law(
+        self,
+        times: Any,
+        initial: Any = None,
+        *,
+        differentiable: bool = False,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset | TensorLaw:
+        """The exact Gaussian law at the given times; see :func:`lesde.law.exact_law`.
+
+        With ``differentiable=True`` torch tensors with gradients to ``initial`` and to the
+        ``parameters`` that are tensors: see :func:`lesde.differentiable.tensor_law`. ``parameters``
+        gives the free names of the model their values in either case.
+        """
+        if self.kernel.depends_on_features:
+            from lesde.feature_kernel import no_linear_drift
+
+            raise no_linear_drift("model.law")
+        if differentiable:
+            from lesde.differentiable.law import tensor_law
+
+            return tensor_law(self, times, initial, parameters)
         from lesde.law import exact_law
 
-        return exact_law(self, times, initial)
+        return exact_law(self.substitute(**(parameters or {})), times, initial)
 
     def describe(self) -> dict[str, Any]:
         """The model as plain numbers and text, for the attributes of a dataset."""
@@ -169,15 +271,15 @@ class LESDE:
             "n_features": self.n_features,
             "n_per_class": self.counts.tolist(),
             "transform": self.transform.kind if matrices is None else matrices.tolist(),
-            "noise": self.noise.tolist(),
+            "noise": self.noise_table.describe(),
         }
 
     def __repr__(self) -> str:
         counts = int(self.counts[0]) if self.is_balanced else self.counts.tolist()
-        noise = float(self.noise) if self.noise.ndim == 0 else f"array{self.noise.shape}"
         return (
             f"LESDE({self.kernel!r}, n_classes={self.n_classes}, n_features={self.n_features}, "
-            f"n_per_class={counts}, transform={self.transform.kind!r}, noise={noise})"
+            f"n_per_class={counts}, transform={self.transform.kind!r}, "
+            f"noise={self.noise_table!r})"
         )
 
 
@@ -193,15 +295,8 @@ def _counts(value: Any, n_classes: int) -> np.ndarray:
     return np.full(n_classes, check_integer("n_per_class", value))
 
 
-def _noise(value: Any, n_classes: int, n_features: int) -> np.ndarray:
-    if np.ndim(value) == 0:
-        return np.array(check_real("noise", value, 0.0))
-    p = n_features
-    array = check_finite_array("noise", value, [(n_classes,), (p, p), (n_classes, p, p)])
-    if array.ndim == 1 and (array < 0).any():
-        k = int(np.argmax(array < 0))
-        raise ValueError(
-            f"noise must not be negative; got {array[k]:g} for class {k}. Noise is the diffusion σ, "
-            f"whose square is a variance per unit time."
-        )
-    return array.copy()
+def _kept(value: Any) -> Any:
+    """A value or nested values that later changes of the caller's lists and arrays do not reach."""
+    if isinstance(value, np.ndarray | sp.MatrixBase):
+        return _kept(value.tolist())
+    return tuple(_kept(item) for item in value) if isinstance(value, list | tuple) else value

@@ -69,6 +69,10 @@ class Diffusion:
         sigma_T = sp.Symbol(f"sigma_{k + 1}^T", commutative=False)
         return own * sigma * sigma_T + LEARNING_RATE * self.sampling(k, m)
 
+    def factor(self, k: int) -> sp.Expr | sp.Matrix:
+        """σ_k(t) of a sample, as the model gives it: an expression that multiplies I, or a matrix."""
+        return self.derivation.model.noise_table.expression(k)
+
     def class_mean(self, k: int) -> sp.Expr:
         """Covariance per unit time of class k's mean with itself: noise averaged over its samples."""
         n = int(self.derivation.model.counts[k])
@@ -229,14 +233,16 @@ class Derivation:
             A complete article that compiles; otherwise the body, which needs ``amsmath``.
         """
         from lesde.derivation.report import latex_report
+        from lesde.derivation.sections import sections
 
-        return latex_report(self, document)
+        return latex_report(sections(self), document)
 
     def text(self) -> str:
         """The derivation as plain text with formulas set in Unicode."""
         from lesde.derivation.report import text_report
+        from lesde.derivation.sections import sections
 
-        return text_report(self)
+        return text_report(sections(self))
 
     def __repr__(self) -> str:
         closed = "closed form" if self.is_closed else "no closed form"

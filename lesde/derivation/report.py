@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import sympy as sp
 
-from lesde.derivation.sections import sections
-
-if TYPE_CHECKING:
-    from lesde.derivation.core import Derivation
+from lesde.derivation.sections import Section
 
 __all__ = ["latex_report", "text_report"]
 
@@ -35,6 +31,18 @@ _LATEX_FIXED = {
     "rate_NC2": r"\frac{\mathrm{d}}{\mathrm{d}t}\log\mathrm{NC2}",
     "c_crit": r"c^{*}",
     "|d_l|^2": r"\|d_l\|^2",
+    "kappa_iJ": r"\kappa_{iJ}",
+    "kappa_same": r"\kappa|_{s=1}",
+    "kappa_other": r"\kappa|_{s=0}",
+    "r2": r"r^{2}",
+    "dist2": r"\|X_i-X_J\|^{2}",
+    "inner": r"\langle X_i,X_J\rangle",
+    "cosine": r"\frac{\langle X_i,X_J\rangle}{\|X_i\|\,\|X_J\|}",
+    "indicator": r"\mathbf{1}_{k(i)=k(J)}",
+    "kappa_kl": r"\kappa(\bar{X}^{k},\bar{X}^{l})",
+    "avgX": r"\langle\kappa_{iJ}X_J\rangle_{l}",
+    "avgXX": r"\langle\kappa_{iJ}\kappa_{jJ}X_JX_J^{\top}\rangle_{l}",
+    "sum": r"\sum_{l}",
 }
 _TEXT_FIXED = {
     "DeltaX_i": "ΔX_i",
@@ -46,6 +54,17 @@ _TEXT_FIXED = {
     "|d_l|^2": "‖dₗ‖²",
     "Cov_ii": "Cov(ΔX_i, ΔX_i)/h",
     "Cov_ij": "Cov(ΔX_i, ΔX_j)/h",
+    "kappa_iJ": "κ_iJ",
+    "kappa_same": "κ(s=1)",
+    "kappa_other": "κ(s=0)",
+    "dist2": "‖X_i − X_J‖²",
+    "inner": "⟨X_i, X_J⟩",
+    "cosine": "⟨X_i, X_J⟩/(‖X_i‖‖X_J‖)",
+    "indicator": "1[class of i = class of J]",
+    "kappa_kl": "κ(X̄_k, X̄_l)",
+    "avgX": "⟨κ_iJ⋅X_J⟩ₗ",
+    "avgXX": "⟨κ_iJ⋅κ_jJ⋅X_J⋅X_Jᵀ⟩ₗ",
+    "sum": "Σ(l)",
 }
 
 
@@ -61,6 +80,13 @@ def _latex_name(name: str, solution: bool) -> str:
     if match := re.fullmatch(r"(\w+)_(\w+)\^T", name):
         base = r"\sigma" if match[1] == "sigma" else match[1]
         return rf"{base}_{{{match[2]}}}^{{\top}}"
+    if match := re.fullmatch(r"dXbar_(\w+)/dt", name):
+        return rf"\frac{{\mathrm{{d}}\bar{{X}}^{{{match[1]}}}}}{{\mathrm{{d}}t}}"
+    if match := re.fullmatch(r"kappaX_(\w+)_(\w+)", name):
+        return rf"\langle\kappa X\rangle_{{{match[1]},{match[2]}}}"
+    if match := re.fullmatch(r"(r2|g|c)_(\d+)_(\d+)", name):
+        base = "r^{2}" if match[1] == "r2" else match[1]
+        return rf"{base}_{{{match[2]},{match[3]}}}"
     if match := re.fullmatch(r"C_(\w+)", name):
         return rf"C_{{{match[1]}}}"
     return sp.latex(sp.Symbol(name))
@@ -115,10 +141,10 @@ def _latex_note(note: str) -> str:
     return re.sub(pattern, math, note)
 
 
-def latex_report(derivation: Derivation, document: bool) -> str:
-    """The derivation in LaTeX; see :meth:`lesde.derivation.Derivation.latex`."""
+def latex_report(sections: list[Section], document: bool) -> str:
+    """A derivation's sections in LaTeX; see :meth:`lesde.derivation.Derivation.latex`."""
     lines: list[str] = []
-    for section in sections(derivation):
+    for section in sections:
         lines.append(
             rf"\subsection*{{{section.title.replace('at learning rate h', 'at learning rate $h$')}}}"
         )
@@ -154,6 +180,11 @@ def _plain(expression: sp.Basic) -> sp.Basic:
         if match := re.fullmatch(r"(\w+)_(\w+)\^T", symbol.name):
             base = "σ" if match[1] == "sigma" else match[1]
             return base + match[2].translate(_SUBSCRIPTS) + "ᵀ"
+        if match := re.fullmatch(r"kappaX_(\w+)_(\w+)", symbol.name):
+            return f"⟨κX⟩{match[1]},{match[2]}".translate(_SUBSCRIPTS)
+        if match := re.fullmatch(r"(r2|g|c)_(\d+)_(\d+)", symbol.name):
+            base = "r²" if match[1] == "r2" else match[1]
+            return base + f"{match[2]},{match[3]}".translate(_SUBSCRIPTS)
         return _TEXT_FIXED.get(symbol.name, symbol.name)
 
     symbols = expression.atoms(sp.Symbol)
@@ -161,10 +192,10 @@ def _plain(expression: sp.Basic) -> sp.Basic:
     return expression.xreplace(swaps)
 
 
-def text_report(derivation: Derivation) -> str:
-    """The derivation as text; see :meth:`lesde.derivation.Derivation.text`."""
+def text_report(sections: list[Section]) -> str:
+    """A derivation's sections as text; see :meth:`lesde.derivation.Derivation.text`."""
     blocks: list[str] = []
-    for section in sections(derivation):
+    for section in sections:
         blocks.append(f"{section.title}\n{'─' * len(section.title)}")
         for left, right in section.equations:
             equation = sp.Eq(_plain(left), _plain(right), evaluate=False)

@@ -12,8 +12,9 @@ from lesde.derivation.integrals import abbreviate
 
 if TYPE_CHECKING:
     from lesde.derivation.core import Derivation
+    from lesde.derivation.feature_derivation import FeatureDerivation
 
-__all__ = ["Section", "sections"]
+__all__ = ["Section", "noise_equations", "sections"]
 
 EXPLICIT = 4  # classes written out one by one; beyond, a few stand for all
 
@@ -38,7 +39,7 @@ def sections(derivation: Derivation) -> list[Section]:
     return parts
 
 
-def _shown_classes(derivation: Derivation) -> Iterable[int]:
+def _shown_classes(derivation: Derivation | FeatureDerivation) -> Iterable[int]:
     K = derivation.model.n_classes
     if derivation.tree is not None and K > EXPLICIT:
         return [orbit[0] for orbit in derivation.tree.orbits][:EXPLICIT]
@@ -60,11 +61,30 @@ def _rule(derivation: Derivation) -> Section:
         d = _symbol("d_l")
         section.equations.append((_symbol("H_l"), d * _symbol("d_l^T") / sp.Symbol("|d_l|^2")))
         section.notes.append("d_l = e_l - 1/K are the logit directions; they sum to zero.")
+    if not model.noise_table.is_numeric:
+        noise_equations(derivation, section)
     sizes = model.counts.tolist() if not model.is_balanced else int(model.counts[0])
     section.notes.append(
         f"{model.n_classes} classes in {model.n_features} dimensions, samples a class: {sizes}."
     )
     return section
+
+
+def noise_equations(derivation: Derivation | FeatureDerivation, section: Section) -> None:
+    """σ as a function of time, where it is one; a plain number stays with the model."""
+    model = derivation.model
+    noise = model.noise_table
+    if not noise.is_isotropic and model.n_features > EXPLICIT:
+        section.notes.append("The noise is a matrix of functions of time, not written out here.")
+        return
+    if noise.is_shared:
+        section.equations.append((_symbol("sigma_k"), derivation.diffusion.factor(0)))
+        return
+    classes = list(_shown_classes(derivation))
+    for k in classes:
+        section.equations.append((_symbol(f"sigma_{k + 1}"), derivation.diffusion.factor(k)))
+    if len(classes) < model.n_classes:
+        section.notes.append("Every class has its own noise; that of some is shown.")
 
 
 def _drift(derivation: Derivation) -> Section:
@@ -175,5 +195,7 @@ def _rates(derivation: Derivation) -> Section:
     if missing:
         matrix = derivation.model.transform.kind == "matrix"
         why = "they depend on the direction" if matrix else "classes are not exchangeable"
+        if missing == ["c_crit"] and not derivation.model.noise_table.is_constant:
+            why = "the noise depends on time"
         section.notes.append(f"No closed form for {', '.join(missing)}: {why}.")
     return section

@@ -20,6 +20,13 @@ REPORTED = {
     "unevaluated noise": LESDE(LabelNoise(TwoLevel(), 0.25), 4, 2),
     "hundred": LESDE(TwoLevel("c/(1+t)", -0.5, {"c": 2}), 100, 100),
     "one class": LESDE(TwoLevel(1, 0), 1, 2),
+    "noise in time": LESDE(TwoLevel(), 3, 2, noise="s/(1+t)", parameters={"s": 0.3}),
+    "noise of classes": LESDE(TwoLevel(2, -0.5), 6, 2, noise=["t", 1, 2, "sqrt(t)", 1, 0]),
+    "noise matrix": LESDE(TwoLevel(2, -0.5), 3, 2, noise=[["exp(-t)", 0], ["t", 1]]),
+    "noise callables": LESDE(TwoLevel(2, -0.5), 2, 2, noise=[[abs, 0], [0, abs]]),
+    "noise matrix, large": LESDE(
+        TwoLevel(2, -0.5), 3, 9, noise=[["t" if i >= j else 0 for i in range(9)] for j in range(9)]
+    ),
 }
 
 
@@ -85,6 +92,29 @@ def test_what_is_printed_is_what_is_derived():
     assert r"c^{*} &= \frac{5}{2}" in changed
     for title in ("Microscopic rule", "Drift", "Diffusion", "Modes", "Solution", "Rates"):
         assert rf"\subsection*{{{title}" in latex
+
+
+def test_noise_is_shown_as_a_function_of_time():
+    in_time = REPORTED["noise in time"].derive()
+    assert r"\sigma_{k} &= \frac{3}{10 \left(t + 1\right)}" in in_time.latex()
+    assert "10⋅(t + 1)" in in_time.text()
+    assert in_time.diffusion.factor(1).subs({"t": 2}).is_positive is not False
+    # NC1 grows with the variance that has built up: σ²(t) / (s₀² + ∫σ²), not σ²/(s₀² + σ²(t − t₀)).
+    assert r"\int\limits_{t_{0}}^{t} \sigma^{2}{\left(\tau \right)}" in in_time.latex()
+    assert in_time.critical_constant is None
+    assert "No closed form for c_crit: the noise depends on time." in in_time.text()
+    classes = REPORTED["noise of classes"].derive().text()
+    assert "σ₁ = t" in classes
+    assert "Every class has its own noise" in classes
+    assert r"\left[\begin{matrix}e^{- t} & 0\\t & 1\end{matrix}\right]" in (
+        REPORTED["noise matrix"].derive().latex()
+    )
+    callables = REPORTED["noise callables"].derive().latex()
+    assert r"\sigma_{k} &= \sigma_{11}{\left(t \right)}" in callables
+    assert "not written out" in REPORTED["noise matrix, large"].derive().text()
+    plain = LESDE(TwoLevel(), 3, 2, noise=0.3).derive()
+    assert r"\sigma_{k} &=" not in plain.latex()
+    assert float(plain.critical_constant) == 1.5
 
 
 def test_text_and_notebook_forms():
