@@ -10,6 +10,7 @@
 `elasticity`           Â, B̂ and α̂, β̂ with bands
 `class_means`          LE-ODE against observed class means
 `collapse_rate`        collapse rate against learning rate
+`sampling_noise`       where SGD and the SDEs part as the learning rate grows
 `animate`              the collapse as a GIF
 `save`                 PDF and PNG of any of these
 `style`                the look of the figures, for axes of your own
@@ -29,6 +30,7 @@ from lesde.plot.metrics import collapse
 from lesde.plot.phases import phase_diagram
 from lesde.plot.probabilities import probability
 from lesde.plot.rates import collapse_rate
+from lesde.plot.sampling import sampling_noise
 from lesde.plot.saving import save
 from lesde.plot.simplices import simplex
 from lesde.plot.spaces import simplex3d
@@ -42,6 +44,7 @@ __all__ = [
     "elasticity",
     "phase_diagram",
     "probability",
+    "sampling_noise",
     "save",
     "separation_fan",
     "simplex",
