@@ -1,4 +1,4 @@
-"""Brownian increments for torchsde, drawn step by step from a block's generator.
+"""Brownian increments for torchsde, drawn ahead from the blocks' generators.
 
 torchsde's own ``BrownianInterval`` can be queried anywhere and spends most of a step on that. A
 solver with fixed steps asks for every step once and in order, which needs no memory of the path.
@@ -12,15 +12,27 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torchsde import BaseBrownian
 
-from lesde.simulation.noise import BLOCK, BlockNoise
+from lesde.simulation.noise import BlockNoise
 
-__all__ = ["GivenIncrements", "StepIncrements"]
+__all__ = ["GivenIncrements", "StepIncrements", "prefetch_length"]
+
+PREFETCH = 512
+PREFETCH_NUMBERS = 2**18
+
+
+def prefetch_length(channels: int) -> int:
+    """Steps whose increments are drawn at once: a number that depends on the model alone.
+
+    On some devices the numbers that a generator gives depend on how many are asked for at once.
+    """
+    return max(1, min(PREFETCH, PREFETCH_NUMBERS // channels))
 
 
 class _UnitSteps(BaseBrownian):
@@ -36,8 +48,9 @@ class _UnitSteps(BaseBrownian):
     def __call__(
         self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
     ) -> Any:
-        step = round(float(ta))
-        if return_A or tb is None or abs(float(ta) - step) + abs(float(tb) - step - 1) > 1e-6:
+        start = float(ta)
+        step = round(start)
+        if return_A or tb is None or abs(start - step) + abs(float(tb) - step - 1) > 1e-6:
             raise ValueError(
                 f"only whole steps of fixed size can be queried, without Lévy area; got {ta} to {tb}."
             )
@@ -64,40 +77,82 @@ class _UnitSteps(BaseBrownian):
 
 
 class StepIncrements(_UnitSteps):
-    """Fresh increments at every query: it must be asked for each step once, in order.
+    """Increments of one stretch of steps after the other, every block's from its own generator.
 
-    Not for adaptive steps, nor for adjoint methods, which query the same path again. A query
-    overwrites the tensors that the one before returned; a solver is done with them by then.
+    Not for adaptive steps, nor for adjoint methods, which query the same path again: only the
+    stretch that :meth:`fill` drew last can be asked for.
 
     Parameters
     ----------
-    noise : BlockNoise
-    widths : ndarray, shape (step,)
-        Duration of every step.
-    size : int
-        Noise channels of a replicate.
+    noises : sequence of BlockNoise, length block
+    channels : int
+        Noise channels of a block.
+    length : int
+        Steps of a stretch, at most.
+    with_integral : bool
+        Whether space-time integrals are wanted.
+    select : tensor of int, optional
+        The channels that are handed out, where not all that are drawn are wanted.
+    padding : int, default 0
+        Further rows of zeros, for devices on which the bits of a product depend on its size.
+    colour : callable, optional
+        Applied in place to a stretch's increments (step, block, channel): a diffusion that does not
+        depend on the state may as well multiply them all at once.
     """
 
-    def __init__(self, noise: BlockNoise, widths: np.ndarray, size: int, dtype: torch.dtype):
-        super().__init__((BLOCK, size), dtype, noise.device)
-        self._noise = noise
-        self._roots = np.sqrt(widths).tolist()
-        self._next = 0
-        self._W = torch.empty(self._shape, dtype=dtype, device=noise.device)
-        self._U: torch.Tensor | None = None
+    def __init__(
+        self,
+        noises: Sequence[BlockNoise],
+        channels: int,
+        length: int,
+        dtype: torch.dtype,
+        with_integral: bool = False,
+        colour: Callable[[torch.Tensor], object] | None = None,
+        padding: int = 0,
+        select: torch.Tensor | None = None,
+    ):
+        device = noises[0].device
+        rows = len(noises) + padding
+        super().__init__((rows, channels if select is None else len(select)), dtype, device)
+        self._select = select
+        self._noises, self._colour = noises, colour
+        self.first = self.end = 0
+        parts = 2 if with_integral else 1
+        # A block's numbers of a stretch lie together, so that they are drawn in one go.
+        self._drawn = torch.zeros(rows, length, parts, channels, dtype=dtype, device=device)
+        self._steps: list[torch.Tensor] = []
+        self._integrals: list[torch.Tensor] = []
+
+    def fill(self, first: int, widths: np.ndarray) -> None:
+        """Draw the increments of the steps from ``first`` on, of the given widths."""
+        if first != self.end:
+            raise ValueError(f"stretches must follow each other; got {first} after {self.end}.")
+        self.first, self.end = first, first + len(widths)
+        drawn = self._drawn[:, : len(widths)]
+        for noise, part in zip(self._noises, drawn, strict=False):
+            noise.normal_(part)
+        roots = torch.as_tensor(np.sqrt(widths), dtype=self.dtype, device=self.device)
+        if self._select is not None:
+            drawn = drawn[..., self._select]
+        drawn.mul_(roots[:, None, None])
+        steps = drawn[:, :, 0].transpose(0, 1)
+        if drawn.shape[2] == 2:
+            integrals = drawn[:, :, 1].transpose(0, 1)
+            integrals.div_(math.sqrt(12)).add_(steps, alpha=0.5)
+            if self._colour is not None:
+                self._colour(integrals)
+            self._integrals = list(integrals.unbind(0))
+        if self._colour is not None:
+            self._colour(steps)
+        self._steps = list(steps.unbind(0))
 
     def increments(self, step: int, with_integral: bool) -> Any:
-        if step != self._next:
-            raise ValueError(f"steps must be queried in order; got {step} after {self._next - 1}.")
-        self._next = step + 1
-        root = self._roots[step]
-        W = self._noise.normal_(self._W).mul_(root)
-        if not with_integral:
-            return W
-        if self._U is None:
-            self._U = torch.empty_like(W)
-        U = self._noise.normal_(self._U).mul_(root / math.sqrt(12))
-        return W, U.add_(W, alpha=0.5)
+        if not self.first <= step < self.end:
+            raise ValueError(
+                f"steps {self.first} to {self.end - 1} are drawn; got a query of step {step}."
+            )
+        W = self._steps[step - self.first]
+        return (W, self._integrals[step - self.first]) if with_integral else W
 
 
 class GivenIncrements(_UnitSteps):

@@ -1,7 +1,9 @@
-"""The random numbers of one block of replicates, addressed by (seed, learning rate, block).
+"""The random numbers of one block of replicates, addressed by (seed, learning rate, block, stream).
 
 Replicates are simulated in blocks of fixed size, each with generators of its own, so a result does
-not depend on how many replicates are asked for, on grouping, on threads or on the order of work.
+not depend on how many replicates are asked for, on grouping, on threads or on the order of work. What
+a block draws for different ends (its start, class means, deviations, ...) comes from different
+streams, so that the class means of a run are the same whether samples or statistics are kept.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["BLOCK", "BlockNoise"]
+__all__ = ["BLOCK", "STREAMS", "BlockNoise"]
 
 BLOCK = 32
 """Replicates in a block. Changing it changes every stream of random numbers."""
+
+STREAMS = {"start": 0, "means": 1, "deviations": 2, "reach": 3}
+"""What a block draws random numbers for."""
 
 # Where torch keeps the 624 words of its Mersenne twister inside Generator.get_state().
 _WORDS = slice(24, 24 + 624 * 8)
@@ -31,12 +36,16 @@ class BlockNoise:
     seed, cell, block : int
         The address of the stream: the user's seed, the index of the learning rate, the block.
     device : torch.device
+    stream : str
+        One of :data:`STREAMS`.
     """
 
-    def __init__(self, seed: int, cell: int, block: int, device: torch.device):
+    def __init__(
+        self, seed: int, cell: int, block: int, device: torch.device, stream: str = "start"
+    ):
         # The address goes in as a spawn key: words of a plain tuple run together, so that for example
         # (2³², 0, 0) and (0, 1, 0) would be one stream.
-        sequence = np.random.SeedSequence(seed, spawn_key=(cell, block))
+        sequence = np.random.SeedSequence(seed, spawn_key=(cell, block, STREAMS[stream]))
         self.device = device
         if device.type == "cpu":
             single, double = sequence.spawn(2)
@@ -56,6 +65,21 @@ class BlockNoise:
     def normal(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Standard normals in a new tensor."""
         return self.normal_(torch.empty(shape, dtype=dtype, device=self.device))
+
+    def exponential(self, *shape: int) -> torch.Tensor:
+        """Exponential float64 numbers of mean 1."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self._numpy.standard_exponential(shape))
+        empty = torch.empty(shape, dtype=torch.float64, device=self.device)
+        return empty.exponential_(generator=self._torch)
+
+    def chi_square(self, degrees: np.ndarray, rows: int) -> np.ndarray:
+        """Chi-square variables (row, degree), float64, of the given degrees of freedom."""
+        shape = np.broadcast_to(degrees / 2.0, (rows, len(degrees)))
+        if self.device.type == "cpu":
+            return 2.0 * self._numpy.standard_gamma(shape)
+        device = torch.as_tensor(shape.copy(), device=self.device)
+        return 2.0 * torch._standard_gamma(device, generator=self._torch).cpu().numpy()
 
     def integers(self, high: int, *shape: int) -> torch.Tensor:
         """Uniform integers 0..high-1."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from lesde.derivation.coefficients import Coefficients
-from lesde.errors import Diverged
 from lesde.initial import Initial
 from lesde.simulation.noise import BLOCK, BlockNoise
 
-__all__ = ["Block", "Plan", "Tick"]
+__all__ = ["Block", "Plan", "Tick", "groups"]
 
 Tick = Callable[[], object]
 """Called after every saved time of every block, for the progress bar."""
@@ -34,7 +33,7 @@ class Plan:
 
     Attributes
     ----------
-    coefficients : Coefficients
+    coefficients : Coefficients or FeatureCoefficients
         Derived drift, kicks and noise.
     times : ndarray, shape (time,)
         Saved times; the first is that of the initial state.
@@ -44,9 +43,13 @@ class Plan:
         Learning rates.
     device, dtype
         Where paths are computed, and their precision.
+    sde : {"plain", "sampling", "modified"}
+        Which SDE approximates SGD.
+    memory : float
+        Bytes that working arrays may take.
     """
 
-    coefficients: Coefficients
+    coefficients: Any
     times: np.ndarray
     start: Initial
     replicates: int
@@ -55,28 +58,52 @@ class Plan:
     rates: np.ndarray | None
     device: torch.device
     dtype: torch.dtype
+    sde: str = "plain"
+    memory: float = math.inf
+
+    @property
+    def counts(self) -> np.ndarray:
+        """n_k, shape (class,)."""
+        return self.coefficients.counts
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return len(self.counts)
+
+    @property
+    def n_samples(self) -> int:
+        """N."""
+        return int(self.counts.sum())
 
     @property
     def n_features(self) -> int:
         """p."""
-        return self.coefficients.noise_factor.shape[-1]
+        return self.coefficients.transform.n_features
+
+    @property
+    def cells(self) -> int:
+        """Learning rates, one where there is none."""
+        return 1 if self.rates is None else len(self.rates)
+
+    def with_memory(self, memory: float) -> Plan:
+        """The same plan with another allowance of working memory."""
+        return replace(self, memory=memory)
 
     def blocks(self) -> Iterator[Block]:
         """The blocks that cover the replicates."""
         for i, row in enumerate(range(0, self.replicates, BLOCK)):
             yield Block(self.first_block + i, slice(row, min(row + BLOCK, self.replicates)))
 
-    def noise(self, cell: int, block: Block) -> BlockNoise:
+    def noise(self, cell: int, block: Block, stream: str) -> BlockNoise:
         """Random numbers of a block at one learning rate."""
-        return BlockNoise(self.seed, cell, block.number, self.device)
+        return BlockNoise(self.seed, cell, block.number, self.device, stream)
 
-    def initial(self, noise: BlockNoise, block: Block) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Initial class means (replicate, class, feature) and deviations (…, sample, feature), float64.
-
-        Random means are the first draws of a block.
-        """
+    def initial(self, cell: int, block: Block) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Initial class means (replicate, class, feature) and deviations (…, sample, feature), float64."""
         if self.start.means is None:
-            shape = (BLOCK, len(self.coefficients.counts), self.n_features)
+            noise = self.noise(cell, block, "start")
+            shape = (BLOCK, self.n_classes, self.n_features)
             return noise.normal(*shape, dtype=torch.float64) / math.sqrt(self.n_features), None
         means = self._rows(self.start.means, block)
         offsets = None if self.start.offsets is None else self._rows(self.start.offsets, block)
@@ -90,15 +117,25 @@ class Plan:
             array = array[np.minimum(block.rows.start + np.arange(BLOCK), last)]
         return torch.from_numpy(np.array(array)).to(self.device)
 
-    def store(self, out: np.ndarray, block: Block, index: int, samples: torch.Tensor) -> None:
-        """Write one saved time of a block into ``out`` (replicate, time, sample, feature).
 
-        ``samples`` is (replicate, sample, feature), or (replicate, class, sample of class, feature).
-        """
-        # One sum is cheaper than a mask; where it overflows the mask decides.
-        if not math.isfinite(float(samples.sum())) and not bool(torch.isfinite(samples).all()):
-            raise Diverged(self.times[index])
-        rows = block.rows
-        count = rows.stop - rows.start
-        target = torch.from_numpy(out)[rows, index]
-        target.view(count, *samples.shape[1:]).copy_(samples[:count])
+def groups(plan: Plan, block_bytes: float, most: int, what: str) -> list[list[Block]]:
+    """The blocks in groups that are worked on side by side, as many as memory allows, at most ``most``.
+
+    Parameters
+    ----------
+    block_bytes : float
+        Working memory of one block.
+    what : str
+        What takes it, for the message where even one block does not fit.
+    """
+    if block_bytes > plan.memory:
+        raise ValueError(
+            f"memory_limit leaves {plan.memory / 1e6:.3g} MB to work in, but one block of {BLOCK} "
+            f"replicates needs {block_bytes / 1e6:.3g} MB ({what}); raise memory_limit, or use a smaller "
+            f"model."
+        )
+    # Every thread may have a group of its own in work.
+    threads = torch.get_num_threads() if plan.device.type == "cpu" else 1
+    fitting = max(1, int(min(most, plan.memory / threads // max(1.0, block_bytes))))
+    blocks = list(plan.blocks())
+    return [blocks[i : i + fitting] for i in range(0, len(blocks), fitting)]

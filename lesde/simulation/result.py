@@ -1,25 +1,32 @@
-"""The array that holds simulated paths, and the dataset made of it."""
+"""The dataset made of simulated arrays, and the memory there is for them."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from lesde.initial import class_average
-
 if TYPE_CHECKING:
     from lesde.model import LESDE
+    from lesde.simulation.keeping import Keeper
 
-__all__ = ["allocate", "as_dataset", "available_memory", "warn_of_lost_digits"]
+__all__ = ["as_dataset", "available_memory", "warn_of_lost_digits"]
 
-SHARE = 0.8
-"""Share of the available memory that a result may take."""
+TEXTS = {
+    "features": {"long_name": "feature", "units": "1"},
+    "mean": {"long_name": "class mean", "units": "1"},
+    "within": {"long_name": "within-class covariance, divisor n_k", "units": "1"},
+    "reach": {"long_name": "reach of a class toward another's mean, from its own", "units": "1"},
+    "reach_expected": {"long_name": "reach along the expected gap", "units": "1"},
+    "direction": {"long_name": "unit vector of the expected gap"},
+}
 
 
 def available_memory() -> float:
@@ -38,32 +45,9 @@ def available_memory() -> float:
     return max(0.0, min(found))
 
 
-def allocate(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """An empty array (learning_rate, replicate, time, sample, feature) that fits in memory."""
-    size = float(np.prod([float(n) for n in shape])) * np.dtype(dtype).itemsize
-    room = SHARE * available_memory()
-    if size > room:
-        cells, replicates, times, samples, features = shape
-        rates = f"{cells} learning rates × " if cells > 1 else ""
-        raise ValueError(
-            f"replicates={replicates} and {len_text(times)} need {size / 1e9:.1f} GB ({rates}{replicates} × "
-            f"{times} × {samples} samples × {features} features, {dtype}), more than the "
-            f"{room / 1e9:.1f} GB that may be used here. Ask for fewer replicates or times, and run the "
-            f"rest with first_replicate."
-        )
-    return np.empty(shape, dtype)
-
-
-def len_text(times: int) -> str:
-    """How the number of saved times reads in a message."""
-    return f"times of length {times}"
-
-
 def as_dataset(
     model: LESDE,
-    times: np.ndarray,
-    features: np.ndarray,
-    rates: np.ndarray | None,
+    keeper: Keeper,
     batched: bool,
     iterations: np.ndarray | None,
     first_replicate: int,
@@ -73,54 +57,50 @@ def as_dataset(
 
     Parameters
     ----------
-    features : ndarray (cell, replicate, time, sample, feature)
-    rates : ndarray (cell,) or None
     batched : bool
         Whether the cells are a dimension ``learning_rate``.
     iterations : ndarray of int (cell, time), or None
     """
+    plan = keeper.plan
     lead = ("learning_rate",) if batched else ()
-    values = features if batched else features[0]
-    dims = (*lead, "replicate", "time", "sample", "feature")
-    replicate = np.arange(first_replicate, first_replicate + features.shape[1])
+    replicate = np.arange(first_replicate, first_replicate + plan.replicates)
     coords: dict[str, Any] = {
         "replicate": ("replicate", replicate, {"long_name": "replicate"}),
-        "time": ("time", times, {"long_name": "time"}),
-        "label": ("sample", model.labels, {"long_name": "class"}),
+        "time": ("time", plan.times, {"long_name": "time"}),
+        **keeper.coords(),
     }
-    if rates is not None:
+    if plan.rates is not None:
         about = {"long_name": "learning rate"}
-        coords["learning_rate"] = (lead, rates if batched else rates[0], about)
+        rates = plan.rates if batched else plan.rates[0]
+        coords["learning_rate"] = (lead, rates, about)
     if iterations is not None:
-        about = {"long_name": "iteration"}
-        coords["iteration"] = (
-            (*lead, "time"),
-            iterations if batched else iterations[0],
-            about,
-        )
-    about = {"long_name": "feature", "units": "1"}
-    return xr.Dataset(
-        {"features": (dims, values, about)},
-        coords,
-        {"model": json.dumps(model.describe()), **settings, "versions": json.dumps(_versions())},
-    )
+        values = iterations if batched else iterations[0]
+        coords["iteration"] = ((*lead, "time"), values, {"long_name": "iteration"})
+    data: dict[str, Any] = {}
+    for name, dims in keeper.variables().items():
+        array = keeper.arrays[name]
+        full = (*lead, "replicate", "time", *dims)
+        data[name] = (full, array if batched else array[0], TEXTS[name])
+    data |= {name: (dims, values, TEXTS[name]) for name, (dims, values) in keeper.fixed().items()}
+    attrs = {"model": json.dumps(model.describe()), **settings, "versions": _versions()}
+    return xr.Dataset(data, coords, attrs)
 
 
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    return {
-        name: importlib.metadata.version(name) for name in ("lesde", "torch", "torchsde", "numpy")
-    }
+@cache
+def _versions() -> str:
+    names = ("lesde", "torch", "torchsde", "numpy")
+    return json.dumps({name: importlib.metadata.version(name) for name in names})
 
 
-def warn_of_lost_digits(last: np.ndarray, model: LESDE, dtype: str) -> None:
-    """Say so where a grand mean leaves the differences between classes no digits."""
-    means = class_average(last.astype(np.float64), model.counts)
+def warn_of_lost_digits(means: np.ndarray, dtype: str) -> None:
+    """Say so where a grand mean leaves the differences between classes no digits.
+
+    ``means`` (..., class, feature) are those of the last time.
+    """
     size = np.abs(means).max(axis=(-2, -1))
     spread = np.abs(means - means.mean(axis=-2, keepdims=True)).max(axis=(-2, -1))
     few = 1e3 * np.finfo(dtype).eps
-    if model.n_classes > 1 and (spread < few * size).mean() > 0.5:
+    if means.shape[-2] > 1 and (spread < few * size).mean() > 0.5:
         remedy = "use dtype='float64'" if dtype == "float32" else "end `times` earlier"
         warnings.warn(
             f"at the last time the class means differ by less than {few:.0e} of their size, so {dtype} "

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lesde.checks import (
-    check_choice,
-    check_finite_array,
-    check_integer,
-    check_real,
-    check_times,
-    shown,
-)
+from lesde.checks import check_choice, check_integer, check_real, check_times, shown
 from lesde.initial import read_initial
-from lesde.linear_system import linear_system
-from lesde.simulation.result import allocate, as_dataset, warn_of_lost_digits
+from lesde.simulation.request import (
+    ENGINES,
+    SDES,
+    choose_engine,
+    read_device,
+    read_learning_rates,
+    read_memory,
+    working_memory,
+)
+from lesde.simulation.result import as_dataset, warn_of_lost_digits
 
 if TYPE_CHECKING:
-    import torch
-    import xarray as xr
-
-    from lesde.derivation.coefficients import Coefficients
     from lesde.model import LESDE
     from lesde.simulation.plan import Plan
 
 __all__ = ["simulate"]
 
-ENGINES = ("auto", "exact", "torchsde", "sgd")
 METHODS = ("euler", "milstein", "srk")
 
 
@@ -48,7 +43,12 @@ def simulate(
     progress: bool = False,
     method: str = "euler",
     first_replicate: int = 0,
-) -> xr.Dataset:
+    keep: str = "features",
+    sde: str = "plain",
+    memory_limit: float | str | None = None,
+    differentiable: bool = False,
+    parameters: Any = None,
+) -> Any:
     """Simulate replicates of a model's features.
 
     Parameters
@@ -83,7 +83,7 @@ def simulate(
         number of the replicate, not on how many replicates are asked for. Learning rates have
         independent noise, random initial means included: give ``initial`` to compare them from one start.
     device : optional
-        A torch device such as "cuda". Results differ between devices.
+        A torch device such as "cuda". Results differ between kinds of devices.
     dtype : {"float32", "float64"}
         Precision of the paths.
     progress : bool, default False
@@ -96,13 +96,41 @@ def simulate(
         A multiple of 32. Starts the stream there: ``replicates=64`` equals ``replicates=32`` followed
         by ``replicates=32, first_replicate=32``.
 
+    keep : {"features", "statistics"}
+        "features": every sample at every saved time. "statistics": class means, within-class
+        covariances and the reach of classes toward each other, which is what the analyses need. Where
+        kernel and noise let them be drawn directly ("exact", and "torchsde", for kernels of classes
+        and time, from initial class means) the cost does not depend on the number of samples.
+        Otherwise samples are simulated and reduced time by time. Both have the same law.
+    sde : {"plain", "sampling", "modified"}
+        The SDE that "torchsde" integrates. "plain": the LE-SDE, the limit of small learning rates.
+        "sampling": with the sampling noise √(hC) of SGD at ``learning_rate`` h as a further diffusion;
+        one Euler step of length h has the first two moments of an iteration. "modified": also with
+        drift and diffusion corrected at first order in h, so that moments differ from those of the
+        discrete process by O(h²). See :func:`lesde.moments`.
+    memory_limit : float or str, optional
+        Bytes, or a text such as "500 MB", that the result and working arrays may take; it decides how
+        many blocks of replicates are worked on side by side and never changes the result. Default:
+        80 % of what is available, at most half of the rest after the result for working arrays.
+    differentiable : bool, default False
+        With "torchsde": return tensors with the graph back to ``parameters`` and ``initial``; see
+        :class:`lesde.differentiable.TensorPaths`.
+    parameters : mapping, optional
+        With ``differentiable``: torch values of the free names in the kernel's formulas.
+
     Returns
     -------
-    xarray.Dataset
-        ``features`` ([learning_rate,] replicate, time, sample, feature), samples sorted by class, with
-        coordinates ``time``, ``label`` (sample), ``replicate``; ``learning_rate`` where given, and for
+    xarray.Dataset, or TensorPaths where differentiable
+        With ``keep="features"``: ``features`` ([learning_rate,] replicate, time, sample, feature),
+        samples sorted by class. With ``keep="statistics"``: ``mean`` (…, class, feature); ``within``
+        (…, class, feature, feature_), the empirical within-class covariance with divisor n_k; ``reach``
+        (…, class, class_), the largest (μ_k − x)·u over samples x of class k, u the unit vector from
+        μ_l to μ_k; where ``initial`` is given and the law is known, ``reach_expected``, the same along
+        the expected gap, and ``direction`` (time, class, class_, feature), the unit vectors of that.
+        Coordinates ``time``, ``label`` (sample), ``replicate``; ``learning_rate`` where given, and for
         "sgd" ``iteration`` ([learning_rate,] time), the number m of iterations done at a saved
-        time, t = t₀ + m h. Attributes record the model (JSON), the engine, seed and versions (JSON).
+        time, t = t₀ + m h. ``count`` (class) for statistics. Attributes record the
+        model (JSON), the engine, seed and versions (JSON).
 
     Raises
     ------
@@ -123,22 +151,57 @@ def simulate(
 
     if not isinstance(model, LESDE):
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
+    if differentiable:
+        from lesde.differentiable.paths import tensor_paths
+
+        if memory_limit is not None:
+            raise ValueError(
+                "memory_limit does not go with differentiable=True, which keeps every step for the "
+                "gradient; leave it out, or ask for fewer replicates."
+            )
+        return tensor_paths(
+            model,
+            times,
+            initial,
+            replicates,
+            parameters=parameters,
+            learning_rate=learning_rate,
+            engine="torchsde" if engine == "auto" else engine,
+            dt=dt,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            method=method,
+            first_replicate=first_replicate,
+            keep=keep,
+            sde=sde,
+        )
+    if parameters is not None:
+        raise ValueError(
+            "parameters are for differentiable=True; give numbers to the kernel, or use "
+            "model.substitute."
+        )
     saved = check_times("times", times)
     replicates = check_integer("replicates", replicates)
-    start = read_initial(model, initial, replicates)
-    rates, batched = _learning_rates(learning_rate)
     check_choice("engine", engine, ENGINES)
     check_choice("method", method, METHODS)
     check_choice("dtype", dtype, ("float32", "float64"))
+    check_choice("keep", keep, ("features", "statistics"))
+    check_choice("sde", sde, SDES)
     seed = check_integer("seed", seed, 0)
     first_replicate = check_integer("first_replicate", first_replicate, 0)
     if dt is not None:
         dt = check_real("dt", dt, 0.0, open_minimum=True)
+    limit = read_memory(memory_limit)
+    rates, batched = read_learning_rates(learning_rate)
+    start = read_initial(model, initial, replicates)
     coefficients = model.derive().coefficients()
-    engine = _engine(engine, coefficients, rates is not None, dt, method)
+    engine = choose_engine(engine, coefficients, rates is not None, dt, method, sde)
 
     import torch
 
+    from lesde.simulation.engines import make_engine, make_keeper, run_engine
+    from lesde.simulation.keeping import KEEPERS
     from lesde.simulation.noise import BLOCK
     from lesde.simulation.plan import Plan
 
@@ -147,6 +210,7 @@ def simulate(
             f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
             f"numbers; got {first_replicate}."
         )
+    on = read_device(device)
     plan = Plan(
         coefficients=coefficients,
         times=saved,
@@ -155,152 +219,32 @@ def simulate(
         first_block=first_replicate // BLOCK,
         seed=seed,
         rates=rates,
-        device=_device(device),
+        device=on,
         dtype=getattr(torch, dtype),
+        sde=sde,
     )
-    runner, steps = _runner(plan, engine, method, dt)
-    cells = 1 if rates is None else len(rates)
-    out = allocate((cells, replicates, len(saved), model.n_samples, model.n_features), dtype)
-    _run(runner, plan, out, progress)
+    size = KEEPERS[keep].bytes(plan)
+    shape = f"{_shape_text(plan, keep)}, {dtype}"
+    plan = plan.with_memory(working_memory(limit, size, on, shape))
+    keeper = make_keeper(plan, keep, model)
+    runner, steps = make_engine(plan, model, keeper, engine, method, dt)
+    run_engine(runner, plan, progress)
 
-    settings: dict[str, Any] = {"engine": engine, "seed": seed, "dtype": dtype}
+    settings: dict[str, Any] = {"engine": engine, "seed": seed, "dtype": dtype, **keeper.attrs()}
     settings["initial"] = "random" if start.is_random else "given"
+    if sde != "plain":
+        settings["sde"] = sde
     if engine == "torchsde":
         settings |= {"method": method, "dt": steps if batched else steps[0]}
-    warn_of_lost_digits(out[:, :, -1], model, dtype)
+    warn_of_lost_digits(keeper.last_means(), dtype)
     iterations = np.stack(runner.iterations) if engine == "sgd" else None
-    return as_dataset(model, saved, out, rates, batched, iterations, first_replicate, settings)
+    return as_dataset(model, keeper, batched, iterations, first_replicate, settings)
 
 
-def _run(runner: Any, plan: Plan, out: np.ndarray, progress: bool) -> None:
-    from tqdm import tqdm
-
-    total = len(out) * sum(1 for _ in plan.blocks()) * (len(plan.times) - 1)
-    bar = tqdm(total=total, disable=not progress, desc="simulate", unit="frame")
-    with bar, _one_thread(plan.device):
-        for cell in range(len(out)):
-            runner.run(cell, out[cell], bar.update)
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Run torch's CPU loops in one thread, and put the setting back.
-
-    A block's arrays are small and drawing normals is serial, so threads gain little; on a busy
-    machine they wait for one another and a run takes many times as long.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        if device.type == "cpu":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
-    """Learning rates (cell,), and whether they are a dimension of the result."""
-    if value is None:
-        return None, False
-    if np.ndim(value) == 0:
-        value = value.item() if isinstance(value, np.ndarray) else value
-        return np.array([check_real("learning_rate", value, 0.0, open_minimum=True)]), False
-    rates = check_finite_array("learning_rate", value, [("L",)])
-    if len(rates) == 0:
-        raise ValueError("learning_rate must hold at least one value; got an empty sequence.")
-    if (rates <= 0).any():
-        raise ValueError(
-            f"learning_rate must be positive; got {rates[rates <= 0][0]:g} at index "
-            f"{int(np.argmax(rates <= 0))}."
-        )
-    if len(np.unique(rates)) < len(rates):
-        raise ValueError(
-            f"learning_rate must hold distinct values; got {shown(rates.tolist())}. For more noise at "
-            f"one learning rate ask for more replicates."
-        )
-    return rates, True
-
-
-def _engine(
-    engine: str, coefficients: Coefficients, has_rates: bool, dt: float | None, method: str
-) -> str:
-    """The engine that runs, after checking that it has what it needs and nothing it ignores."""
-    if engine == "auto":
-        if dt is not None or method != "euler":
-            engine = "torchsde"
-        elif has_rates:
-            engine = "sgd"
-        else:
-            try:
-                linear_system(coefficients)
-                engine = "exact"
-            except ValueError:
-                engine = "torchsde"
-    if engine == "sgd" and not has_rates:
-        raise ValueError(
-            "learning_rate is the step of engine='sgd'; got None. Give a number or a sequence, or use "
-            "engine='exact' for the limit of small learning rates."
-        )
-    if engine != "torchsde":
-        if dt is not None:
-            raise ValueError(
-                f"dt is the step of engine='torchsde'; got dt={dt:g} with engine={engine!r}. Leave dt "
-                f"out, or use engine='torchsde'."
-            )
-        if method != "euler":
-            raise ValueError(
-                f"method is that of engine='torchsde'; got method={method!r} with engine={engine!r}. "
-                f"Leave method out, or use engine='torchsde'."
-            )
-    return engine
-
-
-def _device(device: Any) -> torch.device:
-    import torch
-
-    if device is None:
-        return torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
-        ) from error
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise ValueError(
-                f"device={shown(str(chosen))} was asked for, but torch sees {count} CUDA devices here. "
-                f"Leave device out to run on the CPU."
-            )
-        # An explicit index makes every tensor of the run agree on its device.
-        return torch.device(
-            "cuda", torch.cuda.current_device() if chosen.index is None else chosen.index
-        )
-    if chosen.type != "cpu":
-        raise ValueError(f"device must be 'cpu' or 'cuda'; got {shown(str(chosen))}.")
-    return chosen
-
-
-def _runner(plan: Plan, engine: str, method: str, dt: float | None) -> tuple[Any, list[float]]:
-    """The engine object, and the integration step of every cell."""
-    if engine == "exact":
-        from lesde.simulation.exact import ExactEngine
-
-        return ExactEngine(plan), []
-    if engine == "sgd":
-        from lesde.simulation.sgd import SGDEngine
-
-        return SGDEngine(plan), []
-    from lesde.simulation.integrator import IntegratorEngine, default_step
-
-    plan.coefficients.weights(plan.times)  # a kernel that is not finite there says so by name
-    if dt is not None:
-        steps = [dt] * (1 if plan.rates is None else len(plan.rates))
-    elif plan.rates is not None:
-        steps = plan.rates.tolist()
-    else:
-        steps = [default_step(plan.coefficients, plan.times, method)]
-    return IntegratorEngine(plan, method, steps), steps
+def _shape_text(plan: Plan, keep: str) -> str:
+    """What a result holds, for a message."""
+    rates = f"{plan.cells} learning rates × " if plan.cells > 1 else ""
+    frames = f"{rates}replicates={plan.replicates} × times of length {len(plan.times)}"
+    if keep == "features":
+        return f"{frames} × {plan.n_samples} samples × {plan.n_features} features"
+    return f"{frames} × statistics of {plan.n_classes} classes in {plan.n_features} features"

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from lesde.derivation.coefficients import Coefficients
 from lesde.errors import Diverged
+from lesde.simulation.classes import spread
 from lesde.simulation.colour import Colour, multiply_rows
-from lesde.simulation.noise import BLOCK, BlockNoise
-from lesde.simulation.packing import spread
-from lesde.simulation.plan import Block, Plan, Tick
+from lesde.simulation.keeping import Keeper
+from lesde.simulation.noise import BLOCK
+from lesde.simulation.plan import Block, Plan, Tick, groups
 from lesde.transforms import Transform
 
 __all__ = ["SGDEngine", "iteration_counts"]
@@ -33,7 +33,7 @@ CHUNK = 256
 """Iterations prepared at once. Changing it changes the stream of random numbers."""
 
 TABLE_BYTES = 2**25
-GROUP_BYTES = 2**28
+MOST_BLOCKS = 64
 
 
 def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
@@ -89,6 +89,58 @@ class RowTransform:
         return every[torch.arange(len(rows), device=rows.device), classes]
 
 
+class NoiseClock:
+    """What noise adds to a sample between two iterations.
+
+    Parameters
+    ----------
+    plan : Plan
+    rate : float
+        h: iteration m adds √h σ_k(t₀ + m h) ζ.
+    last : int
+        Iterations of the run.
+    """
+
+    def __init__(self, plan: Plan, rate: float, last: int):
+        noise = plan.coefficients.noise
+        self.rate, self.device = rate, plan.device
+        self.colour: Colour | None = None
+        if noise.is_constant:
+            self.colour = Colour(plan.coefficients, torch.float64, plan.device)
+            return
+        # Σ h σ_k² before every iteration; classes share a column where they share the noise.
+        scale = noise.scale(plan.times[0] + rate * np.arange(last))
+        scale = scale[:, :1] if noise.is_shared else scale
+        clock = np.concatenate([np.zeros((1, scale.shape[1])), np.cumsum(rate * scale**2, axis=0)])
+        self.clock = torch.as_tensor(clock, device=plan.device)
+        self.classes = torch.as_tensor(
+            np.repeat(np.arange(plan.n_classes), plan.counts), device=plan.device
+        )
+
+    def rows(
+        self,
+        normals: torch.Tensor,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        classes: torch.Tensor,
+    ) -> torch.Tensor:
+        """Normals (…, feature) of samples of the classes (…), scaled for the iterations between."""
+        if self.colour is not None:
+            gap = ((after - before).double() * self.rate).sqrt()
+            return self.colour.rows(normals * gap.unsqueeze(-1), classes)
+        column = classes if self.clock.shape[1] > 1 else torch.zeros_like(classes)
+        grown = self.clock[after, column] - self.clock[before, column]
+        return normals * grown.sqrt().unsqueeze(-1)
+
+    def samples(self, normals: torch.Tensor, before: torch.Tensor, after: int) -> torch.Tensor:
+        """The same for all samples (…, sample, feature), sorted by class."""
+        if self.colour is not None:
+            gap = ((after - before).double() * self.rate).sqrt()
+            return self.colour.samples(normals * gap.unsqueeze(-1))
+        every = self.classes.expand(before.shape)
+        return self.rows(normals, before, torch.full_like(before, after), every)
+
+
 class OwnParts:
     """The Brownian parts (with initial deviations) of a block's samples, known at their last visit.
 
@@ -99,9 +151,11 @@ class OwnParts:
         The iteration at which ``value`` holds.
     """
 
-    def __init__(self, plan: Plan, noise: BlockNoise, offsets: torch.Tensor | None, rate: float):
-        counts = plan.coefficients.counts
-        self.noise, self.rate = noise, rate
+    def __init__(
+        self, plan: Plan, cell: int, block: Block, offsets: torch.Tensor | None, clock: NoiseClock
+    ):
+        counts = plan.counts
+        self.noise, self.clock = plan.noise(cell, block, "deviations"), clock
         self.N, self.p = int(counts.sum()), plan.n_features
         device = plan.device
         self.drawn_dtype = plan.dtype
@@ -110,7 +164,6 @@ class OwnParts:
             self.value += offsets
         self.visited = torch.zeros(BLOCK, self.N, dtype=torch.int64, device=device)
         self.classes = torch.as_tensor(np.repeat(np.arange(len(counts)), counts), device=device)
-        self.colour = Colour(plan.coefficients, torch.float64, device)
         self.lanes = torch.arange(BLOCK, device=device).expand(CHUNK, BLOCK)
 
     def visit(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,8 +183,7 @@ class OwnParts:
         opens[1:] = sample[1:] != sample[:-1]
         previous = self.visited[lanes, sample]
         previous[1:] = torch.where(opens[1:], previous[1:], iteration[:-1])
-        gap = ((iteration - previous).double() * self.rate).sqrt()
-        growth = self.colour.rows(normals * gap.unsqueeze(-1), self.classes[sample])
+        growth = self.clock.rows(normals, previous, iteration, self.classes[sample])
         total = growth.cumsum(0)
         position = torch.arange(M, device=J.device).unsqueeze(-1)
         opened = torch.where(opens, position, 0).cummax(0).values.unsqueeze(-1)
@@ -149,9 +201,8 @@ class OwnParts:
 
     def update(self, iteration: int) -> torch.Tensor:
         """Bring all samples up to an iteration."""
-        gap = ((iteration - self.visited).double() * self.rate).sqrt().unsqueeze(-1)
         normals = self.noise.normal(BLOCK, self.N, self.p, dtype=self.drawn_dtype)
-        self.value += self.colour.samples(normals * gap)
+        self.value += self.clock.samples(normals, self.visited, iteration)
         self.visited.fill_(iteration)
         return self.value
 
@@ -192,56 +243,40 @@ class SGDEngine:
     ----------
     plan : Plan
         With learning rates.
+    keeper : Keeper
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, keeper: Keeper):
         assert plan.rates is not None
-        self.plan = plan
+        self.plan, self.keeper = plan, keeper
         self.rates = [float(rate) for rate in plan.rates]
         self.iterations = [iteration_counts(plan.times, rate) for rate in self.rates]
         self.transform = RowTransform(plan.coefficients.transform, plan.device)
+        K, N, p = plan.n_classes, plan.n_samples, plan.n_features
+        self.block_bytes = 8.0 * BLOCK * (N * (3 * p + 1) + CHUNK * (K + 2 * p))
+        self.groups = groups(plan, self.block_bytes, MOST_BLOCKS, "the samples of its replicates")
 
-    def run(self, cell: int, out: np.ndarray, tick: Tick) -> None:
-        """Fill ``out`` (replicate, time, sample, feature)."""
+    def run(self, cell: int, blocks: list[Block], tick: Tick) -> None:
+        """Fill the rows of some blocks."""
         plan = self.plan
-        saved = self.iterations[cell]
-        for group in self._groups():
-            D, parts = self._start(cell, group)
-            kicks = Kicks(
-                plan.coefficients, plan.times[0], self.rates[cell], int(saved[-1]), plan.device
-            )
-            self._store(out, group, D, [part.value for part in parts], 0)
-            for index, (begin, stop) in enumerate(itertools.pairwise(saved.tolist()), start=1):
-                for first in range(begin, stop, CHUNK):
-                    self._advance(D, parts, kicks, first, min(first + CHUNK, stop))
-                    if not math.isfinite(float(D.sum())) and not bool(torch.isfinite(D).all()):
-                        raise Diverged(plan.times[index])
-                self._store(out, group, D, [part.update(stop) for part in parts], index)
-                for _ in group:
-                    tick()
-
-    def _groups(self) -> Iterator[list[Block]]:
-        """Blocks that run side by side, as many as fit in the working memory."""
-        plan = self.plan
-        K, N, p = (
-            len(plan.coefficients.counts),
-            int(plan.coefficients.counts.sum()),
-            plan.n_features,
-        )
-        size = max(1, GROUP_BYTES // (8 * BLOCK * (N * (p + 1) + CHUNK * (K + 2 * p))))
-        blocks = list(plan.blocks())
-        for i in range(0, len(blocks), size):
-            yield blocks[i : i + size]
-
-    def _start(self, cell: int, group: list[Block]) -> tuple[torch.Tensor, list[OwnParts]]:
-        plan = self.plan
+        saved, rate = self.iterations[cell], self.rates[cell]
+        clock = NoiseClock(plan, rate, int(saved[-1]))
         displacements, parts = [], []
-        for block in group:
-            noise = plan.noise(cell, block)
-            means, offsets = plan.initial(noise, block)
+        for block in blocks:
+            means, offsets = plan.initial(cell, block)
             displacements.append(means)
-            parts.append(OwnParts(plan, noise, offsets, self.rates[cell]))
-        return torch.cat(displacements), parts
+            parts.append(OwnParts(plan, cell, block, offsets, clock))
+        D = torch.cat(displacements)
+        kicks = Kicks(plan.coefficients, plan.times[0], rate, int(saved[-1]), plan.device)
+        self._store(cell, blocks, D, [part.value for part in parts], 0)
+        for index, (begin, stop) in enumerate(itertools.pairwise(saved.tolist()), start=1):
+            for first in range(begin, stop, CHUNK):
+                self._advance(D, parts, kicks, first, min(first + CHUNK, stop))
+                if not math.isfinite(float(D.sum())) and not bool(torch.isfinite(D).all()):
+                    raise Diverged(plan.times[index])
+            self._store(cell, blocks, D, [part.update(stop) for part in parts], index)
+            for _ in blocks:
+                tick()
 
     def _advance(
         self, D: torch.Tensor, parts: list[OwnParts], kicks: Kicks, first: int, end: int
@@ -267,13 +302,12 @@ class SGDEngine:
 
     def _store(
         self,
-        out: np.ndarray,
-        group: list[Block],
+        cell: int,
+        blocks: list[Block],
         D: torch.Tensor,
         values: list[torch.Tensor],
         index: int,
     ) -> None:
-        counts = self.plan.coefficients.counts
-        for block, means, own in zip(group, D.split(BLOCK), values, strict=True):
-            samples = (spread(means, counts) + own).to(self.plan.dtype)
-            self.plan.store(out, block, index, samples)
+        for block, means, own in zip(blocks, D.split(BLOCK), values, strict=True):
+            samples = (spread(means, self.plan.counts) + own).to(self.plan.dtype)
+            self.keeper.frame(cell, block, index, samples)

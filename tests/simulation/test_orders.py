@@ -12,9 +12,10 @@ from lesde.initial import Initial
 from lesde.kernels import ClassMatrix
 from lesde.model import LESDE
 from lesde.simulation.brownian import GivenIncrements
-from lesde.simulation.integrator import DriftTable, StepGrid, StepSDE, integrate
-from lesde.simulation.packing import make_packing
+from lesde.simulation.mean_sde import DriftTable, MeanSDE
+from lesde.simulation.noise import BLOCK
 from lesde.simulation.plan import Plan
+from lesde.simulation.steps import StepGrid, integrate
 from tests.simulation.systems import System
 
 T = 2.0
@@ -31,24 +32,36 @@ def kernel(t):
 
 MODEL = LESDE(ClassMatrix([["1+sin(2*t)/2", -0.7], ["0.4*t", -0.9]]), 2, 1, [2, 1], noise=0.5)
 SYSTEM = System(MODEL, kernel, np.ones((2, 1, 1)), np.full((2, 1, 1), 0.25), np.array([2, 1]))
-START = torch.tensor([1.0, 1.0, -0.5], dtype=torch.float64)
+START = torch.tensor([1.0, -0.5], dtype=torch.float64)
+
+
+def rows_of(values):
+    """(…, replicate, class) as rows of blocks (…, block, class·replicate), padded with zeros."""
+    missing = -values.shape[-2] % BLOCK
+    padded = torch.nn.functional.pad(values, (0, 0, 0, missing))
+    return padded.unflatten(-2, (-1, BLOCK)).transpose(-1, -2).flatten(-2)
 
 
 def final_states(method, W, U, model=MODEL):
-    """States (replicate, channel) at T, driven by given increments (step, replicate, channel)."""
-    steps = len(W)
-    times = np.array([0.0, T])
-    grid = StepGrid.regular(times, T / steps)
+    """Class means (replicate, class) at T, driven by given increments (step, replicate, class)."""
+    steps, replicates = W.shape[:2]
+    grid = StepGrid.regular(np.array([0.0, T]), T / steps)
     assert len(grid.widths) == steps
+    sde = MeanSDE(make_plan(model, grid), grid, method)
+    sde.load(0, steps)
+    increments = [rows_of(part).clone() for part in (W, U)]
+    for part in increments:
+        sde.colour(part)
+    start = rows_of(START.expand(replicates, -1))
+    state = integrate(sde, start, [0, steps], GivenIncrements(*increments), method)[-1]
+    return state.unflatten(-1, (2, BLOCK)).transpose(-1, -2).flatten(0, 1)[:replicates]
+
+
+def make_plan(model, grid):
     coefficients = model.derive().coefficients()
-    plan = Plan(
-        coefficients, times, Initial(None, None), 1, 0, 0, None, torch.device("cpu"), torch.float64
-    )
-    packing = make_packing(coefficients.counts, 1)
-    sde = StepSDE(coefficients, packing, torch.float64, torch.device("cpu"))
-    sde.table = DriftTable(plan, grid, method, 0, steps)
-    start = START.expand(W.shape[1], -1).contiguous()
-    return integrate(sde, start, [0, steps], GivenIncrements(W, U), method)[-1]
+    start = Initial(None, None)
+    cpu = torch.device("cpu")
+    return Plan(coefficients, np.array([0.0, T]), start, 1, 0, 0, None, cpu, torch.float64)
 
 
 def slope_of(x, y):
@@ -61,7 +74,7 @@ def slope_of(x, y):
 
 def brownian(steps, replicates, seed):
     g = torch.Generator().manual_seed(seed)
-    z = torch.randn(2, steps, replicates, 3, generator=g, dtype=torch.float64) * math.sqrt(
+    z = torch.randn(2, steps, replicates, 2, generator=g, dtype=torch.float64) * math.sqrt(
         T / steps
     )
     return GivenIncrements(z[0], z[0] / 2 + z[1] / math.sqrt(12))
@@ -106,7 +119,7 @@ def moments_of_scheme(method, steps):
     The scheme is affine in the start and the increments, so its covariance is the sum of outer
     products of its responses to every independent unit normal: no Monte-Carlo error.
     """
-    size, root = 3, math.sqrt(T / steps)
+    size, root = 2, math.sqrt(T / steps)
     W = torch.zeros(steps, 1 + 2 * steps * size, size, dtype=torch.float64)
     U = torch.zeros_like(W)
     for m in range(steps):
@@ -124,13 +137,12 @@ def test_weak_order(method):
     # Errors of mean and covariance of the class means against an ODE solver, over five step sizes;
     # they have no statistical error, so the tolerance is for the terms of higher order only.
     mean, covariance = SYSTEM.sde_moments(np.array([[1.0], [-0.5]]), T)
-    average = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
     steps = np.array([16, 24, 32, 48, 64])
     in_mean, in_covariance = [], []
     for n in steps:
         m, C = moments_of_scheme(method, int(n))
-        in_mean.append(np.linalg.norm(average @ m - mean.ravel()))
-        in_covariance.append(np.linalg.norm(average @ C @ average.T - covariance))
+        in_mean.append(np.linalg.norm(m - mean.ravel()))
+        in_covariance.append(np.linalg.norm(C - covariance))
     for errors in (in_mean, in_covariance):
         slope, _ = slope_of(np.log(T / steps), np.log(errors))
         assert slope == pytest.approx(WEAK[method], abs=0.15)
@@ -161,34 +173,43 @@ def test_an_interval_of_whole_steps_gets_no_extra_step():
     assert StepGrid.regular(np.array([0.0, 3000.0]), 0.1).saved[-1] == 30000
 
 
-def test_brownian_must_be_asked_in_order_for_whole_steps():
+def test_brownian_gives_the_steps_that_were_drawn():
     from lesde.simulation.brownian import StepIncrements
     from lesde.simulation.noise import BlockNoise
 
     noise = BlockNoise(0, 0, 0, torch.device("cpu"))
-    path = StepIncrements(noise, np.ones(3), 2, torch.float32)
+    path = StepIncrements([noise], 2, 3, torch.float64)
+    path.fill(0, np.ones(3))
     path(0.0, 1.0)
-    with pytest.raises(ValueError, match="in order; got 2 after 0"):
-        path(2.0, 3.0)
+    with pytest.raises(ValueError, match="steps 0 to 2 are drawn; got a query of step 3"):
+        path(3.0, 4.0)
     with pytest.raises(ValueError, match="whole steps"):
         path(1.0, 1.5)
+    with pytest.raises(ValueError, match="follow each other; got 4 after 3"):
+        path.fill(4, np.ones(1))
+
+
+def test_stretches_draw_one_stream():
+    from lesde.simulation.brownian import StepIncrements
+    from lesde.simulation.noise import BlockNoise
+
+    def draws(lengths):
+        path = StepIncrements(
+            [BlockNoise(0, 0, b, torch.device("cpu")) for b in (0, 1)], 5, 6, torch.float64, True
+        )
+        first, result = 0, []
+        for length in lengths:
+            path.fill(first, np.linspace(0.5, 1, 6)[first : first + length])
+            result += [torch.stack(path.increments(first + m, True)).clone() for m in range(length)]
+            first += length
+        return torch.stack(result)
+
+    assert torch.equal(draws([6]), draws([2, 1, 3]))
 
 
 def test_drift_is_only_known_at_the_stages():
     grid = StepGrid.regular(np.array([0.0, 1.0]), 0.5)
-    coefficients = MODEL.derive().coefficients()
-    plan = Plan(
-        coefficients,
-        grid.starts,
-        Initial(None, None),
-        1,
-        0,
-        0,
-        None,
-        torch.device("cpu"),
-        torch.float64,
-    )
-    table = DriftTable(plan, grid, "srk", 0, 2)
+    table = DriftTable(make_plan(MODEL, grid), grid, "srk", 0, 2)
     np.testing.assert_allclose(table.at(1.75), kernel(0.875) * [2 / 3, 1 / 3] * 0.5, rtol=1e-12)
     with pytest.raises(ValueError, match=r"tabulated at \(0\.0, 0\.75\) of a step; asked at 1\.5"):
         table.at(1.5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesde.simulation import integrator, sgd, simulate
+from lesde.simulation import brownian, particles, plan, reduced, sgd, simulate, steps
 from lesde.simulation.noise import BlockNoise
 from tests.simulation.systems import MEANS, make_system
 
@@ -18,6 +18,8 @@ RUNS = {
     "euler": {"engine": "torchsde", "dt": 0.05},
     "srk": {"engine": "torchsde", "dt": 0.05, "method": "srk"},
     "sgd": {"engine": "sgd", "learning_rate": 0.02},
+    "sampling": {"engine": "torchsde", "learning_rate": 0.02, "sde": "sampling"},
+    "modified": {"engine": "torchsde", "learning_rate": 0.02, "sde": "modified"},
 }
 CASES = [
     ("identity", "balanced", "constant", "scalar"),
@@ -32,12 +34,22 @@ every = pytest.mark.parametrize(
 )
 
 
-def features(case, run, replicates=64, **changes):
+def paths_of(case, run, replicates=64, **changes):
     arguments = {"seed": 11, **RUNS[run], **changes}
     initial = arguments.pop("initial", MEANS)
-    return simulate(
-        make_system(*case).model, TIMES, initial, replicates, **arguments
-    ).features.values
+    return simulate(make_system(*case).model, TIMES, initial, replicates, **arguments)
+
+
+def features(case, run, replicates=64, **changes):
+    return paths_of(case, run, replicates, **changes).features.values
+
+
+def statistics(case, run, replicates=64, **changes):
+    paths = paths_of(case, run, replicates, keep="statistics", **changes)
+    names = ("mean", "within", "reach", "reach_expected")
+    shape = (replicates, len(TIMES), -1)
+    kept = [paths[name].values.reshape(shape) for name in names if name in paths]
+    return np.nan_to_num(np.concatenate(kept, axis=-1), nan=-1.0)
 
 
 @every
@@ -52,18 +64,54 @@ def test_more_replicates_extend_the_same_stream(run, case):
 
 
 @every
-def test_chunking_does_not_matter(run, case, monkeypatch):
-    whole = features(case, run)
-    monkeypatch.setattr(integrator, "TABLE_BYTES", 8 * 9 * 7)
-    monkeypatch.setattr(integrator, "RESULT_BYTES", 1)
+def test_statistics_extend_the_same_stream(run, case):
+    many = statistics(case, run)
+    assert np.array_equal(many[:40], statistics(case, run, 40))
+    assert np.array_equal(many[32:], statistics(case, run, 32, first_replicate=32))
+    assert not np.array_equal(many[:32], many[32:])
+
+
+@every
+@pytest.mark.parametrize("keep", [features, statistics], ids=lambda f: f.__name__)
+def test_chunking_does_not_matter(run, case, keep, monkeypatch):
+    whole = keep(case, run, 96)
+    monkeypatch.setattr(steps, "TABLE_BYTES", 1)
     monkeypatch.setattr(sgd, "TABLE_BYTES", 1)
-    monkeypatch.setattr(sgd, "GROUP_BYTES", 1)
-    assert np.array_equal(whole, features(case, run))
+    monkeypatch.setattr(reduced, "MOST_BLOCKS", 1)
+    monkeypatch.setattr(sgd, "MOST_BLOCKS", 1)
+    # On the CPU a generator's numbers do not depend on how many are asked for at once.
+    monkeypatch.setattr(brownian, "PREFETCH", 5)
+    assert np.array_equal(whole, keep(case, run, 96))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_memory_limit_splits_the_work_and_changes_nothing(run, monkeypatch):
+    case = CASES[1]
+    sizes = []
+    original = plan.groups
+
+    def counted(*arguments):
+        made = original(*arguments)
+        sizes.append(len(made))
+        return made
+
+    for module in (reduced, sgd, particles):
+        monkeypatch.setattr(module, "groups", counted)
+    whole = features(case, run, 128)
+    # As little as the message says is needed.
+    with pytest.raises(ValueError, match=r"memory_limit leaves .* raise memory_limit") as error:
+        features(case, run, 128, memory_limit=whole.nbytes + 1000)
+    needed = float(str(error.value).split("replicates needs ")[1].split(" MB")[0]) * 1e6
+    tight = features(case, run, 128, memory_limit=whole.nbytes + 1.01 * needed)
+    assert sizes[-1] == 4
+    assert np.array_equal(whole, tight)
+    if run in ("exact", "euler", "srk", "sgd"):
+        assert sizes[0] < 4
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_threads_do_not_matter(run):
-    # Large enough for torch to split its loops.
+    # Large enough for torch to split its loops, and for blocks to run in threads.
     system = make_system("matrix", "unbalanced", "varying", "per class")
     model = system.model.replace(n_per_class=[300, 400, 500])
     before = torch.get_num_threads()

@@ -15,7 +15,7 @@ import lesde
 from lesde.errors import Diverged
 from lesde.kernels import ClassMatrix, TwoLevel
 from lesde.model import LESDE
-from lesde.simulation import result, simulate
+from lesde.simulation import request, result, simulate
 from tests.simulation.systems import MEANS, make_system, moments_by_class
 
 MODEL = LESDE(TwoLevel(alpha=2, beta=-1), n_classes=3, n_features=2, n_per_class=[4, 2, 3])
@@ -289,13 +289,12 @@ def test_an_unevaluated_kernel_cannot_run(engine):
 
 def test_a_result_beyond_memory_is_refused(monkeypatch):
     with pytest.raises(
-        ValueError, match=r"replicates=1000000000 and times of length 2 need 144\.0 GB"
+        ValueError, match=r"needs 144 GB \(replicates=1000000000 × times of length 2 × 9 samples"
     ):
         simulate(MODEL, [0, 1], X0, 10**9, engine="torchsde", dt=0.5)
-    monkeypatch.setattr(result, "available_memory", lambda: 1000.0)
-    with pytest.raises(
-        ValueError, match=r"2 learning rates × 4 × 2 × 9 samples × 2 features, float32"
-    ):
+    monkeypatch.setattr(request, "available_memory", lambda: 1000.0)
+    text = r"2 learning rates × replicates=4 × times of length 2 × 9 samples × 2 features, float32"
+    with pytest.raises(ValueError, match=text):
         simulate(MODEL, [0, 1], X0, 4, learning_rate=[0.1, 0.2])
     monkeypatch.undo()
     assert 1e8 < result.available_memory() < 1e14
@@ -307,12 +306,12 @@ def test_progress_and_interrupt(capsys, monkeypatch):
     simulate(MODEL, [0, 1, 2], X0, 40)
     assert capsys.readouterr().err == ""
 
-    from lesde.simulation.plan import Plan
+    from lesde.simulation.keeping import Features
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Plan, "store", stop)
+    monkeypatch.setattr(Features, "view", stop)
     with pytest.raises(KeyboardInterrupt):
         simulate(MODEL, [0, 1], X0, 4)
 

@@ -1,0 +1,195 @@
+"""The deviations of samples from their class mean, drawn at the saved times only.
+
+For a kernel of classes and time every sample of a class has the same drift, so a deviation is its
+initial value plus Brownian motion less that motion's average over the class: σ(W_i − W̄_k). It does not
+depend on the class means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lesde.simulation.classes import class_sums, spread
+from lesde.simulation.noise import BLOCK
+from lesde.simulation.plan import Block, Plan
+from lesde.simulation.steps import StepGrid
+
+__all__ = ["Deviations", "IntervalNoise", "square_roots"]
+
+
+NUMBERS = 2**19
+"""Numbers of a block that are worked on together: they should stay in a cache."""
+
+
+@dataclass(frozen=True)
+class IntervalNoise:
+    """What noise adds to a sample over the intervals between saved times.
+
+    Attributes
+    ----------
+    scale : ndarray (interval, class), or None
+        Its standard deviation per coordinate, where noise is isotropic.
+    factors : ndarray (interval, class, feature, feature)
+        A root of its covariance, otherwise.
+    """
+
+    scale: np.ndarray | None
+    factors: np.ndarray
+
+    @classmethod
+    def exact(cls, noise: Any, times: np.ndarray) -> IntervalNoise:
+        """The integral of the noise between successive times."""
+        if noise.is_isotropic:
+            return cls(np.sqrt(noise.integrated_scale(times)), np.empty(0))
+        if noise.is_constant:
+            widths = np.diff(times)[:, None, None, None]
+            return cls(None, noise.factor(times[:-1]) * np.sqrt(widths))
+        return cls(None, square_roots(noise.integrated(times)))
+
+    @classmethod
+    def of_scheme(cls, noise: Any, grid: StepGrid, method: str) -> IntervalNoise:
+        """What a solver's steps add, which differs from the integral where noise depends on time."""
+        end = grid.starts[-1] + grid.widths[-1]
+        if noise.is_constant:
+            return cls.exact(noise, np.append(grid.starts[grid.saved[:-1]], end))
+        edges = np.append(grid.starts, end)
+        values = noise.scale(edges)[..., None, None] if noise.is_isotropic else noise.factor(edges)
+        left, right = values[:-1], values[1:]
+        squares = left @ left.swapaxes(-1, -2)
+        if method == "srk":  # σ(t+Δ)(I − U/Δ) + σ(t) U/Δ, with the increment I and its integral U
+            mixed = left @ right.swapaxes(-1, -2)
+            squares = squares + right @ right.swapaxes(-1, -2)
+            squares = (squares + (mixed + mixed.swapaxes(-1, -2)) / 2) / 3
+        sums = np.add.reduceat(squares * grid.widths[:, None, None, None], grid.saved[:-1], axis=0)
+        if noise.is_isotropic:
+            return cls(np.sqrt(sums[..., 0, 0]), np.empty(0))
+        return cls(None, square_roots(sums))
+
+    def __getitem__(self, interval: int) -> np.ndarray:
+        """The roots of every class: (class,) where isotropic, else (class, feature, feature)."""
+        return self.factors[interval] if self.scale is None else self.scale[interval]
+
+    def grown(self) -> list[np.ndarray]:
+        """Roots of what noise has added up to every saved time, the first of them zero."""
+        if self.scale is not None:
+            sums = np.sqrt(np.cumsum(self.scale**2, axis=0))
+            return [np.zeros_like(sums[0]), *sums]
+        covariances = self.factors @ self.factors.swapaxes(-1, -2)
+        roots = square_roots(np.cumsum(covariances, axis=0))
+        return [np.zeros_like(roots[0]), *roots]
+
+
+def square_roots(covariances: np.ndarray) -> np.ndarray:
+    """A with A Aᵀ the covariances (…, feature, feature), of any rank."""
+    values, vectors = np.linalg.eigh(covariances)
+    return vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :]
+
+
+class Deviations:
+    """The samples of one block, without their drift, at successive saved times.
+
+    Parameters
+    ----------
+    plan : Plan
+    cell : int
+    block : Block
+    offsets : tensor (replicate, sample, feature), or None
+        Initial deviations.
+    noise : IntervalNoise
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        cell: int,
+        block: Block,
+        offsets: torch.Tensor | None,
+        noise: IntervalNoise,
+    ):
+        self.counts, self.noise = plan.counts, noise
+        self.generator = plan.noise(cell, block, "deviations")
+        # Not centred: the average over a class is taken off where samples are placed.
+        shape = (BLOCK, plan.n_samples, plan.n_features)
+        self.last = torch.zeros(shape, dtype=plan.dtype, device=plan.device)
+        if offsets is not None:
+            self.last += offsets
+        self._space = torch.empty(
+            (self.times_at_once(plan), *shape), dtype=plan.dtype, device=plan.device
+        )
+        sizes = torch.tensor(self.counts.tolist(), dtype=torch.float64, device=plan.device)
+        self.sizes = sizes.unsqueeze(-1)
+        self.balanced = bool((self.counts == self.counts[0]).all())
+
+    @staticmethod
+    def times_at_once(plan: Plan) -> int:
+        """Saved times whose deviations are drawn together; depends on the model alone."""
+        return max(1, min(64, NUMBERS // (BLOCK * plan.n_samples * plan.n_features)))
+
+    @classmethod
+    def bytes(cls, plan: Plan) -> float:
+        """Working memory of a block."""
+        size = torch.empty(0, dtype=plan.dtype).element_size()
+        frames = 3.0 + cls.times_at_once(plan)
+        return frames * size * BLOCK * plan.n_samples * plan.n_features
+
+    def first(self) -> torch.Tensor:
+        """The deviations at the first time, (1, replicate, sample, feature)."""
+        return self.last.unsqueeze(0)
+
+    def following(self, first: int, count: int) -> torch.Tensor:
+        """The deviations at the ends of ``count`` intervals, (time, replicate, sample, feature).
+
+        Overwritten by the next call.
+        """
+        values = self.generator.normal_(self._space[:count])
+        for i, part in enumerate(values):
+            self._scale(part, first + i)
+            part.add_(values[i - 1] if i else self.last)
+        self.last.copy_(values[-1])
+        return values
+
+    def _scale(self, draws: torch.Tensor, interval: int) -> None:
+        """Multiply normals (replicate, sample, feature) by the interval's noise, in place."""
+        roots = self.noise[interval]
+        if roots.ndim == 1 and (roots == roots[0]).all():
+            draws.mul_(float(roots[0]))
+            return
+        first = 0
+        for n, root in zip(self.counts, roots, strict=True):
+            part = draws[:, first : first + int(n)]
+            if root.ndim == 0:
+                part.mul_(float(root))
+            else:
+                turned = torch.as_tensor(root.T.copy(), dtype=draws.dtype, device=draws.device)
+                part.copy_(part @ turned)
+            first += int(n)
+
+    def place(self, values: torch.Tensor, means: torch.Tensor, out: torch.Tensor) -> None:
+        """Write samples, deviations about class means, into ``out``.
+
+        Parameters
+        ----------
+        values : tensor (time, replicate, sample, feature)
+        means : tensor (time, replicate, class, feature), float64
+        out : tensor (time, row, sample, feature)
+            Replicates beyond its rows are dropped.
+        """
+        rows = out.shape[1]
+        sums = class_sums(values, self.counts)
+        shift = (means - sums.double() / self.sizes).to(values.dtype)[:, :rows]
+        values = values[:, :rows]
+        direct = out.device == values.device
+        target = out if direct else torch.empty_like(values)
+        if self.balanced:
+            split = (len(self.counts), int(self.counts[0]))
+            torch.add(
+                values.unflatten(2, split), shift.unsqueeze(3), out=target.unflatten(2, split)
+            )
+        else:
+            torch.add(values, spread(shift, self.counts), out=target)
+        if not direct:
+            out.copy_(target)
