@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,10 @@ __all__ = [
     "check_labels",
     "check_paths",
     "check_real",
+    "check_statistics",
     "check_times",
+    "is_statistics",
+    "need_samples",
 ]
 
 
@@ -165,6 +168,8 @@ def check_paths(
     name: str, value: Any, dims: Sequence[str] = ("sample", "feature"), minimum_classes: int = 1
 ) -> tuple[xr.DataArray, np.ndarray]:
     """The features and labels of a dataset of paths that has at least the given dimensions."""
+    if is_statistics(value):
+        raise need_samples(name)
     check_dataset(name, value, ["features"], "lesde.simulate or a recorder")
     features = value["features"]
     if any(dim not in features.dims for dim in dims):
@@ -185,3 +190,54 @@ def check_paths(
             f"{labels.max() + 1}."
         )
     return features, labels
+
+
+def is_statistics(value: Any) -> bool:
+    """Whether a dataset holds statistics of the classes in place of every sample's features."""
+    return (
+        isinstance(value, xr.Dataset)
+        and "features" not in value
+        and "mean" in value
+        and ("reach" in value or value.attrs.get("keep") == "statistics")
+    )
+
+
+def need_samples(name: str, what: str = "this") -> ValueError:
+    """The error for a dataset of statistics where every sample's features are needed."""
+    return ValueError(
+        f"{name} must hold the features of every sample for {what}; it holds statistics of the classes "
+        f"only. Simulate with keep='features', or pass the recorded features themselves."
+    )
+
+
+def check_statistics(
+    name: str, value: xr.Dataset, variables: Mapping[str, Sequence[str]], minimum_classes: int = 2
+) -> np.ndarray:
+    """Samples per class of a dataset of statistics that holds variables with at least some dimensions.
+
+    The variables must have the same other dimensions as the first of them.
+    """
+    check_dataset(name, value, list(variables), "lesde.simulate with keep='statistics'")
+    lead = None
+    for variable, dims in variables.items():
+        found = value[variable].dims
+        others = {d for d in found if d not in dims}
+        if len(found) != len(others) + len(dims) or (lead is not None and others != lead):
+            raise ValueError(
+                f"{name}.{variable} must have the dimensions {', '.join(map(repr, dims))}, and otherwise "
+                f"those of all statistics; got {', '.join(map(repr, found)) or 'none'}."
+            )
+        lead = others
+    if "count" not in value.variables or value["count"].dims != ("class",):
+        raise ValueError(
+            f"{name} must hold the coordinate count(class), the samples per class; add it with "
+            f'{name}.assign_coords(count=("class", counts)).'
+        )
+    counts = value["count"].values
+    if not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
+        raise ValueError(f"{name}.count must hold positive integers; got {shown(counts.tolist())}.")
+    if len(counts) < minimum_classes:
+        raise ValueError(
+            f"{name} must hold at least {minimum_classes} classes; {name}.count has {len(counts)}."
+        )
+    return counts.astype(np.int64)

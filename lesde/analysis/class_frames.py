@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lesde.analysis.class_geometry import ClassGeometry
+
 __all__ = ["ClassFrames"]
 
 # Values one block holds in float64 (2 MB): blocks that stay in the processor's cache run fastest.
@@ -54,8 +56,10 @@ class Block(NamedTuple):
         return np.subtract(values, result, out=result)
 
 
-class ClassFrames:
-    """A batch of frames and their class moments.
+class ClassFrames(ClassGeometry):
+    """A batch of frames and their class moments, from every sample.
+
+    Attributes and methods are those of `ClassGeometry`.
 
     Parameters
     ----------
@@ -67,18 +71,6 @@ class ClassFrames:
         Class of each sample, 0 to K−1, in any order, each class present.
     weights, bias : ndarray or None, shapes (F, K, p) and (F, K)
         The classifier on top of the features, where there is one.
-
-    Attributes
-    ----------
-    counts : ndarray, shape (K,)
-        Samples per class.
-    means, centred : ndarray, shape (F, K, p)
-        Class means, and class means less *their* mean (the mean of the class means, so that classes
-        count alike whatever their number of samples).
-    gram : ndarray, shape (F, K, K)
-        Inner products of the centred means.
-    scatter : ndarray, shape (F, K)
-        Sum over a class's samples of the squared distance to the class mean; 0 within rounding.
     """
 
     def __init__(
@@ -89,10 +81,7 @@ class ClassFrames:
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
     ):
-        self.n_frames, self.n_samples, self.n_features = shape
-        self.counts = np.bincount(labels)
-        self.n_classes = len(self.counts)
-        self.weights, self.bias = weights, bias
+        super().__init__(shape[0], shape[2], np.bincount(labels), weights, bias)
         self._read, self._labels = read, labels
         size = max(1, BLOCK_VALUES // max(1, self.n_frames * self.n_features))
         self._blocks = [
@@ -125,75 +114,20 @@ class ClassFrames:
         return sums / self.counts[:, None]
 
     @cached_property
-    def centred(self) -> np.ndarray:
-        return self.means - self.means.mean(axis=1, keepdims=True)
-
-    @cached_property
-    def gram(self) -> np.ndarray:
-        return self.centred @ self.centred.swapaxes(1, 2)
-
-    @cached_property
-    def between(self) -> np.ndarray:
-        """Sum of the squared norms of the centred means, shape (F,); 0 where the means coincide.
-
-        Means that differ by no more than the rounding of their own coordinates coincide.
-        """
-        return np.where(self._level > self.rounding, self._level, 0.0) ** 2
-
-    @cached_property
-    def _level(self) -> np.ndarray:
-        return np.sqrt(np.einsum("fkp,fkp->f", self.centred, self.centred))
-
-    @cached_property
-    def rounding(self) -> np.ndarray:
-        """Length below which a difference from or between class means is rounding, shape (F,).
-
-        A sum of n equal numbers is off by up to n roundings, so the number of samples enters.
-        """
-        size = np.sqrt(np.einsum("fkp,fkp->f", self.means, self.means))
-        return max(self.n_samples, self.n_features) * np.finfo(np.float64).eps * size
-
-    @cached_property
-    def whitening(self) -> np.ndarray:
-        """Columns v_j / s_j of the thin SVD of the centred means, shape (F, p, min(K−1, p)).
-
-        A column is zero where s_j is not above the rounding of the means: the pseudo-inverse.
-        """
-        _, s, vt = np.linalg.svd(self.centred, full_matrices=False)
-        rank = min(self.n_classes - 1, self.n_features)
-        s, vt = s[:, :rank], vt[:, :rank]
-        keep = s > self.rounding[:, None]
-        scale = np.where(keep, 1.0 / np.where(keep, s, 1.0), 0.0)
-        return (vt * scale[..., None]).swapaxes(1, 2)
-
-    @cached_property
     def scatter(self) -> np.ndarray:
         result = np.zeros((self.n_frames, self.n_classes))
         for block in self.blocks():
             away = block.less(block.values, self.means)
             squares = np.einsum("fnp,fnp->fn", away, away)
             result[:, block.classes] += block.class_sums(squares[..., None])[..., 0]
-        return np.where(result > self.counts * self.rounding[:, None] ** 2, result, 0.0)
+        return self.not_rounding(result)
 
     @cached_property
     def whitened_scatter(self) -> np.ndarray:
-        """Sum over all samples of the squared whitened deviation from the class mean, (F,)."""
         result = np.zeros(self.n_frames)
         centres = self.means @ self.whitening
         for block in self.blocks():
             # Whitening first: the class mean then comes off min(K−1, p) numbers, not p.
             away = block.less(block.values @ self.whitening, centres)
             result += np.einsum("fnr,fnr->f", away, away)
-        # The rounding of the class means, whitened: samples that all lie at their mean score 0.
-        noise = np.einsum("fpr,fpr->f", self.whitening, self.whitening) * self.rounding**2
-        return np.where(result > self.n_samples * noise, result, 0.0)
-
-    def pairs(self) -> Iterator[tuple[int, np.ndarray]]:
-        """For each class k but the last, squared distances of its mean to those of k+1…, (F, ·).
-
-        A distance within the rounding of the means is 0.
-        """
-        for k in range(self.n_classes - 1):
-            gap = self.centred[:, k + 1 :] - self.centred[:, k : k + 1]
-            square = np.einsum("fkp,fkp->fk", gap, gap)
-            yield k, np.where(square > self.rounding[:, None] ** 2, square, 0.0)
+        return self.not_whitened_rounding(result)

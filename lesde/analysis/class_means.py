@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.class_frames import ClassFrames
-from lesde.checks import check_paths, check_times
+from lesde.checks import check_paths, check_statistics, check_times, is_statistics
 
 __all__ = ["ClassMeans", "read_class_means"]
 
@@ -30,7 +30,6 @@ class ClassMeans:
     times : ndarray, shape (time,)
     counts : ndarray of int, shape (class,)
         Samples per class.
-    labels : ndarray of int, shape (sample,)
     groups : dict of dimension to size
         The dimensions that make up ``group``, in order.
     coords : dict
@@ -42,7 +41,6 @@ class ClassMeans:
     values: np.ndarray
     times: np.ndarray
     counts: np.ndarray
-    labels: np.ndarray
     groups: dict[Hashable, int]
     coords: dict[Hashable, Any]
     steps: np.ndarray | None
@@ -55,16 +53,30 @@ def checked_paths(paths: Any) -> tuple[xr.DataArray, np.ndarray, np.ndarray, lis
         raise ValueError(
             "paths must hold at least two classes to tell α from β; paths.label has one."
         )
+    return _ordered(paths, features, "sample", labels)
+
+
+def _checked_statistics(
+    paths: xr.Dataset,
+) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
+    """Class means as (group dims..., replicate, time, class, feature), counts, times, group dims."""
+    counts = check_statistics("paths", paths, {"mean": ["time", "class", "feature"]})
+    return _ordered(paths, paths["mean"], "class", counts)
+
+
+def _ordered(
+    paths: xr.Dataset, values: xr.DataArray, dim: str, sizes: np.ndarray
+) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
     if "time" not in paths.coords:
         raise ValueError(
             'paths must hold the coordinate time; add it with paths.assign_coords(time=("time", ...)).'
         )
     times = check_times("paths.time", paths["time"].values)
-    if "replicate" not in features.dims:
-        features = features.expand_dims("replicate")
-    groups = [d for d in features.dims if d not in ("replicate", "time", "sample", "feature")]
-    features = features.transpose(*groups, "replicate", "time", "sample", "feature")
-    return features, labels, times, groups
+    if "replicate" not in values.dims:
+        values = values.expand_dims("replicate")
+    groups = [d for d in values.dims if d not in ("replicate", "time", dim, "feature")]
+    values = values.transpose(*groups, "replicate", "time", dim, "feature")
+    return values, sizes, times, groups
 
 
 def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
@@ -73,6 +85,7 @@ def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
     Parameters
     ----------
     paths : xarray.Dataset
+        Of features, or of statistics, whose class means are taken.
     with_steps : bool
         Whether to read the coordinate ``iteration``, where there is one.
 
@@ -82,25 +95,23 @@ def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
         For a dataset without features, labels, times or a second class; for a class mean that is
         not finite (the message says where); for an ``iteration`` that does not increase.
     """
-    features, labels, times, groups = checked_paths(paths)
-    shape = tuple(features.sizes[d] for d in groups)
-    R, T, N, p = features.shape[-4:]
-    counts = np.bincount(labels)
-    values = np.empty((*shape, R, T, len(counts), p))
-    block = max(1, BLOCK_VALUES // max(1, T * N * p))
-    for cell in np.ndindex(*shape):
-        frames = features.isel(dict(zip(groups, cell, strict=True)))
-        for first in range(0, R, block):
-            part = frames.isel(replicate=slice(first, first + block)).values
-            flat = part.reshape(-1, N, p)
-            means = ClassFrames(partial(_samples, flat), flat.shape, labels).means
-            values[(*cell, slice(first, first + block))] = means.reshape(*part.shape[:2], -1, p)
+    if is_statistics(paths):
+        read = "mean"
+        mean, counts, times, groups = _checked_statistics(paths)
+        shape = tuple(mean.sizes[d] for d in groups)
+        values = mean.values.astype(np.float64)
+    else:
+        read = "features"
+        features, labels, times, groups = checked_paths(paths)
+        shape = tuple(features.sizes[d] for d in groups)
+        counts = np.bincount(labels)
+        values = _averages(features, labels, groups, shape)
     bad = ~np.isfinite(values)
     if bad.any():
         at = np.argwhere(bad)[0]
         where = [f"{d} {i}" for d, i in zip([*groups, "replicate"], at, strict=False)]
         raise ValueError(
-            f"paths.features must be finite; at {', '.join(where)}, time {times[at[-3]]:g} a mean of "
+            f"paths.{read} must be finite; at {', '.join(where)}, time {times[at[-3]]:g} a mean of "
             f"class {at[-2]} is not. Leave that replicate or those times out with paths.isel(...)."
         )
     keep = set(groups)
@@ -110,14 +121,30 @@ def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
         if set(coord.dims) <= keep and name not in ("time", "label", "replicate")
     }
     return ClassMeans(
-        values.reshape(-1, R, T, len(counts), p),
+        values.reshape(-1, *values.shape[-4:]),
         times,
         counts,
-        labels,
         dict(zip(groups, shape, strict=True)),
         coords,
         _steps(paths, groups, shape) if with_steps else None,
     )
+
+
+def _averages(
+    features: xr.DataArray, labels: np.ndarray, groups: list[Hashable], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Class means (*shape, replicate, time, class, feature)."""
+    R, T, N, p = features.shape[-4:]
+    values = np.empty((*shape, R, T, int(labels.max()) + 1, p))
+    block = max(1, BLOCK_VALUES // max(1, T * N * p))
+    for cell in np.ndindex(*shape):
+        frames = features.isel(dict(zip(groups, cell, strict=True)))
+        for first in range(0, R, block):
+            part = frames.isel(replicate=slice(first, first + block)).values
+            flat = part.reshape(-1, N, p)
+            means = ClassFrames(partial(_samples, flat), flat.shape, labels).means
+            values[(*cell, slice(first, first + block))] = means.reshape(*part.shape[:2], -1, p)
+    return values
 
 
 def _samples(frames: np.ndarray, samples: slice) -> np.ndarray:

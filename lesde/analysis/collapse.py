@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde.analysis.class_statistics import evaluate_statistics
 from lesde.analysis.collapse_metrics import (
     nc1,
     nc1_cdnv,
@@ -23,6 +24,9 @@ from lesde.checks import (
     check_choice,
     check_finite_array,
     check_paths,
+    check_statistics,
+    is_statistics,
+    need_samples,
     shown,
 )
 
@@ -57,10 +61,12 @@ def neural_collapse(
         (``learning_rate``, ``replicate``, ``time``, …), and coordinate ``label(sample)``:
         integers 0 to K−1, K ≥ 2, in any order, classes of any sizes. Features may be stored in
         any real dtype and are converted to float64 a batch at a time; a variable read lazily from
-        disk is read a batch at a time.
+        disk is read a batch at a time. Or a dataset of statistics, as `lesde.statistics` returns:
+        variables ``mean`` and ``within``, coordinate ``count``.
     metrics : str or sequence of str, optional
         Names of registered metrics; only what they need is computed. Default: all of them, those
-        of a classifier (``nc3``, ``nc4``) only where there are weights.
+        of a classifier (``nc3``, ``nc4``) only where there are weights, and ``nc4``, which compares
+        rules on every sample, only where ``paths`` holds features.
     weights : DataArray or array_like, optional
         Weights of the linear classifier on top of the features. A DataArray has dimensions
         ``class`` and ``feature`` (or ``feature_in``) and any of the others of the features; an
@@ -95,6 +101,10 @@ def neural_collapse(
     the class means, and ratios are inf where class means coincide. No metric is ever negative.
     Paths that start with every sample at its class mean have NC1 = 0 at the first time.
 
+    From statistics the metrics are the same up to rounding: that of the dtype they are stored in,
+    times the ratio of the spread in all directions to that along the class means for NC1, and of the
+    size of the class means to their distances where these enter.
+
     The cost is one pass over the features for NC2 and one more for each of the spread NC1 whitens
     and the one it does not. Memory beyond the features is about 10 MB and a few arrays of the
     size of the class means of one frame, (class, feature) in float64, whatever the number of
@@ -105,11 +115,21 @@ def neural_collapse(
     >>> nc = lesde.neural_collapse(paths, metrics=["nc1", "nc2_etf"])  # doctest: +SKIP
     >>> nc.nc1.mean("replicate").plot(hue="learning_rate", yscale="log")  # doctest: +SKIP
     """
-    features, labels = check_paths("paths", paths)
-    leading = [dim for dim in features.dims if dim not in ("sample", "feature")]
-    features = features.transpose(*leading, "sample", "feature")
+    reduced = is_statistics(paths)
+    if reduced:
+        own: dict[str, list[str]] = {
+            "mean": ["class", "feature"],
+            "within": ["class", "feature", "feature_"],
+        }
+        counts = check_statistics("paths", paths, own)
+        features, last = paths["mean"], ("class", "feature")
+    else:
+        features, labels = check_paths("paths", paths)
+        counts, last = np.bincount(labels), ("sample", "feature")
+    leading = [dim for dim in features.dims if dim not in last]
+    features = features.transpose(*leading, *last)
     sizes = {dim: features.sizes[dim] for dim in leading}
-    ends = {"class": int(labels.max()) + 1, "feature": features.sizes["feature"]}
+    ends = {"class": len(counts), "feature": features.sizes["feature"]}
 
     if weights is None and bias is None and "weights" in paths:
         weights, bias = paths["weights"], paths.get("bias")
@@ -120,7 +140,7 @@ def neural_collapse(
     if bias is not None:
         bias = _align("bias", bias, sizes, {"class": ends["class"]})
 
-    names = _names(metrics, weights is not None)
+    names = _names(metrics, weights is not None, not reduced)
 
     def place(index: tuple[int, ...]) -> str:
         parts = []
@@ -129,7 +149,13 @@ def neural_collapse(
             parts.append(f"{dim}={features.coords[dim].values[i]}" if known else f"{dim} {i}")
         return ", ".join(parts)
 
-    values = evaluate(features.variable, labels, names, weights, bias, place)
+    if reduced:
+        within = paths["within"].transpose(*leading, *own["within"])
+        values = evaluate_statistics(
+            features.variable, within.variable, counts, names, weights, bias, place
+        )
+    else:
+        values = evaluate(features.variable, labels, names, weights, bias, place)
     coords = {
         name: coord for name, coord in features.coords.items() if set(coord.dims) <= set(leading)
     }
@@ -145,17 +171,23 @@ def neural_collapse(
         coords=coords,
         attrs=dict(paths.attrs),
     )
-    return result.assign_coords(count=("class", np.bincount(labels)))
+    return result.assign_coords(count=("class", counts))
 
 
-def _names(metrics: str | Sequence[str] | None, classifier: bool) -> list[str]:
+def _names(metrics: str | Sequence[str] | None, classifier: bool, samples: bool) -> list[str]:
     if metrics is None:
-        return [name for name, entry in METRICS.items() if classifier or not entry.classifier]
+        return [
+            name
+            for name, entry in METRICS.items()
+            if (classifier or not entry.classifier) and (samples or not entry.samples)
+        ]
     chosen = [metrics] if isinstance(metrics, str) else list(metrics)
     if not chosen:
         raise ValueError("metrics must name at least one metric; got none. Leave it out for all.")
     names = list(dict.fromkeys(check_choice("metrics", name, METRICS) for name in chosen))
     for name in names:
+        if METRICS[name].samples and not samples:
+            raise need_samples("paths", f"the metric {name!r}")
         if METRICS[name].classifier and not classifier:
             raise ValueError(
                 f"metrics: {name!r} needs the weights of a classifier; got none. Give weights=, or "

@@ -1,6 +1,6 @@
 """The neural-collapse metrics, one function each.
 
-``@metric`` registers a function of `ClassFrames` under its own name and turns it into a function
+``@metric`` registers a function of `ClassGeometry` under its own name and turns it into a function
 of arrays. A metric written anywhere with ``@metric`` is computed by `lesde.neural_collapse` from
 then on.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from lesde.analysis.class_frames import ClassFrames
+from lesde.analysis.class_geometry import ClassGeometry
 from lesde.analysis.collapse_registry import metric
 
 __all__ = [
@@ -37,7 +38,7 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 @metric()
-def nc1(frames: ClassFrames) -> np.ndarray:
+def nc1(frames: ClassGeometry) -> np.ndarray:
     """Within-class variability in units of the between-class one, tr(Σ_W Σ_B⁺)/K.
 
     Papyan, Han, Donoho (2020). With the thin SVD C = U S Vᵀ this is (1/N) Σ_i Σ_j ((x_i −
@@ -70,7 +71,7 @@ def nc1(frames: ClassFrames) -> np.ndarray:
 
 
 @metric()
-def nc1_trace(frames: ClassFrames) -> np.ndarray:
+def nc1_trace(frames: ClassGeometry) -> np.ndarray:
     """Within-class variability as a quotient of traces, tr Σ_W / tr Σ_B.
 
     Tirer et al. (2023). inf where all class means coincide (NaN
@@ -81,7 +82,7 @@ def nc1_trace(frames: ClassFrames) -> np.ndarray:
 
 
 @metric()
-def nc1_cdnv(frames: ClassFrames) -> np.ndarray:
+def nc1_cdnv(frames: ClassGeometry) -> np.ndarray:
     """Class-distance normalised variance, mean over pairs of (Var_k + Var_l) / (2‖μ_k − μ_l‖²).
 
     Galanti, György, Hutter (2022). Var_k is the mean squared distance of the samples of class k
@@ -105,7 +106,7 @@ def _etf_distance(products: np.ndarray) -> np.ndarray:
 
 
 @metric()
-def nc2_etf(frames: ClassFrames) -> np.ndarray:
+def nc2_etf(frames: ClassGeometry) -> np.ndarray:
     """Distance of the class means from a simplex ETF, ‖CCᵀ/‖CCᵀ‖_F − (I − 11ᵀ/K)/√(K−1)‖_F.
 
     The means form a simplex equiangular tight frame iff it is 0 (Papyan, Han, Donoho 2020). It is
@@ -115,14 +116,14 @@ def nc2_etf(frames: ClassFrames) -> np.ndarray:
     return _etf_distance(np.where(frames.between[:, None, None] > 0, frames.gram, 0.0))
 
 
-def _norms(frames: ClassFrames) -> np.ndarray:
+def _norms(frames: ClassGeometry) -> np.ndarray:
     """Norms of the centred means, shape (F, K); 0 within rounding."""
     norms = np.sqrt(np.einsum("fkk->fk", frames.gram))
     return np.where(norms > frames.rounding[:, None], norms, 0.0)
 
 
 @metric()
-def nc2_norm_cv(frames: ClassFrames) -> np.ndarray:
+def nc2_norm_cv(frames: ClassGeometry) -> np.ndarray:
     """Coefficient of variation of the norms of the centred class means.
 
     Standard deviation (divisor K) over mean of ‖μ_k − μ_G‖ (Papyan, Han, Donoho 2020). 0 for
@@ -133,7 +134,7 @@ def nc2_norm_cv(frames: ClassFrames) -> np.ndarray:
 
 
 @metric()
-def nc2_angle_std(frames: ClassFrames) -> np.ndarray:
+def nc2_angle_std(frames: ClassGeometry) -> np.ndarray:
     """Standard deviation, over pairs of classes, of the cosine between centred class means.
 
     Divisor K(K−1)/2 (Papyan, Han, Donoho 2020). At K = 2 there is one pair, so it is 0 by
@@ -146,7 +147,7 @@ def nc2_angle_std(frames: ClassFrames) -> np.ndarray:
 
 
 @metric(classifier=True)
-def nc3(frames: ClassFrames) -> np.ndarray:
+def nc3(frames: ClassGeometry) -> np.ndarray:
     """Distance of classifier and class means from one shared simplex ETF.
 
     ‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F with A = (W − w̄)Cᵀ, w̄ the mean of the rows of the weights
@@ -175,7 +176,7 @@ def nc3(frames: ClassFrames) -> np.ndarray:
     return _etf_distance(np.where(frames.between[:, None, None] > 0, products, 0.0))
 
 
-@metric(target=1.0, classifier=True)
+@metric(target=1.0, classifier=True, samples=True)
 def nc4(frames: ClassFrames) -> np.ndarray:
     """Share of samples on which the classifier and the nearest class mean agree.
 

@@ -14,29 +14,32 @@ from lesde.analysis import class_frames
 from lesde.analysis.class_frames import ClassFrames
 from lesde.checks import check_finite_array, check_labels, shown
 
-__all__ = ["METRICS", "Metric", "evaluate", "evaluate_arrays", "metric"]
+__all__ = ["METRICS", "Metric", "batches", "evaluate", "evaluate_arrays", "metric"]
 
 
 @dataclass(frozen=True)
 class Metric:
     """A registered metric.
 
-    ``compute`` maps a `ClassFrames` of F frames to F values; ``title`` is the first line of its
+    ``compute`` maps a `ClassGeometry` of F frames to F values; ``title`` is the first line of its
     docstring; ``target`` is its value under perfect collapse; ``classifier`` says whether it
-    needs weights.
+    needs weights, ``samples`` whether it needs every sample (``frames.blocks()``).
     """
 
-    compute: Callable[[ClassFrames], np.ndarray]
+    compute: Callable[[Any], np.ndarray]
     title: str
     target: float = 0.0
     classifier: bool = False
+    samples: bool = False
 
 
 METRICS: dict[str, Metric] = {}
 
 
-def metric(*, target: float = 0.0, classifier: bool = False) -> Callable[[Any], Any]:
-    """Register a function of `ClassFrames` as a metric, and make it a function of arrays.
+def metric(
+    *, target: float = 0.0, classifier: bool = False, samples: bool = False
+) -> Callable[[Any], Any]:
+    """Register a function of `ClassGeometry` as a metric, and make it a function of arrays.
 
     Parameters
     ----------
@@ -45,6 +48,9 @@ def metric(*, target: float = 0.0, classifier: bool = False) -> Callable[[Any], 
     classifier : bool, default False
         Whether the metric needs the weights of a linear classifier (``frames.weights``,
         ``frames.bias``).
+    samples : bool, default False
+        Whether the metric reads every sample (``frames.blocks()``, of a `ClassFrames`), so that
+        class means and within-class covariances do not suffice.
 
     Returns
     -------
@@ -63,10 +69,10 @@ def metric(*, target: float = 0.0, classifier: bool = False) -> Callable[[Any], 
     >>> del METRICS["largest_norm"]
     """
 
-    def register(compute: Callable[[ClassFrames], np.ndarray]) -> Callable[..., np.ndarray]:
+    def register(compute: Callable[[Any], np.ndarray]) -> Callable[..., np.ndarray]:
         name = compute.__name__
         title = (inspect.getdoc(compute) or name).splitlines()[0]
-        METRICS[name] = Metric(compute, title, target, classifier)
+        METRICS[name] = Metric(compute, title, target, classifier, samples)
 
         def plain(features: Any, labels: Any) -> np.ndarray:
             return evaluate_arrays(features, labels, [name])[name]
@@ -164,7 +170,7 @@ def evaluate(
         raise TypeError(f"features must hold real numbers; got dtype {shown(str(source.dtype))}.")
     results = {name: np.empty(leading) for name in names}
     most = max(1, class_frames.BLOCK_VALUES // (n_samples * n_features))
-    for batch in _batches(tuple(leading), most):
+    for batch in batches(tuple(leading), most):
         shape = tuple(s.stop - s.start for s in batch)
         size = int(np.prod(shape, dtype=int))
 
@@ -185,7 +191,7 @@ def evaluate(
     return results
 
 
-def _batches(leading: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
+def batches(leading: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
     """Boxes of at most ``most`` frames that tile the leading dimensions, last ones whole."""
     steps: list[int] = []
     for size in reversed(leading):

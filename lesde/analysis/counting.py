@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.criteria import CRITERIA, DIRECTED, Frame
+from lesde.analysis.criteria import DIRECTED
 from lesde.analysis.directions import check_direction, pair_directions
-from lesde.checks import check_paths
+from lesde.analysis.reduced_criteria import check_reducible
+from lesde.analysis.trials import ReducedTrials, SampleTrials, read_trials
 
 __all__ = ["Counter"]
-
-SAMPLE_DIMS = ("sample", "feature")
 
 
 @dataclass
@@ -43,31 +42,31 @@ class Counter:
     pairs: np.ndarray = field(default_factory=lambda: np.zeros(0))
     margins: np.ndarray | None = None
     sums: list[np.ndarray] = field(default_factory=list)
+    joint: bool = True
     _units: np.ndarray | None = None
 
     def add(self, paths: xr.Dataset) -> None:
         """Count the replicates of a dataset."""
-        values, labels, dims = _arrays(paths)
-        lead, R = values.shape[:-3], values.shape[-3]
-        K = int(labels.max()) + 1
+        trials = read_trials(paths)
+        lead, R, K = trials.lead, trials.n_replicates, len(trials.counts)
         if not self.trials:
-            self._begin(paths, dims, lead, labels, K, values.shape[-1])
-        if self._units is None and self._wants_units():
-            self._units = self._directions(values, labels, K)
+            self._begin(paths, trials)
+        self.joint = self.joint and (trials.joint or K == 2)
+        if isinstance(trials, SampleTrials) and self._units is None and self._wants_units():
+            self._units = self._directions(trials.average())
         margins = np.full((*lead, R, K, K), np.nan) if self.margin else None
         for index in np.ndindex(*lead):
-            features = values[index].astype(np.float64)
-            if not np.isfinite(features).all():
+            unit = None if self._units is None else self._units[index]
+            scores = trials.scores(index, self.criterion, self.direction, unit, self.margin)
+            if scores is None:
                 where = ", ".join(
                     f"{d}={paths[d].values[i] if d in paths.coords else i}"
-                    for d, i in zip(dims, index, strict=True)
+                    for d, i in zip(trials.dims, index, strict=True)
                 )
                 raise ValueError(
                     f"paths must be finite; got a NaN or infinity at {where or 'the only frame'}. "
                     f"Drop those replicates or times, for example with paths.isel(time=slice(0, j))."
                 )
-            unit = None if self._units is None else self._units[index]
-            scores = CRITERIA[self.criterion](Frame(features, labels, unit, self.margin))
             apart = scores > 0
             apart[:, np.arange(K), np.arange(K)] = True
             self.pairs[index] += apart.sum(axis=0)
@@ -85,18 +84,15 @@ class Counter:
         own = isinstance(self.direction, str) and self.direction == "own"
         return self.criterion in DIRECTED and not own
 
-    def _begin(
-        self,
-        paths: xr.Dataset,
-        dims: tuple[str, ...],
-        lead: tuple[int, ...],
-        labels: np.ndarray,
-        K: int,
-        p: int,
-    ) -> None:
+    def _begin(self, paths: xr.Dataset, trials: SampleTrials | ReducedTrials) -> None:
+        lead, dims, K, p = trials.lead, trials.dims, len(trials.counts), trials.n_features
         if K < 2:
             raise ValueError("paths must hold at least 2 classes to separate; got label 0 only.")
-        self.direction = self._choose(paths, K, p)
+        if isinstance(trials, ReducedTrials):
+            check_reducible(self.criterion, self.direction)
+            self.direction = self._choose_reduced(trials)
+        else:
+            self.direction = self._choose(paths, K, p)
         self.dims = dims
         self.coords = {
             str(name): coord.variable
@@ -106,7 +102,7 @@ class Counter:
         self.successes = np.zeros(lead)
         self.pairs = np.zeros((*lead, K, K))
         self.sums = [np.zeros((*lead, K, K)) for _ in range(2)] if self.margin else []
-        counts = np.sort(np.bincount(labels))
+        counts = np.sort(trials.counts)
         if self.criterion == "linear" and counts[0] + counts[1] <= p + 1:
             warnings.warn(
                 f"two classes of {counts[0]} and {counts[1]} samples in {p} dimensions are linearly "
@@ -132,12 +128,23 @@ class Counter:
             )
         return chosen
 
-    def _directions(self, values: np.ndarray, labels: np.ndarray, K: int) -> np.ndarray:
-        """Unit vectors (*lead, K, K, p)."""
-        means = np.stack(
-            [values[..., labels == k, :].mean(axis=(-3, -2), dtype=np.float64) for k in range(K)],
-            axis=-2,
-        )
+    def _choose_reduced(self, trials: ReducedTrials) -> str:
+        """The direction for statistics: those of the replicates, or of the expected gaps."""
+        known = trials.has_expected or self.criterion not in DIRECTED
+        if self.direction == "auto":
+            return "own" if trials.random or not known else "ensemble"
+        chosen = check_direction(self.direction, len(trials.counts), trials.n_features)
+        if isinstance(chosen, str) and chosen == "ensemble" and not known:
+            raise ValueError(
+                "direction='ensemble' needs the reach of the classes along it; paths, statistics of the "
+                "classes, lack reach_expected. Use direction='own', give lesde.statistics the "
+                "directions, or simulate with keep='features'."
+            )
+        return chosen if isinstance(chosen, str) else "given"
+
+    def _directions(self, means: np.ndarray) -> np.ndarray:
+        """Unit vectors (*lead, K, K, p) from class means averaged over replicates."""
+        K = means.shape[-2]
         if "time" not in self.dims:
             means = means[..., None, :, :]
             axis = means.ndim - 3
@@ -150,12 +157,3 @@ class Counter:
         units = np.nan_to_num(units, nan=0.0)
         units = np.moveaxis(units.reshape(*moved.shape[:-2], K, K, means.shape[-1]), -4, axis)
         return units if "time" in self.dims else units[..., 0, :, :, :]
-
-
-def _arrays(paths: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Features (*lead, replicate, sample, feature), labels, names of the leading dims."""
-    features, labels = check_paths("paths", paths)
-    if "replicate" not in features.dims:
-        features = features.expand_dims("replicate")
-    dims = tuple(str(d) for d in features.dims if d not in (*SAMPLE_DIMS, "replicate"))
-    return features.transpose(*dims, "replicate", *SAMPLE_DIMS).values, labels, dims

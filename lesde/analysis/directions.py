@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from lesde.checks import check_choice, check_finite_array
+from lesde.reduction import gap_directions
 
-__all__ = ["check_direction", "gap_directions", "pair_directions"]
+__all__ = ["check_direction", "check_pairs", "gap_directions", "pair_directions"]
 
 NAMES = ("ensemble", "own", "initial")
 
@@ -28,17 +29,27 @@ def check_direction(direction: Any, n_classes: int, n_features: int) -> str | np
     return array
 
 
-def gap_directions(means: np.ndarray) -> np.ndarray:
-    """Unit vectors from class l to class k, shape (..., K, K, p), from means (..., K, p).
+def check_pairs(name: str, value: Any) -> np.ndarray:
+    """Unit vectors (..., K, K, p), antisymmetric in the classes, from those of the pairs k < l.
 
-    NaN where the means coincide.
+    Entries on and below the diagonal are not looked at.
     """
-    gap = means[..., :, None, :] - means[..., None, :, :]
-    # scaled first, so that neither tiny nor huge gaps lose their squares
-    size = np.abs(gap).max(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = gap / size
-        return gap / np.linalg.norm(gap, axis=-1, keepdims=True)
+    array = np.asarray(value)
+    K, p = array.shape[-2:]
+    k, l = np.triu_indices(K, 1)
+    upper = check_finite_array(f"{name} (of pairs k < l)", array[..., k, l, :])
+    # scaled first, so that neither tiny nor huge vectors lose their squares
+    size = np.abs(upper).max(axis=-1, keepdims=True)
+    if (size == 0).any():
+        raise ValueError(
+            f"{name} must hold vectors other than zero for every pair of classes k < l; got a zero "
+            f"vector. Give the vector that points from class l to class k."
+        )
+    upper = upper / size
+    upper /= np.linalg.norm(upper, axis=-1, keepdims=True)
+    units = np.zeros((*array.shape[:-3], K, K, p))
+    units[..., k, l, :], units[..., l, k, :] = upper, -upper
+    return units
 
 
 def pair_directions(direction: Any, means: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from lesde.analysis.counting import Counter
 from lesde.analysis.criteria import CRITERIA
 from lesde.analysis.intervals import METHODS, binomial_interval, replicates_to_add
 from lesde.analysis.prediction import predict_from_law, predict_separation
+from lesde.analysis.reduced_criteria import check_reducible
 from lesde.analysis.separation_function import separation_function
 from lesde.checks import check_choice, check_fraction, check_integer, check_real, shown
 
@@ -48,13 +49,16 @@ def separation_probability(
     paths : xarray.Dataset or LESDE
         Trajectories, simulated or recorded: variable ``features`` with the dims sample and feature,
         replicate, and any others, which are kept; coordinate ``label`` (sample). Without replicate
-        there is one trial. Or a model, which is then simulated batch by batch, with the keywords of
-        ``lesde.simulate`` in ``simulation``; only counts are kept, so memory does not grow.
+        there is one trial. Or a dataset of statistics, as `lesde.statistics` or
+        ``lesde.simulate(..., keep="statistics")`` returns: variables ``mean`` and ``reach``, coordinate
+        ``count``. Or a model, which is then simulated batch by batch, with the keywords of
+        ``lesde.simulate`` in ``simulation``, ``keep`` among them; only counts are kept, so memory does
+        not grow.
     criterion : str
         "projection": all samples of one class lie beyond all samples of the other along
         ``direction``. "linear": some hyperplane separates them. "nearest_center": each sample is
         nearer to its own class's mean than to the other's. All classes are separated at once where
-        every pair is.
+        every pair is. Statistics do not tell "linear".
     confidence : float
         Of each interval by itself, between 0 and 1.
     interval : "wilson" or "clopper-pearson"
@@ -67,6 +71,9 @@ def separation_probability(
         first time. With a common direction a replicate whose noise put the classes in the opposite
         order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair, its sign chosen by the ensemble gap; an
         array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
+        From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
+        gap of the law (the variable ``direction``) rather than an average over the trajectories; and
+        "auto" is "own" where they do not hold it.
     precision : float, optional
         Half-width wanted for the widest interval of ``probability`` over times (and learning
         rates). With a model, replicates are added until it is reached; a dataset that is too small
@@ -92,19 +99,21 @@ def separation_probability(
         (..., replicate, class, class_), in units of the features: the empty gap between the classes
         along the direction ("projection"), half the distance of the convex hulls in the sum norm
         ("linear"), the least distance of a sample to the plane between the means
-        ("nearest_center"); negative, or 0 for "linear", where the pair is not separated.
+        ("nearest_center"); negative, or 0 for "linear", where the pair is not separated. Statistics of
+        more than two classes whose attribute ``joint`` is 0 hold the law of each pair only:
+        ``probability`` and what belongs to it, ``successes`` included, are then NaN.
 
     Raises
     ------
     TypeError, ValueError
         For arguments that are not usable; for a dataset whose intervals are wider than
-        ``precision``.
+        ``precision``; for a criterion or direction that needs every sample where there are statistics.
 
     Warns
     -----
     UserWarning
         "linear" with so few samples that any labels are separable (n <= p + 1); ``precision`` not
-        reached by ``max_replicates``.
+        reached by ``max_replicates``; statistics that do not tell all pairs at once.
 
     Notes
     -----
@@ -113,6 +122,8 @@ def separation_probability(
     8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions 16 replicates
     are enough. Where p/(R n) is not small give the direction, for example from the law's mean gap.
     With a model it comes from the first batch alone. Where the expected means coincide it is noise.
+    The direction that statistics hold is not estimated, so there is no such bias with them; make them of
+    paths with ``lesde.statistics(paths, directions=model.law(paths.time, initial=means))``.
 
     Stopping once an interval is narrow looks at the counts, so coverage is not exactly that of a
     fixed number of replicates; the tests compute it.
@@ -156,6 +167,13 @@ def separation_probability(
                 f"{shown(type(paths).__name__)}."
             )
         _simulate(counter, paths, precision, limit, confidence, interval, progress, simulation)
+    if not counter.joint:
+        warnings.warn(
+            "these statistics hold the law of each pair of classes, not that of all pairs at once "
+            "(attribute joint is not 1): probability is NaN. Use pairwise, or keep='features'.",
+            UserWarning,
+            stacklevel=2,
+        )
     return _result(counter, confidence, interval, keep_margins=recorded)
 
 
@@ -184,6 +202,8 @@ def _simulate(
     if precision is not None:
         wanted = min(-(-wanted // BLOCK) * BLOCK, limit)
     times = options.pop("times")
+    if options.get("keep") == "statistics":
+        check_reducible(counter.criterion, counter.direction)
     batch = _batch(model, times, options)
     with tqdm(total=wanted, unit="replicate", disable=not progress) as bar:
         while True:
@@ -220,11 +240,20 @@ def _simulate(
 def _batch(model: Any, times: Any, options: dict[str, Any]) -> int:
     """Replicates per call, in whole blocks, so that a batch stays within ``BATCH_BYTES``."""
     rates = max(1, np.size(options.get("learning_rate", 1)))
-    each = 4.0 * rates * np.size(times) * int(np.sum(model.counts)) * model.n_features
+    K, p = model.n_classes, model.n_features
+    kept = options.get("keep") == "statistics"
+    numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
+    each = 4.0 * rates * np.size(times) * numbers
     return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))
 
 
 def _half_width(counter: Counter, confidence: float, interval: str) -> float:
+    if not counter.joint:
+        raise ValueError(
+            "precision is that of the probability that all pairs are separated, which these statistics "
+            "do not tell (attribute joint is not 1). Leave precision out and use pairwise, or "
+            "keep='features'."
+        )
     lower, upper = binomial_interval(counter.successes, counter.trials, confidence, interval)
     return float((upper - lower).max() / 2.0)
 
@@ -234,12 +263,15 @@ def _result(counter: Counter, confidence: float, interval: str, keep_margins: bo
     pair_dims = (*dims, "class", "class_")
     lower, upper = binomial_interval(counter.successes, n, confidence, interval)
     pair_lower, pair_upper = binomial_interval(counter.pairs, n, confidence, interval)
+    # No number for all pairs at once where only the pairs' own laws are known.
+    all_pairs = 1.0 if counter.joint else np.nan
+    successes = counter.successes.astype(np.int64) if counter.joint else counter.successes * np.nan
     off = np.where(np.eye(counter.pairs.shape[-1], dtype=bool), np.nan, 1.0)
     data: dict[str, Any] = {
-        "probability": (dims, counter.successes / n),
-        "lower": (dims, lower),
-        "upper": (dims, upper),
-        "successes": (dims, counter.successes.astype(np.int64)),
+        "probability": (dims, counter.successes / n * all_pairs),
+        "lower": (dims, lower * all_pairs),
+        "upper": (dims, upper * all_pairs),
+        "successes": (dims, successes),
         "trials": ((), n),
         "pairwise": (pair_dims, counter.pairs / n * off),
         "pairwise_lower": (pair_dims, pair_lower * off),

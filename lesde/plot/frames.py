@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_dataset, check_integer, check_paths, check_real, shown
+from lesde.checks import (
+    check_dataset,
+    check_integer,
+    check_paths,
+    check_real,
+    is_statistics,
+    need_samples,
+    shown,
+)
 from lesde.plot.canvas import axis_label, number
 
 __all__ = ["Frames", "at_times", "class_average", "read_frames", "select_rate", "spread_over"]
@@ -113,6 +121,8 @@ def read_frames(
         besides them, or features that are not finite.
     """
     check_integer("replicate", replicate, 0)
+    if is_statistics(paths):
+        raise need_samples(name, "this figure")
     check_dataset(name, paths, ["features"], SOURCE)
     paths, note = select_rate(paths, learning_rate, name)
     features, labels = check_paths(name, paths, ("time", "sample", "feature"), minimum_classes=2)

@@ -10,7 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 
-from lesde.checks import check_dataset, check_finite_array, check_integer, check_labels
+from lesde.checks import (
+    check_dataset,
+    check_finite_array,
+    check_integer,
+    check_labels,
+    is_statistics,
+)
 from lesde.plot.canvas import axis_label, check_panels, class_handles, legend_above, panels
 from lesde.plot.frames import class_average, select_rate
 from lesde.plot.geometry import principal_axes
@@ -37,11 +43,11 @@ def class_means(
     Parameters
     ----------
     observed : xarray.Dataset
-        Paths, recorded or simulated. Markers are class means averaged over replicates, with bars of
+        Paths, recorded or simulated, or their statistics. Markers are class means averaged over replicates, with bars of
         one standard error of that average; no bars for a single replicate.
     law : xarray.Dataset
         The model: what ``model.law(times, initial=...)`` returns (its mean solves the LE-ODE), or
-        paths, whose class means are averaged over replicates.
+        paths or statistics, whose class means are averaged over replicates.
     features : int or sequence of int, optional
         Features shown. Default: all where there are at most 3, else see ``directions``.
     directions : array (feature,) or (d, feature), optional
@@ -73,7 +79,8 @@ def class_means(
     >>> fitted = lesde.LESDE(lesde.fitted_kernel(lesde.fit_elasticity(paths)), 3, 3)  # doctest: +SKIP
     >>> axes = lesde.plot.class_means(paths, fitted.law(paths.time, initial=means))  # doctest: +SKIP
     """
-    check_dataset("observed", observed, ["features"], "lesde.simulate or a recorder")
+    if not is_statistics(observed):
+        check_dataset("observed", observed, ["features"], "lesde.simulate or a recorder")
     seen, note = _average(observed, "observed", learning_rate)
     model, other = _average(law, "law", learning_rate)
     if seen.mean.shape[1:] != model.mean.shape[1:]:
@@ -93,8 +100,9 @@ def class_means(
         if ax is None and each is not axes[-1]:
             each.xaxis.label.set_visible(False)
         each.margins(x=0.02)
+    kind = "LE-ODE" if "mean" in law and not is_statistics(law) else "model"
     kinds = [
-        Line2D([], [], color="black", linestyle="-", label="LE-ODE" if "mean" in law else "model"),
+        Line2D([], [], color="black", linestyle="-", label=kind),
         Line2D([], [], color="black", marker="o", linestyle="none", label="observed"),
     ]
     note = note or other

@@ -71,6 +71,11 @@ def phase_diagram(
     """
     source = "lesde.separation_probability for each parameter, joined with xarray.concat,"
     check_dataset("dataset", dataset, ["probability"], source)
+    if np.isnan(dataset["probability"].values).all():
+        raise ValueError(
+            "dataset.probability holds no number, as where only bounds, or only pairs of classes one by "
+            "one, are known. Put those in its place with dataset.assign(probability=...)."
+        )
     x = _horizontal(dataset["probability"], x, y)
     check_panels(ax, 1)
     critical = _critical(dataset, x) if critical is None else check_real("critical", critical)

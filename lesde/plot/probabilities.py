@@ -79,6 +79,11 @@ def probability(
     names = ["probability", "lower", "upper"] if pair is None else names
     check_dataset("prob", prob, names, COUNTED)
     prob = _pick(prob, names, pair, "prob")
+    if np.isnan(prob[names[0]].values).all():
+        raise ValueError(
+            f"prob.{names[0]} holds no number, as where statistics tell the pairs of classes one by one "
+            f"only. {'Choose two classes with pair=(k, l).' if pair is None else 'Choose another pair.'}"
+        )
     check_panels(ax, 1)
     if lowest is not None:
         check_real("lowest", lowest, 0.0, 1.0, open_minimum=True, open_maximum=True)

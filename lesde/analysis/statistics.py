@@ -1,0 +1,243 @@
+"""Statistics of the classes in place of every sample's features: `statistics`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.analysis.collapse_registry import batches
+from lesde.analysis.directions import check_pairs
+from lesde.checks import check_dataset, check_paths, check_times, shown
+from lesde.reduction import gap_directions, reduce_frame
+
+__all__ = ["expected_directions", "reduce_frame", "statistics"]
+
+# Feature values read at once: 32 MB in float64.
+READ_VALUES = 2**22
+# Bytes of a result from which it is asked whether they are there.
+LOOK_FROM = 5e8
+
+ABOUT = {
+    "mean": "class mean",
+    "within": "covariance within the class",
+    "reach": "farthest sample of a class from its mean, toward another class's mean",
+    "reach_expected": "farthest sample of a class from its mean, toward another class as expected",
+    "direction": "unit vector of the expected gap",
+}
+
+
+def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
+    """Reduce paths, recorded or simulated, to statistics of the classes.
+
+    What `lesde.neural_collapse`, `lesde.separation_probability` and `lesde.fit_elasticity` read off
+    paths takes K(p + p² + K) numbers a frame in place of Np: far fewer for many samples in few
+    dimensions.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset
+        Variable ``features`` with dimensions ``sample`` and ``feature`` and any others, and coordinate
+        ``label(sample)``, integers 0 to K−1 in any order. A variable read lazily from disk is read a
+        part at a time.
+    directions : array, DataArray or law, optional
+        Directions along which pairs of classes are compared besides those of each replicate's own
+        gaps: an array ([time,] class, class_, feature) with at [k, l], k < l, the vector from class l
+        to class k, of any length above zero; a DataArray with these dimensions and possibly others of
+        the paths, but not ``replicate``; or the dataset ``model.law(paths.time, initial=...)``, for its
+        expected gaps (where those are zero the pair has no direction and counts as not separated).
+
+    Returns
+    -------
+    xarray.Dataset
+        Over the other dimensions of ``features``, and in its dtype (float64 for integers of more than
+        16 bits; worked out in float64):
+
+        - ``mean (…, class, feature)``: class means;
+        - ``within (…, class, feature, feature_)``: covariance within each class, divisor n_k;
+        - ``reach (…, class, class_)``: the largest (μ_k − x)·u_kl over the samples x of class k, with
+          u_kl the unit vector from μ_l to μ_k: how far class k reaches toward class l. Classes are
+          separated along the gap of their means iff reach[k, l] + reach[l, k] < ‖μ_k − μ_l‖, and by
+          the nearest mean iff both are less than half of it. NaN on the diagonal and where the means
+          coincide;
+        - with ``directions``, ``direction``, as unit vectors, and ``reach_expected``, the reach along
+          those.
+
+        Coordinate ``count(class)``; other variables of ``paths`` without the dimension ``sample`` are
+        kept. Attributes are those of ``paths``, with ``keep="statistics"`` and ``joint=1``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset without features or labels, features that are not finite (the message says
+        where), or directions that do not fit.
+
+    Notes
+    -----
+    What is lost: the criterion ``"linear"``, directions chosen afterwards, ``nc4``, and the figures that
+    draw samples. Memory beyond the result is about 100 MB, or one frame if that is larger.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel(2, -1), n_classes=2, n_features=2, n_per_class=500)
+    >>> reduced = lesde.statistics(lesde.simulate(model, [0, 1], replicates=4))
+    >>> dict(reduced.within.sizes)
+    {'replicate': 4, 'time': 2, 'class': 2, 'feature': 2, 'feature_': 2}
+    """
+    features, labels = check_paths("paths", paths)
+    _check_numbers(features)
+    dims = [d for d in features.dims if d not in ("sample", "feature")]
+    features = features.transpose(*dims, "sample", "feature")
+    counts = np.bincount(labels)
+    K, p = len(counts), features.sizes["feature"]
+    lead = tuple(features.sizes[d] for d in dims)
+    dtype = np.result_type(features.dtype, np.float32)
+    own = {"mean": ("class", "feature"), "within": ("class", "feature", "feature_")}
+    own["reach"] = ("class", "class_")
+    units = None
+    if directions is not None:
+        own["reach_expected"] = ("class", "class_")
+        given = _directions(directions, paths, features, K)
+        missing = {d: features.sizes[d] for d in dims if d not in given.dims}
+        units = given.expand_dims(missing).transpose(*dims, "class", "class_", "feature").values
+
+    sizes = {"class": K, "feature": p}
+    _check_room(lead, K, p, dtype)
+    arrays = {
+        name: np.empty((*lead, *(sizes[d.rstrip("_")] for d in ends)), dtype)
+        for name, ends in own.items()
+    }
+    order = None if (np.diff(labels) >= 0).all() else np.argsort(labels, kind="stable")
+    source = features.variable
+    for batch in batches(lead, max(1, READ_VALUES // max(1, len(labels) * p))):
+        shape = tuple(s.stop - s.start for s in batch)
+        samples = source[batch].values.reshape(-1, len(labels), p)
+        if not np.isfinite(samples).all():
+            _refuse(samples, shape, batch, features)
+        along = None if units is None else units[batch].reshape(-1, K, K, p)
+        found = reduce_frame(samples if order is None else samples[:, order], counts, along)
+        for (name, array), values in zip(arrays.items(), found, strict=True):
+            with np.errstate(over="ignore"):
+                array[batch] = values.reshape(*shape, *values.shape[1:])
+            if name != "reach" and name != "reach_expected" and not np.isfinite(array[batch]).all():
+                raise ValueError(
+                    f"paths.features are too large: their {ABOUT[name]} overflows {dtype}. Rescale "
+                    f"them{'' if dtype == np.float64 else ', or use paths.astype(float)'}."
+                )
+
+    data: dict[Any, Any] = {
+        name: ((*dims, *own[name]), values, {"long_name": ABOUT[name]})
+        for name, values in arrays.items()
+    }
+    if units is not None:
+        data["direction"] = (
+            (*given.dims,),
+            given.values.astype(dtype),
+            {"long_name": ABOUT["direction"]},
+        )
+    kept = {n: v.variable for n, v in paths.data_vars.items() if "sample" not in v.dims}
+    coords = {n: c.variable for n, c in paths.coords.items() if "sample" not in c.dims}
+    coords["count"] = xr.Variable("class", counts, {"long_name": "samples per class"})
+    return xr.Dataset(kept | data, coords, paths.attrs | {"keep": "statistics", "joint": 1})
+
+
+def expected_directions(means: np.ndarray) -> np.ndarray:
+    """Unit vectors of the gaps of expected class means, (..., K, K, p) from (..., K, p); 0 for no gap."""
+    return np.nan_to_num(gap_directions(means), nan=0.0)
+
+
+def _check_room(lead: tuple[int, ...], K: int, p: int, dtype: np.dtype) -> None:
+    """Refuse a result that does not fit in memory; one that is small anyway is not looked at."""
+    needed = math.prod(map(float, lead)) * K * (p + p * p + 2 * K) * dtype.itemsize
+    if needed < LOOK_FROM:
+        return
+    from lesde.simulation.result import available_memory
+
+    if needed > available_memory():
+        raise ValueError(
+            f"paths has {math.prod(lead)} frames of {K} classes in {p} dimensions, whose statistics need "
+            f"{needed / 1e9:.1f} GB, more than the {available_memory() / 1e9:.1f} GB at hand. Choose "
+            f"fewer times with paths.isel(time=...), or analyse the features themselves."
+        )
+
+
+def _check_numbers(features: xr.DataArray) -> None:
+    if features.dtype.kind not in "iuf":
+        raise TypeError(
+            f"paths.features must hold real numbers; got dtype {shown(str(features.dtype))}."
+        )
+    if features.sizes["feature"] == 0:
+        raise ValueError("paths.features must have at least one feature; got none.")
+
+
+def _directions(directions: Any, paths: xr.Dataset, features: xr.DataArray, K: int) -> xr.DataArray:
+    """Unit vectors as a DataArray over some of the leading dimensions, class, class_ and feature."""
+    p = features.sizes["feature"]
+    last = ("class", "class_", "feature")
+    if isinstance(directions, xr.Dataset):
+        return _of_law(directions, paths, features, K)
+    if isinstance(directions, xr.DataArray):
+        given = directions
+    else:
+        array = np.asarray(directions)
+        over = ("time",) if array.ndim == 4 and "time" in features.dims else ()
+        if array.ndim != len(over) + 3:
+            wanted = "(time, class, class, feature) or " if "time" in features.dims else ""
+            raise ValueError(
+                f"directions must have shape {wanted}(class, class, feature); got an array of shape "
+                f"{array.shape}."
+            )
+        given = xr.DataArray(array, dims=(*over, *last))
+    allowed: dict[Hashable, int] = {d: n for d, n in features.sizes.items() if d != "replicate"}
+    allowed |= {"class": K, "class_": K, "feature": p}
+    allowed.pop("sample")
+    if not set(last) <= set(given.dims) or any(allowed.get(d) != n for d, n in given.sizes.items()):
+        raise ValueError(
+            f"directions must have the dimensions class, class_, feature, and otherwise only those of "
+            f"the paths but replicate: {', '.join(f'{d}: {n}' for d, n in allowed.items())}; got "
+            f"{', '.join(f'{d}: {n}' for d, n in given.sizes.items())}."
+        )
+    given = given.transpose(*(d for d in features.dims if d in given.dims and d not in last), *last)
+    return xr.DataArray(check_pairs("directions", given.values), dims=given.dims)
+
+
+def _of_law(law: xr.Dataset, paths: xr.Dataset, features: xr.DataArray, K: int) -> xr.DataArray:
+    """Unit vectors of the expected gaps of a law at the times of the paths."""
+    check_dataset("directions", law, ["mean", "covariance"], "model.law")
+    # Of the law's two means the centred one keeps the gaps' own digits.
+    mean = law["centred_mean" if "centred_mean" in law else "mean"]
+    wanted = {"time": features.sizes.get("time"), "class": K, "feature": features.sizes["feature"]}
+    if mean.dims != tuple(wanted) or dict(mean.sizes) != wanted:
+        raise ValueError(
+            f"directions, a law, must be over the times, classes and features of the paths, "
+            f"{wanted}; got {dict(mean.sizes)}. Use model.law(paths.time, initial=...)."
+        )
+    times = check_times("directions.time", law["time"].values, minimum_length=1)
+    if "time" in paths.coords and not np.allclose(times, paths["time"].values, rtol=1e-6, atol=0.0):
+        raise ValueError(
+            "directions, a law, must be at the times of the paths; got others. Use "
+            "model.law(paths.time, initial=...)."
+        )
+    units = expected_directions(mean.values)
+    return xr.DataArray(units, dims=("time", "class", "class_", "feature"))
+
+
+def _refuse(
+    samples: np.ndarray, shape: tuple[int, ...], batch: tuple[slice, ...], features: xr.DataArray
+) -> None:
+    """Raise the error that names the first feature of a batch that is not finite."""
+    at, i, j = np.argwhere(~np.isfinite(samples))[0]
+    frame = [int(f) + s.start for f, s in zip(np.unravel_index(at, shape), batch, strict=True)]
+    where = [
+        f"{d}={features[d].values[f]}" if d in features.coords else f"{d} {f}"
+        for d, f in zip(features.dims, frame, strict=False)
+    ]
+    raise ValueError(
+        f"paths.features must be finite; got {samples[at, i, j]} at "
+        f"{', '.join([*where, f'sample {i}, feature {j}'])}. Drop the frames after a run diverged, or "
+        f"the samples that were not recorded."
+    )
