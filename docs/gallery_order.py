@@ -6,8 +6,10 @@ ORDER = (
     "plot_first_steps.py",
     "plot_phase_transition.py",
     "plot_sgd_and_sde.py",
+    "plot_sampling_noise.py",
     "plot_collapse_learning_rate.py",
     "plot_fit_elasticity.py",
+    "plot_calibration.py",
     "plot_networks.py",
 )
 

@@ -22,15 +22,19 @@ _HOMES = {
     "Hierarchical": "lesde.kernels",
     "LabelNoise": "lesde.kernels",
     "kernel": "lesde.function_kernel",
+    "FeatureKernel": "lesde.feature_kernel",
     "LESDE": "lesde.model",
     "Diverged": "lesde.errors",
     "simulate": "lesde.simulation",
+    "moments": "lesde.class_moments",
     "separation_probability": "lesde.analysis",
     "predict_separation": "lesde.analysis",
     "neural_collapse": "lesde.analysis",
     "convergence": "lesde.analysis",
     "fit_elasticity": "lesde.analysis",
     "fitted_kernel": "lesde.analysis",
+    "calibrate": "lesde.analysis",
+    "statistics": "lesde.analysis",
     "plot": "lesde.plot",
 }
 
@@ -38,32 +42,40 @@ __all__ = [
     "LESDE",
     "ClassMatrix",
     "Diverged",
+    "FeatureKernel",
     "Hierarchical",
     "LabelNoise",
     "TwoLevel",
     "__version__",
+    "calibrate",
     "convergence",
     "fit_elasticity",
     "fitted_kernel",
     "kernel",
+    "moments",
     "neural_collapse",
     "plot",
     "predict_separation",
     "separation_probability",
     "simulate",
+    "statistics",
 ]
 
 if TYPE_CHECKING:
     from lesde import plot
     from lesde.analysis import (
+        calibrate,
         convergence,
         fit_elasticity,
         fitted_kernel,
         neural_collapse,
         predict_separation,
         separation_probability,
+        statistics,
     )
+    from lesde.class_moments import moments
     from lesde.errors import Diverged
+    from lesde.feature_kernel import FeatureKernel
     from lesde.function_kernel import kernel
     from lesde.kernels import ClassMatrix, Hierarchical, LabelNoise, TwoLevel
     from lesde.model import LESDE

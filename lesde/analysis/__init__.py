@@ -1,5 +1,6 @@
 """Analyses: each takes a dataset of paths, simulated or recorded, and returns a dataset."""
 
+from lesde.analysis.calibration import calibrate
 from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.convergence import convergence
 from lesde.analysis.elasticity import fit_elasticity
@@ -8,8 +9,10 @@ from lesde.analysis.log_ratio import log_ratio_elasticity
 from lesde.analysis.prediction import predict_separation
 from lesde.analysis.separability import separation_probability
 from lesde.analysis.separation_function import separation_function
+from lesde.analysis.statistics import statistics
 
 __all__ = [
+    "calibrate",
     "convergence",
     "fit_elasticity",
     "fitted_kernel",
@@ -18,4 +21,5 @@ __all__ = [
     "predict_separation",
     "separation_function",
     "separation_probability",
+    "statistics",
 ]
