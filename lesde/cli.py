@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lesde.cli_model import build_model
 from lesde.cli_options import (
     Alpha,
     Beta,
@@ -17,6 +18,7 @@ from lesde.cli_options import (
     Noise,
     PathsArgument,
     PerClass,
+    Strength,
     TransformName,
 )
 
@@ -32,37 +34,6 @@ app = typer.Typer(
 def _fail(error: Exception) -> typer.Exit:
     typer.secho(f"error: {error}", fg="red", err=True)
     return typer.Exit(2)
-
-
-def _model(
-    alpha: str | None,
-    beta: str | None,
-    classes: int,
-    features: int | None,
-    per_class: str,
-    transform: str,
-    noise: float,
-    label_noise: float,
-) -> Any:
-    import lesde
-
-    try:
-        counts = [int(part) for part in per_class.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--per-class must be an integer or {classes} of them; got {per_class!r}."
-        ) from None
-    kernel: Any = lesde.TwoLevel(alpha, beta)
-    if label_noise:
-        kernel = lesde.LabelNoise(kernel, label_noise)
-    return lesde.LESDE(
-        kernel,
-        n_classes=classes,
-        n_features=features or classes,
-        n_per_class=counts[0] if len(counts) == 1 else counts,
-        transform=transform,
-        noise=noise,
-    )
 
 
 def _open(path: Path) -> Any:
@@ -93,13 +64,16 @@ def derive(
     features: Features = None,
     per_class: PerClass = "100",
     transform: TransformName = "identity",
-    noise: Noise = 0.1,
+    noise: Noise = "0.1",
     label_noise: LabelNoise = 0.0,
+    strength: Strength = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX document.")] = False,
 ) -> None:
     """Derive drift, diffusion, modes, closed forms and rates."""
     try:
-        model = _model(alpha, beta, classes, features, per_class, transform, noise, label_noise)
+        model = build_model(
+            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength
+        )
         derivation = model.derive()
         typer.echo(derivation.latex(document=True) if latex else derivation.text(), nl=False)
     except (ValueError, TypeError) as error:
@@ -117,8 +91,9 @@ def simulate(
     features: Features = None,
     per_class: PerClass = "100",
     transform: TransformName = "identity",
-    noise: Noise = 0.1,
+    noise: Noise = "0.1",
     label_noise: LabelNoise = 0.0,
+    strength: Strength = None,
     start: Annotated[float, typer.Option(help="Time of the initial state.")] = 0.0,
     until: Annotated[float, typer.Option(help="Last time.")] = 5.0,
     points: Annotated[int, typer.Option(help="Saved times, the first included.")] = 51,
@@ -128,7 +103,21 @@ def simulate(
         typer.Option(help="Learning rate h; repeat for several. Selects the sgd engine."),
     ] = None,
     engine: Annotated[str, typer.Option(help="auto, exact, torchsde or sgd.")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="Of the torchsde engine: euler, milstein or srk.")
+    ] = "euler",
     dt: Annotated[float | None, typer.Option(help="Step of the torchsde engine.")] = None,
+    sde: Annotated[
+        str,
+        typer.Option(
+            help="plain, or with SGD's sampling noise at the learning rate: sampling, modified."
+        ),
+    ] = "plain",
+    keep: Annotated[str, typer.Option(help="features, or statistics of each class.")] = "features",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    memory_limit: Annotated[
+        str | None, typer.Option(help='What a run may take, such as "500 MB".')
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
@@ -143,7 +132,9 @@ def simulate(
     from lesde.study.store import write
 
     try:
-        model = _model(alpha, beta, classes, features, per_class, transform, noise, label_noise)
+        model = build_model(
+            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength
+        )
         if out.exists() and not overwrite:
             raise ValueError(f"OUT = {out} exists; give another name, or --overwrite.")
         if points < 2:
@@ -158,7 +149,12 @@ def simulate(
             replicates=replicates,
             learning_rate=rates[0] if rates is not None and len(rates) == 1 else rates,
             engine=engine,
+            method=method,
             dt=dt,
+            sde=sde,
+            keep=keep,
+            dtype=dtype,
+            memory_limit=memory_limit,
             seed=seed,
             device=device,
             progress=True,

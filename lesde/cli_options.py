@@ -33,12 +33,26 @@ TransformName = Annotated[
     str,
     typer.Option(help="identity (I-model) or logits (L-model).", rich_help_panel=_MODEL),
 ]
-Noise = Annotated[float, typer.Option(help="Diffusion σ.", rich_help_panel=_MODEL)]
+Strength = Annotated[
+    str | None,
+    typer.Option(
+        help="In place of --alpha and --beta: elasticity as a formula in the two samples' squared "
+        "distance r2, inner product g, cosine c, same-class indicator s, and t.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Noise = Annotated[
+    str,
+    typer.Option(help="Diffusion σ: a number or a formula in t.", rich_help_panel=_MODEL),
+]
 LabelNoise = Annotated[
     float, typer.Option(help="Probability of a wrong training label.", rich_help_panel=_MODEL)
 ]
 PathsArgument = Annotated[
-    Path, typer.Argument(help="A Zarr store with paths, as `lesde simulate` writes it.")
+    Path,
+    typer.Argument(
+        help="A Zarr store with paths, as `lesde simulate` writes it, or their statistics."
+    ),
 ]
 
 
