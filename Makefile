@@ -1,7 +1,7 @@
 # The same two commands as the README, by name.
 VENV = .venv
 
-.PHONY: demo test examples docs clean
+.PHONY: demo test examples bench docs clean
 
 demo:
 	test -d $(VENV) || python3 -m venv $(VENV)
@@ -15,6 +15,11 @@ test:
 
 examples:
 	for script in examples/*.py; do echo "$$script"; MPLBACKEND=agg $(VENV)/bin/python "$$script" || exit 1; done
+
+bench:
+	test -d $(VENV) || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(VENV)/bin/python -m benchmarks
 
 docs:
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[docs]'

@@ -1,0 +1,1 @@
+"""Benchmarks of lesde against its alternatives: `python -m benchmarks --help`."""

@@ -1,0 +1,3 @@
+"""One file per table: each has ``TITLE``, ``ABOUT``, ``NOTES`` and ``sections(quick)``."""
+
+TABLES = ("euler", "exact", "sgd", "feature", "metrics", "scaling", "cuda")
