@@ -7,6 +7,7 @@ ORDER = (
     "plot_phase_transition.py",
     "plot_sgd_and_sde.py",
     "plot_sampling_noise.py",
+    "plot_feature_kernel.py",
     "plot_collapse_learning_rate.py",
     "plot_fit_elasticity.py",
     "plot_calibration.py",

@@ -13,7 +13,7 @@ says how. Here samples push others of their class with a strength that falls off
 # ----------
 #
 # ``s`` is 1 for two samples of one class and 0 for two of different classes. The constant kernel is the
-# limit of a long range.
+# limit of a long range. A formula can also use the inner product ``g``, the cosine ``c`` and the time ``t``.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,9 +25,7 @@ ranges = {"constant": None, "range 4": 4.0, "range 2": 2.0}
 kernels = {
     name: lesde.TwoLevel(1.5, -0.5)
     if length is None
-    else lesde.FeatureKernel(
-        "(1.5*s - 0.5*(1 - s)) * exp(-r2/(2*l**2))", parameters={"l": length}
-    )
+    else lesde.FeatureKernel("(1.5*s - 0.5*(1 - s)) * exp(-r2/(2*l**2))", parameters={"l": length})
     for name, length in ranges.items()
 }
 models = {name: lesde.LESDE(kernel, **sizes) for name, kernel in kernels.items()}
@@ -58,18 +56,24 @@ paths = {
 # What the range changes
 # ----------------------
 #
-# At first all three grow alike. Once classes are farther apart than the range they no longer feel each
-# other; a class then still pulls its own samples outward until its distance to itself, and the pull of
-# the few samples near by, is all that is left. The collapse of the classes, measured by NC1, slows down with it.
+# At first all three grow alike. Once classes are farther apart than the range they push each other less, so
+# gaps grow more slowly than exponentially, and the collapse of the classes, measured by NC1, slows down
+# with them: a rate that fits the start of a run does not foretell its end.
 
-figure, axes = plt.subplots(1, 2, figsize=(7.0, 2.9), layout="constrained")
-for name, run in paths.items():
-    metrics = lesde.neural_collapse(run, ["nc1"])
-    centres = run.features.groupby("label").mean()
-    gap = np.sqrt(((centres.sel(label=0) - centres.sel(label=1)) ** 2).sum("feature"))
-    axes[0].plot(times, gap.mean("replicate"), label=name)
-    axes[1].plot(times[1:], metrics.nc1.mean("replicate")[1:], label=name)
-axes[0].set(xlabel="time", ylabel="gap of two class means", yscale="log")
-axes[1].set(xlabel="time", ylabel="NC1", yscale="log")
-axes[0].legend(frameon=False)
+with lesde.plot.style():
+    figure, axes = plt.subplots(1, 2, figsize=(6.8, 2.6), layout="constrained")
+    for name, run in paths.items():
+        kept = lesde.statistics(run)
+        gap = kept["mean"].isel({"class": 0}) - kept["mean"].isel({"class": 1})
+        axes[0].plot(times, np.sqrt((gap**2).sum("feature")).mean("replicate"), label=name)
+        nc1 = lesde.neural_collapse(run, ["nc1"]).nc1.mean("replicate")
+        axes[1].plot(times[1:], nc1[1:], label=name)
+    axes[0].set(xlabel="time", ylabel="gap of two class means", yscale="log")
+    axes[1].set(xlabel="time", ylabel="NC1", yscale="log")
+    axes[0].legend(frameon=False)
+
+# %%
+# The samples of two classes along the gap of their means, for the shortest range.
+
+lesde.plot.separation_fan(paths["range 2"], pair=(0, 1))
 plt.show()

@@ -156,10 +156,11 @@ def neural_collapse(
         )
     else:
         values = evaluate(features.variable, labels, names, weights, bias, place)
-    coords = {
+    coords: dict[Hashable, Any] = {
         name: coord for name, coord in features.coords.items() if set(coord.dims) <= set(leading)
     }
-    result = xr.Dataset(
+    coords["count"] = ("class", counts)
+    return xr.Dataset(
         {
             name: (
                 leading,
@@ -171,7 +172,6 @@ def neural_collapse(
         coords=coords,
         attrs=dict(paths.attrs),
     )
-    return result.assign_coords(count=("class", counts))
 
 
 def _names(metrics: str | Sequence[str] | None, classifier: bool, samples: bool) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["class_means", "class_sums", "spread"]
+__all__ = ["all_samples", "class_means", "class_sums", "spread"]
 
 
 def class_sums(samples: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
@@ -28,3 +28,11 @@ def spread(means: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
         wide = means.unsqueeze(-2).expand(*lead, K, int(counts[0]), p)
         return wide.reshape(*lead, -1, p)
     return means.repeat_interleave(torch.tensor(counts.tolist(), device=means.device), -2)
+
+
+def all_samples(
+    means: torch.Tensor, offsets: torch.Tensor | None, counts: np.ndarray, dtype: torch.dtype
+) -> torch.Tensor:
+    """Samples (replicate, sample, feature) from class means and deviations, rounded once."""
+    samples = spread(means, counts)
+    return (samples if offsets is None else samples + offsets).to(dtype).contiguous()

@@ -18,7 +18,7 @@ import torch
 from lesde.errors import Diverged
 from lesde.simulation.brownian import StepIncrements
 from lesde.simulation.class_interaction import ClassInteraction
-from lesde.simulation.classes import spread
+from lesde.simulation.classes import all_samples, spread
 from lesde.simulation.interaction import Interaction
 from lesde.simulation.keeping import Keeper
 from lesde.simulation.noise import BLOCK
@@ -65,13 +65,6 @@ class Interactions:
         if not self._kernel:
             return 0.0
         return float(self._kernel.tile_bytes + BLOCK * self._kernel.bytes_per_replicate)
-
-
-def start_samples(plan: Plan, cell: int, block: Block) -> torch.Tensor:
-    """All samples of a block at the start, (replicate, sample, feature)."""
-    means, offsets = plan.initial(cell, block)
-    samples = spread(means, plan.counts)
-    return (samples if offsets is None else samples + offsets).to(plan.dtype).contiguous()
 
 
 def live_lanes(plan: Plan, block: Block) -> int:
@@ -255,7 +248,7 @@ class IntegratedSamples:
             self.method == "srk",
             select=sde.select,
         )
-        samples = start_samples(plan, cell, block)[:lanes]
+        samples = all_samples(*plan.initial(cell, block), plan.counts, plan.dtype)[:lanes]
         self.keeper.frame(cell, block, 0, samples)
         state = samples.view(1, -1)
         for first, end, saved in grid.stretches(self.length):
@@ -306,7 +299,7 @@ class ParticleSGD:
         own = OwnNoise(plan, plan.coefficients.noise)
         noise = plan.noise(cell, block, "means")
         lanes = live_lanes(plan, block)
-        samples = start_samples(plan, cell, block)
+        samples = all_samples(*plan.initial(cell, block), plan.counts, plan.dtype)
         normals = torch.empty_like(samples)
         samples = samples[:lanes]
         self.keeper.frame(cell, block, 0, samples)

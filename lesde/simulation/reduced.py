@@ -14,6 +14,7 @@ import torch
 
 from lesde.errors import Diverged
 from lesde.reduction import gap_directions
+from lesde.simulation.classes import all_samples
 from lesde.simulation.deviations import Deviations, IntervalNoise
 from lesde.simulation.extremes import draw_reach
 from lesde.simulation.keeping import Features, Keeper, Statistics
@@ -55,10 +56,10 @@ class SampleEngine:
         for block in blocks:
             means, offsets = plan.initial(cell, block)
             starts.append(means)
+            samples = all_samples(means, offsets, plan.counts, plan.dtype)
+            self.keeper.frame(cell, block, 0, samples)
             deviations.append(Deviations(plan, cell, block, offsets, self.noises[cell]))
         start = torch.stack(starts)
-        first = [deviation.first() for deviation in deviations]
-        self._place(cell, blocks, 0, start.unsqueeze(0), deviations, first)
         several, last = Deviations.times_at_once(plan), len(plan.times) - 1
         waiting: list[torch.Tensor] = []
         paths = self.means.paths(cell, blocks, start)

@@ -14,7 +14,7 @@ from lesde.simulation import plan as plans
 from lesde.simulation import simulate
 from lesde.simulation.brownian import GivenIncrements
 from lesde.simulation.keeping import Features
-from lesde.simulation.particles import Interactions, IntegratedSamples, ParticleSGD, SampleSDE
+from lesde.simulation.particles import IntegratedSamples, Interactions, ParticleSGD, SampleSDE
 from lesde.simulation.plan import Plan
 from lesde.simulation.steps import StepGrid, integrate
 from tests.simulation.systems import MATRICES, MEANS
