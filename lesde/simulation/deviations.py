@@ -8,6 +8,7 @@ depend on the class means.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,15 @@ class IntervalNoise:
     def __getitem__(self, interval: int) -> np.ndarray:
         """The roots of every class: (class,) where isotropic, else (class, feature, feature)."""
         return self.factors[interval] if self.scale is None else self.scale[interval]
+
+    @cached_property
+    def common(self) -> list[float | None]:
+        """For every interval the standard deviation that all classes share, None where they do not."""
+        if self.scale is None:
+            return [None] * len(self.factors)
+        shared = (self.scale == self.scale[:, :1]).all(axis=1).tolist()
+        first = self.scale[:, 0].tolist()
+        return [value if one else None for one, value in zip(shared, first, strict=True)]
 
     def grown(self) -> list[np.ndarray]:
         """Roots of what noise has added up to every saved time, the first of them zero."""
@@ -146,19 +156,21 @@ class Deviations:
         Overwritten by the next call.
         """
         values = self.generator.normal_(self._space[:count])
+        last = self.last
         for i, part in enumerate(values):
-            self._scale(part, first + i)
-            part.add_(values[i - 1] if i else self.last)
+            common = self.noise.common[first + i]
+            if common is None:
+                self._scale(part, first + i)
+                part.add_(last)
+            else:
+                torch.add(last, part, alpha=common, out=part)
+            last = part
         self.last.copy_(values[-1])
         return values
 
     def _scale(self, draws: torch.Tensor, interval: int) -> None:
-        """Multiply normals (replicate, sample, feature) by the interval's noise, in place."""
-        roots = self.noise[interval]
-        if roots.ndim == 1 and (roots == roots[0]).all():
-            draws.mul_(float(roots[0]))
-            return
-        first = 0
+        """Multiply normals (replicate, sample, feature) by each class's noise, in place."""
+        roots, first = self.noise[interval], 0
         for n, root in zip(self.counts, roots, strict=True):
             part = draws[:, first : first + int(n)]
             if root.ndim == 0:

@@ -50,7 +50,11 @@ class ExactMeans:
 
     def __init__(self, plan: Plan, steps: list[Transition]):
         self.plan, self.steps = plan, steps
+        last = None
         for time, step in zip(plan.times[1:], self.steps, strict=True):
+            if step is last:  # equal intervals share one
+                continue
+            last = step
             if not all(np.isfinite(part).all() for part in (step.phi, *(c for c, _ in step.parts))):
                 raise Diverged(time)
 
@@ -82,9 +86,9 @@ class ExactMeans:
                 draws = [noise.normal(*shape, dtype=torch.float64) for noise in noises]
                 noise = self._coloured(steps, torch.stack(draws).cpu().numpy())
                 for i, step in enumerate(steps):
-                    state = _apply(step, step.phi, state) + noise[:, i]
-                    means = torch.from_numpy(_left(basis, state))
-                    yield means.transpose(1, 2).to(plan.device)
+                    state = noise[:, i] = _apply(step, step.phi, state) + noise[:, i]
+                means = torch.from_numpy(_left(basis, noise))
+                yield from means.permute(1, 0, 3, 2, 4).to(plan.device)
 
     def _coloured(self, steps: list[Transition], normals: np.ndarray) -> np.ndarray:
         """The noise of successive intervals, (block, interval, contrast, replicate, feature)."""

@@ -8,6 +8,8 @@ streams, so that the class means of a run are the same whether samples or statis
 
 from __future__ import annotations
 
+from functools import cache, cached_property
+
 import numpy as np
 import torch
 
@@ -47,13 +49,20 @@ class BlockNoise:
         # (2³², 0, 0) and (0, 1, 0) would be one stream.
         sequence = np.random.SeedSequence(seed, spawn_key=(cell, block, STREAMS[stream]))
         self.device = device
-        if device.type == "cpu":
-            single, double = sequence.spawn(2)
-            self._torch = _seeded(single)
-            self._numpy = np.random.Generator(np.random.SFC64(double))
-        else:
-            word = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-            self._torch = torch.Generator(device).manual_seed(word)
+        self._sequence = sequence
+        self._single, self._double = sequence.spawn(2)
+
+    @cached_property
+    def _torch(self) -> torch.Generator:
+        # Made when first asked for: to seed it takes as long as a thousand normals.
+        if self.device.type == "cpu":
+            return _seeded(self._single)
+        word = int(self._sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        return torch.Generator(self.device).manual_seed(word)
+
+    @cached_property
+    def _numpy(self) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64(self._double))
 
     def normal_(self, out: torch.Tensor) -> torch.Tensor:
         """Fill a contiguous tensor with standard normals."""
@@ -95,12 +104,19 @@ def _seeded(sequence: np.random.SeedSequence) -> torch.Generator:
     share a stream. So the twister's words are set directly, as NumPy's MT19937 sets its own.
     """
     generator = torch.Generator()
-    generator.manual_seed(1)
-    state = generator.get_state()
-    words = state.numpy()[_WORDS].view(np.uint64)
-    known = len(words) == 624 and words[0] == 1 and words[1] == 1812433254
-    if not known:  # another layout: fall back on the 32 bits
+    template = _known_state()
+    if template is None:
         return generator.manual_seed(int(sequence.generate_state(1)[0]))
-    words[:] = np.random.MT19937(sequence).state["state"]["key"]
+    state = template.clone()
+    state.numpy()[_WORDS].view(np.uint64)[:] = np.random.MT19937(sequence).state["state"]["key"]
     generator.set_state(state)
     return generator
+
+
+@cache
+def _known_state() -> torch.Tensor | None:
+    """A state of torch's CPU generator, None where its layout is not the one known here."""
+    state = torch.Generator().manual_seed(1).get_state()
+    words = state.numpy()[_WORDS].view(np.uint64)
+    known = len(words) == 624 and words[0] == 1 and words[1] == 1812433254
+    return state if known else None

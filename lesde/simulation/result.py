@@ -31,18 +31,30 @@ TEXTS = {
 
 def available_memory() -> float:
     """Bytes that can still be allocated: what the system says is available, within its limits."""
-    found = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
+    found = [_physical_memory()]
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(1024.0 * int(line.split()[1]))
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = float(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            found.append(float(limit) - used)
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    found.append(1024.0 * int(line.split()[1]))
+                    break
+        limit = _control_group_limit()
+        if limit is not None:
+            found.append(limit - float(Path("/sys/fs/cgroup/memory.current").read_text()))
     except (OSError, ValueError):
         pass  # not every system has these files
     return max(0.0, min(found))
+
+
+@cache
+def _physical_memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+@cache
+def _control_group_limit() -> float | None:
+    limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    return None if limit == "max" else float(limit)
 
 
 def as_dataset(
