@@ -18,8 +18,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .architectures import mlp
+    from .architectures import lenet, mlp
+    from .cifar import cifar10
+    from .corruption import with_class_counts, with_label_noise
     from .datasets import ImageData, digits
+    from .geometric import geo_mnist
     from .recorder import collect, record_ensemble
     from .runs import EnsembleRun
     from .schedule import saving_times
@@ -28,23 +31,33 @@ if TYPE_CHECKING:
 __all__ = [
     "EnsembleRun",
     "ImageData",
+    "cifar10",
     "collect",
     "digits",
+    "geo_mnist",
+    "lenet",
     "mlp",
     "record_ensemble",
     "saving_times",
     "train_ensemble",
+    "with_class_counts",
+    "with_label_noise",
 ]
 
 _HOMES = {
     "EnsembleRun": "runs",
     "ImageData": "datasets",
+    "cifar10": "cifar",
     "collect": "recorder",
     "digits": "datasets",
+    "geo_mnist": "geometric",
+    "lenet": "architectures",
     "mlp": "architectures",
     "record_ensemble": "recorder",
     "saving_times": "schedule",
     "train_ensemble": "training",
+    "with_class_counts": "corruption",
+    "with_label_noise": "corruption",
 }
 
 

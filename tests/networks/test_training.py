@@ -10,7 +10,7 @@ from torch import nn
 from lesde.errors import Diverged
 from lesde.networks import ImageData, mlp, train_ensemble
 from lesde.networks.ensemble import child_seed
-from lesde.networks.gradients import DenseStep, make_step, mapped_step
+from lesde.networks.gradients import ChainStep, chain_of, make_step, mapped_step
 from lesde.networks.sampling import SampleOrder
 
 from .architectures import ARCHITECTURES, Residual, convolutional, dense, ensemble_of
@@ -67,7 +67,7 @@ def test_written_out_and_mapped_steps_agree(data, name, loss):
     for way in (make_step, mapped_step):
         ensemble = ensemble_of(ARCHITECTURES[name], data, dtype=torch.float64)
         step = way(ensemble, loss, 0.05)
-        assert isinstance(step, DenseStep) == (way is make_step)
+        assert isinstance(step, ChainStep) == (way is make_step)
         order = SampleOrder([child_seed(0, r, 1) for r in range(3)], len(data.train_x), 2, "epochs")
         x, y = torch.as_tensor(data.train_x).double(), torch.as_tensor(data.train_y)
         y = nn.functional.one_hot(y).double()
@@ -79,7 +79,7 @@ def test_written_out_and_mapped_steps_agree(data, name, loss):
 
 
 def test_which_architectures_take_the_written_out_step(data):
-    taken = {n: DenseStep.allows(ensemble_of(a, data)) for n, a in ARCHITECTURES.items()}
+    taken = {n: chain_of(ensemble_of(a, data)) is not None for n, a in ARCHITECTURES.items()}
     assert taken == {
         "dense": True,
         "tanh": True,
@@ -94,7 +94,7 @@ def test_which_architectures_take_the_written_out_step(data):
         "tied bias": False,
     }
     leading = ensemble_of(lambda: nn.Sequential(nn.ReLU(), nn.Linear(64, 4)), data)
-    assert not DenseStep.allows(leading)
+    assert chain_of(leading) is not None
 
 
 @pytest.mark.parametrize("name", ["dense", "convolutional"])
