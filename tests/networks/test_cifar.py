@@ -52,7 +52,8 @@ def test_both_formats_as_folder_and_archive(tmp_path, batches, write, packed):
     assert images[7, 2, 5, 9] == np.float32(first[2 * 1024 + 5 * 32 + 9]) / np.float32(255)
     np.testing.assert_array_equal(labels[30:60], batches["data_batch_2"][1])
     np.testing.assert_array_equal(test_labels, batches["test_batch"][1])
-    assert 0 <= test_images.min() and test_images.max() <= 1
+    assert test_images.min() >= 0
+    assert test_images.max() <= 1
 
 
 def test_data_set(tmp_path, batches):
@@ -63,9 +64,9 @@ def test_data_set(tmp_path, batches):
     known = {
         image.tobytes(): label
         for images, labels in [batches[name] for name in NAMES[:5]]
-        for image, label in zip(images, labels)
+        for image, label in zip(images, labels, strict=True)
     }
-    for image, label in zip(data.train_x, data.train_y):
+    for image, label in zip(data.train_x, data.train_y, strict=True):
         original = np.rint(image.reshape(-1) * 255).astype(np.uint8).tobytes()
         assert known[original] == (3, 5)[label]
 

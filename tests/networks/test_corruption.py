@@ -35,8 +35,13 @@ def test_class_counts(data):
     fewer = with_class_counts(data, (50, 20, 5), seed=2)
     rows = {image.tobytes() for image in few.train_x}
     assert all(image.tobytes() in rows for image in fewer.train_x)
-    labels = {image.tobytes(): label for image, label in zip(data.train_x, data.train_y)}
-    assert all(labels[image.tobytes()] == label for image, label in zip(few.train_x, few.train_y))
+    labels = {
+        image.tobytes(): label for image, label in zip(data.train_x, data.train_y, strict=True)
+    }
+    assert all(
+        labels[image.tobytes()] == label
+        for image, label in zip(few.train_x, few.train_y, strict=True)
+    )
 
 
 @pytest.mark.parametrize(

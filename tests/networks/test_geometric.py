@@ -74,7 +74,8 @@ def test_data_set():
     assert data.train_x.shape == (90, 1, 32, 32)
     assert data.probe_x.shape == (60, 1, 32, 32)
     assert data.class_names == ("triangle", "rectangle", "ellipse")
-    assert 0 <= data.train_x.min() and data.train_x.max() <= 1 + 1e-6
+    assert data.train_x.min() >= 0
+    assert data.train_x.max() <= 1 + 1e-6
     both = np.concatenate([data.train_x, data.probe_x]).reshape(150, -1)
     assert len(np.unique(both, axis=0)) == 150  # no image is in both
     again = geo_mnist(30, 20, n_drawn=60, seed=5)
