@@ -31,7 +31,8 @@ class FeatureKernel(Kernel):
         - ``s``, 1 where both samples are of one class and 0 where not,
         - ``t``, the time.
     parameters : mapping, optional
-        Values of named parameters in the formula; None leaves a name free.
+        Values of named parameters in the formula; None leaves a name free, to derive with and to set
+        later by ``model.substitute``.
 
     Raises
     ------
@@ -52,6 +53,7 @@ class FeatureKernel(Kernel):
 
     def __init__(self, strength: Any, parameters: Parameters = None):
         self.formula: PairFormula = parse_pair_formula("strength", strength, parameters)
+        self.free_names = tuple(self.formula.unresolved())
 
     @property
     def class_kernel(self) -> TwoLevel | None:

@@ -43,6 +43,8 @@ class Kernel(ABC):
 
     depends_on_features = False
     """Whether E depends on the features themselves, so that classes and time do not tell it."""
+    free_names: tuple[str, ...] = ()
+    """Names without a value that are not in the table."""
 
     @abstractmethod
     def entries(self, n_classes: int) -> EntryTable:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LESDE"]
 
+MOST_SAMPLES = 10**15
+"""All classes together; sums over samples stay exact in float64."""
+
 
 class LESDE:
     """A locally elastic SDE: K classes of samples in R^p that move each other through a kernel.
@@ -132,7 +135,8 @@ class LESDE:
         expressions = [] if self.entries is None else list(self.entries.values)
         if not self.noise_table.is_numeric:
             expressions += [formula.expression for formula in self.noise_table.given.ravel()]
-        return tuple(sorted({str(s) for e in expressions for s in e.free_symbols - {TIME}}))
+        names = {str(s) for e in expressions for s in e.free_symbols - {TIME}}
+        return tuple(sorted(names.union(self.kernel.free_names)))
 
     def substitute(self, **parameters: float) -> LESDE:
         """The model with numbers in place of free names; those not given stay free.
@@ -291,8 +295,14 @@ def _counts(value: Any, n_classes: int) -> np.ndarray:
                 f"n_per_class must be one integer or {n_classes} of them, one a class; got "
                 f"{len(value)} values."
             )
-        return np.array([check_integer(f"n_per_class[{k}]", n) for k, n in enumerate(value)])
-    return np.full(n_classes, check_integer("n_per_class", value))
+        counts = [check_integer(f"n_per_class[{k}]", n) for k, n in enumerate(value)]
+    else:
+        counts = [check_integer("n_per_class", value)] * n_classes
+    if sum(counts) > MOST_SAMPLES:
+        raise ValueError(
+            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {sum(counts):.3g}."
+        )
+    return np.array(counts)
 
 
 def _kept(value: Any) -> Any:

@@ -86,7 +86,8 @@ class PairFormula:
         if missing:
             raise ValueError(
                 f"strength = {self.expression} has no value for {', '.join(missing)}; it can be "
-                f"derived from but not evaluated. Give numbers with parameters={{...}}."
+                f"derived from but not evaluated. Give numbers with parameters={{...}}, or later with "
+                f"model.substitute."
             )
 
     @cached_property

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import sympy as sp
 import torch
 
 __all__ = ["CONDITIONS", "Operand", "condition", "operation"]
@@ -132,7 +133,8 @@ def _fold(join: Callable[..., Tensor], tests: tuple[Any, ...]) -> Any:
 def operation(name: str) -> Callable[..., None]:
     """The function ``f(out, *operands)`` of that name: one of this module's, or SymPy's."""
     if name not in _OPERATIONS:
-        known = sorted(key for key in _OPERATIONS if key[0].isupper() or hasattr(torch, key))
+        # Those of SymPy: the others are steps of a program, which nobody writes.
+        known = sorted(key for key in _OPERATIONS if isinstance(getattr(sp, key, None), type))
         raise ValueError(
             f"strength has the function {name}, which cannot be evaluated; known are {', '.join(known)}."
         )

@@ -134,3 +134,9 @@ def test_one_class():
 def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=message):
         LESDE(**{"kernel": KERNEL, "n_classes": 3, "n_features": 2, **change})
+
+
+@pytest.mark.parametrize("count", [8 * 10**18, 10**30, [1, 10**16]])
+def test_more_samples_than_can_be_counted_are_refused(count):
+    with pytest.raises(ValueError, match="n_per_class must add up to at most"):
+        LESDE(TwoLevel(2, -1), 2, 2, count)

@@ -25,6 +25,7 @@ from lesde.checks import (
     check_real,
     shown,
 )
+from lesde.feature_kernel import no_linear_drift
 
 if TYPE_CHECKING:
     from lesde.analysis.path_objective import PathObjective
@@ -114,13 +115,19 @@ def calibrate(
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
     check_choice("noise", noise, NOISE)
     level = check_fraction("confidence", confidence)
+    if model.kernel.depends_on_features:
+        raise no_linear_drift("calibrate")
     names, first = _start(model, start)
     times, means, resolution = _read(paths, model)
+    unknowns = len(names) + (noise == "estimate")
+    if means[:, 1:].size <= unknowns:
+        raise ValueError(
+            f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {unknowns} "
+            f"with errors; give more replicates or times."
+        )
 
     from lesde.analysis.path_objective import PathObjective
-    from lesde.differentiable.law import refuse_feature_kernel
 
-    refuse_feature_kernel(model)
     objective = PathObjective(model, names, times, means, noise == "estimate")
     theta, at, iterations = maximise(objective, first)
     log_scale = objective.best_log_scale(theta)

@@ -29,6 +29,11 @@ def maximise(objective: PathObjective, first: np.ndarray) -> tuple[np.ndarray, E
     The search is in units of 1/√H_ii at the start, about standard errors.
     """
     at_start = objective.expand(first)  # errors at the start are the user's to see
+    if objective.profile and objective.misfit(first) == 0.0:
+        raise ValueError(
+            "paths follow the model at start without any noise, so that the size of the noise cannot be "
+            "estimated; use noise='model', or paths with noise."
+        )
     if not np.isfinite(at_start[0]):
         raise ValueError(
             "start must have a finite likelihood: there the model is so far from the paths that it "

@@ -59,11 +59,13 @@ class PathObjective:
 
     def best_log_scale(self, theta: np.ndarray) -> float:
         """log s: of the noise's best common factor, or 0."""
-        if not self.profile:
-            return 0.0
+        return 0.5 * math.log(self.misfit(theta)) if self.profile else 0.0
+
+    def misfit(self, theta: np.ndarray) -> float:
+        """Mean square of what the law at θ leaves unexplained, in units of its noise."""
         with torch.no_grad():
-            parts = self.parts(torch.from_numpy(theta))
-        return 0.5 * math.log(float(parts.quadratic) / parts.size)
+            parts = self.parts(torch.from_numpy(np.array(theta)))
+        return float(parts.quadratic) / parts.size
 
     def _value(self, theta: torch.Tensor) -> torch.Tensor:
         parts = self.parts(theta)

@@ -67,7 +67,8 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
           those.
 
         Coordinate ``count(class)``; other variables of ``paths`` without the dimension ``sample`` are
-        kept. Attributes are those of ``paths``, with ``keep="statistics"`` and ``joint=1``.
+        kept. Attributes are those of ``paths``, with ``keep="statistics"``, ``joint=1`` (reaches of a
+        class toward several others go together) and ``reach_paths=1`` (and so do those at several times).
 
     Raises
     ------
@@ -142,7 +143,9 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     kept = {n: v.variable for n, v in paths.data_vars.items() if "sample" not in v.dims}
     coords = {n: c.variable for n, c in paths.coords.items() if "sample" not in c.dims}
     coords["count"] = xr.Variable("class", counts, {"long_name": "samples per class"})
-    return xr.Dataset(kept | data, coords, paths.attrs | {"keep": "statistics", "joint": 1})
+    return xr.Dataset(
+        kept | data, coords, paths.attrs | {"keep": "statistics", "joint": 1, "reach_paths": 1}
+    )
 
 
 def expected_directions(means: np.ndarray) -> np.ndarray:

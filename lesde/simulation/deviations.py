@@ -25,6 +25,9 @@ __all__ = ["Deviations", "IntervalNoise", "square_roots"]
 NUMBERS = 2**19
 """Numbers of a block that are worked on together: they should stay in a cache."""
 
+STEPS = 2**12
+"""Steps at which noise is tabulated at once."""
+
 
 @dataclass(frozen=True)
 class IntervalNoise:
@@ -54,18 +57,11 @@ class IntervalNoise:
     @classmethod
     def of_scheme(cls, noise: Any, grid: StepGrid, method: str) -> IntervalNoise:
         """What a solver's steps add, which differs from the integral where noise depends on time."""
-        end = grid.starts[-1] + grid.widths[-1]
         if noise.is_constant:
-            return cls.exact(noise, np.append(grid.starts[grid.saved[:-1]], end))
-        edges = np.append(grid.starts, end)
-        values = noise.scale(edges)[..., None, None] if noise.is_isotropic else noise.factor(edges)
-        left, right = values[:-1], values[1:]
-        squares = left @ left.swapaxes(-1, -2)
-        if method == "srk":  # σ(t+Δ)(I − U/Δ) + σ(t) U/Δ, with the increment I and its integral U
-            mixed = left @ right.swapaxes(-1, -2)
-            squares = squares + right @ right.swapaxes(-1, -2)
-            squares = (squares + (mixed + mixed.swapaxes(-1, -2)) / 2) / 3
-        sums = np.add.reduceat(squares * grid.widths[:, None, None, None], grid.saved[:-1], axis=0)
+            return cls.exact(noise, grid.times)
+        sums: Any = 0.0
+        for first in range(0, len(grid.starts), STEPS):
+            sums = sums + _added(noise, grid, method, first, min(first + STEPS, len(grid.starts)))
         if noise.is_isotropic:
             return cls(np.sqrt(sums[..., 0, 0]), np.empty(0))
         return cls(None, square_roots(sums))
@@ -91,6 +87,24 @@ class IntervalNoise:
         covariances = self.factors @ self.factors.swapaxes(-1, -2)
         roots = square_roots(np.cumsum(covariances, axis=0))
         return [np.zeros_like(roots[0]), *roots]
+
+
+def _added(noise: Any, grid: StepGrid, method: str, first: int, end: int) -> np.ndarray:
+    """What steps first..end-1 add to the covariance in every interval, (interval, class, …, …)."""
+    starts, widths = grid.starts[first:end], grid.widths[first:end]
+    edges = np.append(starts, starts[-1] + widths[-1])
+    values = noise.scale(edges)[..., None, None] if noise.is_isotropic else noise.factor(edges)
+    left, right = values[:-1], values[1:]
+    squares = left @ left.swapaxes(-1, -2)
+    if method == "srk":  # σ(t+Δ)(I − U/Δ) + σ(t) U/Δ, with the increment I and its integral U
+        mixed = left @ right.swapaxes(-1, -2)
+        squares = squares + right @ right.swapaxes(-1, -2)
+        squares = (squares + (mixed + mixed.swapaxes(-1, -2)) / 2) / 3
+    sums = np.zeros((len(grid.times) - 1, *squares.shape[1:]))
+    interval = np.searchsorted(grid.saved, np.arange(first, end), side="right") - 1
+    begins = np.flatnonzero(np.diff(interval, prepend=-1))
+    sums[interval[begins]] = np.add.reduceat(squares * widths[:, None, None, None], begins, axis=0)
+    return sums
 
 
 def square_roots(covariances: np.ndarray) -> np.ndarray:

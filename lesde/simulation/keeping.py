@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lesde.errors import Diverged
 from lesde.initial import class_average
 from lesde.simulation.plan import Block, Plan
 
@@ -99,7 +98,7 @@ class Keeper(ABC):
         if isinstance(values, np.ndarray):
             values = torch.from_numpy(values)
         if not math.isfinite(float(values.sum())) and not bool(torch.isfinite(values).all()):
-            raise Diverged(self.plan.times[index])
+            raise self.plan.diverged(index)
 
 
 class Features(Keeper):
@@ -135,7 +134,11 @@ class Statistics(Keeper):
         Unit vectors of the expected gaps, where the law of the means is known.
     joint : bool
         Whether the reaches of a class toward several others have their joint law.
+    reach_paths : bool
+        Whether reaches at several times are those of the same samples.
     """
+
+    reach_paths = True
 
     def __init__(self, plan: Plan, directions: np.ndarray | None):
         super().__init__(plan)
@@ -168,7 +171,11 @@ class Statistics(Keeper):
         return self.arrays["mean"][:, :, -1].astype(np.float64)
 
     def attrs(self) -> dict[str, Any]:
-        return {"keep": "statistics", "joint": int(self.joint)}
+        return {
+            "keep": "statistics",
+            "joint": int(self.joint),
+            "reach_paths": int(self.reach_paths),
+        }
 
     def frame(self, cell: int, block: Block, index: int, samples: torch.Tensor) -> None:
         from lesde.reduction import reduce_frame

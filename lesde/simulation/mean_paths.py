@@ -178,4 +178,4 @@ class IntegratedMeans:
                 yield from_rows(values[: len(blocks)], plan.n_classes)
             if not bool(torch.isfinite(state).all()):
                 later = int(np.searchsorted(grid.saved, end))
-                raise Diverged(float(plan.times[min(later, len(plan.times) - 1)]))
+                raise plan.diverged(later)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lesde.errors import Diverged
 from lesde.simulation.brownian import StepIncrements
 from lesde.simulation.class_interaction import ClassInteraction
 from lesde.simulation.classes import all_samples, spread
@@ -31,6 +30,8 @@ __all__ = ["IntegratedSamples", "ParticleSGD", "SampleSDE"]
 
 AHEAD = 2**20
 """Random numbers of a block that are drawn at once."""
+MOST_SAMPLES = 200_000
+"""Samples up to which pairs are summed over: beyond, one step takes minutes."""
 CHECKED = 64
 """Steps after which a path is looked at for overflow."""
 
@@ -50,6 +51,12 @@ class Interactions:
 
     def _feature_kernel(self) -> Interaction:
         plan = self.plan
+        if plan.n_samples > MOST_SAMPLES:
+            raise ValueError(
+                f"a FeatureKernel needs all pairs of samples at every step, {plan.n_samples**2:.2g} for "
+                f"n_per_class = {plan.counts.tolist()}; give at most {MOST_SAMPLES:,} samples in all, "
+                f"which stand for larger classes: the drift is an average over the samples."
+            )
         if not hasattr(self._own, "made"):
             self._own.made = Interaction(plan.coefficients, plan.dtype, plan.device)
         return self._own.made
@@ -64,7 +71,8 @@ class Interactions:
         """Working memory of a block."""
         if not self._kernel:
             return 0.0
-        return float(self._kernel.tile_bytes + BLOCK * self._kernel.bytes_per_replicate)
+        lanes = max(live_lanes(self.plan, block) for block in self.plan.blocks())
+        return float(self._kernel.tile_bytes + lanes * self._kernel.bytes_per_replicate)
 
 
 def live_lanes(plan: Plan, block: Block) -> int:
@@ -182,7 +190,7 @@ class SampleSDE:
     def f(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Drift over one step."""
         time, width = self._time(t)
-        return self.interaction.drift(y.view(self.shape), time).mul(width).view_as(y)
+        return self.interaction.drift(y.view(self.shape), time).mul(width).reshape(y.shape)
 
     def g_prod(self, t: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Noise over one step."""
@@ -204,7 +212,7 @@ class SampleSDE:
             if self.plan.sde == "modified":
                 own = self.interaction.noise(own, time)
             own = own.add(sampled, alpha=math.sqrt(self.rate))
-        return drift.mul(width).view_as(y), own.reshape(y.shape)
+        return drift.mul(width).reshape(y.shape), own.reshape(y.shape)
 
 
 class IntegratedSamples:
@@ -229,7 +237,11 @@ class IntegratedSamples:
         size = torch.empty(0, dtype=plan.dtype).element_size()
         parts = 2 if method == "srk" else 1
         self.interactions = Interactions(plan)
-        self.block_bytes = size * channels * (self.length * parts + 12) + self.interactions.bytes()
+        lanes = max(live_lanes(plan, block) for block in plan.blocks())
+        drawn = channels * (self.length * parts + 1)
+        self.block_bytes = (
+            size * (drawn + channels / BLOCK * lanes * 11) + self.interactions.bytes()
+        )
         self.groups = groups(plan, self.block_bytes, 1, "the samples of its replicates")
 
     def run(self, cell: int, blocks: list[Block], tick: Tick) -> None:
@@ -264,7 +276,7 @@ class IntegratedSamples:
                         tick()
             if not bool(torch.isfinite(state).all()):
                 later = int(np.searchsorted(grid.saved, end))
-                raise Diverged(float(plan.times[min(later, len(plan.times) - 1)]))
+                raise plan.diverged(later)
 
 
 class ParticleSGD:
@@ -286,7 +298,8 @@ class ParticleSGD:
         self.iterations = [iteration_counts(plan.times, rate) for rate in self.rates]
         size = torch.empty(0, dtype=plan.dtype).element_size()
         self.interactions = Interactions(plan)
-        numbers = BLOCK * plan.n_samples * plan.n_features * 8
+        lanes = max(live_lanes(plan, block) for block in plan.blocks())
+        numbers = (3 * BLOCK + 5 * lanes) * plan.n_samples * plan.n_features
         self.block_bytes = float(size * numbers) + self.interactions.bytes()
         self.groups = groups(plan, self.block_bytes, 1, "the samples of its replicates")
 
@@ -320,4 +333,4 @@ class ParticleSGD:
                     tick()
             if not bool(torch.isfinite(samples).all()):
                 later = int(np.searchsorted(saved, end))
-                raise Diverged(float(plan.times[min(later, len(saved) - 1)]))
+                raise plan.diverged(later)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesde.errors import Diverged
 from lesde.initial import Initial
 from lesde.simulation.noise import BLOCK, BlockNoise
 
@@ -98,6 +99,18 @@ class Plan:
     def noise(self, cell: int, block: Block, stream: str) -> BlockNoise:
         """Random numbers of a block at one learning rate."""
         return BlockNoise(self.seed, cell, block.number, self.device, stream)
+
+    def diverged(self, index: int) -> Diverged:
+        """The error where samples are not finite at a saved time, or the last one before its end."""
+        time = float(self.times[min(index, len(self.times) - 1)])
+        if not self.coefficients.depends_on_features:
+            return Diverged(time)
+        remedy = (
+            "see that the formula of the FeatureKernel is finite for all pairs of samples (r2 is 0 for "
+            "a sample and itself, g and c may be negative); else end `times` earlier, weaken the "
+            "kernel, or give a smaller dt or learning_rate"
+        )
+        return Diverged(time, remedy=remedy)
 
     def initial(self, cell: int, block: Block) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Initial class means (replicate, class, feature) and deviations (…, sample, feature), float64."""

@@ -161,6 +161,7 @@ class StatisticsEngine:
 
     def __init__(self, plan: Plan, keeper: Statistics, means: Any):
         self.plan, self.keeper, self.means = plan, keeper, means
+        keeper.reach_paths = False
         # Reaches of several times are drawn at once, of a number that depends on the model alone.
         size = BLOCK * plan.n_classes**2 * plan.n_features
         self.batch = max(1, min(REACH_TIMES, REACH_NUMBERS // size))

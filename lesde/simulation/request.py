@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lesde.checks import check_finite_array, check_real, shown
+from lesde.checks import check_finite_array, check_real, shown, shown_bytes
 from lesde.linear_system import linear_system
 from lesde.simulation.result import available_memory
 
@@ -32,7 +32,8 @@ SHARE = 0.8
 WORKING_SHARE = 0.5
 """Share of what the result leaves that working arrays may take, where no limit is given."""
 
-_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
@@ -162,8 +163,10 @@ def read_memory(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]*)\s*", value.lower())
-        if match is None or match[2] not in _UNITS or match[1].count(".") > 1:
+        match = re.fullmatch(
+            r"\s*([0-9]+\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*([a-z]*)\s*", value.lower()
+        )
+        if match is None or match[2] not in _UNITS:
             raise ValueError(
                 f"memory_limit must be a number of bytes or a text such as '500 MB' or '2 GiB'; got "
                 f"{shown(value)}."
@@ -188,10 +191,10 @@ def working_memory(limit: float | None, result: float, device: torch.device, sha
     allowed = available if limit is None else min(limit, available)
     if result > allowed:
         bound = "that may be used here" if allowed == available else "of memory_limit"
+        smaller = "" if "statistics of" in shape else ", or for keep='statistics'"
         raise ValueError(
-            f"the result needs {result / 1e9:.3g} GB ({shape}), more than the {allowed / 1e9:.3g} GB "
-            f"{bound}. Ask for fewer replicates or times and run the rest with first_replicate, or for "
-            f"keep='statistics'."
+            f"the result needs {shown_bytes(result)} ({shape}), more than the {shown_bytes(allowed)} "
+            f"{bound}. Ask for fewer replicates or times and run the rest with first_replicate{smaller}."
         )
     if device.type == "cuda":
         import torch

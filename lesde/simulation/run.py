@@ -95,17 +95,21 @@ def simulate(
     first_replicate : int, default 0
         A multiple of 32. Starts the stream there: ``replicates=64`` equals ``replicates=32`` followed
         by ``replicates=32, first_replicate=32``.
-
     keep : {"features", "statistics"}
         "features": every sample at every saved time. "statistics": class means, within-class
         covariances and the reach of classes toward each other, which is what the analyses need. Where
         kernel and noise let them be drawn directly ("exact", and "torchsde", for kernels of classes
         and time, from initial class means) the cost does not depend on the number of samples.
-        Otherwise samples are simulated and reduced time by time. Both have the same law.
+        Otherwise samples are simulated and reduced time by time. Class means and covariances have the
+        law of samples either way, at all times together. Reaches drawn directly (attribute
+        ``reach_paths`` 0) have that of samples at each time, given the class means there, but are drawn
+        anew at every time and independently of the covariances: do not follow the reach of one replicate
+        through time, as for the first time at which it is separated; keep the features for that.
     sde : {"plain", "sampling", "modified"}
         The SDE that "torchsde" integrates. "plain": the LE-SDE, the limit of small learning rates.
         "sampling": with the sampling noise √(hC) of SGD at ``learning_rate`` h as a further diffusion;
-        one Euler step of length h has the first two moments of an iteration. "modified": also with
+        an Euler step of length h, the default where saved times are multiples of h apart, has the first
+        two moments of an iteration. "modified": also with
         drift and diffusion corrected at first order in h, so that moments differ from those of the
         discrete process by O(h²). See :func:`lesde.moments`.
     memory_limit : float or str, optional
@@ -151,6 +155,8 @@ def simulate(
 
     if not isinstance(model, LESDE):
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
+    if not isinstance(differentiable, bool):
+        raise TypeError(f"differentiable must be True or False; got {shown(differentiable)}.")
     if differentiable:
         from lesde.differentiable.paths import tensor_paths
 

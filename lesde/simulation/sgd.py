@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from lesde.derivation.coefficients import Coefficients
-from lesde.errors import Diverged
 from lesde.simulation.classes import spread
 from lesde.simulation.colour import Colour, multiply_rows
 from lesde.simulation.keeping import Keeper
@@ -33,6 +32,7 @@ CHUNK = 256
 """Iterations prepared at once. Changing it changes the stream of random numbers."""
 
 TABLE_BYTES = 2**25
+MOST_ITERATIONS = 10**9
 MOST_BLOCKS = 64
 
 
@@ -42,9 +42,16 @@ def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
     Raises
     ------
     ValueError
-        When two saved times fall on one iteration.
+        When two saved times fall on one iteration, or there are too many iterations to do.
     """
-    counts = np.rint((times - times[0]) / rate).astype(np.int64)
+    rounded = np.rint((times - times[0]) / rate)
+    if not rounded[-1] <= MOST_ITERATIONS:
+        raise ValueError(
+            f"learning_rate={rate:g} needs {rounded[-1]:.3g} iterations to reach time {times[-1]:g}, "
+            f"more than {MOST_ITERATIONS:.0e}; give a larger learning_rate, or the SDE: "
+            f"engine='exact' where the model allows it, else engine='torchsde' with dt."
+        )
+    counts = rounded.astype(np.int64)
     same = np.diff(counts) == 0
     if same.any():
         i = int(np.argmax(same))
@@ -90,7 +97,9 @@ class RowTransform:
 
 
 class NoiseClock:
-    """What noise adds to a sample between two iterations.
+    """The age of noise, and what noise adds to a sample between two ages.
+
+    Where noise is constant the age is the number of iterations; else Σ h σ_k² over them.
 
     Parameters
     ----------
@@ -102,43 +111,48 @@ class NoiseClock:
     """
 
     def __init__(self, plan: Plan, rate: float, last: int):
-        noise = plan.coefficients.noise
-        self.rate, self.device = rate, plan.device
+        self.plan, self.rate, self.last = plan, rate, last
+        self.noise = noise = plan.coefficients.noise
         self.colour: Colour | None = None
+        columns = 1
         if noise.is_constant:
             self.colour = Colour(plan.coefficients, torch.float64, plan.device)
-            return
-        # Σ h σ_k² before every iteration; classes share a column where they share the noise.
-        scale = noise.scale(plan.times[0] + rate * np.arange(last))
-        scale = scale[:, :1] if noise.is_shared else scale
-        clock = np.concatenate([np.zeros((1, scale.shape[1])), np.cumsum(rate * scale**2, axis=0)])
-        self.clock = torch.as_tensor(clock, device=plan.device)
-        self.classes = torch.as_tensor(
-            np.repeat(np.arange(plan.n_classes), plan.counts), device=plan.device
-        )
+        elif not noise.is_shared:
+            columns = plan.n_classes
+        labels = np.repeat(np.arange(plan.n_classes) % columns, plan.counts)
+        self.columns = torch.as_tensor(labels, device=plan.device)
+        """Column of every sample in :meth:`ages`: classes share one where they share the noise."""
+        self.length = max(CHUNK, TABLE_BYTES // (8 * columns))
+        self.first = 0
+        self.table = np.zeros((1, columns))
+
+    def ages(self, first: int, end: int) -> torch.Tensor:
+        """Ages before iterations first..end, (iteration, column); called in order of the iterations."""
+        if self.noise.is_constant:
+            counts = torch.arange(first, end + 1, dtype=torch.float64, device=self.plan.device)
+            return counts.unsqueeze(1)
+        if end >= self.first + len(self.table):
+            start, self.first = self.table[first - self.first], first
+            count = min(self.length, self.last - first)
+            times = self.plan.times[0] + self.rate * np.arange(first, first + count)
+            scale = self.noise.scale(times)[:, : len(start)]
+            self.table = np.cumsum(np.concatenate([start[None], self.rate * scale**2]), axis=0)
+        values = self.table[first - self.first : end - self.first + 1]
+        return torch.as_tensor(values, device=self.plan.device)
 
     def rows(
-        self,
-        normals: torch.Tensor,
-        before: torch.Tensor,
-        after: torch.Tensor,
-        classes: torch.Tensor,
+        self, normals: torch.Tensor, gaps: torch.Tensor, classes: torch.Tensor
     ) -> torch.Tensor:
-        """Normals (…, feature) of samples of the classes (…), scaled for the iterations between."""
-        if self.colour is not None:
-            gap = ((after - before).double() * self.rate).sqrt()
-            return self.colour.rows(normals * gap.unsqueeze(-1), classes)
-        column = classes if self.clock.shape[1] > 1 else torch.zeros_like(classes)
-        grown = self.clock[after, column] - self.clock[before, column]
-        return normals * grown.sqrt().unsqueeze(-1)
+        """Normals (…, feature) of samples of the classes (…), scaled for differences of ages (…)."""
+        if self.colour is None:
+            return normals * gaps.sqrt().unsqueeze(-1)
+        return self.colour.rows(normals * (gaps * self.rate).sqrt().unsqueeze(-1), classes)
 
-    def samples(self, normals: torch.Tensor, before: torch.Tensor, after: int) -> torch.Tensor:
+    def samples(self, normals: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
         """The same for all samples (…, sample, feature), sorted by class."""
-        if self.colour is not None:
-            gap = ((after - before).double() * self.rate).sqrt()
-            return self.colour.samples(normals * gap.unsqueeze(-1))
-        every = self.classes.expand(before.shape)
-        return self.rows(normals, before, torch.full_like(before, after), every)
+        if self.colour is None:
+            return normals * gaps.sqrt().unsqueeze(-1)
+        return self.colour.samples(normals * (gaps * self.rate).sqrt().unsqueeze(-1))
 
 
 class OwnParts:
@@ -147,8 +161,8 @@ class OwnParts:
     Attributes
     ----------
     value : tensor (replicate, sample, feature), float64
-    visited : tensor of int (replicate, sample)
-        The iteration at which ``value`` holds.
+    visited : tensor (replicate, sample), float64
+        The age of the noise at which ``value`` holds.
     """
 
     def __init__(
@@ -162,28 +176,28 @@ class OwnParts:
         self.value = torch.zeros(BLOCK, self.N, self.p, dtype=torch.float64, device=device)
         if offsets is not None:
             self.value += offsets
-        self.visited = torch.zeros(BLOCK, self.N, dtype=torch.int64, device=device)
+        self.visited = torch.zeros(BLOCK, self.N, dtype=torch.float64, device=device)
         self.classes = torch.as_tensor(np.repeat(np.arange(len(counts)), counts), device=device)
         self.lanes = torch.arange(BLOCK, device=device).expand(CHUNK, BLOCK)
 
-    def visit(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the samples of iterations first..end-1.
+    def visit(self, ages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the samples of some iterations, of which ages (iteration + 1, column) are given.
 
         Returns their classes (iteration, replicate) and their own parts (iteration, replicate,
         feature) when drawn.
         """
-        M = end - first
+        M = len(ages) - 1
         J = self.noise.integers(self.N, M, BLOCK)
         normals = self.noise.normal(M, BLOCK, self.p, dtype=self.drawn_dtype).double()
         lanes = self.lanes[:M]
         # Sorted by sample, then iteration, the visits of one sample are neighbours.
         sample, order = J.sort(dim=0, stable=True)
-        iteration = order + first
+        age = ages[order, self.clock.columns[sample]]
         opens = torch.ones_like(sample, dtype=torch.bool)
         opens[1:] = sample[1:] != sample[:-1]
         previous = self.visited[lanes, sample]
-        previous[1:] = torch.where(opens[1:], previous[1:], iteration[:-1])
-        growth = self.clock.rows(normals, previous, iteration, self.classes[sample])
+        previous[1:] = torch.where(opens[1:], previous[1:], age[:-1])
+        growth = self.clock.rows(normals, age - previous, self.classes[sample])
         total = growth.cumsum(0)
         position = torch.arange(M, device=J.device).unsqueeze(-1)
         opened = torch.where(opens, position, 0).cummax(0).values.unsqueeze(-1)
@@ -194,7 +208,7 @@ class OwnParts:
         closes[:-1] = opens[1:]
         where = (lanes[closes], sample[closes])
         self.value[where] = own[closes]
-        self.visited[where] = iteration[closes]
+        self.visited[where] = age[closes]
         in_order = torch.empty_like(own)
         in_order.scatter_(0, order.unsqueeze(-1).expand_as(own), own)
         return self.classes[J], in_order
@@ -202,8 +216,9 @@ class OwnParts:
     def update(self, iteration: int) -> torch.Tensor:
         """Bring all samples up to an iteration."""
         normals = self.noise.normal(BLOCK, self.N, self.p, dtype=self.drawn_dtype)
-        self.value += self.clock.samples(normals, self.visited, iteration)
-        self.visited.fill_(iteration)
+        age = self.clock.ages(iteration, iteration)[0, self.clock.columns]
+        self.value += self.clock.samples(normals, age - self.visited)
+        self.visited[:] = age
         return self.value
 
 
@@ -273,7 +288,7 @@ class SGDEngine:
             for first in range(begin, stop, CHUNK):
                 self._advance(D, parts, kicks, first, min(first + CHUNK, stop))
                 if not math.isfinite(float(D.sum())) and not bool(torch.isfinite(D).all()):
-                    raise Diverged(plan.times[index])
+                    raise plan.diverged(index)
             self._store(cell, blocks, D, [part.update(stop) for part in parts], index)
             for _ in blocks:
                 tick()
@@ -284,8 +299,9 @@ class SGDEngine:
         """Do iterations first..end-1 on D (replicate, class, feature), in place."""
         K, p = D.shape[1:]
         pushes, columns, drawn = [], [], []
+        ages = parts[0].clock.ages(first, end)
         for part in parts:
-            classes, own = part.visit(first, end)
+            classes, own = part.visit(ages)
             pushes.append(self.transform.many(own.view(-1, p), classes.view(-1)).view_as(own))
             columns.append(kicks.columns(first, classes))
             drawn.append(classes)

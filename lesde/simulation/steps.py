@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,38 +40,67 @@ MOST_STEPS = 10**8
 MOST_DEFAULT_STEPS = 10**6
 
 
+class _Column:
+    """Begins or widths of steps, worked out where they are asked for: there may be 10⁸ of them."""
+
+    def __init__(self, grid: StepGrid, begins: bool):
+        self._grid, self._begins = grid, begins
+
+    def __len__(self) -> int:
+        return int(self._grid.saved[-1])
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            key = np.arange(*key.indices(len(self)))
+        elif isinstance(key, int):
+            key %= len(self)
+        grid = self._grid
+        i = np.searchsorted(grid.saved, key, side="right") - 1
+        widths = grid.interval_widths[i]
+        return grid.times[i] + (key - grid.saved[i]) * widths if self._begins else widths
+
+
 @dataclass(frozen=True)
 class StepGrid:
-    """The steps of a run.
+    """The steps of a run: every saved interval divided evenly.
 
     Attributes
     ----------
-    starts, widths : ndarray, shape (step,)
-        Begin and duration of every step.
+    times : ndarray, shape (time,)
+        The saved times.
     saved : ndarray of int, shape (time,)
         Number of steps done at every saved time.
     """
 
-    starts: np.ndarray
-    widths: np.ndarray
+    times: np.ndarray
     saved: np.ndarray
 
     @classmethod
     def regular(cls, times: np.ndarray, dt: float) -> StepGrid:
         """Steps of at most ``dt`` that divide every saved interval evenly."""
-        gaps = np.diff(times)
         # An interval that is a multiple of dt up to rounding gets just so many steps.
-        needed = np.maximum(1, np.ceil(gaps / dt * (1 - 1e-12) - 1e-9))
+        needed = np.maximum(1, np.ceil(np.diff(times) / dt * (1 - 1e-12) - 1e-9))
         if needed.sum() > MOST_STEPS:
             raise ValueError(
                 f"an integration step of {dt:g} needs {needed.sum():.3g} steps for these times, more "
                 f"than {MOST_STEPS:.0e}; give a larger dt, or use engine='exact'."
             )
-        counts = needed.astype(np.int64)
-        saved = np.concatenate([[0], np.cumsum(counts)])
-        widths = np.repeat(gaps / counts, counts)
-        within = np.arange(saved[-1]) - np.repeat(saved[:-1], counts)
-        return cls(np.repeat(times[:-1], counts) + within * widths, widths, saved)
+        return cls(times, np.concatenate([[0], np.cumsum(needed.astype(np.int64))]))
+
+    @cached_property
+    def interval_widths(self) -> np.ndarray:
+        """Δ in every saved interval, shape (interval,)."""
+        return np.diff(self.times) / np.diff(self.saved)
+
+    @property
+    def starts(self) -> _Column:
+        """Begin of every step; takes a number, a slice or an array of step numbers."""
+        return _Column(self, True)
+
+    @property
+    def widths(self) -> _Column:
+        """Duration of every step, in the same way."""
+        return _Column(self, False)
 
     def stretches(self, length: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
         """Runs of at most ``length`` steps, as (first, end, saved).

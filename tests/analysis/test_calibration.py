@@ -317,3 +317,15 @@ def test_inverse_does_not_mind_units():
     matrix = np.array([[2.0, 1e-9], [1e-9, 3e-18]])
     np.testing.assert_allclose(inverse(matrix) @ matrix, np.eye(2), atol=1e-7)
     assert np.isnan(inverse(np.array([[1.0, 2.0], [2.0, 1.0]]))).all()
+
+
+def test_too_few_numbers_and_no_noise_are_told():
+    model = LESDE(TwoLevel("a", "b", AB), 2, 1, 10, noise=0.3)
+    truth = model.substitute(a=2.0, b=-0.5)
+    start = {"a": 1.0, "b": 0.0}
+    few = lesde.simulate(truth, [0, 1], [[1.0], [0.0]], 1)
+    with pytest.raises(ValueError, match="paths hold 2 numbers after the first time, too few"):
+        lesde.calibrate(few, model, start)
+    still = lesde.simulate(truth, [0, 1, 2], [[1.0], [0.5]], 8) * 0.0
+    with pytest.raises(ValueError, match=r"without any noise.*noise='model'"):
+        lesde.calibrate(still, model, start)

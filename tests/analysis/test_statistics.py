@@ -27,7 +27,7 @@ def test_definition(counts, dtype):
     assert found["within"].dims == (*lead, "class", "feature", "feature_")
     assert found["reach"].dims == (*lead, "class", "class_")
     np.testing.assert_array_equal(found["count"], counts)
-    assert found.attrs == {"engine": "test", "keep": "statistics", "joint": 1}
+    assert found.attrs == {"engine": "test", "keep": "statistics", "joint": 1, "reach_paths": 1}
     assert set(found.data_vars) == {"mean", "within", "reach", "loss"}
     assert "label" not in found.variables
     np.testing.assert_array_equal(found["time"], paths["time"])

@@ -279,3 +279,23 @@ def test_groups_hold_all_blocks_in_order(monkeypatch):
     assert sizes == [3, 1]
     numbers = [block.number for group in plans.groups(plan, 250.0, 8, "tests") for block in group]
     assert numbers == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("sde", ["sampling", "modified"])
+@pytest.mark.parametrize(("K", "p"), [(2, 1), (3, 2)])
+def test_one_sample_a_class(sde, K, p):
+    """Class means are the samples, whose first two moments are known."""
+    model = lesde.LESDE(lesde.TwoLevel(2, -1), K, p, 1, noise=0.1)
+    start = np.random.default_rng(0).standard_normal((K, p))
+    times, h = [0, 0.5, 1], 0.1
+    paths = lesde.simulate(
+        model, times, start, 8192, engine="torchsde", sde=sde, learning_rate=h, dtype="float64"
+    )
+    known = lesde.moments(model, times, start, learning_rate=h, process=sde, dt=h)
+    x = paths.features.values[:, -1]
+    error = x.std(axis=0) / np.sqrt(len(x))
+    assert (np.abs(x.mean(axis=0) - known["mean"].values[-1]) < 5 * error).all()
+    products = (x - x.mean(axis=0)) ** 2
+    variance = np.einsum("kiki->ki", known["covariance"].values[-1])
+    error = products.std(axis=0) / np.sqrt(len(x))
+    assert (np.abs(products.mean(axis=0) - variance) < 5 * error).all()

@@ -249,6 +249,12 @@ BAD = {
         "device must be a torch device such as 'cpu' or 'cuda'; got 'gpu0'",
     ),
     "tiny dt": ({"dt": 1e-12}, r"step of 1e-12 needs 1e\+12 steps.*give a larger dt"),
+    "tiny rate": (
+        {"learning_rate": 1e-20},
+        r"learning_rate=1e-20 needs 1e\+20 iterations.*give a larger learning_rate",
+    ),
+    "dot": ({"memory_limit": "."}, "memory_limit must be a number of bytes or a text"),
+    "minus": ({"memory_limit": "-3 MB"}, "memory_limit must be a number of bytes or a text"),
     "meta": ({"device": "meta"}, "device must be 'cpu' or 'cuda'; got 'meta'"),
     "no cuda": (
         {"device": "cuda:99"},
@@ -273,6 +279,7 @@ def test_bad_arguments(name):
         ({"dt": "small"}, "dt must be a real number; got 'small'"),
         ({"learning_rate": "0.1"}, "learning_rate must be a real number; got '0.1'"),
         ({"times": "now"}, "times must be"),
+        ({"differentiable": "yes"}, "differentiable must be True or False; got 'yes'"),
         ({"initial": "zero"}, "initial must be an array of real numbers"),
     ],
 )

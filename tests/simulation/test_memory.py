@@ -1,0 +1,102 @@
+"""Memory as the system sees it, and that nothing is tabulated for all steps at once."""
+
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+import lesde
+from lesde.initial import Initial
+from lesde.simulation import sgd
+from lesde.simulation.plan import Plan
+from lesde.simulation.sgd import NoiseClock
+from lesde.simulation.steps import StepGrid
+
+PROGRAM = """
+import resource, sys
+import numpy as np
+import lesde
+
+model = lesde.LESDE(lesde.TwoLevel(0.5, -0.1), 3, 3, 1050, noise=0.1)
+paths = lesde.simulate(
+    model, np.linspace(0, 10, 11), np.eye(3), 32, keep="statistics", {settings}
+)
+assert np.isfinite(paths.within).all()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak if sys.platform == "darwin" else 1024 * peak)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="the peak of a process is asked for by resource"
+)
+@pytest.mark.parametrize(
+    "settings", ["engine='sgd', learning_rate=1e-3", "engine='torchsde', dt=1e-3"]
+)
+def test_a_billion_particle_steps_in_less_than_a_gigabyte(settings):
+    # 3 classes x 1,050 samples x 32 replicates x 10,000 steps; the whole process, torch included.
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("{settings}", settings)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 1e9
+
+
+def test_steps_are_worked_out_where_they_are_asked_for():
+    times = np.array([0.0, 0.5, 0.8, 3.0])
+    tracemalloc.start()
+    grid = StepGrid.regular(times, 1e-7)
+    found = grid.starts[20_000_000:20_000_010], grid.widths[20_000_000]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6
+    np.testing.assert_allclose(found[0], 2.0 + 1e-7 * np.arange(10), rtol=0, atol=1e-12)
+    assert found[1] == pytest.approx(1e-7)
+
+
+def test_steps_divide_every_interval():
+    times = np.array([0.0, 0.5, 0.8, 3.0])
+    grid = StepGrid.regular(times, 0.2)
+    np.testing.assert_array_equal(grid.saved, [0, 3, 5, 16])
+    expected = np.concatenate(
+        [
+            np.linspace(a, b, n, endpoint=False)
+            for a, b, n in zip(times, times[1:], (3, 2, 11), strict=False)
+        ]
+    )
+    np.testing.assert_allclose(grid.starts[:], expected, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(np.cumsum(grid.widths[:])[grid.saved[1:] - 1], times[1:])
+    assert grid.starts[-1] == grid.starts[15] == grid.starts[np.array([15])][0]
+    assert len(grid.widths) == 16
+
+
+def test_ages_of_noise_are_tabulated_piece_by_piece(monkeypatch):
+    monkeypatch.setattr(sgd, "TABLE_BYTES", 8 * 3 * 300)
+    model = lesde.LESDE(lesde.TwoLevel(1, 0), 3, 2, 2, noise=["t", "1+t", "exp(-t)"])
+    rate, last, start = 0.01, 2000, 0.5
+    plan = Plan(
+        model.derive().coefficients(),
+        np.array([start, start + rate * last]),
+        Initial(None, None),
+        32,
+        0,
+        0,
+        np.array([rate]),
+        torch.device("cpu"),
+        torch.float64,
+    )
+    clock = NoiseClock(plan, rate, last)
+    t = start + rate * np.arange(last)
+    squares = np.stack([t, 1 + t, np.exp(-t)], axis=1) ** 2
+    expected = np.concatenate([np.zeros((1, 3)), np.cumsum(rate * squares, axis=0)])
+    first = 0
+    for end in (256, 300, 556, 812, 812, 1068, 1324, 1580, 1836, 2000):
+        np.testing.assert_allclose(clock.ages(first, end), expected[first : end + 1], rtol=1e-13)
+        assert clock.table.nbytes <= 8 * 3 * 301
+        first = end
+    assert clock.ages(last, last).shape == (1, 3)
