@@ -37,7 +37,12 @@ NOTES = {
     "ours, sampling noise": "`sde='sampling'`: the SDE with the noise of SGD's drawing of samples, for which "
     "every sample is stepped. Checked against the expectation and the spread within classes.",
 }
-REFERENCES = {"draw-only": "of draw-only", "torchsde euler": "× torchsde euler"}
+REFERENCES = {
+    "draw-only": "of draw-only",
+    "torchsde euler": "× torchsde euler",
+    "torchsde srk": "× torchsde srk",
+    "diffrax euler, unsafe path": "× diffrax euler",
+}
 
 # Slower methods run this fraction of the steps, so that a round stays short.
 SLOWER = {

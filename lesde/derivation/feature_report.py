@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import sympy as sp
 
 from lesde.derivation.pair_rule import pair_rule
-from lesde.derivation.sections import EXPLICIT, Section, noise_equations
+from lesde.derivation.sections import EXPLICIT, Section, end_of_system
 from lesde.pair_formula import VARIABLES
 
 if TYPE_CHECKING:
@@ -50,16 +50,7 @@ def _rule(derivation: FeatureDerivation) -> Section:
     if VARIABLES["s"] in strength.expression.free_symbols:
         section.equations.append((_symbol("kappa_same"), strength.at(True)))
         section.equations.append((_symbol("kappa_other"), strength.at(False)))
-    if model.transform.kind == "logits":
-        d = _symbol("d_l")
-        section.equations.append((_symbol("H_l"), d * _symbol("d_l^T") / sp.Symbol("|d_l|^2")))
-        section.notes.append("d_l = e_l - 1/K are the logit directions; they sum to zero.")
-    if not model.noise_table.is_numeric:
-        noise_equations(derivation, section)
-    sizes = model.counts.tolist() if not model.is_balanced else int(model.counts[0])
-    section.notes.append(
-        f"{model.n_classes} classes in {model.n_features} dimensions, samples a class: {sizes}."
-    )
+    end_of_system(derivation, section)
     return section
 
 

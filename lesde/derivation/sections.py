@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lesde.derivation.core import Derivation
     from lesde.derivation.feature_derivation import FeatureDerivation
 
-__all__ = ["Section", "noise_equations", "sections"]
+__all__ = ["Section", "end_of_system", "noise_equations", "sections"]
 
 EXPLICIT = 4  # classes written out one by one; beyond, a few stand for all
 
@@ -57,6 +57,13 @@ def _rule(derivation: Derivation) -> Section:
         section.equations.append((sp.Symbol("E_kl"), model.entries[0, 1]))
     elif model.n_classes <= EXPLICIT:
         section.equations.append((_symbol("E"), model.entries.matrix()))
+    end_of_system(derivation, section)
+    return section
+
+
+def end_of_system(derivation: Derivation | FeatureDerivation, section: Section) -> None:
+    """Transform, noise and sizes, which every model has."""
+    model = derivation.model
     if model.transform.kind == "logits":
         d = _symbol("d_l")
         section.equations.append((_symbol("H_l"), d * _symbol("d_l^T") / sp.Symbol("|d_l|^2")))
@@ -67,7 +74,6 @@ def _rule(derivation: Derivation) -> Section:
     section.notes.append(
         f"{model.n_classes} classes in {model.n_features} dimensions, samples a class: {sizes}."
     )
-    return section
 
 
 def noise_equations(derivation: Derivation | FeatureDerivation, section: Section) -> None:
