@@ -20,8 +20,9 @@ from .stacked import Activation, Layer, Linear, stacked_layer
 
 __all__ = ["LOSSES", "ChainStep", "chain_of", "make_step", "mapped_step"]
 
-Step = Callable[[Tensor, Tensor], None]
-"""Takes inputs (replicate, batch, ...) and one-hot targets (replicate, batch, class)."""
+Step = Callable[[Tensor, Tensor], Tensor]
+"""Takes inputs (replicate, batch, ...) and one-hot targets (replicate, batch, class); returns the
+logits (replicate, batch, class) before the step."""
 
 
 def _squared_error(logits: Tensor, targets: Tensor) -> Tensor:
@@ -49,16 +50,18 @@ def mapped_step(ensemble: Ensemble, loss: str, learning_rate: float) -> Step:
 
     def cost(
         parameters: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
-        return measure(functional_call(ensemble.base, (parameters, fixed), (x,)), y)
+    ) -> tuple[Tensor, Tensor]:
+        logits = functional_call(ensemble.base, (parameters, fixed), (x,))
+        return measure(logits, y), logits
 
-    gradient = vmap(grad(cost))
+    gradient = vmap(grad(cost, has_aux=True))
 
-    def step(x: Tensor, y: Tensor) -> None:
-        change = gradient(ensemble.parameters, ensemble.fixed, x, y)
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        change, logits = gradient(ensemble.parameters, ensemble.fixed, x, y)
         with torch.no_grad():
             for name, parameter in ensemble.parameters.items():
                 parameter.sub_(change[name], alpha=learning_rate)
+        return logits
 
     return step
 
@@ -70,7 +73,7 @@ class ChainStep:
         self._layers, self._loss, self._rate = layers, loss, learning_rate
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, y: Tensor) -> None:
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         for layer in self._layers:
             x = layer.forward(x)
         # The mean over the batch is taken here; both losses have this form of derivative.
@@ -79,6 +82,7 @@ class ChainStep:
         for i, layer in reversed(list(enumerate(self._layers))):
             assert delta is not None
             delta = layer.backward(delta, self._rate, i > 0)
+        return x
 
 
 def chain_of(ensemble: Ensemble) -> list[Layer] | None:

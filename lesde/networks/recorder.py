@@ -29,13 +29,14 @@ def record_ensemble(
     sampling: str = "uniform",
     seed: int = 0,
     dtype: str = "float32",
+    drawn: bool = False,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Iterator[dict[str, xr.Dataset]]:
     """Train networks by plain SGD and record the features of the probe set, as paths.
 
     Parameters
     ----------
-    data, architecture, learning_rates, replicates, times, layers, loss, batch_size, sampling, seed, dtype, progress
+    data, architecture, learning_rates, replicates, times, layers, loss, batch_size, sampling, seed, dtype, drawn, progress
         As for :func:`lesde.networks.train_ensemble`.
 
     Yields
@@ -49,6 +50,10 @@ def record_ensemble(
         - ``loss``, ``accuracy (learning_rate, replicate, time)`` on the probe set;
         - for the layer ``"penultimate"``, ``weights (learning_rate, replicate, time, class,
           feature_in)`` and ``bias (learning_rate, replicate, time, class)`` of the last linear layer.
+
+        With ``drawn`` one more dataset, ``"drawn"``: ``features (learning_rate, replicate, draw,
+        feature)``, the logits of the drawn training samples, with ``label (learning_rate, replicate,
+        draw)``, ``iteration (draw)``, the steps done before, and ``time (learning_rate, draw)``.
 
         Coordinates ``learning_rate``, ``replicate``, ``time``, ``label(sample)`` and
         ``iteration(learning_rate, time)``; attributes say what was trained, how, and with which versions.
@@ -79,6 +84,7 @@ def record_ensemble(
         sampling=sampling,
         seed=seed,
         dtype=dtype,
+        drawn=drawn,
         progress=progress,
     )
     attrs: dict[str, str | int] = {
@@ -90,7 +96,7 @@ def record_ensemble(
         "seed": int(seed),
         **{f"{package}_version": version(package) for package in ("lesde", "numpy", "torch")},
     }
-    return ({layer: _pack(run, layer, data, attrs) for layer in run.features} for run in runs)
+    return (_pack_all(run, data, attrs) for run in runs)
 
 
 def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset]:
@@ -120,6 +126,11 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
                 f"records must all hold the same layers; got {sorted(given[0])} and "
                 f"{sorted(record)}."
             )
+    if len(given) > 1 and "drawn" in given[0]:
+        raise ValueError(
+            "records hold the drawn samples of several learning rates, which differ in number; take "
+            "record['drawn'] of each, and collect the rest."
+        )
     return {
         layer: xr.concat(
             [record[layer] for record in given],
@@ -132,6 +143,29 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
         )
         for layer in given[0]
     }
+
+
+def _pack_all(
+    run: EnsembleRun, data: ImageData, attrs: Mapping[str, str | int]
+) -> dict[str, xr.Dataset]:
+    packed = {layer: _pack(run, layer, data, attrs) for layer in run.features}
+    if run.drawn_logits is None or run.drawn_labels is None:
+        return packed
+    draws = run.drawn_labels.shape[1]
+    iterations = np.arange(draws) // (draws // int(run.iterations[-1]))
+    dims = ("learning_rate", "replicate", "draw")
+    packed["drawn"] = xr.Dataset(
+        {"features": ((*dims, "feature"), run.drawn_logits[None])},
+        coords={
+            "learning_rate": ("learning_rate", [run.learning_rate], {"long_name": "learning rate"}),
+            "replicate": run.replicates,
+            "label": (dims, run.drawn_labels[None]),
+            "iteration": ("draw", iterations, {"description": "steps done before the draw"}),
+            "time": (("learning_rate", "draw"), iterations[None] * run.learning_rate),
+        },
+        attrs={"architecture": run.architecture, "layer": "logits", **attrs},
+    )
+    return packed
 
 
 def _pack(

@@ -38,6 +38,11 @@ class EnsembleRun:
         Of the last linear layer, when the layer ``"penultimate"`` is recorded (and it has a bias).
     architecture : str
         The text of the network.
+    drawn_logits : array (R, D, class), or None
+        Logits of every drawn training sample before the step on it, in the order drawn, where they
+        were asked for; D is iterations times batch size.
+    drawn_labels : int64 array (R, D), or None
+        Their labels, wrong ones included.
     """
 
     learning_rate: float
@@ -50,6 +55,8 @@ class EnsembleRun:
     weights: np.ndarray | None
     bias: np.ndarray | None
     architecture: str
+    drawn_logits: np.ndarray | None = None
+    drawn_labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Job:
     sampling: str
     seed: int
     dtype: torch.dtype
+    drawn: bool = False
 
     def ensemble(self, first_only: bool = False) -> Ensemble:
         """The untrained networks, the same at every call."""
@@ -107,6 +115,26 @@ class Record:
                 self.arrays[name] = np.empty(shape, dtype=tensor.numpy().dtype)
             self.arrays[name][:, index] = tensor.numpy()
 
+    def add_drawn(self, first: int, total: int, logits: list[Tensor], labels: np.ndarray) -> None:
+        """Keep the logits of the draws of some steps, from iteration ``first`` of ``total``.
+
+        Parameters
+        ----------
+        logits : list of Tensor (replicate, batch, class)
+        labels : int array (step, replicate, batch)
+        """
+        steps, replicates, batch = labels.shape
+        values = torch.stack(logits, 1).flatten(1, 2)
+        if "drawn logits" not in self.arrays:
+            shape = (replicates, total * batch)
+            self.arrays["drawn logits"] = np.empty(
+                (*shape, values.shape[-1]), dtype=values.numpy().dtype
+            )
+            self.arrays["drawn labels"] = np.empty(shape, dtype=np.int64)
+        where = slice(first * batch, (first + steps) * batch)
+        self.arrays["drawn logits"][:, where] = values.numpy()
+        self.arrays["drawn labels"][:, where] = labels.swapaxes(0, 1).reshape(replicates, -1)
+
     def _measure(self, seen: Evaluation, time: float) -> dict[str, Tensor]:
         """Loss and accuracy of each replicate on the probe set; raises where the loss is not finite."""
         job = self.job
@@ -138,4 +166,6 @@ class Record:
             weights=self.arrays.get("weights"),
             bias=self.arrays.get("bias"),
             architecture=architecture,
+            drawn_logits=self.arrays.get("drawn logits"),
+            drawn_labels=self.arrays.get("drawn labels"),
         )

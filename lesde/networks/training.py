@@ -41,6 +41,7 @@ def train_ensemble(
     sampling: str = "uniform",
     seed: int = 0,
     dtype: str = "float32",
+    drawn: bool = False,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Iterator[EnsembleRun]:
     """Train replicates of a network by plain SGD at each learning rate, one learning rate at a time.
@@ -79,6 +80,9 @@ def train_ensemble(
     seed : int
     dtype : {"float32", "float64"}
         Of parameters and recorded features.
+    drawn : bool
+        Whether to keep the logits of every drawn training sample before the step on it, with its label,
+        as the experiments of Zhang, Wang and Su (2021) do.
     progress : bool or callable
         ``True`` for a progress bar; a callable is given the steps done and the steps in all, over
         all learning rates, at every saved time.
@@ -134,6 +138,7 @@ def train_ensemble(
         sampling=sampling,
         seed=check_integer("seed", seed, 0),
         dtype=getattr(torch, dtype),
+        drawn=bool(drawn),
     )
     rates = check_rates(learning_rates)
     plan = [(rate, iterations_of(job.times, rate)) for rate in rates]
@@ -188,9 +193,12 @@ def _train_one(
             left = int(iterations[saved] - iterations[saved - 1])
             while left:
                 steps = min(block, left)
-                drawn = torch.from_numpy(order.take(steps))
-                for x, y in zip(train_x[drawn], train_y[drawn], strict=True):
-                    step(x, y)
+                drawn = order.take(steps)
+                rows = torch.from_numpy(drawn)
+                logits = [step(x, y) for x, y in zip(train_x[rows], train_y[rows], strict=True)]
+                if job.drawn:
+                    done = int(iterations[saved]) - left
+                    record.add_drawn(done, int(iterations[-1]), logits, job.data.train_y[drawn])
                 left -= steps
             record.add(ensemble, saved)
             report(int(iterations[saved]))

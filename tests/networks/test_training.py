@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lesde.errors import Diverged
-from lesde.networks import ImageData, mlp, train_ensemble
+from lesde.networks import (
+    ImageData,
+    collect,
+    mlp,
+    record_ensemble,
+    train_ensemble,
+    with_label_noise,
+)
 from lesde.networks.ensemble import child_seed
 from lesde.networks.gradients import ChainStep, chain_of, make_step, mapped_step
 from lesde.networks.sampling import SampleOrder
@@ -299,3 +308,58 @@ def test_shared_data_need_not_be_digits():
         images, lambda: nn.Sequential(nn.Flatten(), nn.Linear(25, 2)), 0.1, 2, [0, 1.0]
     )
     assert run.features["logits"].shape == (2, 2, 4, 2)
+
+
+@pytest.mark.parametrize(("name", "batch_size"), [("dense", 1), ("convolutional", 2)])
+def test_logits_of_drawn_samples_are_those_before_the_step(data, name, batch_size):
+    """Saving at every iteration shows the network before each step."""
+    noisy = with_label_noise(data, 0.4)
+    rate, last = 0.1, 12
+    everything = dataclasses.replace(noisy, probe_x=noisy.train_x, probe_y=noisy.train_y)
+    (run,) = train_ensemble(
+        everything,
+        ARCHITECTURES[name],
+        rate,
+        2,
+        rate * np.arange(last + 1),
+        batch_size=batch_size,
+        seed=5,
+        drawn=True,
+    )
+    for r in range(2):
+        order = SampleOrder([child_seed(5, r, 1)], len(noisy.train_x), batch_size, "uniform").take(
+            last
+        )[:, 0]
+        np.testing.assert_array_equal(run.drawn_labels[r], noisy.train_y[order].ravel())
+        wanted = [run.features["logits"][r, m, rows] for m, rows in enumerate(order)]
+        np.testing.assert_allclose(run.drawn_logits[r], np.concatenate(wanted), atol=1e-5)
+    (sparse,) = train_ensemble(
+        everything,
+        ARCHITECTURES[name],
+        rate,
+        2,
+        [0, rate * last],
+        batch_size=batch_size,
+        seed=5,
+        drawn=True,
+    )
+    np.testing.assert_array_equal(sparse.drawn_logits, run.drawn_logits)
+
+
+def test_drawn_samples_as_a_dataset(data):
+    (record,) = record_ensemble(
+        data, ARCHITECTURES["dense"], 0.1, 3, [0, 0.5, 1.0], batch_size=2, drawn=True
+    )
+    drawn = record["drawn"]
+    assert dict(drawn.features.sizes) == {
+        "learning_rate": 1,
+        "replicate": 3,
+        "draw": 20,
+        "feature": 4,
+    }
+    np.testing.assert_array_equal(drawn.iteration, np.arange(10).repeat(2))
+    np.testing.assert_allclose(drawn.time[0], 0.1 * np.arange(10).repeat(2))
+    assert drawn.label.dims == ("learning_rate", "replicate", "draw")
+    assert collect([record])["drawn"].identical(drawn)
+    with pytest.raises(ValueError, match="several learning rates"):
+        collect([record, record])
