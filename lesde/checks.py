@@ -36,6 +36,14 @@ def shown(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def shown_bytes(number: float) -> str:
+    """A number of bytes in the decimal unit that fits it, to three digits."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} B"
+
+
 def check_integer(name: str, value: Any, minimum: int = 1) -> int:
     """An integer of at least ``minimum``; a float is refused even when it is whole."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

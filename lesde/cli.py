@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lesde.cli_errors import in_options
 from lesde.cli_model import build_model
 from lesde.cli_options import (
+    SDE,
+    AllRows,
     Alpha,
     Beta,
     Classes,
     Features,
     Figure,
+    FitTransform,
     LabelNoise,
+    LearningRates,
+    MemoryLimit,
+    Method,
     Noise,
+    ParameterValues,
     PathsArgument,
     PerClass,
     Strength,
+    TableFile,
     TransformName,
 )
 
@@ -32,8 +42,13 @@ app = typer.Typer(
 
 
 def _fail(error: Exception) -> typer.Exit:
-    typer.secho(f"error: {error}", fg="red", err=True)
+    typer.secho(f"error: {in_options(str(error))}", fg="red", err=True)
     return typer.Exit(2)
+
+
+def _on_terminal() -> bool:
+    """Whether somebody sees a progress bar."""
+    return sys.stderr.isatty()
 
 
 def _open(path: Path) -> Any:
@@ -67,13 +82,15 @@ def derive(
     noise: Noise = "0.1",
     label_noise: LabelNoise = 0.0,
     strength: Strength = None,
+    parameter: ParameterValues = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX document.")] = False,
 ) -> None:
     """Derive drift, diffusion, modes, closed forms and rates."""
     try:
         model = build_model(
-            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength
-        )
+            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
+            parameter,
+        )  # fmt: skip
         derivation = model.derive()
         typer.echo(derivation.latex(document=True) if latex else derivation.text(), nl=False)
     except (ValueError, TypeError) as error:
@@ -94,30 +111,19 @@ def simulate(
     noise: Noise = "0.1",
     label_noise: LabelNoise = 0.0,
     strength: Strength = None,
+    parameter: ParameterValues = None,
     start: Annotated[float, typer.Option(help="Time of the initial state.")] = 0.0,
     until: Annotated[float, typer.Option(help="Last time.")] = 5.0,
     points: Annotated[int, typer.Option(help="Saved times, the first included.")] = 51,
     replicates: Annotated[int, typer.Option(help="Independent trajectories.")] = 64,
-    learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(help="Learning rate h; repeat for several. Selects the sgd engine."),
-    ] = None,
+    learning_rate: LearningRates = None,
     engine: Annotated[str, typer.Option(help="auto, exact, torchsde or sgd.")] = "auto",
-    method: Annotated[
-        str, typer.Option(help="Of the torchsde engine: euler, milstein or srk.")
-    ] = "euler",
+    method: Method = "euler",
     dt: Annotated[float | None, typer.Option(help="Step of the torchsde engine.")] = None,
-    sde: Annotated[
-        str,
-        typer.Option(
-            help="plain, or with SGD's sampling noise at the learning rate: sampling, modified."
-        ),
-    ] = "plain",
+    sde: SDE = "plain",
     keep: Annotated[str, typer.Option(help="features, or statistics of each class.")] = "features",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    memory_limit: Annotated[
-        str | None, typer.Option(help='What a run may take, such as "500 MB".')
-    ] = None,
+    memory_limit: MemoryLimit = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
@@ -133,12 +139,15 @@ def simulate(
 
     try:
         model = build_model(
-            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength
-        )
+            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
+            parameter, needs_values=True,
+        )  # fmt: skip
         if out.exists() and not overwrite:
             raise ValueError(f"OUT = {out} exists; give another name, or --overwrite.")
         if points < 2:
             raise ValueError(f"--points must be at least 2; got {points}.")
+        if until <= start:
+            raise ValueError(f"--until must be later than --start = {start:g}; got {until:g}.")
         scale = 1 / np.sqrt(model.n_features)
         means = np.random.default_rng(seed).normal(0, scale, (classes, model.n_features))
         rates = learning_rate or None
@@ -157,11 +166,11 @@ def simulate(
             memory_limit=memory_limit,
             seed=seed,
             device=device,
-            progress=True,
+            progress=_on_terminal(),
         )
         write(paths, out)
-        sizes = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
-        typer.echo(f"wrote {out} ({sizes}; engine {paths.attrs['engine']})")
+        shape = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
+        typer.echo(f"wrote {out} ({shape}; engine {paths.attrs['engine']})")
     except (ValueError, TypeError, ArithmeticError) as error:
         raise _fail(error) from None
 
@@ -173,18 +182,23 @@ def separation(
         str, typer.Option(help="projection, linear or nearest_center.")
     ] = "projection",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    out: TableFile = None,
+    every: AllRows = False,
 ) -> None:
     """Estimate the probability that all classes are separated, over time."""
     import lesde
-    from lesde.study.tables import print_dataset
+    from lesde.study.tables import check_table_file, print_dataset, write_table
 
     try:
+        check_table_file(out)
         result = lesde.separation_probability(
             _open(paths), criterion=criterion, confidence=confidence
         )
-        print_dataset(
-            result, ["probability", "lower", "upper"], f"Separation probability ({criterion})"
-        )
+        names = ["probability", "lower", "upper"]
+        print_dataset(result, names, f"Separation probability ({criterion})", every)
+        if out is not None:
+            write_table(result, names, out)
+            typer.echo(f"wrote {out}")
     except (ValueError, TypeError) as error:
         raise _fail(error) from None
 
@@ -193,38 +207,53 @@ def separation(
 def collapse(
     paths: PathsArgument,
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    out: TableFile = None,
+    every: AllRows = False,
 ) -> None:
-    """Neural-collapse metrics over time, and how fast they converge."""
+    """Neural-collapse metrics over time, and how fast they converge.
+
+    A .csv file of --out holds the medians over replicates, a .zarr store the metrics of each.
+    """
     import lesde
-    from lesde.study.tables import print_dataset
+    from lesde.study.tables import check_table_file, print_dataset, write_table
 
     try:
+        check_table_file(out)
         metrics = lesde.neural_collapse(_open(paths))
         middle = metrics.median("replicate") if "replicate" in metrics.dims else metrics
         names = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]
-        print_dataset(middle, names, "Neural collapse, median over replicates")
+        print_dataset(middle, names, "Neural collapse, median over replicates", every)
         rates = lesde.convergence(metrics, metrics=["nc1", "nc2_etf"], confidence=confidence)
         print_dataset(
             rates, ["law", "rate", "rate_lower", "rate_upper"], "Convergence, per unit of the clock"
         )
+        if out is not None:
+            write_table(middle if out.suffix == ".csv" else metrics, names, out)
+            typer.echo(f"wrote {out}")
     except (ValueError, TypeError) as error:
         raise _fail(error) from None
 
 
-@app.command(epilog="Example: `lesde fit paths.zarr --transform logits`")
+@app.command(epilog="Example: `lesde fit paths.zarr --out fit.zarr`")
 def fit(
     paths: PathsArgument,
-    transform: Annotated[str, typer.Option(help="identity or logits.")] = "identity",
+    transform: FitTransform = None,
     out: Annotated[Path | None, typer.Option(help="Also write the fit to this Zarr store.")] = None,
+    every: AllRows = False,
 ) -> None:
-    """Fit the elasticity kernel α(t), β(t) to paths."""
+    """Fit the elasticity kernel α(t), β(t) to paths.
+
+    Prints their integrals A and B, the rates, and the index r of a tail t^−r.
+    """
     import lesde
     from lesde.study.store import write
-    from lesde.study.tables import print_dataset
+    from lesde.study.tables import print_fit
 
     try:
+        if out is not None and out.suffix == ".csv":
+            raise ValueError(f"--out must be a Zarr store, a fit being several tables; got {out}.")
         result = lesde.fit_elasticity(_open(paths), transform=transform)
-        print_dataset(result, ["A", "A_se", "B", "B_se"], f"Fitted elasticity ({transform})")
+        print_fit(result, every)
         if out is not None:
             write(result, out)
             typer.echo(f"wrote {out}")
@@ -239,13 +268,13 @@ def plot(
     out: Annotated[Path, typer.Option(help="PNG, PDF or SVG file; GIF for the animation.")] = Path(
         "figure.png"
     ),
-    transform: Annotated[str, typer.Option(help="For the figure elasticity.")] = "identity",
+    transform: FitTransform = None,
 ) -> None:
     """Draw a figure of paths."""
     from lesde.study.drawing import draw
 
     try:
-        draw(figure.value, _open(paths), out, transform)
+        draw(figure.value, _open(paths), out, transform, _on_terminal())
         typer.echo(f"wrote {out}")
     except (ValueError, TypeError) as error:
         raise _fail(error) from None
@@ -295,7 +324,7 @@ def main() -> None:
     import warnings
 
     def one_line(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
-        typer.secho(f"warning: {message}", fg="yellow", err=True)
+        typer.secho(f"warning: {in_options(str(message))}", fg="yellow", err=True)
 
     warnings.showwarning = one_line
     app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["build_model"]
@@ -17,9 +19,19 @@ def build_model(
     noise: str,
     label_noise: float,
     strength: str | None,
+    parameter: Sequence[str] | None = None,
+    *,
+    needs_values: bool = False,
 ) -> Any:
-    """The LESDE that the options of a command describe."""
+    """The LESDE that the options of a command describe.
+
+    With ``needs_values`` a kernel or name that is left open is refused.
+    """
     import lesde
+
+    parameters = _parameters(parameter or (), (alpha, beta, strength, noise))
+    if needs_values:
+        _check_values(alpha, beta, strength, parameters)
 
     try:
         counts = [int(part) for part in per_class.split(",")]
@@ -27,13 +39,13 @@ def build_model(
         raise ValueError(
             f"--per-class must be an integer or {classes} of them; got {per_class!r}."
         ) from None
-    kernel: Any = lesde.TwoLevel(alpha, beta)
+    kernel: Any = lesde.TwoLevel(alpha, beta, parameters)
     if strength is not None:
         if alpha is not None or beta is not None or label_noise:
             raise ValueError(
                 "--strength takes the place of --alpha, --beta and --label-noise; give one or the other."
             )
-        kernel = lesde.FeatureKernel(strength)
+        kernel = lesde.FeatureKernel(strength, parameters)
     if label_noise:
         kernel = lesde.LabelNoise(kernel, label_noise)
     return lesde.LESDE(
@@ -43,7 +55,53 @@ def build_model(
         n_per_class=counts[0] if len(counts) == 1 else counts,
         transform=transform,
         noise=_number_or_text(noise),
+        parameters=parameters,
     )
+
+
+def _parameters(
+    given: Sequence[str], formulas: Sequence[str | None]
+) -> dict[str, float | None] | None:
+    """Values of names in formulas, None for those left open."""
+    used = set(re.findall(r"[^\W\d]\w*", " ".join(text for text in formulas if text)))
+    values: dict[str, float | None] = {}
+    for text in given:
+        name, sign, number = (part.strip() for part in text.partition("="))
+        try:
+            value = float(number) if sign else None
+        except ValueError:
+            value, name = None, ""
+        if not name.isidentifier():
+            raise ValueError(
+                f"--parameter must be NAME=NUMBER, or NAME to leave it open; got {text!r}."
+            )
+        if name in values:
+            raise ValueError(f"--parameter {name} is given twice; give it once.")
+        if name not in used:
+            raise ValueError(
+                f"--parameter {name} is in none of the formulas of the model; leave it out, or use it."
+            )
+        values[name] = value
+    return values or None
+
+
+def _check_values(
+    alpha: str | None,
+    beta: str | None,
+    strength: str | None,
+    parameters: dict[str, float | None] | None,
+) -> None:
+    missing = [f"--{name}" for name, value in (("alpha", alpha), ("beta", beta)) if value is None]
+    if missing and strength is None:
+        raise ValueError(
+            f"{' and '.join(missing)} must be given to simulate: a number or a formula in t. (Or give "
+            f"--strength, a formula in the features, in place of both.)"
+        )
+    free = [name for name, value in (parameters or {}).items() if value is None]
+    if free:
+        raise ValueError(
+            f"--parameter {free[0]} must have a value to simulate; give --parameter {free[0]}=NUMBER."
+        )
 
 
 def _number_or_text(value: str) -> float | str:

@@ -48,6 +48,42 @@ Noise = Annotated[
 LabelNoise = Annotated[
     float, typer.Option(help="Probability of a wrong training label.", rich_help_panel=_MODEL)
 ]
+ParameterValues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        metavar="NAME[=NUMBER]",
+        help="Value of a name in the formulas, such as a=2; the name alone leaves it open. Repeat for "
+        "several.",
+        rich_help_panel=_MODEL,
+    ),
+]
+LearningRates = Annotated[
+    list[float] | None,
+    typer.Option(help="Learning rate h; repeat for several. Selects the sgd engine."),
+]
+Method = Annotated[str, typer.Option(help="Of the torchsde engine: euler, milstein or srk.")]
+SDE = Annotated[
+    str,
+    typer.Option(
+        help="plain, or with SGD's sampling noise at the learning rate: sampling, modified."
+    ),
+]
+MemoryLimit = Annotated[str | None, typer.Option(help='What a run may take, such as "500 MB".')]
+AllRows = Annotated[bool, typer.Option("--all", help="Print every row of the tables.")]
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Also write it: the whole table to a .csv file, or all results to a .zarr store.",
+    ),
+]
+FitTransform = Annotated[
+    str | None,
+    typer.Option(
+        help="identity or logits; by default that of the model recorded in PATHS, else identity."
+    ),
+]
 PathsArgument = Annotated[
     Path,
     typer.Argument(

@@ -18,7 +18,7 @@ import dataclasses
 import numpy as np
 
 from lesde.analysis.transition_fit import TransitionFit, fit_transitions, in_common
-from lesde.analysis.transition_flow import RateBasis
+from lesde.analysis.transition_flow import RateBasis, Steps
 from lesde.analysis.transition_solver import drift_map
 
 __all__ = ["fit_averages"]
@@ -29,7 +29,7 @@ def fit_averages(
     functionals: np.ndarray,
     means: np.ndarray,
     widths: np.ndarray,
-    steps: np.ndarray | None,
+    steps: Steps | None,
     counts: np.ndarray,
 ) -> TransitionFit:
     """Fit the rates to class means averaged over replicates.
@@ -43,7 +43,7 @@ def fit_averages(
     without = (R * whole - means) / (R - 1)
     # All averages are groups of one replicate: first the whole ones, then those without one.
     groups = np.concatenate([whole, without.reshape(G * R, 1, *means.shape[2:])])
-    every = None if steps is None else np.concatenate([steps, np.repeat(steps, R, axis=0)])
+    every = None if steps is None else steps.with_repeats(R)
     fit = fit_transitions(basis, functionals, groups, widths, every, counts)
     of_whole = {f.name: getattr(fit, f.name)[:G] for f in dataclasses.fields(fit)}
     left = np.moveaxis(fit.rates[G:].reshape(G, R, T - 1, -1), 1, 2)

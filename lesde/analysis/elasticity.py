@@ -10,11 +10,11 @@ import xarray as xr
 
 from lesde.analysis.averaged_fit import fit_averages
 from lesde.analysis.class_means import read_class_means
+from lesde.analysis.elasticity_records import choose_transform, read_steps, warn_of_features
 from lesde.analysis.elasticity_result import TWO_LEVEL, ElasticityResult
 from lesde.analysis.transition_fit import fit_transitions
 from lesde.analysis.transition_flow import rate_basis
 from lesde.checks import check_choice, check_fraction, check_real, shown
-from lesde.transforms import make_transform
 
 __all__ = ["fit_elasticity"]
 
@@ -24,7 +24,7 @@ FEWEST_REPLICATES = 8
 
 def fit_elasticity(
     paths: xr.Dataset,
-    transform: Any = "identity",
+    transform: Any = None,
     kernel: str = "two-level",
     confidence: float = 0.95,
     *,
@@ -47,8 +47,9 @@ def fit_elasticity(
         Variable ``features`` with dimensions ``time``, ``sample``, ``feature`` and any others; coordinates ``time`` and
         ``label(sample)``, integers 0 to K−1 with K ≥ 2, in any order, classes of any sizes. The dimension ``replicate`` is
         what the fit averages over; every other (``learning_rate``, …) is fitted separately and kept.
-    transform : {"identity", "logits"} or array (p, p) or (K, p, p), default "identity"
-        The matrices H_l, as for a model.
+    transform : {"identity", "logits"} or array (p, p) or (K, p, p), optional
+        The matrices H_l, as for a model. Default: those of the model that the attributes of ``paths`` record, as
+        `lesde.simulate` writes them, else "identity".
     kernel : {"two-level", "matrix"}, default "two-level"
         Estimate α and β, or all K² entries E_kl.
     confidence : float, default 0.95
@@ -62,9 +63,12 @@ def fit_elasticity(
         First time, or first and last, of the window for tail indices; False leaves them out. Default: from √(t₁ t_T) to the last
         time t_T, t₁ the first positive time: the second half in log t.
     scheme : {"auto", "exponential", "discrete"}, default "auto"
-        Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m SGD
-        steps. ``"auto"`` is discrete where ``paths`` has the coordinate ``iteration``. Taking exp for SGD makes rates too small
-        by the relative amount ½·(learning rate)·(growth rate).
+        Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m steps of
+        SGD or of Euler's scheme. ``"auto"`` is discrete where ``paths`` has the coordinate ``iteration``, or attributes
+        that record an integration by the engine "torchsde": its steps divide every interval evenly and are at most
+        ``attrs["dt"]`` long. The steps of its method "srk" are 1 + x + x²/2 with x = (Δ/m) M, those of the modified
+        equation at learning rate h are 1 + x − (h m/2Δ) x². Taking exp for such paths makes rates too small by the relative
+        amount ½·step·(growth rate); use it where the times were changed after an integration.
     errors : {"auto", "replicate", "model"}, default "auto"
         ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of
         freedom: the effective number of replicates less one, fewer where some carry most of the information). It needs nothing but independent replicates:
@@ -112,7 +116,8 @@ def fit_elasticity(
     -----
     UserWarning
         When a rate is not identified in some interval (its standard error is inf there, and that of its integral from there
-        on), when no tail index can be given (NaN), and when standard errors rest on the model because replicates are few.
+        on), when no tail index can be given (NaN), when standard errors rest on the model because replicates are few,
+        when ``transform`` is not that of the recorded model, and when that has a kernel that depends on the features.
 
     Raises
     ------
@@ -153,10 +158,12 @@ def fit_elasticity(
     confidence = check_fraction("confidence", confidence)
     window = None if tail is False else _check_tail(tail)
     data = read_class_means(paths, scheme != "exponential")
-    if scheme == "discrete" and data.steps is None:
+    steps = read_steps(paths, data) if scheme != "exponential" else None
+    if scheme == "discrete" and steps is None:
         raise ValueError(
             "scheme='discrete' needs the coordinate iteration in paths, the number of SGD steps at each "
-            "time; add it, or use scheme='exponential'."
+            "time, or the attributes of an integration by engine='torchsde'; add it, or use "
+            "scheme='exponential'."
         )
     R, K, p = data.values.shape[1], *data.values.shape[3:]
     if errors == "replicate" and R < 2:
@@ -179,12 +186,13 @@ def fit_elasticity(
                 f"paths has {R} replicate(s), fewer than {FEWEST_REPLICATES}: standard errors assume the "
                 f"noise of the LE-SDE. They are too small where other noise acts."
             )
-    H = make_transform(transform, K, p)
+    H = choose_transform(paths, transform, K, p)
+    warn_of_features(paths)
     basis = rate_basis(H, data.counts / data.counts.sum(), kernel)
     functionals = TWO_LEVEL if kernel == "two-level" else np.eye(K * K)
     widths = np.diff(data.times)
     fitter = fit_transitions if estimator == "likelihood" else fit_averages
-    fit = fitter(basis, functionals, data.values, widths, data.steps, data.counts)
+    fit = fitter(basis, functionals, data.values, widths, steps, data.counts)
     result = ElasticityResult(data, fit, kernel, errors == "replicate", confidence)
     result.add_integrals()
     result.add_rates(smoothing)
@@ -196,7 +204,7 @@ def fit_elasticity(
         kernel=kernel,
         method="Gaussian maximum likelihood of the class means, one interval at a time",
         estimator=estimator,
-        scheme="exponential" if data.steps is None else "discrete",
+        scheme="exponential" if steps is None else "discrete",
         errors=errors,
         smoothing=smoothing or "none",
         confidence=confidence,

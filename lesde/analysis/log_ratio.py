@@ -17,21 +17,22 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.class_means import checked_paths
+from lesde.analysis.elasticity_records import choose_transform
 from lesde.checks import check_choice
 from lesde.transforms import logit_directions
 
 __all__ = ["log_ratio_elasticity"]
 
 
-def log_ratio_elasticity(paths: xr.Dataset, transform: str = "identity") -> xr.Dataset:
+def log_ratio_elasticity(paths: xr.Dataset, transform: str | None = None) -> xr.Dataset:
     """A(t) and B(t) by averaging logarithms of ratios x(t)/x(0).
 
     Parameters
     ----------
     paths : xarray.Dataset
         As for `lesde.fit_elasticity`; classes of equal size.
-    transform : {"identity", "logits"}
-        H = I: for every sample and coordinate A − B = K log of the ratio of its distance from the grand mean, and for
+    transform : {"identity", "logits"}, optional
+        Default: that of the model that the attributes of ``paths`` record, else "identity". H = I: for every sample and coordinate A − B = K log of the ratio of its distance from the grand mean, and for
         every coordinate A + (K−1)B = K log of the ratio of the grand mean. Logits: the same with
         s_i = ⟨d_k, X_i⟩/‖d_k‖ of a sample of class k: A − B from the mean of s, A + B/(K−1) from s_i minus that mean.
 
@@ -51,7 +52,8 @@ def log_ratio_elasticity(paths: xr.Dataset, transform: str = "identity") -> xr.D
     --------
     >>> log_ratio_elasticity(paths).A - fit_elasticity(paths).A  # doctest: +SKIP
     """
-    check_choice("transform", transform, ("identity", "logits"))
+    if transform is not None:
+        check_choice("transform", transform, ("identity", "logits"))
     features, labels, times, groups = checked_paths(paths)
     counts = np.bincount(labels)
     K = len(counts)
@@ -60,11 +62,8 @@ def log_ratio_elasticity(paths: xr.Dataset, transform: str = "identity") -> xr.D
             f"paths must have classes of equal size for ratios of logarithms; got {counts.tolist()}. "
             f"Use lesde.fit_elasticity."
         )
-    if transform == "logits" and features.sizes["feature"] != K:
-        raise ValueError(
-            f"transform='logits' needs one feature per class; got {features.sizes['feature']} features "
-            f"and {K} classes."
-        )
+    transform = choose_transform(paths, transform, K, features.sizes["feature"]).kind
+    check_choice("transform", transform, ("identity", "logits"))
     shape = tuple(features.sizes[d] for d in groups)
     A, B, dropped, used = (np.empty((*shape, len(times))) for _ in range(4))
     for cell in np.ndindex(*shape):

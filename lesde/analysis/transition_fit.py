@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from lesde.analysis.transition_flow import RateBasis
+from lesde.analysis.transition_flow import RateBasis, Steps
 from lesde.analysis.transition_solver import (
     Grams,
     drift_map,
@@ -86,7 +86,7 @@ def fit_transitions(
     functionals: np.ndarray,
     means: np.ndarray,
     widths: np.ndarray,
-    steps: np.ndarray | None,
+    steps: Steps | None,
     counts: np.ndarray,
 ) -> TransitionFit:
     """Fit the rates of every interval.
@@ -98,8 +98,8 @@ def fit_transitions(
         What to report of the rates.
     means : ndarray, shape (group, replicate, time, class, feature)
     widths : ndarray, shape (interval,)
-    steps : ndarray of int, shape (group, interval), or None
-        SGD iterations, for the discrete scheme.
+    steps : Steps of shape (group, interval), or None
+        For the discrete scheme.
     counts : ndarray, shape (class,)
     """
     G, R, T = means.shape[:3]
@@ -134,7 +134,7 @@ def _fit_block(
     functionals: np.ndarray,
     grams: Grams,
     width: np.ndarray,
-    steps: np.ndarray | None,
+    steps: Steps | None,
 ) -> TransitionFit:
     theta, converged = gauss_newton(basis, grams, width, steps)
     L, dL = drift_maps(basis, theta, width, steps)
@@ -183,14 +183,14 @@ def _growth(
     basis: RateBasis,
     theta: np.ndarray,
     width: np.ndarray,
-    steps: np.ndarray | None,
+    steps: Steps | None,
     weight: np.ndarray,
 ) -> np.ndarray:
     """By how much growth within an interval enlarges the noise, on average over directions, (b,)."""
     nodes, shares = np.polynomial.legendre.leggauss(3)
     total = np.zeros(len(width))
     for x, share in zip((1 + nodes) / 2, shares / 2, strict=True):
-        part = None if steps is None else np.maximum(np.rint(steps * x), 1).astype(int)
+        part = None if steps is None else steps.part(x)
         L = drift_map(basis, theta, width * x, part)
         phi = np.eye(len(weight)) + L @ basis.readout
         total += share * np.einsum("boc,o,c->b", phi**2, weight, 1 / weight) / len(weight)

@@ -6,23 +6,59 @@ on the class index alone. With G(θ) = Σ_j θ_j O_j the map from z to the drift
 
     dz = V G z dt,        X̄(t+Δ) − X̄(t) = G Ψ z(t) + noise,      Ψ = ∫_0^Δ e^{s V G} ds,
 
-and for n steps of SGD of size h, Ψ = h Σ_{j<n} (1 + h V G)^j. Both come from one recursion (a base
-step, then repeated doubling), differentiated along every θ_j as it goes; no logarithm is taken.
+and for n steps of SGD of size h, Ψ = h Σ_{j<n} (1 + h V G)^j. A step of other schemes multiplies z by
+1 + x + c x² with x = h V G, and has Ψ = h (1 + c x). All come from one recursion (a base step, then
+repeated doubling), differentiated along every θ_j as it goes; no logarithm is taken.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lesde.transforms import Transform, logit_directions
 
-__all__ = ["RateBasis", "flow", "rate_basis"]
+__all__ = ["RateBasis", "Steps", "flow", "rate_basis"]
 
 # The Taylor series of a base step is summed to rounding for generators of at most this norm.
 BASE_NORM = 0.5
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps in which a process moves within each interval.
+
+    Attributes
+    ----------
+    counts : ndarray of int, shape (..., interval)
+        How many, of equal width.
+    curvature : ndarray, shape (..., interval)
+        c of 1 + x + c x², by which a step multiplies z: 0 for SGD and for Euler's scheme.
+    """
+
+    counts: np.ndarray
+    curvature: np.ndarray
+
+    def __getitem__(self, at: Any) -> Steps:
+        return Steps(self.counts[at], self.curvature[at])
+
+    def ravel(self) -> Steps:
+        """All intervals in one dimension."""
+        return Steps(self.counts.ravel(), self.curvature.ravel())
+
+    def with_repeats(self, number: int) -> Steps:
+        """These, and then every row ``number`` times."""
+        counts, curvature = (
+            np.concatenate([x, np.repeat(x, number, axis=0)]) for x in (self.counts, self.curvature)
+        )
+        return Steps(counts, curvature)
+
+    def part(self, share: float) -> Steps:
+        """The steps of about this share of each interval, at least one."""
+        return Steps(np.maximum(np.rint(self.counts * share), 1).astype(int), self.curvature)
 
 
 @dataclass(frozen=True)
@@ -104,7 +140,7 @@ def flow(
     generator: np.ndarray,
     directions: np.ndarray,
     width: np.ndarray,
-    steps: np.ndarray | None,
+    steps: Steps | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ψ and its derivatives along the directions.
 
@@ -116,8 +152,8 @@ def flow(
         Derivatives of N; of length 0 where only Ψ is wanted.
     width : ndarray, shape (b,)
         Δ of each interval.
-    steps : ndarray of int, shape (b,), or None
-        SGD iterations in the interval (each of size Δ/steps); None for continuous time.
+    steps : Steps of shape (b,), or None
+        Those of the interval (each of size Δ/counts); None for continuous time.
 
     Returns
     -------
@@ -131,7 +167,7 @@ def flow(
         counts = np.full(b, 2**doublings)
         degree = _degree(norm / 2**doublings)
     else:
-        counts, degree = steps, 1
+        counts, degree = steps.counts, 1
     h = (width / counts)[:, None, None]
     x, dx = generator * h, directions * h[:, None]
 
@@ -146,6 +182,10 @@ def flow(
         power = x @ power
         E = E + power / math.factorial(i)
         dE = dE + dpower / math.factorial(i)
+    if steps is not None and steps.curvature.any():
+        c = steps.curvature[:, None, None]
+        psi, dpsi = psi + h * c * x, dpsi + (h * c)[:, None] * dx
+        E, dE = E + c * (x @ x), dE + c[:, None] * (dx @ x[:, None] + x[:, None] @ dx)
     return _repeat((E, psi, dE, dpsi), counts)
 
 

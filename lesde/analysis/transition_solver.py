@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lesde.analysis.transition_flow import RateBasis, flow
+from lesde.analysis.transition_flow import RateBasis, Steps, flow
 
 __all__ = [
     "Grams",
@@ -47,7 +47,7 @@ def drift_maps(
     basis: RateBasis,
     theta: np.ndarray,
     width: np.ndarray,
-    steps: np.ndarray | None,
+    steps: Steps | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """L = G Ψ, shape (b, out, m), and its derivatives (b, q, out, m)."""
     G = np.einsum("bq,qom->bom", theta, basis.output)
@@ -57,7 +57,7 @@ def drift_maps(
 
 
 def drift_map(
-    basis: RateBasis, theta: np.ndarray, width: np.ndarray, steps: np.ndarray | None
+    basis: RateBasis, theta: np.ndarray, width: np.ndarray, steps: Steps | None
 ) -> np.ndarray:
     """L alone."""
     G = np.einsum("bq,qom->bom", theta, basis.output)
@@ -103,7 +103,7 @@ def eigen_coordinates(information: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def gauss_newton(
-    basis: RateBasis, grams: Grams, width: np.ndarray, steps: np.ndarray | None
+    basis: RateBasis, grams: Grams, width: np.ndarray, steps: Steps | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rates that minimise the loss, (b, q), and which intervals converged.
 

@@ -12,7 +12,13 @@ import lesde
 __all__ = ["draw"]
 
 
-def draw(figure: str, paths: xr.Dataset, out: Path, transform: str = "identity") -> None:
+def draw(
+    figure: str,
+    paths: xr.Dataset,
+    out: Path,
+    transform: str | None = None,
+    progress: bool = False,
+) -> None:
     """Draw the named figure of paths and save it.
 
     Parameters
@@ -22,8 +28,10 @@ def draw(figure: str, paths: xr.Dataset, out: Path, transform: str = "identity")
         As :func:`lesde.simulate` returns.
     out : Path
         PNG, PDF or SVG; GIF for the animation.
-    transform : str
-        Of the fit behind the figure "elasticity".
+    transform : str, optional
+        Of the fit behind the figure "elasticity"; by default that of the recorded model.
+    progress : bool, default False
+        Whether to show how far an animation is.
     """
     from lesde import plot
 
@@ -31,7 +39,7 @@ def draw(figure: str, paths: xr.Dataset, out: Path, transform: str = "identity")
     if out.suffix not in wanted:
         raise ValueError(f"--out must end in {' or '.join(wanted)} for {figure}; got {out}.")
     if figure == "animation":
-        plot.animate(paths, out, progress=True)
+        plot.animate(paths, out, progress=progress)
         return
     drawn: Any
     if figure == "fan":

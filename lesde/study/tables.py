@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["format_number", "print_dataset", "print_rows"]
+from lesde.study.store import write
+
+__all__ = [
+    "check_table_file",
+    "format_number",
+    "print_dataset",
+    "print_fit",
+    "print_rows",
+    "write_table",
+]
 
 MAX_ROWS = 24
 
@@ -45,19 +57,75 @@ def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]])
     console.print(table)
 
 
-def print_dataset(dataset: xr.Dataset, variables: Sequence[str], title: str) -> None:
+def print_dataset(
+    dataset: xr.Dataset, variables: Sequence[str], title: str, every: bool = False
+) -> None:
     """Variables of a dataset as columns, one row for each combination of their dimensions.
 
-    Long tables are thinned to :data:`MAX_ROWS` rows, evenly, and say so.
+    Unless ``every`` is set, long tables are thinned to about :data:`MAX_ROWS` rows, at even distances
+    along their longest dimension, and say so.
     """
-    part = dataset[list(variables)].drop_vars(
-        [name for name, c in dataset.coords.items() if name not in dataset.dims], errors="ignore"
+    part = _columns(dataset, variables)
+    total = math.prod(part.sizes.values())
+    if total > MAX_ROWS and not every:
+        longest = max(part.sizes, key=lambda dim: part.sizes[dim])
+        size = part.sizes[longest]
+        part = part.isel({longest: evenly(size, MAX_ROWS * size // total)})
+        title += f" ({math.prod(part.sizes.values())} of {total} rows)"
+    print_rows(title, *_table(part, variables))
+
+
+def print_fit(fit: xr.Dataset, every: bool = False) -> None:
+    """Integrals, rates and tail indices of a two-level fit of :func:`lesde.fit_elasticity`."""
+    kind = fit.attrs["transform"]
+    print_dataset(fit, ["A", "A_se", "B", "B_se"], f"Fitted elasticity ({kind})", every)
+    rates = ["alpha", "alpha_se", "beta", "beta_se"]
+    print_dataset(fit, rates, "Rates at the middle of intervals", every)
+    first, last = fit.attrs["tail"]
+    title = (
+        f"Tail index r from t = {first:.4g} to {last:.4g}, {fit.attrs['confidence']:.0%} intervals"
     )
-    frame = part.to_dataframe().reset_index()
+    tail = ["tail_index", "tail_index_lower", "tail_index_upper"]
+    print_dataset(fit, tail, title, every)
+
+
+def evenly(size: int, most: int) -> list[int]:
+    """Indices from 0 to size − 1 at one distance, at most about ``most`` of them, but at least two.
+
+    The last index is added where the distance does not lead there, unless a distance up to half as
+    large again does.
+    """
+    shortest = max(1, math.ceil((size - 1) / max(most - 1, 1)))
+    fitting = [step for step in range(shortest, shortest * 3 // 2 + 1) if (size - 1) % step == 0]
+    kept = list(range(0, size, fitting[0] if fitting else shortest))
+    return kept if kept[-1] == size - 1 else [*kept, size - 1]
+
+
+def check_table_file(path: Path | None) -> None:
+    """Refuse a file that :func:`write_table` does not know, before anything is computed."""
+    if path is not None and path.suffix not in (".csv", ".zarr"):
+        raise ValueError(f"--out must end in .csv or .zarr; got {path}.")
+
+
+def write_table(dataset: xr.Dataset, variables: Sequence[str], path: Path) -> None:
+    """Variables as a .csv file with all rows, or the whole dataset as a .zarr store."""
+    check_table_file(path)
+    if path.suffix == ".zarr":
+        write(dataset, path)
+        return
+    header, rows = _table(_columns(dataset, variables), variables)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows, columns=header).to_csv(path, index=False)
+
+
+def _columns(dataset: xr.Dataset, variables: Sequence[str]) -> xr.Dataset:
+    part = dataset[list(variables)]
+    return part.drop_vars([name for name in part.coords if name not in part.dims])
+
+
+def _table(part: xr.Dataset, variables: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows."""
     header = [*map(str, part.dims), *variables]
-    rows = frame[header].to_numpy().tolist()
-    if len(rows) > MAX_ROWS:
-        kept = np.unique(np.linspace(0, len(rows) - 1, MAX_ROWS).round().astype(int))
-        title += f" ({len(kept)} of {len(rows)} rows)"
-        rows = [rows[i] for i in kept]
-    print_rows(title, header, rows)
+    if not part.dims:
+        return header, [[part[name].item() for name in variables]]
+    return header, part.to_dataframe().reset_index()[header].to_numpy().tolist()

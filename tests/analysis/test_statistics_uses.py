@@ -95,7 +95,7 @@ def test_stored_statistics(tmp_path: Path):
     ):
         result = run(app, arguments)
         assert result.exit_code == 2
-        assert "keep='features'" in result.output
+        assert "--keep features" in result.output
         assert result.output.count("\n") == 1
 
 

@@ -1,0 +1,58 @@
+"""The package's messages in the words of the command line: options in place of Python arguments."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["in_options"]
+
+# Arguments whose option has another name than theirs with dashes.
+_RENAMED = {
+    "n_classes": "--classes",
+    "n_features": "--features",
+    "n_per_class": "--per-class",
+}
+_ARGUMENTS = (
+    *_RENAMED,
+    *("alpha", "beta", "confidence", "criterion", "device", "dt", "dtype", "engine", "keep"),
+    *("learning_rate", "memory_limit", "method", "noise", "replicates", "sde", "seed", "strength"),
+    "transform",
+)
+_NAMES = "|".join(_ARGUMENTS)
+_SENTENCES = (
+    (
+        r"Give it a value with parameters=\{'(\w+)': \.\.\.\}, or None there to leave it free",
+        r"Give it a value with --parameter \1=NUMBER, or leave it open with --parameter \1",
+    ),
+    (r"parameters=\{\.\.\.\}", "--parameter NAME=NUMBER"),
+    (r"parameters\['(\w+)'\]", r"--parameter \1"),
+    (r"parameters may", "--parameter may"),
+    (r"^p must", "--label-noise must"),
+    # The command line has no first_replicate.
+    (
+        r"Ask for fewer replicates or times[^.]*?first_replicate",
+        "Ask for fewer replicates or times",
+    ),
+)
+
+
+def in_options(message: str) -> str:
+    """A message with ``name='value'``, names of arguments, and calls put as options.
+
+    Plain words that are also names, such as transform, are left alone except where a sentence starts
+    with one.
+    """
+    for pattern, words in _SENTENCES:
+        message = re.sub(pattern, words, message)
+    message = re.sub(rf"\b({_NAMES})=None\b", lambda m: f"no {_option(m[1])}", message)
+    value = r"'([^']*)'|([\w.+-]*\w)"
+    message = re.sub(
+        rf"\b({_NAMES})=(?:{value})", lambda m: f"{_option(m[1])} {m[2] or m[3]}", message
+    )
+    message = re.sub(rf"^({_NAMES})(?= (must|was|is|needs) )", lambda m: _option(m[1]), message)
+    long = "|".join(name for name in _ARGUMENTS if "_" in name)
+    return re.sub(rf"\b({long})\b", lambda m: _option(m[1]), message)
+
+
+def _option(name: str) -> str:
+    return _RENAMED.get(name, "--" + name.replace("_", "-"))
