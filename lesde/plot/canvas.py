@@ -13,17 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-)
 
 from lesde.checks import shown
 from lesde.plot.style import COLUMN, SETTINGS, class_line, class_marker, palette
+from lesde.plot.ticks import number, tidy_log, widen_log
 
 __all__ = [
     "axis_label",
@@ -35,11 +28,8 @@ __all__ = [
     "positive",
     "tidy_log",
     "title_of",
+    "widen_log",
 ]
-
-
-MOST_TICKS = 7
-"""Most labels along a logarithmic axis one column wide."""
 
 
 def check_panels(ax: Any, count: int, three_d: bool = False) -> None:
@@ -97,11 +87,6 @@ def fix_ticks(ax: Axes) -> None:
             )
 
 
-def number(value: float) -> str:
-    """A number as a label shows it: at most three significant digits, with a true minus sign."""
-    return f"{float(value):.3g}".replace("-", "−")
-
-
 def axis_label(variable: xr.DataArray | None, default: str) -> str:
     """Long name and units of a variable, or ``default`` for a name it does not have."""
     attrs = {} if variable is None else variable.attrs
@@ -137,7 +122,12 @@ def class_handles(classes: Sequence[int], n_classes: int, linestyle: bool = True
     ]
 
 
-def legend_above(axes: Any, handles: Sequence[Artist], title: str | None = None) -> Legend | None:
+def legend_above(
+    axes: Any,
+    handles: Sequence[Artist],
+    title: str | None = None,
+    handlelength: float | None = None,
+) -> Legend | None:
     """A legend above the axes, where it covers nothing, in as few rows as fit.
 
     Over all panels of a figure where there are several, else over the one.
@@ -162,38 +152,11 @@ def legend_above(axes: Any, handles: Sequence[Artist], title: str | None = None)
         rows = -(-len(handles) // columns)
         if columns > 1 and -(-len(handles) // rows) != columns:
             continue
-        legend = owner.legend(handles=list(handles), ncols=columns, title=title, **place)
+        legend = owner.legend(
+            handles=list(handles), ncols=columns, title=title, handlelength=handlelength, **place
+        )
         # The room is that of the axes: ticks and labels are beside them.
         if columns == 1 or legend.get_window_extent().width <= room:
             return legend
         legend.remove()
     return None
-
-
-def tidy_log(ax: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
-    """Tick labels of a logarithmic axis that do not collide, by how many decades it spans.
-
-    Call when the limits are set. Over two decades or more: powers of ten. Less: 1, 2, 5 times these, or
-    round numbers, written plainly. ``ticks`` are used as they are, as many as fit.
-    """
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    low, high = sorted(ax.get_xlim() if which == "x" else ax.get_ylim())
-    decades = np.log10(high / low)
-    if ticks is not None:
-        # Labels need room: drop those that are too near to the one before.
-        gap = decades / MOST_TICKS
-        kept: list[float] = []
-        for value in sorted(ticks):
-            if not kept or np.log10(value / kept[-1]) >= gap:
-                kept.append(float(value))
-        axis.set_major_locator(FixedLocator(kept))
-    elif decades >= 2:
-        return
-    elif decades > 0.7:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    else:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axis.set_minor_formatter(NullFormatter())
-    if decades <= 0.7:
-        axis.set_minor_locator(NullLocator())

@@ -9,11 +9,17 @@ import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from lesde.checks import check_dataset
 from lesde.plot.canvas import axis_label, check_panels, panels
-from lesde.plot.rate_key import RateCell, rate_cells, rate_key, refuse_other_dims
+from lesde.plot.rate_key import (
+    RateCell,
+    band_patch,
+    draw_band,
+    rate_cells,
+    rate_key,
+    refuse_other_dims,
+)
 from lesde.plot.style import INK, LEVELS, SECOND_INK, style
 from lesde.plot.truth import true_elasticity
 
@@ -28,6 +34,8 @@ LABELS = {
     "beta": "$\\hat{\\beta}$",
 }
 NORMAL_95 = 1.959963984540054
+FAR = 4.0
+"""How much farther than usual a band may reach and still be shown whole."""
 
 
 @style()
@@ -66,9 +74,10 @@ def elasticity(
     Notes
     -----
     Bands are the fit's confidence limits. Where a rate is not identified (infinite standard error)
-    there is neither line nor band. Where a band is much wider than most of it, and than the range of
-    the curves, it is cut off, so that it does not flatten them: the vertical axis reaches beyond the
-    curves by that range or by the median width of the bands.
+    there is neither line nor band. The vertical axis shows all of the bands, but not where a band
+    reaches beyond its curve by more than four times both the range of the curves and the usual
+    (median) reach of the bands: there it is cut off, so that it does not flatten the rest. The axis
+    spans at least half of the largest value shown, so that a constant looks like one.
 
     Examples
     --------
@@ -83,13 +92,12 @@ def elasticity(
     true_curves = None if truth is None else true_elasticity(truth, fit)
     axes = panels(ax, 2, 2, 3.4, sharex=ax is None)
     for each, name in zip(axes.ravel(), PANELS, strict=True):
-        extent = [_draw(each, cell, name, len(cells) == 1) for cell in cells]
+        curves = [_draw(each, cell, name, len(cells) == 1) for cell in cells]
         if true_curves is not None and name in true_curves:
             x, y = true_curves[name]
             each.plot(x, y, color=INK, linestyle=(0, (4, 2)), linewidth=1.0, zorder=4)
-            extent.append(_extent(y))
-        bands = [_band(cell.data, name, cell.data[name].values) for cell in cells]
-        _limit(each, extent, np.concatenate([high - low for low, high in bands]))
+            curves.append((y, y, y))
+        _limit(each, *(np.concatenate(each_of) for each_of in zip(*curves, strict=True)))
         each.set_ylabel(LABELS[name])
         each.set_xlabel(axis_label(fit.coords.get("time"), "time"))
         if ax is None and name in ("A", "B"):
@@ -106,20 +114,18 @@ def _handles(fit: xr.Dataset, single: bool, with_truth: bool) -> list[Artist]:
     if single:
         handles.append(Line2D([], [], color=LEVELS["alpha"], label="within class"))
         handles.append(Line2D([], [], color=LEVELS["beta"], label="between classes"))
-    handles.append(Patch(facecolor=SECOND_INK, alpha=0.3, linewidth=0, label=band))
+    handles.append(band_patch(SECOND_INK, not single, band))
     if with_truth:
         truth = Line2D([], [], color=INK, linestyle=(0, (4, 2)), linewidth=1.0, label="truth")
         handles.append(truth)
     return handles
 
 
-def _extent(values: np.ndarray) -> tuple[float, float]:
-    finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max())) if len(finite) else (np.nan, np.nan)
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> tuple[float, float]:
-    """Draw one estimate; the range of its values."""
+def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
+    """Draw one estimate; its values and the ends of its band, NaN where not drawn."""
     variable = cell.data[name]
     x = cell.data[variable.dims[0]].values
     values = variable.values.astype(np.float64)
@@ -129,11 +135,9 @@ def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> tuple[float, flo
     level = LEVELS["alpha" if name in ("A", "alpha") else "beta"]
     colour = level if single else cell.colour
     ax.plot(x, values, color=colour, zorder=3)
-    ax.fill_between(
-        x, np.where(known, low, np.nan), np.where(known, high, np.nan),
-        color=colour, alpha=0.22, linewidth=0, zorder=1,
-    )  # fmt: skip
-    return _extent(values)
+    low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
+    draw_band(ax, x, low, high, colour, not single)
+    return values, low, high
 
 
 def _band(data: xr.Dataset, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,13 +150,18 @@ def _band(data: xr.Dataset, name: str, values: np.ndarray) -> tuple[np.ndarray, 
     return values, values
 
 
-def _limit(ax: Axes, extent: list[tuple[float, float]], widths: np.ndarray) -> None:
-    """Show all of a typical band, and cut one that is far wider than most."""
-    ends = np.array(extent)
-    if not np.isfinite(ends).any():
+def _limit(ax: Axes, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Limits that hold curves and bands, but for the parts of a band that are far wider than usual."""
+    known = np.isfinite(values)
+    if not known.any():
         return
-    low, high = float(np.nanmin(ends[:, 0])), float(np.nanmax(ends[:, 1]))
-    known = widths[np.isfinite(widths)]
-    margin = max(high - low, float(np.median(known)) if len(known) else 0.0) or abs(high) or 1.0
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, low - margin), min(top, high + margin))
+    values, low, high = values[known], low[known], high[known]
+    reach = np.maximum(high - values, values - low)
+    usual = float(np.median(reach[reach > 0])) if (reach > 0).any() else 0.0
+    most = FAR * max(float(np.ptp(values)), usual)
+    shown = reach <= most if most > 0 else np.ones(len(reach), bool)
+    bottom = float(min(values.min(), low[shown].min(initial=np.inf)))
+    top = float(max(values.max(), high[shown].max(initial=-np.inf)))
+    least = 0.5 * max(abs(bottom), abs(top)) or 1.0
+    middle, half = (bottom + top) / 2, 0.5 * max(1.1 * (top - bottom), least)
+    ax.set_ylim(middle - half, middle + half)

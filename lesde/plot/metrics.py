@@ -10,12 +10,21 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from lesde.checks import check_choice, check_dataset, check_fraction
-from lesde.plot.canvas import axis_label, check_panels, panels, positive, tidy_log, title_of
-from lesde.plot.rate_key import RateCell, rate_cells, rate_key, refuse_other_dims
+from lesde.plot.canvas import (
+    axis_label,
+    check_panels,
+    panels,
+    positive,
+    tidy_log,
+    title_of,
+    widen_log,
+)
+from lesde.plot.rate_key import RateCell, draw_band, rate_cells, rate_key, refuse_other_dims
 from lesde.plot.style import style
 
 __all__ = ["collapse", "metric_label"]
 
+USUAL = ("nc1", "nc2_etf")
 SHORT = {
     "nc1": "NC1  $\\mathrm{tr}(\\Sigma_W\\Sigma_B^{+})/K$",
     "nc1_trace": "NC1  $\\mathrm{tr}\\,\\Sigma_W/\\mathrm{tr}\\,\\Sigma_B$",
@@ -41,7 +50,7 @@ def metric_label(nc: xr.Dataset, metric: str) -> str:
 @style()
 def collapse(
     nc: xr.Dataset,
-    metrics: str | Sequence[str] = ("nc1", "nc2_etf"),
+    metrics: str | Sequence[str] | None = None,
     *,
     against: str = "time",
     learning_rate: float | None = None,
@@ -54,8 +63,9 @@ def collapse(
     ----------
     nc : xarray.Dataset
         As `lesde.neural_collapse` returns: metrics over time and possibly learning rate, replicate.
-    metrics : str or sequence of str, default ("nc1", "nc2_etf")
-        One panel each, one below the other.
+    metrics : str or sequence of str, optional
+        One panel each, one below the other. Default: ``nc1`` and ``nc2_etf``, or that of them which
+        ``nc`` holds; where it holds neither, all metrics it has over time.
     against : {"time", "iteration"}, default "time"
         Horizontal axis; ``"iteration"`` needs the coordinate of that name.
     learning_rate : float, optional
@@ -81,13 +91,16 @@ def collapse(
     Drawn is the distance to the metric's attribute ``target`` (0 if it has none). Values that are 0,
     NaN or infinite have no place on a logarithmic axis and are left out: paths that start with all
     samples at their class mean have NC1 = 0 at first. A metric with no positive value gets a linear
-    axis.
+    axis. A logarithmic axis spans at least a factor of 2, so that a metric that hardly changes looks
+    like one; all panels have the same horizontal limits.
 
     Examples
     --------
     >>> nc = lesde.neural_collapse(paths)  # doctest: +SKIP
     >>> axes = lesde.plot.collapse(nc, ["nc1", "nc2_norm_cv"])  # doctest: +SKIP
     """
+    if metrics is None:
+        metrics = _held(nc)
     names = list(dict.fromkeys([metrics] if isinstance(metrics, str) else metrics))
     if not names:
         raise ValueError("metrics must name at least one metric; got none.")
@@ -107,13 +120,18 @@ def collapse(
         )
     check_panels(ax, len(names))
     cells = rate_cells(nc, "nc", learning_rate)
+    # What has no logarithm is not drawn, but takes its room: panels can be compared side by side.
+    clocks = np.concatenate([np.ravel(cell.data[against].values) for cell in cells])
+    ends = (float(clocks.min()), float(clocks.max()))
     height = 0.75 + 1.35 * len(names)
     axes = panels(ax, len(names), 1, height, sharex=ax is None)[:, 0]
     for each, name in zip(axes, names, strict=True):
-        shown = [_curve(each, cell, name, against, spread) for cell in cells]
+        shown = [_curve(each, cell, name, against, spread, len(cells) > 1) for cell in cells]
+        each.update_datalim([(at, each.dataLim.y1) for at in ends], updatey=False)
         if any(shown):
             each.set_yscale("log")
             tidy_log(each, "y")
+            widen_log(each)
         each.set_ylabel(metric_label(nc, name))
         each.margins(x=0.02)
         each.set_xlabel(axis_label(nc.coords[against], against))
@@ -125,7 +143,16 @@ def collapse(
     return axes
 
 
-def _curve(ax: Axes, cell: RateCell, name: str, against: str, spread: float) -> bool:
+def _held(nc: Any) -> list[str]:
+    """The usual metrics as far as a dataset has them, else all it has over time."""
+    if not isinstance(nc, xr.Dataset):
+        return list(USUAL)  # the check of the dataset says what is wrong
+    usual = [name for name in USUAL if name in nc]
+    over_time = [str(name) for name, v in nc.data_vars.items() if "time" in v.dims]
+    return usual or over_time or list(USUAL)
+
+
+def _curve(ax: Axes, cell: RateCell, name: str, against: str, spread: float, several: bool) -> bool:
     """Draw one metric at one learning rate; whether anything of it is positive."""
     variable = cell.data[name]
     target = float(variable.attrs.get("target", 0.0))
@@ -142,7 +169,5 @@ def _curve(ax: Axes, cell: RateCell, name: str, against: str, spread: float) -> 
     middle = positive(middle)
     ax.plot(x, middle, color=cell.colour, zorder=3)
     if len(values) > 1:
-        ax.fill_between(
-            x, positive(low), positive(high), color=cell.colour, alpha=0.22, linewidth=0, zorder=1
-        )
+        draw_band(ax, x, positive(low), positive(high), cell.colour, several)
     return True

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from lesde.checks import check_dataset, check_real
-from lesde.plot.canvas import axis_label, check_panels, legend_above, panels
+from lesde.plot.canvas import axis_label, check_panels, legend_above, panels, tidy_log
 from lesde.plot.style import INK, style
 
 __all__ = ["phase_diagram"]
@@ -99,8 +99,10 @@ def phase_diagram(
     )  # fmt: skip
     if logs[x]:
         target.set_xscale("log")
+        tidy_log(target, "x")
     if logs[y]:
         target.set_yscale("log")
+        tidy_log(target, "y")
     handles: list[Artist] = []
     if min(values.shape) > 1 and np.nanmin(values) < 0.5 < np.nanmax(values):
         target.contour(across, up, values, levels=[0.5], colors="white", linewidths=1.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,14 +13,24 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lesde.checks import check_dataset, check_integer, check_real, shown
-from lesde.plot.canvas import axis_label, check_panels, panels, positive
-from lesde.plot.rate_key import RateCell, rate_cells, rate_key, refuse_other_dims
+from lesde.plot.canvas import axis_label, check_panels, panels, positive, tidy_log
+from lesde.plot.rate_key import (
+    RateCell,
+    band_patch,
+    draw_band,
+    nested_lines,
+    rate_cells,
+    rate_key,
+    refuse_other_dims,
+)
 from lesde.plot.style import INK, SECOND_INK, style
 
 __all__ = ["probability"]
 
 COUNTED = "lesde.separation_probability"
 PREDICTED = "lesde.predict_separation"
+THIN, WIDE = 0.7, 1.8
+"""Line widths of the prediction, and of a counted curve below one."""
 
 
 @style()
@@ -69,6 +80,9 @@ def probability(
     On the logarithmic axis a count of no failures at all has no point; the band, which reaches up to
     the upper limit of the failure probability, has.
 
+    Several learning rates differ in their dashes as well, on a thin line: where their curves
+    coincide, each shows in its part of a period.
+
     Examples
     --------
     >>> prob = lesde.separation_probability(paths)  # doctest: +SKIP
@@ -92,8 +106,10 @@ def probability(
     if prediction is not None:
         predicted = _predicted(prediction, pair, failure)
     target: Axes = panels(ax, 1, 1, 2.4)[0, 0]
-    for cell in cells:
-        _counted(target, cell, names, failure)
+    lines = nested_lines(len(cells))
+    width = 1.1 if predicted is None else WIDE
+    for cell, line in zip(cells, lines, strict=True):
+        _counted(target, cell, names, failure, line, width, len(cells) > 1)
     handles = _explain(prob, cells)
     if predicted is not None:
         handles += _draw_prediction(target, *predicted)
@@ -101,12 +117,13 @@ def probability(
     target.set_ylabel(f"1 − P({event})" if failure else f"P({event})")
     if failure:
         target.set_yscale("log")
+        tidy_log(target, "y")
         target.set_ylim(_floor(prob, names, predicted) if lowest is None else lowest, 1.5)
     else:
         target.set_ylim(-0.03, 1.03)
     target.set_xlabel(axis_label(prob.coords.get("time"), "time"))
     target.margins(x=0.02)
-    rate_key(target, cells, handles)
+    rate_key(target, cells, handles, lines)
     return target
 
 
@@ -131,24 +148,44 @@ def _pick(
     return dataset
 
 
-def _counted(ax: Axes, cell: RateCell, names: Sequence[str], failure: bool) -> None:
+def _counted(
+    ax: Axes,
+    cell: RateCell,
+    names: Sequence[str],
+    failure: bool,
+    line: Any,
+    width: float,
+    several: bool,
+) -> None:
+    """Draw the counted curve of one learning rate and its band."""
     estimate, lower, upper = (cell.data[n].values.astype(np.float64) for n in names)
     times = cell.data["time"].values
     if failure:
         estimate, lower, upper = positive(1 - estimate), 1 - upper, 1 - lower
         lower = np.maximum(lower, 1e-300)  # a band to the bottom of the axis
-    ax.fill_between(times, lower, upper, color=cell.colour, alpha=0.22, linewidth=0, zorder=1)
-    ax.plot(times, estimate, color=cell.colour, marker=".", markersize=3, zorder=3)
+    draw_band(ax, times, lower, upper, cell.colour, several)
+    every = None
+    if several:
+        # Markers would hide the dashes, but a value between two that are not shown has no line.
+        known = np.concatenate([[False], np.isfinite(estimate), [False]])
+        every = list(np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]))
+        ax.plot(times, estimate, color=cell.colour, linewidth=THIN, zorder=3)
+        width = WIDE
+    ax.plot(
+        times, estimate, color=cell.colour, linestyle=line, linewidth=width, marker=".",
+        markersize=3 if width < WIDE else 4.5, markevery=every, dash_capstyle="butt", zorder=3,
+    )  # fmt: skip
 
 
 def _explain(prob: xr.Dataset, cells: list[RateCell]) -> list[Artist]:
     """What line and band are, in words."""
     level = prob.attrs.get("confidence")
     band = "interval" if level is None else f"{100 * float(level):.3g}% interval"
-    colour = cells[0].colour if len(cells) == 1 else SECOND_INK
+    several = len(cells) > 1
+    colour = SECOND_INK if several else cells[0].colour
     return [
-        Line2D([], [], color=colour, marker=".", markersize=3, label="counted"),
-        Patch(facecolor=colour, alpha=0.22, linewidth=0, label=band),
+        Line2D([], [], color=colour, marker="" if several else ".", markersize=3, label="counted"),
+        band_patch(colour, several, band),
     ]
 
 
@@ -197,7 +234,7 @@ def _draw_prediction(
             line,
             color=INK,
             linestyle=(0, (4, 2)),
-            linewidth=1.0,
+            linewidth=THIN,
             zorder=4,
             label="exact law",
         )
@@ -209,13 +246,15 @@ def _draw_prediction(
         zorder=2,
     )  # fmt: skip
     for bound in (lower, upper):
-        ax.plot(times, bound, color=INK, linestyle=(0, (4, 2)), linewidth=0.8, zorder=4)
+        # Thin: where the bounds are close they lie on the counted curve, which must show at their sides.
+        ax.plot(times, bound, color=INK, linestyle=(0, (4, 2)), linewidth=THIN, zorder=4)
     return [
         Patch(
             facecolor="none",
-            edgecolor=SECOND_INK,
+            edgecolor=INK,
             hatch="/////",
-            linewidth=0,
+            linestyle=(0, (4, 2)),
+            linewidth=THIN,
             label="bounds of exact law",
         )
     ]

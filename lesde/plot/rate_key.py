@@ -8,16 +8,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from lesde.plot.canvas import legend_above, number
 from lesde.plot.frames import select_rate
 from lesde.plot.style import OKABE_ITO, colours_of_rates
 
-__all__ = ["RateCell", "rate_cells", "rate_key", "refuse_other_dims"]
+__all__ = [
+    "RateCell",
+    "band_patch",
+    "draw_band",
+    "nested_lines",
+    "rate_cells",
+    "rate_key",
+    "refuse_other_dims",
+]
 
 MOST_ENTRIES = 8
 """Above this many learning rates the key is a colour bar."""
@@ -59,8 +69,49 @@ def refuse_other_dims(variable: xr.DataArray, allowed: Sequence[str], name: str)
         )
 
 
-def rate_key(axes: Any, cells: Sequence[RateCell], handles: Sequence[Artist] = ()) -> None:
-    """Legend of ``handles`` and learning rates above the axes; a colour bar for many rates."""
+def draw_band(ax: Axes, x: Any, low: Any, high: Any, colour: Any, several: bool) -> None:
+    """A filled range; where there are ``several``, fainter and with an edge, so that they do not merge."""
+    ax.fill_between(x, low, high, zorder=1, **_band_look(colour, several))
+
+
+def band_patch(colour: Any, several: bool, label: str) -> Patch:
+    """Legend entry of `draw_band`."""
+    return Patch(**_band_look(colour, several), label=label)
+
+
+def _band_look(colour: Any, several: bool) -> dict[str, Any]:
+    if not several:
+        return {"facecolor": to_rgba(colour, 0.22), "linewidth": 0}
+    return {
+        "facecolor": to_rgba(colour, 0.1),
+        "edgecolor": to_rgba(colour, 0.75),
+        "linewidth": 0.4,
+    }
+
+
+def nested_lines(count: int) -> list[Any]:
+    """Line styles of curves that may coincide, in the order they are drawn in.
+
+    All have one period; of ``count`` curves on one path, each shows in an equal part of it. Solid
+    where there are too many to tell. Short dashes need a thin line below them to be followed.
+    """
+    if count == 1 or count > MOST_ENTRIES:
+        return ["-"] * count
+    part = max(2.0, 8.0 / count)
+    return ["-", *((0, (part * (count - i), part * i)) for i in range(1, count))]
+
+
+def rate_key(
+    axes: Any,
+    cells: Sequence[RateCell],
+    handles: Sequence[Artist] = (),
+    lines: Sequence[Any] | None = None,
+) -> None:
+    """Legend of ``handles`` and learning rates above the axes; a colour bar for many rates.
+
+    ``lines`` are the line styles of the cells, solid by default.
+    """
+    styles: list[Any] = ["-"] * len(cells) if lines is None else list(lines)
     rates = [cell.rate for cell in cells if cell.rate is not None]
     if len(rates) > MOST_ENTRIES:
         flat = list(np.asarray(axes, dtype=object).ravel())
@@ -81,14 +132,16 @@ def rate_key(axes: Any, cells: Sequence[RateCell], handles: Sequence[Artist] = (
     if len(rates) == 1 and handles:
         legend_above(axes, list(handles), f"learning rate {number(rates[0])}")
         return
-    lines = [
-        Line2D([], [], color=cell.colour, label=number(cell.rate))
-        for cell in cells
+    entries = [
+        Line2D([], [], color=cell.colour, linestyle=line, label=number(cell.rate))
+        for cell, line in zip(cells, styles, strict=True)
         if cell.rate is not None
     ]
-    if lines and handles:
+    # Dashes need room to be told apart.
+    length = 3.0 if any(line != "-" for line in styles) else None
+    if entries and handles:
         # One title cannot serve both kinds of entry, so the first rate says what the numbers are.
-        lines[0].set_label(f"learning rate {lines[0].get_label()}")
-        legend_above(axes, [*handles, *lines])
+        entries[0].set_label(f"learning rate {entries[0].get_label()}")
+        legend_above(axes, [*handles, *entries], handlelength=length)
     else:
-        legend_above(axes, [*handles, *lines], "learning rate" if lines else None)
+        legend_above(axes, [*handles, *entries], "learning rate" if entries else None, length)

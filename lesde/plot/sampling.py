@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from lesde.checks import check_choice, check_dataset, check_integer, check_real, shown
 from lesde.plot.canvas import axis_label, check_panels, legend_above, panels, positive, tidy_log
-from lesde.plot.frames import class_average
+from lesde.plot.simulated import coarse_steps, estimates, read_simulated, scheme
 from lesde.plot.style import INK, palette, style
 
 __all__ = ["sampling_noise"]
@@ -24,6 +24,7 @@ class Look(NamedTuple):
     """How one process is drawn and called."""
 
     label: str
+    short: str
     colour: str
     line: Any
     marker: str
@@ -31,10 +32,10 @@ class Look(NamedTuple):
 
 _BLUE, _RED, _GREEN = palette(3)
 LOOKS = {
-    "sgd": Look("SGD", INK, "-", "o"),
-    "plain": Look("SDE", _BLUE, (0, (4, 2)), "s"),
-    "sampling": Look("SDE with sampling noise", _RED, (0, (6, 1.5, 1, 1.5)), "^"),
-    "modified": Look("modified SDE", _GREEN, (0, (1, 1)), "D"),
+    "sgd": Look("SGD", "SGD", INK, "-", "o"),
+    "plain": Look("SDE", "SDE", _BLUE, (0, (4, 2)), "s"),
+    "sampling": Look("SDE with sampling noise", "sampling", _RED, (0, (6, 1.5, 1, 1.5)), "^"),
+    "modified": Look("modified SDE", "modified", _GREEN, (0, (1, 1)), "D"),
 }
 QUANTITIES = {
     "deviation": "s.d. of the gap of classes {0}, {1}",
@@ -62,8 +63,9 @@ def sampling_noise(
         As `lesde.moments` returns for several learning rates, and one process or several.
     simulated : xarray.Dataset or mapping of str to xarray.Dataset, optional
         Paths with several replicates, as `lesde.simulate` returns, shown as points with bars of two
-        standard errors; or a mapping from process ("sgd", "plain", …) to such. A dataset alone is
-        taken for "sgd". Not shown for errors.
+        standard errors; or a mapping from process ("sgd", "plain", …) to such. Of a dataset alone the
+        process is read from its attributes ``engine`` and ``sde``, "sgd" where it has none. Not shown
+        for errors.
     quantity : {"deviation", "gap", "mean_error", "covariance_error"}
         "deviation", the default: √(E‖g − E g‖²) for the gap g of two class means. "gap": ‖E g‖.
         "mean_error", "covariance_error": distance of the SDE's mean or covariance of all class means
@@ -82,11 +84,20 @@ def sampling_noise(
     Raises
     ------
     TypeError, ValueError
-        For datasets without what is needed, a time or pair they do not hold, errors without "sgd".
+        For datasets without what is needed, a time or pair they do not hold, errors without "sgd",
+        paths whose attributes name another process than the one they are given for.
 
     Notes
     -----
     Both axes are logarithmic. What has no logarithm, such as an error of exactly 0, is left out.
+
+    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE
+    are integrated in steps, and by default `lesde.simulate` takes steps as long as the learning rate
+    h: such points lie off their line, for ``sde="sampling"`` on that of SGD, whose first two moments
+    an Euler step of length h has. Points whose step, attribute ``dt``, is more than h/2 are open and
+    the legend names the scheme and step, unless ``moments`` was made with the same ``dt``. To have
+    points on the line simulate with a smaller ``dt``, say a twentieth of the smallest h; the distance
+    is proportional to ``dt`` for the Euler scheme.
 
     Examples
     --------
@@ -111,7 +122,7 @@ def sampling_noise(
             f"simulated has no place with quantity={quantity!r}, whose values are exact; leave it out, or "
             f"take quantity='deviation' or 'gap'."
         )
-    points = {} if simulated is None else _simulated(simulated)
+    points = {} if simulated is None else read_simulated(simulated, LOOKS)
     check_panels(ax, 1)
 
     target: Axes = panels(ax, 1, 1, 2.4)[0, 0]
@@ -123,22 +134,24 @@ def sampling_noise(
         if errors and name == "sgd":
             continue
         values = positive(_exact(data, name, quantity, k, l))
-        label, colour, line, _ = LOOKS[name]
-        handles += target.plot(h, values, color=colour, linestyle=line, label=label, zorder=2)
+        look = LOOKS[name]
+        handles += target.plot(
+            h, values, color=look.colour, linestyle=look.line, label=look.label, zorder=2
+        )
     rates = list(h)
     for name, paths in points.items():
-        rates += _draw_points(target, paths, name, quantity, (k, l), when)
-    if points:
-        marker = LOOKS[next(iter(points))].marker if len(points) == 1 else "o"
-        label = "simulated, ±2 s.e."
-        handles.append(Line2D([], [], color=INK, marker=marker, linestyle="none", label=label))
+        paths = paths.isel(time=_time(paths, when, "simulated"))
+        found = estimates(paths, quantity, (k, l))
+        rates += list(found[0])
+        coarse = coarse_steps(paths, found[0], moments.attrs.get("dt"))
+        handles += _draw_points(target, LOOKS[name], found, coarse, scheme(paths, found[0]))
     target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
     target.set_ylabel(QUANTITIES[quantity].format(k, l))
     pad = (max(rates) / min(rates)) ** 0.05 if max(rates) > min(rates) else 2.0
     target.set_xlim(min(rates) / pad, max(rates) * pad)
     tidy_log(target, "x")
     tidy_log(target, "y")
-    legend_above(target, handles)
+    legend_above(target, handles, "points: simulated, ±2 s.e." if points else None)
     return target
 
 
@@ -198,58 +211,20 @@ def _exact(data: xr.Dataset, name: str, quantity: str, k: int, l: int) -> np.nda
     return np.sqrt((square / (reference**2).sum(axes)).values)
 
 
-def _simulated(simulated: Any) -> dict[str, xr.Dataset]:
-    given = {"sgd": simulated} if isinstance(simulated, xr.Dataset) else simulated
-    if not isinstance(given, Mapping):
-        raise TypeError(
-            f"simulated must be a dataset from lesde.simulate, or a mapping from process to such; got "
-            f"{shown(simulated)}."
-        )
-    for name, paths in given.items():
-        check_choice("a key of simulated", name, LOOKS)
-        known = paths if isinstance(paths, xr.Dataset) and "mean" in paths else None
-        variable = "features" if known is None else "mean"
-        check_dataset("simulated", paths, [variable], "lesde.simulate")
-        if paths[variable].sizes.get("replicate", 1) < 3:
-            raise ValueError(
-                "simulated must have the dimension 'replicate', with at least 3 of them."
-            )
-        if "learning_rate" not in paths.coords:
-            raise ValueError(
-                "simulated must hold the coordinate learning_rate; simulate with learning_rate=[...]."
-            )
-    return dict(given)
-
-
 def _draw_points(
-    ax: Axes, paths: xr.Dataset, name: str, quantity: str, pair: tuple[int, int], when: float
-) -> list[float]:
-    """Points of a simulation with their bars; returns the learning rates."""
-    paths = paths.isel(time=_time(paths, when, "simulated"))
-    if "learning_rate" not in paths.dims:
-        paths = paths.expand_dims("learning_rate")
-    if "mean" in paths:
-        means = paths["mean"].transpose("learning_rate", "replicate", "class", "feature").values
-    else:
-        order = ("learning_rate", "replicate", "sample", "feature")
-        means = class_average(paths["features"].transpose(*order).values, paths["label"].values)
-    gaps = means.astype(np.float64)[:, :, pair[0]] - means[:, :, pair[1]]
-    count = gaps.shape[1]
-    centre = gaps.mean(1)
-    offsets = gaps - centre[:, None]
-    if quantity == "gap":
-        values = np.linalg.norm(centre, axis=-1)
-        along = np.einsum("hri,hi->hr", offsets, centre) / values[:, None]
-        error = along.std(1, ddof=1) / np.sqrt(count)
-    else:
-        squares = (offsets**2).sum(-1)
-        values = np.sqrt(squares.sum(1) / (count - 1))
-        # The error of a root is that of its square over twice the root.
-        error = squares.std(1, ddof=1) / np.sqrt(count) / (2 * values)
-    h = paths["learning_rate"].values.astype(np.float64)
-    _, colour, _, marker = LOOKS[name]
-    ax.errorbar(
-        h, positive(values), 2 * error, color=colour, marker=marker, markersize=3,
-        linestyle="none", elinewidth=0.9, zorder=3,
-    )  # fmt: skip
-    return list(h)
+    ax: Axes, look: Look, found: tuple[np.ndarray, ...], coarse: np.ndarray, steps: str
+) -> list[Line2D]:
+    """Points of a simulation with their bars, open where steps are coarse; their legend entries."""
+    handles = []
+    for chosen, face, words in ((~coarse, look.colour, "simulated"), (coarse, "white", steps)):
+        if not chosen.any():
+            continue
+        h, values, error = (v[chosen] for v in found)
+        ax.errorbar(
+            h, positive(values), 2 * error, color=look.colour, marker=look.marker, markersize=3.5,
+            markerfacecolor=face, markeredgewidth=0.9, linestyle="none", elinewidth=0.9, zorder=3,
+        )  # fmt: skip
+        entry = Line2D([], [], color=look.colour, marker=look.marker, linestyle="none")
+        entry.set(markersize=3.5, markerfacecolor=face, label=f"{look.short}, {words}")
+        handles.append(entry)
+    return handles

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from lesde.checks import check_integer
 from lesde.plot.canvas import check_panels, class_handles, legend_above, number, panels
 from lesde.plot.frames import Frames, at_times, read_frames, spread_over
 from lesde.plot.geometry import joins, nearest_simplex, principal_axes, principal_names
 from lesde.plot.style import INK, SECOND_INK, class_marker, palette, style
+from lesde.plot.ticks import centre_ticks
 
 __all__ = ["Scene", "draw_plane", "make_scene", "simplex", "target_handles"]
 
@@ -178,8 +178,7 @@ def frame_plane(ax: Axes, reach: float) -> None:
     ax.set_xlim(-1.12 * reach, 1.12 * reach)
     ax.set_ylim(-1.12 * reach, 1.12 * reach)
     ax.set_aspect("equal")
-    ax.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
-    ax.yaxis.set_major_locator(MaxNLocator(3, symmetric=True))
+    centre_ticks(ax)
 
 
 def draw_plane(ax: Axes, scene: Scene, frame: int, scale: float = 1.0) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lesde.study import demo_figures as figures
 from lesde.study import demo_steps as steps
 from lesde.study.config import DemoConfig
-from lesde.study.report import Report, numbers, verdict
+from lesde.study.report import Report, numbers, summary, verdict
 from lesde.study.store import read, write
 from lesde.study.tables import format_number, print_rows
 
@@ -26,7 +26,9 @@ Progress = Callable[[int, int], None]
 @contextmanager
 def bar(title: str) -> Iterator[Progress]:
     """A progress bar driven by (done, total)."""
-    with tqdm(desc=f"{title:<28}", bar_format="{l_bar}{bar:24}| {elapsed}<{remaining}") as progress:
+    form = "{l_bar}{bar:24}| {elapsed}<{remaining}"
+    # None: only on a terminal.
+    with tqdm(desc=f"{title:<28}", bar_format=form, disable=None) as progress:
 
         def update(done: int, total: int) -> None:
             progress.total = total
@@ -63,7 +65,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
     report = Report(
         folder / "report.md", "Neural networks on digits, and their locally elastic SDE"
     )
-    report.add(_introduction(config))
+    report.add("## What was run", _introduction(config))
 
     network, penultimate = _trained(config, data)
     report.add("## The networks", _training_words(network))
@@ -110,6 +112,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
     header, rows = numbers(config, comparison, separation, rates, metrics)
     report.add("## Numbers", _TABLE_WORDS.format(level=f"{config.confidence:.0%}"))
     report.table(header, rows)
+    report.summarise(*summary(config, comparison, separation, rates))
     for title, columns in _TERMINAL.items():
         print_rows(title, [header[i] for i in columns], [[row[i] for i in columns] for row in rows])
     print(f"report: {report.path}")
@@ -213,10 +216,12 @@ def _learning_rate_words(rates: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-# The terminal shows the report's table in two parts, each of which fits 80 columns.
+# The terminal shows the report's table in parts, each of which fits 80 columns.
 _TERMINAL = {
-    "Separation and collapse at the end": (0, 1, 2, 3, 4, 6, 10),
-    "Collapse rates, and how well the LE-SDE fits": (0, 1, 5, 7, 8, 9),
+    "Separation": (0, 1, 2, 3),
+    "NC1, and its rate of decay per unit of time": (0, 1, 4, 5),
+    "NC2, and its rate of decay per unit of time": (0, 1, 6, 7),
+    "How well the LE-SDE fits": (0, 1, 8, 9, 10),
 }
 _FIT_WORDS = (
     "α̂ is the strength with which a step on a sample moves its own class, β̂ that for the others; Â "
@@ -233,7 +238,9 @@ _COLLAPSE_WORDS = (
     "fits of exponential decay from the model's start on."
 )
 _TABLE_WORDS = (
-    "Rates are per unit of time, with {level} intervals. R² common: share of the class means' movement "
-    "common to the networks that the model explains. Error of means: relative, of the law's class means. Inside: share of "
+    "Rates are per unit of time; ± and brackets of rates and P are {level} intervals, ± of R² common is one "
+    "standard error. P stays ≥ ½ from t: the first recording after the last one at which P was below ½; "
+    "never: it is below ½ at the end. R² common: share of the class means' movement common to the networks "
+    "that the model explains, noise taken off, so that it can exceed 1 by chance. Error of means: relative, of the law's class means. Inside: share of "
     "class-mean coordinates inside the law's interval."
 )

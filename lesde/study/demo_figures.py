@@ -27,6 +27,21 @@ def _columns(count: int, rows: int, height: float, **keywords: Any) -> Any:
     return figure, axes
 
 
+def _log_time(ax: Any) -> None:
+    """A logarithmic time axis with labels that have room."""
+    from lesde.plot.canvas import tidy_log
+
+    ax.set_xscale("log")
+    tidy_log(ax, "x")
+
+
+def _same_limits(axes: Any) -> None:
+    """Vertical limits that hold those of all axes, so that they can be compared, in one notation."""
+    ends = np.array([ax.get_ylim() for ax in axes])
+    for ax in axes:
+        ax.set_ylim(ends[:, 0].min(), ends[:, 1].max())
+
+
 def _one_legend(figure: Any, axes: Any) -> None:
     """Replace the legends of the axes, which say the same, by one above all."""
     legends = [ax.get_legend() for ax in axes.ravel() if ax.get_legend() is not None]
@@ -40,7 +55,12 @@ def _one_legend(figure: Any, axes: Any) -> None:
     for legend in legends:
         legend.remove()
     figure.legend(
-        handles, labels, title=title or None, loc="outside upper center", ncols=len(labels)
+        handles,
+        labels,
+        title=title or None,
+        loc="outside upper center",
+        ncols=len(labels),
+        handlelength=fullest.handlelength,
     )
 
 
@@ -167,7 +187,7 @@ class Drawer:
                     part = separation.sel(source=source, criterion="projection", drop=True)
                     plot.probability(part.sel(learning_rate=h), predicted, ax=ax)
                     ax.set_title(f"{source}, h = {float(h):g}")
-                    ax.set_xscale("log")
+                    _log_time(ax)
                     if column:
                         ax.set_ylabel("")
                     if row + 1 < len(rates):
@@ -185,7 +205,7 @@ class Drawer:
                     separation.sel(source="network", criterion=criterion, drop=True), ax=ax
                 )
                 ax.set_title(criterion.replace("_", " "))
-                ax.set_xscale("log")
+                _log_time(ax)
                 if criterion != criteria[0]:
                     ax.set_ylabel("")
             _one_legend(figure, axes)
@@ -202,7 +222,7 @@ class Drawer:
                 plot.collapse(values, names, ax=axes[:, column])
                 axes[0, column].set_title(source.replace(", ", ",\n"))
                 for ax in axes[:, column]:
-                    ax.set_xscale("log")
+                    _log_time(ax)
                     if column:
                         ax.set_ylabel("")
                     if ax is not axes[-1, column]:
@@ -223,5 +243,8 @@ class Drawer:
                     ax.get_legend().remove()
                 for legend in list(figure.legends):
                     legend.remove()
+            _same_limits(axes[0])
+            for ax in axes[0, 1:]:
+                ax.tick_params(labelleft=False)
             _metric_legend(figure, axes[0])
         self._save(report, axes, "collapse_rate", "Collapse rate per iteration against h.")

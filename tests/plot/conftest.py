@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import matplotlib as mpl
@@ -92,6 +93,25 @@ def band_edges(collection, x):
     low = [path[np.isclose(path[:, 0], v), 1].min() for v in x]
     high = [path[np.isclose(path[:, 0], v), 1].max() for v in x]
     return np.array(low), np.array(high)
+
+
+def tick_label_boxes(ax, which):
+    """Extents of the tick labels, major and minor, that are drawn within the limits of an axis."""
+    ax.figure.canvas.draw()
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = sorted(axis.get_view_interval())
+    boxes = []
+    for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+        if tick.label1.get_visible() and tick.label1.get_text() and low <= tick.get_loc() <= high:
+            boxes.append(tick.label1.get_window_extent())
+    return sorted(boxes, key=lambda box: box.x0 if which == "x" else box.y0)
+
+
+def apart(boxes, which):
+    """Whether boxes in increasing order do not touch."""
+    if which == "x":
+        return all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    return all(a.y1 < b.y0 for a, b in itertools.pairwise(boxes))
 
 
 def drawn_inside(figure):

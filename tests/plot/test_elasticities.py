@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.colors import to_hex
 
 import lesde
 from lesde import plot
@@ -107,6 +108,35 @@ def test_a_flat_estimate_does_not_hide_how_uncertain_it_is():
     bottom, top = plot.elasticity(fit)[1, 0].get_ylim()
     assert bottom < float(fit.alpha_lower.min())
     assert top > float(fit.alpha_upper.max())
+
+
+@pytest.mark.parametrize("rates", [None, [0.1, 0.2, 0.4]])
+def test_limits_hold_the_bands(rates):
+    fit = make_fit(rates)
+    for ax, name in zip(plot.elasticity(fit).ravel(), NAMES, strict=True):
+        bottom, top = ax.get_ylim()
+        assert bottom < float(fit[f"{name}_lower"].min())
+        assert top > float(fit[f"{name}_upper"].max())
+
+
+def test_a_constant_looks_like_one():
+    fit = make_fit()
+    fit["beta"] = -0.4 + 1e-3 * fit.beta
+    fit["beta_lower"], fit["beta_upper"] = fit.beta - 0.001, fit.beta + 0.001
+    fit["alpha"], fit["alpha_lower"], fit["alpha_upper"] = (0 * fit.alpha for _ in range(3))
+    axes = plot.elasticity(fit)
+    bottom, top = axes[1, 1].get_ylim()
+    assert top - bottom >= 0.2
+    assert bottom < -0.45 < -0.35 < top
+    assert axes[1, 0].get_ylim() == (-0.5, 0.5)
+
+
+def test_bands_of_several_rates_have_edges_of_their_colours():
+    ax = plot.elasticity(make_fit([0.1, 0.2, 0.4]))[0, 0]
+    for band, line in zip(ax.collections, ax.get_lines(), strict=True):
+        assert to_hex(band.get_edgecolor()[0]) == to_hex(line.get_color())
+        assert band.get_facecolor()[0, 3] < 0.15 < 0.5 < band.get_edgecolor()[0, 3]
+        assert band.get_linewidth()[0] > 0
 
 
 def test_truth_of_a_kernel_is_its_values_and_integrals_from_the_first_time():

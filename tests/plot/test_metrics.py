@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -114,6 +115,35 @@ def test_many_learning_rates_get_a_colour_bar_with_the_colours_of_the_lines():
     shown = [to_rgba(c) for c in mesh.cmap.colors]
     assert shown == [to_rgba(line.get_color()) for line in ax.get_lines()]
     assert drawn_inside(ax.figure)
+
+
+def test_default_is_what_the_dataset_holds():
+    nc = make_nc()
+    (only,) = plot.collapse(nc)  # has nc1 and no nc2_etf
+    assert only.get_ylabel().startswith("NC1")
+    both = plot.collapse(nc.assign(nc2_etf=nc.nc1))
+    assert [ax.get_ylabel()[:3] for ax in both] == ["NC1", "NC2"]
+    assert len(plot.collapse(nc.drop_vars("nc1"))) == 2
+    with pytest.raises(ValueError, match=r"nc must hold .*nc1"):
+        plot.collapse(nc.drop_vars(["nc1", "nc4", "own"]))
+
+
+def test_a_metric_that_hardly_changes_spans_a_factor_of_two():
+    nc = make_nc(rates=None)
+    nc["nc1"] = 0.3 + 1e-4 * nc.nc1
+    (ax,) = plot.collapse(nc)
+    low, high = ax.get_ylim()
+    assert high / low >= 2
+    assert low < 0.3 < high
+
+
+def test_panels_have_the_same_time_limits_whatever_they_leave_out():
+    nc = make_nc()
+    nc["own"] = nc.own.where(nc.time > 2, 0.0)
+    for own in (None, plt.figure().subplots(1, 2)):
+        axes = plot.collapse(nc, ["nc1", "own"], ax=own)
+        assert axes[0].get_xlim() == axes[1].get_xlim()
+        assert axes[0].get_xlim()[0] <= 0 < 4 <= axes[0].get_xlim()[1]
 
 
 @pytest.mark.parametrize(

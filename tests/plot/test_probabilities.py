@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.colors import to_rgb
 
 from lesde import plot
 from tests.plot.conftest import band_edges, drawn_inside, legend_texts, line_named
@@ -92,6 +93,12 @@ def test_more_classes_have_bounds_and_a_pair_has_a_line():
     np.testing.assert_allclose(low, prediction.lower, atol=1e-12)
     np.testing.assert_allclose(high, prediction.upper)
     assert "bounds of exact law" in legend_texts(ax)
+    # The key has the edges of the bounds, and these leave a counted curve below them in sight.
+    key = next(p for p in ax.figure.legends[0].get_patches() if p.get_hatch())
+    bounds = [line for line in ax.get_lines() if line.get_color() == "#000000"]
+    assert len(bounds) == 2
+    assert all(key.get_linewidth() == line.get_linewidth() > 0 for line in bounds)
+    assert all(counted(ax)[0].get_linewidth() > 2 * line.get_linewidth() for line in bounds)
     pair = plot.probability(prob, prediction, pair=(0, 3))
     np.testing.assert_allclose(counted(pair)[0].get_ydata(), prob.pairwise[:, 0, 3])
     low, high = band_edges(pair.collections[0], TIMES)
@@ -140,6 +147,28 @@ def test_failure_bounds_of_more_classes():
     np.testing.assert_allclose(
         line_named(pair, "exact law").get_ydata(), np.exp(prediction.log_failure[:, 1, 2])
     )
+
+
+def test_every_one_of_coinciding_curves_is_seen():
+    prob = make_prob(rates=[0.5, 1.0, 2.0, 4.0])
+    prob["probability"][:] = prob.probability.isel(learning_rate=1).values
+    ax = plot.probability(prob)
+    ax.figure.canvas.draw()
+    shown = np.asarray(ax.figure.canvas.buffer_rgba())[..., :3].astype(int)
+    box = ax.get_window_extent()
+    height = shown.shape[0]
+    inside = shown[height - int(box.y1) : height - int(box.y0), int(box.x0) : int(box.x1)]
+    for line in counted(ax):
+        colour = np.round(255 * np.array(to_rgb(line.get_color())))
+        assert (np.abs(inside - colour).sum(-1) < 24).sum() > 20
+
+
+def test_values_between_what_has_no_logarithm_keep_their_markers():
+    prob = make_prob(rates=[0.5, 1.0])
+    prob["probability"][0] = [1.0, 0.5, 1.0, 0.4, 0.3, 1.0, 0.2]
+    lines = counted(plot.probability(prob, failure=True))
+    assert lines[0].get_markevery() == [1, 6]
+    assert lines[1].get_markevery() == []
 
 
 def test_own_axes():

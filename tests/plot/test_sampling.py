@@ -98,7 +98,8 @@ def test_points_and_bars_are_estimates_with_two_standard_errors(moments, statist
     )
     jackknife = np.sqrt((n - 1) / n * ((left_out - left_out.mean(1, keepdims=True)) ** 2).sum(1))
     np.testing.assert_allclose(half, 2 * jackknife, rtol=0.02)
-    assert legend_texts(ax)[-1] == "simulated, ±2 s.e."
+    assert legend_texts(ax)[-1] == "SGD, simulated"
+    assert "±2 s.e." in ax.figure.legends[0].get_title().get_text()
     assert drawn_inside(ax.figure)
 
     ax = plot.sampling_noise(moments, given, quantity="gap")
@@ -115,6 +116,57 @@ def test_points_of_several_processes_have_their_colours(moments):
     colours = [container.lines[0].get_color() for container in ax.containers]
     assert colours == [line_named(ax, n).get_color() for n in ("SGD", "SDE with sampling noise")]
     np.testing.assert_allclose(ax.containers[1].lines[0].get_xdata(), [0.1])
+    assert legend_texts(ax)[-2:] == ["SGD, simulated", "sampling, simulated"]
+
+
+def simulate(**how):
+    return lesde.simulate(MODEL, [0, 0.5, 1], START, replicates=64, seed=1, **how)
+
+
+def test_points_of_coarse_steps_are_open_and_named(moments):
+    """SDE paths are integrated in steps of h unless dt says otherwise: not what the line shows."""
+    rates = [0.1, 0.5]
+    sgd, coarse = simulate(learning_rate=rates), simulate(learning_rate=rates, sde="modified")
+    ax = plot.sampling_noise(moments, {"sgd": sgd, "modified": coarse})
+    assert legend_texts(ax)[-2:] == ["SGD, simulated", "modified, Euler step h"]
+    faces = [c.lines[0].get_markerfacecolor() for c in ax.containers]
+    assert faces[0] != "white" == faces[1]
+    assert drawn_inside(ax.figure)
+    # A step of 0.05 is half of h = 0.1 and finer; of h = 0.06 it is not.
+    mixed = simulate(learning_rate=[0.06, 0.5], sde="sampling", dt=0.05)
+    ax = plot.sampling_noise(moments, mixed)
+    assert legend_texts(ax)[-2:] == ["sampling, simulated", "sampling, Euler step > h/2"]
+    assert [c.lines[0].get_xdata().tolist() for c in ax.containers] == [[0.5], [0.06]]
+
+
+def test_a_dataset_alone_is_the_process_it_was_made_by(moments):
+    for how, label in [({}, "SGD"), ({"sde": "sampling", "dt": 0.01}, "SDE with sampling noise")]:
+        ax = plot.sampling_noise(moments, simulate(learning_rate=[0.1, 0.5], **how))
+        colour = ax.containers[0].lines[0].get_color()
+        assert colour == line_named(ax, label).get_color()
+    with pytest.raises(
+        ValueError, match=r"simulated\['sgd'\] must be paths of that process.*'sampling'"
+    ):
+        plot.sampling_noise(moments, {"sgd": simulate(learning_rate=[0.1], sde="sampling")})
+
+
+def test_points_of_small_steps_are_on_the_line():
+    """Null: s.d. of 1000 paths with dt = h/100 is that in continuous time, 5 standard errors."""
+    h = [0.5]
+    paths = lesde.simulate(
+        MODEL, [0, 1], START, replicates=1000, learning_rate=h, sde="sampling", dt=0.005, seed=2
+    )
+    ax = plot.sampling_noise(lesde.moments(MODEL, [0, 1], START, h, ["sampling"]), paths)
+    points, _, (bars,) = ax.containers[0].lines
+    line = line_named(ax, "SDE with sampling noise").get_ydata()
+    half = np.ptp(bars.get_segments()[0][:, 1]) / 2
+    assert abs(points.get_ydata()[0] - line[0]) < 2.5 * half
+
+
+def test_moments_of_the_same_step_are_what_points_of_it_follow():
+    paths = simulate(learning_rate=[0.25], sde="sampling", dt=0.25)
+    exact = lesde.moments(MODEL, [0, 0.5, 1], START, [0.25], ["sampling"], dt=0.25)
+    assert legend_texts(plot.sampling_noise(exact, paths))[-1] == "sampling, simulated"
 
 
 def test_one_process_needs_no_dimension():

@@ -10,7 +10,15 @@ import pytest
 
 from lesde import plot
 from lesde.plot.geometry import nearest_simplex, principal_axes
-from tests.plot.conftest import class_mean, drawn_inside, legend_texts, make_paths, simplex_means
+from tests.plot.conftest import (
+    apart,
+    class_mean,
+    drawn_inside,
+    legend_texts,
+    make_paths,
+    simplex_means,
+    tick_label_boxes,
+)
 
 
 def lengths(points):
@@ -73,6 +81,18 @@ def test_panels_show_the_plane_of_the_means_to_scale():
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("simplex axis 1", "simplex axis 2")
         assert sum(len(c.get_offsets()) for c in ax.collections[:3]) == 18
     assert drawn_inside(axes[0].figure)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 0.37, 1.0, 150.0])
+@pytest.mark.parametrize("times", [None, [0, 0.25, 0.5, 1, 1.5, 2]])
+def test_tick_labels_of_small_panels_do_not_collide(scale, times):
+    paths = make_paths(3, 3)
+    paths["features"] = scale * paths.features
+    for ax in plot.simplex(paths, times=times):
+        for which in ("x", "y"):
+            boxes = tick_label_boxes(ax, which)
+            assert len(boxes) >= 1
+            assert apart(boxes, which)
 
 
 def test_samples_keep_their_place_about_their_means():

@@ -6,13 +6,15 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
 
-from lesde.study import demo, demo_steps
+from lesde.study import demo, demo_figures, demo_steps
 from lesde.study.config import DemoConfig, load_config
 from lesde.study.store import read
+from tests.plot.conftest import apart, tick_label_boxes
 
 SMALL = DemoConfig(
     train_per_class=20,
@@ -71,6 +73,46 @@ def test_the_report_prints_the_data(finished: Path) -> None:
         error = float(comparison.mean_error.sel(model="L-model", learning_rate=h))
         assert float(cells[1]) == h
         assert float(cells[9]) == pytest.approx(error, rel=1e-3)
+
+
+def test_the_report_begins_with_a_summary_and_says_what_its_errors_are(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    headings = [line for line in report.splitlines() if line.startswith("#")]
+    assert headings[1] == "## Summary"
+    for source in ("network", "I-model", "L-model"):
+        assert f"- **{source}**: P " in report
+    header = next(line for line in report.splitlines() if line.startswith("| features of"))
+    for column in ("NC1 rate ± 95%", "NC2 rate ± 95%", "R² common ± s.e.", "P stays ≥ ½ from t"):
+        assert f"| {column} |" in header
+
+
+@pytest.mark.parametrize("figure", ["separation", "criteria", "collapse"])
+def test_time_axes_of_the_figures_have_room_for_their_labels(
+    finished: Path, figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = finished / "data"
+    drawn = {}
+    drawer = demo_figures.Drawer(tmp_path)
+    monkeypatch.setattr(drawer, "_save", lambda _, axes, name, caption: drawn.update({name: axes}))
+    if figure == "collapse":
+        rates = read(data / "convergence.zarr")
+        names = [str(name) for name in rates.source.values]
+        metrics = {n: read(data / f"collapse_{demo._slug(n)}.zarr") for n in names}
+        drawer.collapse(None, metrics, rates)
+        low, high = (
+            {ax.get_ylim()[end] for ax in drawn["collapse_rate"].ravel()} for end in (0, 1)
+        )
+        assert len(low) == len(high) == 1
+    else:
+        separation = read(data / "separation.zarr")
+        drawer.separation(None, separation, read(data / "prediction.zarr"))
+    axes = drawn["separation_criteria" if figure == "criteria" else figure]
+    for ax in axes[-1]:
+        assert ax.get_xscale() == "log"
+        boxes = tick_label_boxes(ax, "x")
+        assert len(boxes) >= 2
+        assert apart(boxes, "x")
+    plt.close("all")
 
 
 def test_the_simulation_starts_at_the_networks_features(finished: Path) -> None:
