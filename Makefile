@@ -11,7 +11,7 @@ demo:
 test:
 	test -d $(VENV) || python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test]'
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto
 
 examples:
 	for script in examples/*.py; do echo "$$script"; MPLBACKEND=agg $(VENV)/bin/python "$$script" || exit 1; done
