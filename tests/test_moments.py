@@ -355,8 +355,6 @@ def test_refusals(arguments, error, message):
 
 
 def test_kernels_of_features_are_refused():
-    if not hasattr(lesde, "FeatureKernel"):
-        pytest.skip("this build has no kernels of features")
     model = lesde.LESDE(lesde.FeatureKernel("exp(-r2)"), 2, 2, 5)
     with pytest.raises(ValueError, match="depends on classes and time only"):
         lesde.moments(model, [0, 1], None, 0.1)

@@ -74,7 +74,7 @@ def _integrate_one(function: sp.Expr, start: sp.Expr) -> sp.Expr:
             return standing
         value = primitive - primitive.subs(TIME, start)
     except (ValueError, TypeError, NotImplementedError, RecursionError, AttributeError):
-        return standing
+        return standing  # each is a way of SymPy to give up; the integral then stands as it is
     return standing if value.has(sp.nan, sp.zoo, sp.oo) else value
 
 

@@ -10,8 +10,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from .datasets import ImageData
-from .sampled_images import chosen_classes, take_images
+from .datasets import ImageData, chosen_classes
+from .sampled_images import take_images
 
 __all__ = ["CIFAR10_CLASSES", "cifar10", "read_cifar10"]
 

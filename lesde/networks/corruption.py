@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..checks import check_integer, check_real
-from .datasets import ImageData
+from .datasets import ImageData, class_generator
 
 __all__ = ["with_class_counts", "with_label_noise"]
 
@@ -53,7 +53,7 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
     labels, K = data.train_y.copy(), data.n_classes
     for k in range(K):
         own = np.flatnonzero(data.train_y == k)
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(k,)))
+        rng = class_generator(seed, k)
         changed = rng.permutation(own)[: round(share * len(own))]
         others = rng.permutation(np.delete(np.arange(K), k))
         labels[changed] = others[np.arange(len(changed)) % (K - 1)]
@@ -105,8 +105,8 @@ def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) 
             )
     kept = []
     for k, wanted in enumerate(given):
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(k,)))
-        kept.append(rng.permutation(np.flatnonzero(data.train_y == k))[:wanted])
+        own = np.flatnonzero(data.train_y == k)
+        kept.append(class_generator(seed, k).permutation(own)[:wanted])
     rows = np.sort(np.concatenate(kept))
     return replace(
         data,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checks import check_choice, check_integer, check_labels, shown
 
-__all__ = ["ImageData", "digits"]
+__all__ = ["ImageData", "chosen_classes", "class_generator", "digits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def digits(
     >>> data.train_x.shape, data.probe_x.shape
     ((400, 64), (100, 64))
     """
-    chosen = _digit_classes(classes)
+    chosen = chosen_classes(classes, 10, "digits")
     n_probe = check_integer("n_probe_per_class", n_probe_per_class, 2)
     check_choice("probe", probe, ("train", "held_out"))
     check_choice("scaling", scaling, ("unit", "standard"))
@@ -180,8 +180,7 @@ def digits(
                 f"since the probe images are training images; got {n_probe} for {count} images of "
                 f'the digit {digit}. Lower it, or use probe="held_out".'
             )
-        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(digit,)))
-        found = order.permutation(found)
+        found = class_generator(seed, digit).permutation(found)
         train.append(found[:count])
         # Held-out images are taken from the far end, so that more training images move none of them.
         test.append(found[-n_probe:] if held_out else found[:n_probe])
@@ -200,19 +199,33 @@ def digits(
     )
 
 
-def _digit_classes(classes: int | Sequence[int]) -> list[int]:
+def chosen_classes(
+    classes: int | Sequence[int], available: int, what: str = "classes"
+) -> list[int]:
+    """The classes that are asked for: the first so many, or those named; ``what`` they are called.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where there are fewer than two, one twice, or one that does not exist.
+    """
     if isinstance(classes, numbers.Integral):
         chosen = list(range(check_integer("classes", classes, 2)))
     else:
         try:
-            chosen = [check_integer("classes", digit, 0) for digit in classes]  # type: ignore[union-attr]
+            chosen = [check_integer("classes", one, 0) for one in classes]  # type: ignore[union-attr]
         except TypeError:
             raise TypeError(
-                f"classes must be a number of classes or a sequence of digits; got {shown(classes)}."
+                f"classes must be a number of classes or a sequence of {what}; got {shown(classes)}."
             ) from None
-    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or max(chosen) > 9:
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or max(chosen) >= available:
         raise ValueError(
-            f"classes must be a number from 2 to 10 or at least two different digits from 0 to 9; "
-            f"got {shown(classes)}."
+            f"classes must be a number from 2 to {available} or at least two different {what} from 0 to "
+            f"{available - 1}; got {shown(classes)}."
         )
     return chosen
+
+
+def class_generator(seed: int, label: int) -> np.random.Generator:
+    """Random numbers for one class, which do not depend on what other classes there are."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(label,)))

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from ..checks import check_choice, check_integer
 from .datasets import ImageData
+from .sampled_images import check_split
 
 __all__ = ["SHAPES", "draw_shapes", "geo_mnist"]
 
@@ -64,13 +65,8 @@ def geo_mnist(
     n_train = check_integer("n_train_per_class", n_train_per_class)
     n_probe = check_integer("n_probe_per_class", n_probe_per_class)
     n_drawn = check_integer("n_drawn", n_drawn)
-    check_choice("probe", probe, ("held_out", "train"))
+    check_split(n_train, n_probe, probe)
     seed = check_integer("seed", seed, 0)
-    if probe == "train" and n_probe > n_train:
-        raise ValueError(
-            f"n_probe_per_class must be at most n_train_per_class where the probe images are training "
-            f'images; got {n_probe} for {n_train}. Lower it, or use probe="held_out".'
-        )
     needed = n_train + (n_probe if probe == "held_out" else 0)
     if needed > n_drawn:
         raise ValueError(

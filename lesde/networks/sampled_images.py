@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..checks import check_choice, check_integer, shown
-from .datasets import ImageData
+from ..checks import check_choice, check_integer
+from .datasets import ImageData, class_generator
 
-__all__ = ["chosen_classes", "take_images"]
+__all__ = ["check_split", "take_images"]
 
 
-def chosen_classes(classes: int | Sequence[int], available: int) -> list[int]:
-    """The classes that are asked for: the first so many, or those named.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where there are fewer than two, one twice, or one that does not exist.
-    """
-    if isinstance(classes, numbers.Integral):
-        chosen = list(range(check_integer("classes", classes, 2)))
-    else:
-        try:
-            chosen = [check_integer("classes", one, 0) for one in classes]  # type: ignore[union-attr]
-        except TypeError:
-            raise TypeError(
-                f"classes must be a number of classes or a sequence of class numbers; got "
-                f"{shown(classes)}."
-            ) from None
-    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or max(chosen) >= available:
+def check_split(n_train: int, n_probe: int, probe: str) -> None:
+    """Refuse probe images that cannot be taken from the training images."""
+    check_choice("probe", probe, ("train", "held_out"))
+    if probe == "train" and n_probe > n_train:
         raise ValueError(
-            f"classes must be a number from 2 to {available} or at least two different classes from 0 "
-            f"to {available - 1}; got {shown(classes)}."
+            f"n_probe_per_class must be at most n_train_per_class where the probe images are training "
+            f'images; got {n_probe} for {n_train}. Lower it, or use probe="held_out".'
         )
-    return chosen
 
 
 def take_images(
@@ -72,17 +55,12 @@ def take_images(
     """
     n_train = check_integer("n_train_per_class", n_train)
     n_probe = check_integer("n_probe_per_class", n_probe)
-    check_choice("probe", probe, ("train", "held_out"))
+    check_split(n_train, n_probe, probe)
     seed = check_integer("seed", seed, 0)
     apart = probe == "held_out" and held_out is None
-    if probe == "train" and n_probe > n_train:
-        raise ValueError(
-            f"n_probe_per_class must be at most n_train_per_class where the probe images are training "
-            f'images; got {n_probe} for {n_train}. Lower it, or use probe="held_out".'
-        )
     parts: dict[str, list[np.ndarray]] = {"train": [], "probe": []}
     for label in classes:
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(label,)))
+        rng = class_generator(seed, label)
         found = rng.permutation(np.flatnonzero(train[1] == label))
         needed = n_train + (n_probe if apart else 0)
         if needed > len(found):

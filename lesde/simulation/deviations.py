@@ -101,7 +101,7 @@ def _added(noise: Any, grid: StepGrid, method: str, first: int, end: int) -> np.
         squares = squares + right @ right.swapaxes(-1, -2)
         squares = (squares + (mixed + mixed.swapaxes(-1, -2)) / 2) / 3
     sums = np.zeros((len(grid.times) - 1, *squares.shape[1:]))
-    interval = np.searchsorted(grid.saved, np.arange(first, end), side="right") - 1
+    interval = grid.interval(np.arange(first, end))
     begins = np.flatnonzero(np.diff(interval, prepend=-1))
     sums[interval[begins]] = np.add.reduceat(squares * widths[:, None, None, None], begins, axis=0)
     return sums

@@ -71,7 +71,7 @@ class Interactions:
         """Working memory of a block."""
         if not self._kernel:
             return 0.0
-        lanes = max(live_lanes(self.plan, block) for block in self.plan.blocks())
+        lanes = most_lanes(self.plan)
         return float(self._kernel.tile_bytes + lanes * self._kernel.bytes_per_replicate)
 
 
@@ -83,6 +83,11 @@ def live_lanes(plan: Plan, block: Block) -> int:
     """
     wanted = block.rows.stop - block.rows.start
     return wanted if plan.coefficients.depends_on_features else BLOCK
+
+
+def most_lanes(plan: Plan) -> int:
+    """The most replicates that are computed of any block."""
+    return max(live_lanes(plan, block) for block in plan.blocks())
 
 
 class OwnNoise:
@@ -237,7 +242,7 @@ class IntegratedSamples:
         size = torch.empty(0, dtype=plan.dtype).element_size()
         parts = 2 if method == "srk" else 1
         self.interactions = Interactions(plan)
-        lanes = max(live_lanes(plan, block) for block in plan.blocks())
+        lanes = most_lanes(plan)
         drawn = channels * (self.length * parts + 1)
         self.block_bytes = (
             size * (drawn + channels / BLOCK * lanes * 11) + self.interactions.bytes()
@@ -298,7 +303,7 @@ class ParticleSGD:
         self.iterations = [iteration_counts(plan.times, rate) for rate in self.rates]
         size = torch.empty(0, dtype=plan.dtype).element_size()
         self.interactions = Interactions(plan)
-        lanes = max(live_lanes(plan, block) for block in plan.blocks())
+        lanes = most_lanes(plan)
         numbers = (3 * BLOCK + 5 * lanes) * plan.n_samples * plan.n_features
         self.block_bytes = float(size * numbers) + self.interactions.bytes()
         self.groups = groups(plan, self.block_bytes, 1, "the samples of its replicates")

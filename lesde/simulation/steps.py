@@ -55,7 +55,7 @@ class _Column:
         elif isinstance(key, int):
             key %= len(self)
         grid = self._grid
-        i = np.searchsorted(grid.saved, key, side="right") - 1
+        i = grid.interval(key)
         widths = grid.interval_widths[i]
         return grid.times[i] + (key - grid.saved[i]) * widths if self._begins else widths
 
@@ -91,6 +91,10 @@ class StepGrid:
     def interval_widths(self) -> np.ndarray:
         """Δ in every saved interval, shape (interval,)."""
         return np.diff(self.times) / np.diff(self.saved)
+
+    def interval(self, steps: Any) -> Any:
+        """The saved interval of a step, or of an array of them."""
+        return np.searchsorted(self.saved, steps, side="right") - 1
 
     @property
     def starts(self) -> _Column:
