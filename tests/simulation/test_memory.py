@@ -11,9 +11,9 @@ import torch
 
 import lesde
 from lesde.initial import Initial
-from lesde.simulation import sgd
+from lesde.simulation import own_parts
+from lesde.simulation.own_parts import NoiseClock
 from lesde.simulation.plan import Plan
-from lesde.simulation.sgd import NoiseClock
 from lesde.simulation.steps import StepGrid
 
 PROGRAM = """
@@ -78,7 +78,7 @@ def test_steps_divide_every_interval():
 
 
 def test_ages_of_noise_are_tabulated_piece_by_piece(monkeypatch):
-    monkeypatch.setattr(sgd, "TABLE_BYTES", 8 * 3 * 300)
+    monkeypatch.setattr(own_parts, "TABLE_BYTES", 8 * 3 * 300)
     model = lesde.LESDE(lesde.TwoLevel(1, 0), 3, 2, 2, noise=["t", "1+t", "exp(-t)"])
     rate, last, start = 0.01, 2000, 0.5
     plan = Plan(
