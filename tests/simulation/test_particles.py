@@ -14,8 +14,9 @@ from lesde.simulation import plan as plans
 from lesde.simulation import simulate
 from lesde.simulation.brownian import GivenIncrements
 from lesde.simulation.keeping import Features
-from lesde.simulation.particles import IntegratedSamples, Interactions, ParticleSGD, SampleSDE
+from lesde.simulation.particles import IntegratedSamples, Interactions, ParticleSGD
 from lesde.simulation.plan import Plan
+from lesde.simulation.sample_sde import SampleSDE
 from lesde.simulation.steps import StepGrid, integrate
 from tests.simulation.systems import MATRICES, MEANS
 from tests.simulation.test_orders import slope_of
