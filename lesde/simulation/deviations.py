@@ -25,6 +25,9 @@ __all__ = ["Deviations", "IntervalNoise", "square_roots"]
 NUMBERS = 2**19
 """Numbers of a block that are worked on together: they should stay in a cache."""
 
+ROW = 32
+"""Numbers that are shifted in one go where samples are placed."""
+
 STEPS = 2**12
 """Steps at which noise is tabulated at once."""
 
@@ -105,6 +108,26 @@ def _added(noise: Any, grid: StepGrid, method: str, first: int, end: int) -> np.
     begins = np.flatnonzero(np.diff(interval, prepend=-1))
     sums[interval[begins]] = np.add.reduceat(squares * widths[:, None, None, None], begins, axis=0)
     return sums
+
+
+def _shift_classes(values: torch.Tensor, shift: torch.Tensor, out: torch.Tensor) -> None:
+    """Add a row of every class to its samples, for classes of equal size.
+
+    ``values``, ``out`` (time, row, sample, feature), ``shift`` (time, row, class, feature). The row is
+    repeated for several samples, because a loop over the few numbers of one sample is slow.
+    """
+    K, p = shift.shape[2:]
+    n = values.shape[2] // K
+    several = max(1, min(n, ROW // p))
+    wide = shift.unsqueeze(3).expand(-1, -1, -1, several, -1)
+    repeated = wide.flatten(3).unsqueeze(3)
+    values, out = values.unflatten(2, (K, n)), out.unflatten(2, (K, n))
+    whole = n - n % several
+    for samples, at_once in ((slice(0, whole), several), (slice(whole, n), 1)):
+        if samples.start < samples.stop:
+            parts = (x[:, :, :, samples] for x in (values, out))
+            rows, target = (part.view(*part.shape[:3], -1, at_once * p) for part in parts)
+            torch.add(rows, repeated[..., : at_once * p], out=target)
 
 
 def square_roots(covariances: np.ndarray) -> np.ndarray:
@@ -211,10 +234,7 @@ class Deviations:
         direct = out.device == values.device
         target = out if direct else torch.empty_like(values)
         if self.balanced:
-            split = (len(self.counts), int(self.counts[0]))
-            torch.add(
-                values.unflatten(2, split), shift.unsqueeze(3), out=target.unflatten(2, split)
-            )
+            _shift_classes(values, shift, target)
         else:
             torch.add(values, spread(shift, self.counts), out=target)
         if not direct:

@@ -85,10 +85,22 @@ class ExactMeans:
                 shape = (len(steps), self.parts, K, BLOCK, p)
                 draws = [noise.normal(*shape, dtype=torch.float64) for noise in noises]
                 noise = self._coloured(steps, torch.stack(draws).cpu().numpy())
-                for i, step in enumerate(steps):
-                    state = noise[:, i] = _apply(step, step.phi, state) + noise[:, i]
+                self._accumulate(steps, state, noise)
+                state = noise[:, -1]
                 means = torch.from_numpy(_left(basis, noise))
                 yield from means.permute(1, 0, 3, 2, 4).to(plan.device)
+
+    @staticmethod
+    def _accumulate(steps: list[Transition], state: np.ndarray, noise: np.ndarray) -> None:
+        """Turn the noise of successive intervals into states, in place."""
+        rows = noise.reshape(*noise.shape[:3], -1)
+        last = state.reshape(len(state), len(rows[0, 0]), -1)
+        for i, step in enumerate(steps):
+            if step.is_small(step.phi):
+                last = np.add(step.phi @ last, rows[:, i], out=rows[:, i])
+            else:
+                moved = _apply(step, step.phi, last.reshape(state.shape))
+                last = np.add(moved.reshape(last.shape), rows[:, i], out=rows[:, i])
 
     def _coloured(self, steps: list[Transition], normals: np.ndarray) -> np.ndarray:
         """The noise of successive intervals, (block, interval, contrast, replicate, feature)."""

@@ -45,24 +45,26 @@ class BlockNoise:
     def __init__(
         self, seed: int, cell: int, block: int, device: torch.device, stream: str = "start"
     ):
+        self.device = device
+        self._seed, self._key = seed, (cell, block, STREAMS[stream])
+
+    def _sequence(self, *child: int) -> np.random.SeedSequence:
+        """The source of all bits: child 0 of single precision, child 1 of double precision."""
         # The address goes in as a spawn key: words of a plain tuple run together, so that for example
         # (2³², 0, 0) and (0, 1, 0) would be one stream.
-        sequence = np.random.SeedSequence(seed, spawn_key=(cell, block, STREAMS[stream]))
-        self.device = device
-        self._sequence = sequence
-        self._single, self._double = sequence.spawn(2)
+        return np.random.SeedSequence(self._seed, spawn_key=(*self._key, *child))
 
     @cached_property
     def _torch(self) -> torch.Generator:
         # Made when first asked for: to seed it takes as long as a thousand normals.
         if self.device.type == "cpu":
-            return _seeded(self._single)
-        word = int(self._sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+            return _seeded(self._sequence(0))
+        word = int(self._sequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
         return torch.Generator(self.device).manual_seed(word)
 
     @cached_property
     def _numpy(self) -> np.random.Generator:
-        return np.random.Generator(np.random.SFC64(self._double))
+        return np.random.Generator(np.random.SFC64(self._sequence(1)))
 
     def normal_(self, out: torch.Tensor) -> torch.Tensor:
         """Fill a contiguous tensor with standard normals."""
@@ -101,14 +103,17 @@ def _seeded(sequence: np.random.SeedSequence) -> torch.Generator:
     """A CPU generator with all of its state from the sequence.
 
     ``manual_seed`` keeps only 32 bits on the CPU: among 100,000 blocks two would be expected to
-    share a stream. So the twister's words are set directly, as NumPy's MT19937 sets its own.
+    share a stream. So the twister's words are set directly.
     """
     generator = torch.Generator()
     template = _known_state()
     if template is None:
         return generator.manual_seed(int(sequence.generate_state(1)[0]))
+    # As NumPy's MT19937 does, which is slow to hand its words over; the first bit says "not all zero".
+    words = sequence.generate_state(624)
+    words[0] = 0x80000000
     state = template.clone()
-    state.numpy()[_WORDS].view(np.uint64)[:] = np.random.MT19937(sequence).state["state"]["key"]
+    state.numpy()[_WORDS].view(np.uint64)[:] = words
     generator.set_state(state)
     return generator
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class Plan:
         """K."""
         return len(self.counts)
 
-    @property
+    @cached_property
     def n_samples(self) -> int:
         """N."""
         return int(self.counts.sum())

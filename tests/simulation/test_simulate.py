@@ -16,6 +16,7 @@ from lesde.errors import Diverged
 from lesde.kernels import ClassMatrix, TwoLevel
 from lesde.model import LESDE
 from lesde.simulation import request, result, simulate
+from lesde.simulation.classes import spread
 from tests.simulation.systems import MEANS, make_system, moments_by_class
 
 MODEL = LESDE(TwoLevel(alpha=2, beta=-1), n_classes=3, n_features=2, n_per_class=[4, 2, 3])
@@ -358,3 +359,16 @@ def test_an_endless_default_step_is_refused():
 def test_a_model_is_asked_for():
     with pytest.raises(TypeError, match=r"model must be a lesde\.LESDE; got \{\}"):
         lesde.simulate({}, [0, 1])
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 1), (7, 3), (15, 3), (33, 1), (100, 40), (101, 3)])
+def test_classes_are_shifted_to_the_bit_like_single_samples(n, p):
+    """Whatever number of samples is shifted in one go, also where it does not divide the class."""
+    from lesde.simulation.deviations import _shift_classes
+
+    counts = np.full(3, n)
+    values, shift = torch.randn(2, 4, 3 * n, p), torch.randn(2, 4, 3, p)
+    # The rows of a result are not contiguous in time.
+    out = torch.empty(4, 5, 3 * n, p).transpose(0, 1)[1:3]
+    _shift_classes(values, shift, out)
+    assert torch.equal(out, values + spread(shift, counts))
