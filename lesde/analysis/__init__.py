@@ -7,6 +7,7 @@ from lesde.analysis.elasticity import fit_elasticity
 from lesde.analysis.fitted_kernel import fitted_kernel
 from lesde.analysis.log_ratio import log_ratio_elasticity
 from lesde.analysis.prediction import predict_separation
+from lesde.analysis.published_ratios import published_elasticity
 from lesde.analysis.separability import separation_probability
 from lesde.analysis.separation_function import separation_function
 from lesde.analysis.statistics import statistics
@@ -19,6 +20,7 @@ __all__ = [
     "log_ratio_elasticity",
     "neural_collapse",
     "predict_separation",
+    "published_elasticity",
     "separation_function",
     "separation_probability",
     "statistics",

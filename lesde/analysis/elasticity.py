@@ -78,8 +78,10 @@ def fit_elasticity(
     estimator : {"likelihood", "averages"}, default "likelihood"
         ``"likelihood"``: every replicate is a path of the LE-SDE, the best use of the data where that is so. ``"averages"``: class
         means are averaged over replicates first, as Zhang, Wang and Su do, and errors are those of the jackknife over
-        replicates. For recorded networks, where noise is pulled back by the non-linear dynamics, which a fit to single
-        networks takes for elasticity. Needs replicates with the same expected means.
+        replicates, which also takes off the bias of rates that noise in the averages makes (of order 1/R, and by at most half a
+        standard error). For recorded networks, where noise is pulled back by the non-linear dynamics, which a fit to single
+        networks takes for elasticity, and for class means of few samples, as `lesde.networks.drawn_means` gives. Needs replicates
+        with the same expected means.
 
     Returns
     -------

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .cifar import cifar10
     from .corruption import with_class_counts, with_label_noise
     from .datasets import ImageData, digits
+    from .drawn import drawn_means
     from .geometric import geo_mnist
     from .recorder import collect, record_ensemble
     from .runs import EnsembleRun
@@ -34,6 +35,7 @@ __all__ = [
     "cifar10",
     "collect",
     "digits",
+    "drawn_means",
     "geo_mnist",
     "lenet",
     "mlp",
@@ -50,6 +52,7 @@ _HOMES = {
     "cifar10": "cifar",
     "collect": "recorder",
     "digits": "datasets",
+    "drawn_means": "drawn",
     "geo_mnist": "geometric",
     "lenet": "architectures",
     "mlp": "architectures",

@@ -1,0 +1,195 @@
+"""Class means of the drawn training samples, over windows of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..checks import check_dataset, check_integer, check_labels, check_times, shown
+
+__all__ = ["drawn_means"]
+
+
+def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -> xr.Dataset:
+    """Paths with one sample per class: the mean of what each network drew of it in each window of training.
+
+    A step of SGD on one sample shows the logits of that sample only. Averages over a window of steps give
+    every network a mean of every class, which `lesde.fit_elasticity` takes.
+
+    Parameters
+    ----------
+    drawn : xarray.Dataset
+        The dataset ``"drawn"`` of :func:`record_ensemble`: ``features ([learning_rate,] replicate, draw, feature)`` with
+        the coordinates ``label ([learning_rate,] replicate, draw)``, integers 0 to K−1, ``time ([learning_rate,] draw)`` and,
+        optionally, ``iteration (draw)``.
+    times : int or array (window + 1,), default 50
+        Number of windows of equal length from the first to the last draw, or their edges in time. A draw
+        at time t is in the window whose first edge is the last one at or before t; draws outside are left out. Windows
+        should be short against changes of the features: averages over a window are taken for values at its centre.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``features ([learning_rate,] replicate, time, sample, feature)``, float64, sample k being class k; ``drawn_count
+        ([learning_rate,] replicate, time, sample)``, how many draws each is the mean of. Coordinates ``label (sample)``, 0 to
+        K−1; ``time``, the mean time of the draws in each window; ``time_start``, ``time_end (time)``, its edges; where ``drawn`` has it,
+        ``iteration ([learning_rate,] time)``, that of the centre, rounded.
+
+    Raises
+    ------
+    TypeError
+        If ``drawn`` is no dataset, its labels are no integers, or ``times`` is no whole number or list of numbers.
+    ValueError
+        If dimensions or coordinates are missing or a class is; if a network drew no sample of some class in some window (the
+        message says how long windows must be); if learning rates differ in their times.
+
+    Examples
+    --------
+    >>> from lesde.networks import drawn_means, geo_mnist, lenet, record_ensemble
+    >>> record = next(record_ensemble(geo_mnist(), lenet, 0.005, 20, [0, 10], drawn=True))  # doctest: +SKIP
+    >>> lesde.fit_elasticity(drawn_means(record["drawn"], 20), estimator="averages")  # doctest: +SKIP
+    """
+    features, labels, moments = _read(drawn)
+    lead = features.shape[:-2]  # (learning rate, replicate)
+    K, p = int(labels.max()) + 1, features.shape[-1]
+    edges = _edges(times, moments)
+    # Times are products of a step, so a draw at an edge may miss it by rounding.
+    slack = 1e-6 * (moments[-1] - moments[0]) / len(moments)
+    window = np.searchsorted(edges, moments + slack, side="right") - 1
+    inside = (window >= 0) & (window < len(edges) - 1)
+    W = len(edges) - 1
+    cell = (np.arange(int(np.prod(lead)))[:, None] * W + window[inside]) * K
+    cell = (cell + labels.reshape(-1, len(moments))[:, inside]).ravel()
+    size = int(np.prod(lead)) * W * K
+    count = np.bincount(cell, minlength=size).reshape(*lead, W, K)
+    if (count == 0).any():
+        raise _too_short(count, labels, moments, edges)
+    values = features[..., inside, :].reshape(-1, p).astype(np.float64)
+    sums = [np.bincount(cell, weights=values[:, j], minlength=size) for j in range(p)]
+    means = np.stack(sums, -1).reshape(*lead, W, K, p) / count[..., None]
+    draws = np.bincount(window[inside], minlength=W)
+    centres = np.bincount(window[inside], weights=moments[inside], minlength=W) / draws
+    return _paths(drawn, means, count, centres, edges, window)
+
+
+def _read(drawn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (..., replicate, draw, feature), labels (..., replicate, draw), times (draw,)."""
+    source = "record_ensemble(..., drawn=True), as record['drawn'],"
+    check_dataset("drawn", drawn, ["features", "label", "time"], source)
+    dims = ("replicate", "draw", "feature")
+    if drawn["features"].dims not in (dims, ("learning_rate", *dims)):
+        raise ValueError(
+            f"drawn.features must have the dimensions ([learning_rate,] replicate, draw, feature); got "
+            f"{drawn['features'].dims}. Transpose or rename them."
+        )
+    lead = drawn["features"].dims[:-1]
+    for name, allowed in (("label", [lead]), ("time", [("draw",), ("learning_rate", "draw")])):
+        if drawn[name].dims not in allowed:
+            wanted = " or ".join(map(str, allowed))
+            raise ValueError(
+                f"drawn.{name} must have the dimensions {wanted}; got {drawn[name].dims}."
+            )
+    labels = drawn["label"].values
+    check_labels("drawn.label", labels.ravel())
+    moments = np.atleast_2d(drawn["time"].values.astype(np.float64))
+    if (moments != moments[0]).any():
+        raise ValueError(
+            f"drawn must hold learning rates that have the same times; got the learning rates "
+            f"{shown(drawn['learning_rate'].values.tolist())} with different ones. Take one at a time, with "
+            f"drawn.isel(learning_rate=[0])."
+        )
+    if len(moments[0]) < 2 or (np.diff(moments[0]) < 0).any() or moments[0, 0] == moments[0, -1]:
+        raise ValueError("drawn.time must increase along draw, over at least two draws.")
+    return drawn["features"].values, labels, moments[0]
+
+
+def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
+    """Edges of the windows, of which the last lies after the last draw where they are not given."""
+    if np.ndim(times) == 0:
+        number = check_integer("times", times)
+        steps = np.unique(moments)
+        if number > len(steps):
+            raise ValueError(
+                f"times must be at most the {len(steps)} different times of drawn; got {number} windows."
+            )
+        # A draw stands for the interval up to the next, so the last window ends one step after it. Edges lie
+        # between draws, where rounding cannot move a draw into another window.
+        step = (steps[-1] - steps[0]) / (len(steps) - 1)
+        cuts = np.rint(np.linspace(0, len(steps), number + 1)).astype(int)
+        middle = np.append(steps, steps[-1] + step)[cuts]
+        return middle - step / 2
+    edges = check_times("times", times)
+    if edges[0] > moments[-1] or edges[-1] < moments[0]:
+        raise ValueError(
+            f"times must overlap the draws, from {moments[0]:g} to {moments[-1]:g}; got edges from "
+            f"{edges[0]:g} to {edges[-1]:g}."
+        )
+    empty = np.diff(np.searchsorted(moments, edges)) == 0
+    if empty.any():
+        i = int(np.argmax(empty))
+        raise ValueError(
+            f"times must leave draws in every window; there is none from {edges[i]:g} to "
+            f"{edges[i + 1]:g}. Draws go from {moments[0]:g} to {moments[-1]:g}."
+        )
+    return edges
+
+
+def _too_short(
+    count: np.ndarray, labels: np.ndarray, moments: np.ndarray, edges: np.ndarray
+) -> ValueError:
+    """The error where a network drew nothing of a class in a window, with the length that would do."""
+    at = np.argwhere(count == 0)[0]
+    flat = labels.reshape(-1, labels.shape[-1])
+    longest = 0.0
+    for k in range(count.shape[-1]):
+        for row in flat:
+            own = moments[row == k]
+            if len(own) == 0:
+                return ValueError(
+                    f"drawn must hold draws of every class in every replicate; one has none of class {k}. "
+                    f"Leave that replicate out, or train for longer."
+                )
+            gaps = np.diff(np.concatenate([moments[:1], own, moments[-1:]]))
+            longest = max(longest, float(gaps.max()))
+    most = int((moments[-1] - moments[0]) / longest) if longest > 0 else 1
+    return ValueError(
+        f"times must be windows in which every replicate drew every class: from {edges[at[-2]]:g} to "
+        f"{edges[at[-2] + 1]:g}, replicate number {at[-3]} drew none of class {at[-1]}. The longest wait for a "
+        f"class is {longest:g} in time, so windows longer than that are long enough, such as times={max(most - 1, 1)}."
+    )
+
+
+def _paths(
+    drawn: xr.Dataset,
+    means: np.ndarray,
+    count: np.ndarray,
+    centres: np.ndarray,
+    edges: np.ndarray,
+    window: np.ndarray,
+) -> xr.Dataset:
+    lead = drawn["features"].dims[:-2]
+    dims = (*lead, "time", "sample")
+    coords: dict[Any, Any] = {d: drawn[d] for d in lead if d in drawn.coords}
+    coords |= {
+        "time": ("time", centres, {"long_name": "time", "description": "centre of the window"}),
+        "time_start": ("time", edges[:-1]),
+        "time_end": ("time", edges[1:]),
+        "label": ("sample", np.arange(means.shape[-2])),
+    }
+    if "iteration" in drawn.variables:
+        inside = (window >= 0) & (window < len(edges) - 1)
+        steps = np.bincount(window[inside], weights=drawn["iteration"].values[inside])
+        middle = np.rint(steps / np.bincount(window[inside])).astype(np.int64)
+        own = lead[:-1]
+        shape = tuple(drawn.sizes[d] for d in own)
+        coords["iteration"] = ((*own, "time"), np.broadcast_to(middle, (*shape, len(middle))))
+    return xr.Dataset(
+        {
+            "features": ((*dims, "feature"), means),
+            "drawn_count": (dims, count, {"long_name": "draws in the window"}),
+        },
+        coords=coords,
+        attrs={**drawn.attrs, "reduced": "means over windows of the drawn samples of each class"},
+    )
