@@ -5,6 +5,7 @@ from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.convergence import convergence
 from lesde.analysis.elasticity import fit_elasticity
 from lesde.analysis.fitted_kernel import fitted_kernel
+from lesde.analysis.layer_collapse import layer_collapse
 from lesde.analysis.log_ratio import log_ratio_elasticity
 from lesde.analysis.prediction import predict_separation
 from lesde.analysis.published_ratios import published_elasticity
@@ -17,6 +18,7 @@ __all__ = [
     "convergence",
     "fit_elasticity",
     "fitted_kernel",
+    "layer_collapse",
     "log_ratio_elasticity",
     "neural_collapse",
     "predict_separation",

@@ -71,6 +71,8 @@ class ClassFrames(ClassGeometry):
         Class of each sample, 0 to K−1, in any order, each class present.
     weights, bias : ndarray or None, shapes (F, K, p) and (F, K)
         The classifier on top of the features, where there is one.
+    centers : ndarray or None, shape (F, K, p)
+        Class centres of other samples, which `closeness` compares to; by default the class means.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class ClassFrames(ClassGeometry):
         labels: np.ndarray,
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
+        centers: np.ndarray | None = None,
     ):
         super().__init__(shape[0], shape[2], np.bincount(labels), weights, bias)
+        self._given = centers
         self._read, self._labels = read, labels
         size = max(1, BLOCK_VALUES // max(1, self.n_frames * self.n_features))
         self._blocks = [
@@ -131,3 +135,37 @@ class ClassFrames(ClassGeometry):
             away = block.less(block.values @ self.whitening, centres)
             result += np.einsum("fnr,fnr->f", away, away)
         return self.not_whitened_rounding(result)
+
+    @cached_property
+    def _origin(self) -> np.ndarray:
+        """Mean of the class centres, (F, 1, p): an offset that all features share does not cancel."""
+        centers = self.means if self._given is None else self._given
+        return centers.mean(axis=1, keepdims=True)
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return self.centred if self._given is None else self._given - self._origin
+
+    @cached_property
+    def _half_squares(self) -> np.ndarray:
+        return np.einsum("fkp,fkp->fk", self._rows, self._rows)[:, None, :] / 2
+
+    def closeness(self, values: np.ndarray) -> np.ndarray:
+        """−‖x − c_k‖²/2 up to a term all classes share, (F, n, K), of ``values`` (F, n, p)."""
+        return (values - self._origin) @ self._rows.swapaxes(1, 2) - self._half_squares
+
+    def tie(self, values: np.ndarray) -> np.ndarray:
+        """Difference of `closeness` that is rounding of the class centres, (F, n).
+
+        A centre that is off by δ changes half the square of a distance d by dδ.
+        """
+        away = values - self._origin
+        reach = np.sqrt(np.einsum("fnp,fnp->fn", away, away))
+        reach += np.sqrt(2 * self._half_squares.max(axis=2))
+        size = self._size if self._given is None else _norm(self._given)
+        unit = max(self.n_samples, self.n_features) * np.finfo(np.float64).eps
+        return unit * size[:, None] * reach
+
+
+def _norm(rows: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("fkp,fkp->f", rows, rows))

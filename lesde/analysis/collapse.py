@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde.analysis.alignment import align
+from lesde.analysis.class_centers import read_centers
 from lesde.analysis.class_statistics import evaluate_statistics
 from lesde.analysis.collapse_metrics import (
     nc1,
@@ -17,17 +19,17 @@ from lesde.analysis.collapse_metrics import (
     nc2_etf,
     nc2_norm_cv,
     nc3,
+    nc3_duality,
     nc4,
+    ncc_accuracy,
 )
 from lesde.analysis.collapse_registry import METRICS, Metric, evaluate, metric
 from lesde.checks import (
     check_choice,
-    check_finite_array,
     check_paths,
     check_statistics,
     is_statistics,
     need_samples,
-    shown,
 )
 
 __all__ = [
@@ -41,7 +43,9 @@ __all__ = [
     "nc2_etf",
     "nc2_norm_cv",
     "nc3",
+    "nc3_duality",
     "nc4",
+    "ncc_accuracy",
     "neural_collapse",
 ]
 
@@ -51,6 +55,7 @@ def neural_collapse(
     metrics: str | Sequence[str] | None = None,
     weights: Any = None,
     bias: Any = None,
+    centers: Any = None,
 ) -> xr.Dataset:
     """Neural-collapse metrics of every frame of a dataset of features.
 
@@ -64,9 +69,11 @@ def neural_collapse(
         disk is read a batch at a time. Or a dataset of statistics, as `lesde.statistics` returns:
         variables ``mean`` and ``within``, coordinate ``count``.
     metrics : str or sequence of str, optional
-        Names of registered metrics; only what they need is computed. Default: all of them, those
-        of a classifier (``nc3``, ``nc4``) only where there are weights, and ``nc4``, which compares
-        rules on every sample, only where ``paths`` holds features.
+        Names of registered metrics; only what they need is computed. Default: all those of NC1 to
+        NC4, those of a classifier (``nc3``, ``nc3_duality``, ``nc4``) only where there are weights,
+        and ``nc4``, which compares rules on every sample, only where ``paths`` holds features.
+        ``ncc_accuracy``, the accuracy of the nearest class centre, is computed where it is named
+        or ``centers`` are given.
     weights : DataArray or array_like, optional
         Weights of the linear classifier on top of the features. A DataArray has dimensions
         ``class`` and ``feature`` (or ``feature_in``) and any of the others of the features; an
@@ -76,21 +83,28 @@ def neural_collapse(
     bias : DataArray or array_like, optional
         Bias of the classifier, (..., class), used by ``nc4``. Default: the variable ``bias`` of
         ``paths`` where its ``weights`` are used, else zero.
+    centers : Dataset, DataArray or array_like, optional
+        Class centres for ``nc4`` and ``ncc_accuracy`` in place of the class means of ``paths``: for
+        held-out features, the paths of the training features at the same layer (or their statistics),
+        whose class means are taken a batch at a time; or the centres themselves, a DataArray with
+        dimensions ``class``, ``feature`` and any of the others of the features, or an array (...,
+        class, feature). All other metrics are those of ``paths`` alone.
 
     Returns
     -------
     xarray.Dataset
         One float64 variable per metric over the dimensions of ``features`` other than ``sample``
         and ``feature``, in their order and with their coordinates: ``nc1``, ``nc1_trace``,
-        ``nc1_cdnv``, ``nc2_etf``, ``nc2_norm_cv``, ``nc2_angle_std``, and with weights ``nc3``,
-        ``nc4``. Each has attributes ``long_name`` and ``target``, its value under perfect
+        ``nc1_cdnv``, ``nc2_etf``, ``nc2_norm_cv``, ``nc2_angle_std``, with weights ``nc3``,
+        ``nc3_duality``, ``nc4``, and ``ncc_accuracy`` where it is asked for. Each has attributes ``long_name`` and ``target``, its value under perfect
         collapse. Coordinate ``count(class)``: samples per class.
 
     Raises
     ------
     ValueError
         For a feature that is not finite (the message says where), fewer than two classes, an
-        unknown metric, or weights that do not fit the features.
+        unknown metric, weights or centres that do not fit the features, or centres that no metric
+        uses.
     TypeError
         For an argument of the wrong kind.
 
@@ -136,11 +150,13 @@ def neural_collapse(
     if weights is None and bias is not None:
         raise ValueError("bias is only used with weights; give weights too, or leave bias out.")
     if weights is not None:
-        weights = _align("weights", weights, sizes, ends)
+        weights = align("weights", weights, sizes, ends)
     if bias is not None:
-        bias = _align("bias", bias, sizes, {"class": ends["class"]})
+        bias = align("bias", bias, sizes, {"class": ends["class"]})
 
-    names = _names(metrics, weights is not None, not reduced)
+    names = _names(metrics, weights is not None, not reduced, centers is not None)
+    if centers is not None:
+        centers = read_centers(centers, features, ends["class"])
 
     def place(index: tuple[int, ...]) -> str:
         parts = []
@@ -155,7 +171,7 @@ def neural_collapse(
             features.variable, within.variable, counts, names, weights, bias, place
         )
     else:
-        values = evaluate(features.variable, labels, names, weights, bias, place)
+        values = evaluate(features.variable, labels, names, weights, bias, place, centers)
     coords: dict[Hashable, Any] = {
         name: coord for name, coord in features.coords.items() if set(coord.dims) <= set(leading)
     }
@@ -174,12 +190,18 @@ def neural_collapse(
     )
 
 
-def _names(metrics: str | Sequence[str] | None, classifier: bool, samples: bool) -> list[str]:
+def _names(
+    metrics: str | Sequence[str] | None, classifier: bool, samples: bool, centers: bool
+) -> list[str]:
+    if centers and not samples:
+        raise need_samples("paths", "centers")
     if metrics is None:
         return [
             name
             for name, entry in METRICS.items()
-            if (classifier or not entry.classifier) and (samples or not entry.samples)
+            if (classifier or not entry.classifier)
+            and (samples or not entry.samples)
+            and (entry.usual or (centers and entry.centers))
         ]
     chosen = [metrics] if isinstance(metrics, str) else list(metrics)
     if not chosen:
@@ -193,41 +215,10 @@ def _names(metrics: str | Sequence[str] | None, classifier: bool, samples: bool)
                 f"metrics: {name!r} needs the weights of a classifier; got none. Give weights=, or "
                 f"paths with a variable 'weights'."
             )
-    return names
-
-
-def _align(name: str, value: Any, leading: dict[Hashable, int], ends: dict[str, int]) -> np.ndarray:
-    """Weights or bias as a float64 array over the leading dimensions and then ``ends``."""
-    wanted = ", ".join(f"{dim}: {size}" for dim, size in ends.items())
-    if isinstance(value, xr.DataArray):
-        renamed = {dim: "feature" for dim in value.dims if dim == "feature_in"}
-        variable = value.rename(renamed).variable
-        missing = [dim for dim in ends if dim not in variable.dims]
-        foreign = [dim for dim in variable.dims if dim not in ends and dim not in leading]
-        if missing or foreign:
-            raise ValueError(
-                f"{name} must have the dimensions {', '.join(map(repr, ends))} and otherwise only "
-                f"those of the features ({', '.join(map(repr, leading)) or 'none'}); "
-                f"got {', '.join(map(repr, value.dims))}."
-            )
-        order = [dim for dim in leading if dim in variable.dims]
-        variable = variable.transpose(*order, *ends)
-        array = check_finite_array(name, variable.values)
-        shape = tuple(leading[d] if d in order else 1 for d in leading) + tuple(ends.values())
-        fits = array.shape == tuple(leading[d] for d in order) + tuple(ends.values())
-        array = array.reshape(shape) if fits else array
-    else:
-        array = check_finite_array(name, value)
-        fits = array.ndim >= len(ends) and array.shape[array.ndim - len(ends) :] == tuple(
-            ends.values()
-        )
-    try:
-        if not fits:
-            raise ValueError
-        return np.broadcast_to(array, (*leading.values(), *ends.values()))
-    except ValueError:
-        dims = ", ".join(f"{dim}: {size}" for dim, size in leading.items()) or "none"
+    if centers and not any(METRICS[name].centers for name in names):
+        users = [name for name, entry in METRICS.items() if entry.centers]
         raise ValueError(
-            f"{name} must fit the features, ({wanted}) after leading dimensions that broadcast to "
-            f"({dims}); got shape {shown(np.shape(value))}."
-        ) from None
+            f"centers is only used by {', '.join(map(repr, users))}; got metrics "
+            f"{', '.join(map(repr, names))}. Name one of those, or leave centers out."
+        )
+    return names

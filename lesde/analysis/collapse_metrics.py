@@ -27,7 +27,9 @@ __all__ = [
     "nc2_etf",
     "nc2_norm_cv",
     "nc3",
+    "nc3_duality",
     "nc4",
+    "ncc_accuracy",
 ]
 
 
@@ -153,8 +155,7 @@ def nc3(frames: ClassGeometry) -> np.ndarray:
     ‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F with A = (W − w̄)Cᵀ, w̄ the mean of the rows of the weights
     W: `nc2_etf` with the classifier in place of one C, the form of Zhu et al. (NeurIPS 2021) but
     with W centred. It is 0 only if the classifier is aligned with the class means (self-duality)
-    and both form the frame. It is not the ‖Wᵀ/‖W‖_F − C/‖C‖_F‖² of Papyan, Han, Donoho (2020),
-    which is 0 for self-dual means that are no frame. NaN where all class means coincide or W has
+    and both form the frame; `nc3_duality` is 0 for self-dual means that are no frame too. NaN where all class means coincide or W has
     equal rows.
 
     Parameters
@@ -176,24 +177,86 @@ def nc3(frames: ClassGeometry) -> np.ndarray:
     return _etf_distance(np.where(frames.between[:, None, None] > 0, products, 0.0))
 
 
-@metric(target=1.0, classifier=True, samples=True)
+@metric(classifier=True)
+def nc3_duality(frames: ClassGeometry) -> np.ndarray:
+    """Distance of the classifier from the class means, each of unit size.
+
+    ‖V/‖V‖_F − C/‖C‖_F‖_F with V = W − w̄, w̄ the mean of the rows of the weights W: self-duality
+    alone, whatever the class means form. It is the distance of Papyan, Han, Donoho (2020), who do
+    not centre W and show its square; rows of W that all move alike leave every decision as it is.
+    0 for self-dual, √2 for unrelated and 2 for opposite weights and means. NaN where all class means
+    coincide or W has equal rows. Parameters and shapes as in `nc3`.
+    """
+    assert frames.weights is not None
+    rows = frames.weights - frames.weights.mean(axis=1, keepdims=True)
+    centred = np.where(frames.between[:, None, None] > 0, frames.centred, 0.0)
+    units = [_ratio(a, np.linalg.norm(a, axis=(1, 2), keepdims=True)) for a in (rows, centred)]
+    return np.linalg.norm(units[0] - units[1], axis=(1, 2))
+
+
+@metric(target=1.0, classifier=True, samples=True, centers=True)
 def nc4(frames: ClassFrames) -> np.ndarray:
     """Share of samples on which the classifier and the nearest class mean agree.
 
     argmax_k (w_k·x + b_k) against argmin_k ‖x − μ_k‖ (Papyan, Han, Donoho 2020, who report the
     share that disagrees); 1 under collapse. A tie goes to the lower class. Without ``bias``, b
-    = 0. Parameters and shapes as in `nc3`.
+    = 0. With ``centers``, those in place of the class means μ_k: for held-out features the class
+    means of the training features. Parameters and shapes as in `nc3`, of ``centers`` as in
+    `ncc_accuracy`.
     """
     assert frames.weights is not None
     offset = 0.0 if frames.bias is None else frames.bias[:, None, :]
-    centre = frames.means.mean(axis=1, keepdims=True)
-    half = np.einsum("fkk->fk", frames.gram)[:, None, :] / 2
     agreed = np.zeros(frames.n_frames)
     for block in frames.blocks():
         values = block.values
         decision = (values @ frames.weights.swapaxes(1, 2) + offset).argmax(axis=2)
-        # ‖x − μ_k‖² up to a term all classes share, about the centre so that an offset does not
-        # cancel.
-        nearest = ((values - centre) @ frames.centred.swapaxes(1, 2) - half).argmax(axis=2)
-        agreed += (decision == nearest).sum(axis=1)
+        agreed += (decision == frames.closeness(values).argmax(axis=2)).sum(axis=1)
     return agreed / frames.n_samples
+
+
+@metric(target=1.0, samples=True, centers=True, usual=False)
+def ncc_accuracy(frames: ClassFrames) -> np.ndarray:
+    """Share of samples whose nearest class centre is that of their own class.
+
+    The accuracy of the rule argmin_k ‖x − c_k‖ of Papyan, Han, Donoho (2020, their NC4), at any layer
+    (Ben-Shaul, Dekel 2022, arXiv 2201.08924, follow the share on which it disagrees with the network
+    through the layers). The centres c_k are the means μ_k of the same samples, or ``centers``: for
+    held-out features the class means of the training features (Galanti, György, Hutter 2022 bound the
+    error of this rule by the CDNV).
+
+    A sample that is equally far from m nearest centres, its own among them, counts 1/m, what a draw
+    among them gives on average: features that all coincide have the accuracy of guessing, whatever
+    the order of the classes. Distances that differ by no more than the rounding of the centres are
+    equal.
+
+    Parameters
+    ----------
+    features : array_like, shape (..., sample, feature)
+        Features of the samples; leading dimensions are batched over.
+    labels : array_like of int, shape (sample,)
+        Classes 0 to K−1 with K ≥ 2, in any order.
+    centers : array_like, shape (..., class, feature), optional
+        Class centres; leading dimensions broadcast against those of the features. Default: the class
+        means of ``features``.
+
+    Returns
+    -------
+    ndarray, shape (...)
+        float64.
+
+    Examples
+    --------
+    >>> x, labels = [[0.0], [1.0], [3.0], [4.0]], [0, 0, 1, 1]
+    >>> float(ncc_accuracy(x, labels))
+    1.0
+    >>> float(ncc_accuracy(x, labels, centers=[[-1.0], [1.0]]))  # 0 is in the middle
+    0.625
+    """
+    correct = np.zeros(frames.n_frames)
+    for block in frames.blocks():
+        closeness = frames.closeness(block.values)
+        best = closeness.max(axis=2) - frames.tie(block.values)
+        nearest = closeness >= best[..., None]
+        own = nearest[:, np.arange(len(block.labels)), block.labels]
+        correct += (own / nearest.sum(axis=2)).sum(axis=1)
+    return correct / frames.n_samples

@@ -14,7 +14,7 @@ from lesde.analysis import class_frames
 from lesde.analysis.class_frames import ClassFrames
 from lesde.checks import check_finite_array, check_labels, shown
 
-__all__ = ["METRICS", "Metric", "batches", "evaluate", "evaluate_arrays", "metric"]
+__all__ = ["METRICS", "Metric", "batches", "evaluate", "evaluate_arrays", "metric", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Metric:
 
     ``compute`` maps a `ClassGeometry` of F frames to F values; ``title`` is the first line of its
     docstring; ``target`` is its value under perfect collapse; ``classifier`` says whether it
-    needs weights, ``samples`` whether it needs every sample (``frames.blocks()``).
+    needs weights, ``samples`` whether it needs every sample (``frames.blocks()``), ``centers``
+    whether it compares samples to centres that may be those of other samples, ``usual`` whether it
+    is computed where no metric is named.
     """
 
     compute: Callable[[Any], np.ndarray]
@@ -31,13 +33,20 @@ class Metric:
     target: float = 0.0
     classifier: bool = False
     samples: bool = False
+    centers: bool = False
+    usual: bool = True
 
 
 METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    *, target: float = 0.0, classifier: bool = False, samples: bool = False
+    *,
+    target: float = 0.0,
+    classifier: bool = False,
+    samples: bool = False,
+    centers: bool = False,
+    usual: bool = True,
 ) -> Callable[[Any], Any]:
     """Register a function of `ClassGeometry` as a metric, and make it a function of arrays.
 
@@ -51,12 +60,18 @@ def metric(
     samples : bool, default False
         Whether the metric reads every sample (``frames.blocks()``, of a `ClassFrames`), so that
         class means and within-class covariances do not suffice.
+    centers : bool, default False
+        Whether the metric compares samples to class centres (``frames.closeness``), which may be
+        given: those of training features for held-out ones.
+    usual : bool, default True
+        Whether `lesde.neural_collapse` computes the metric where no metric is named.
 
     Returns
     -------
     decorator
         Gives a function ``(features, labels) -> ndarray`` for ``features`` of shape (..., sample,
-        feature), or ``(features, labels, weights, bias=None)`` for a classifier's metric.
+        feature), or ``(features, labels, weights, bias=None)`` for a classifier's metric; with the
+        keyword ``centers=None`` besides, of shape (..., class, feature), where it has centres.
 
     Examples
     --------
@@ -72,15 +87,27 @@ def metric(
     def register(compute: Callable[[Any], np.ndarray]) -> Callable[..., np.ndarray]:
         name = compute.__name__
         title = (inspect.getdoc(compute) or name).splitlines()[0]
-        METRICS[name] = Metric(compute, title, target, classifier, samples)
+        METRICS[name] = Metric(compute, title, target, classifier, samples, centers, usual)
 
         def plain(features: Any, labels: Any) -> np.ndarray:
             return evaluate_arrays(features, labels, [name])[name]
 
+        def centred(features: Any, labels: Any, *, centers: Any = None) -> np.ndarray:
+            return evaluate_arrays(features, labels, [name], centers=centers)[name]
+
         def classified(features: Any, labels: Any, weights: Any, bias: Any = None) -> np.ndarray:
             return evaluate_arrays(features, labels, [name], weights, bias)[name]
 
-        function: Callable[..., np.ndarray] = classified if classifier else plain
+        def classified_centred(
+            features: Any, labels: Any, weights: Any, bias: Any = None, *, centers: Any = None
+        ) -> np.ndarray:
+            return evaluate_arrays(features, labels, [name], weights, bias, centers)[name]
+
+        function: Callable[..., np.ndarray]
+        if classifier:
+            function = classified_centred if centers else classified
+        else:
+            function = centred if centers else plain
         function.__name__ = function.__qualname__ = name
         function.__doc__, function.__module__ = compute.__doc__, compute.__module__
         return function
@@ -89,7 +116,12 @@ def metric(
 
 
 def evaluate_arrays(
-    features: Any, labels: Any, names: Sequence[str], weights: Any = None, bias: Any = None
+    features: Any,
+    labels: Any,
+    names: Sequence[str],
+    weights: Any = None,
+    bias: Any = None,
+    centers: Any = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of an array (..., sample, feature), each of the shape of the leading dimensions."""
     array = np.asarray(features)
@@ -109,7 +141,9 @@ def evaluate_arrays(
         weights = _broadcast("weights", weights, leading, (n_classes, n_features))
     if bias is not None:
         bias = _broadcast("bias", bias, leading, (n_classes,))
-    return evaluate(array, checked, names, weights, bias, _plain_place)
+    if centers is not None:
+        centers = _broadcast("centers", centers, leading, (n_classes, n_features))
+    return evaluate(array, checked, names, weights, bias, _plain_place, centers)
 
 
 def _plain_place(index: tuple[int, ...]) -> str:
@@ -137,6 +171,7 @@ def evaluate(
     weights: np.ndarray | None,
     bias: np.ndarray | None,
     place: Callable[[tuple[int, ...]], str],
+    centers: Any = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of everything ``source`` holds, in batches of frames of bounded size.
 
@@ -151,6 +186,8 @@ def evaluate(
         With the leading dimensions of ``source``.
     place : callable
         Words for an index of ``source``, for the error about a non-finite value.
+    centers : array or object that gives one when indexed by a batch, shape (..., class, feature), optional
+        Class centres of other samples, with the leading dimensions of ``source``.
 
     Returns
     -------
@@ -183,9 +220,10 @@ def evaluate(
             labels,
             None if weights is None else weights[batch].reshape(size, n_classes, n_features),
             None if bias is None else bias[batch].reshape(size, n_classes),
+            None if centers is None else centers[batch].reshape(size, n_classes, n_features),
         )
         if not np.isfinite(frames.means).all():
-            _refuse(source, batch, place)
+            refuse(source, batch, place)
         for name in names:
             results[name][batch] = METRICS[name].compute(frames).reshape(shape)
     return results
@@ -204,7 +242,7 @@ def batches(leading: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
     yield from itertools.product(*ranges)
 
 
-def _refuse(source: Any, batch: tuple[slice, ...], place: Callable[[tuple[int, ...]], str]) -> None:
+def refuse(source: Any, batch: tuple[slice, ...], place: Callable[[tuple[int, ...]], str]) -> None:
     """Raise the error that names the first non-finite feature of a batch."""
     for frame in itertools.product(*(range(s.start, s.stop) for s in batch)):
         values = np.asarray(source[tuple(slice(i, i + 1) for i in frame)]).reshape(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .datasets import ImageData, digits
     from .drawn import drawn_means
     from .geometric import geo_mnist
+    from .probes import probe_both, split_records
     from .recorder import collect, record_ensemble
     from .runs import EnsembleRun
     from .schedule import saving_times
@@ -39,8 +40,10 @@ __all__ = [
     "geo_mnist",
     "lenet",
     "mlp",
+    "probe_both",
     "record_ensemble",
     "saving_times",
+    "split_records",
     "train_ensemble",
     "with_class_counts",
     "with_label_noise",
@@ -56,8 +59,10 @@ _HOMES = {
     "geo_mnist": "geometric",
     "lenet": "architectures",
     "mlp": "architectures",
+    "probe_both": "probes",
     "record_ensemble": "recorder",
     "saving_times": "schedule",
+    "split_records": "probes",
     "train_ensemble": "training",
     "with_class_counts": "corruption",
     "with_label_noise": "corruption",

@@ -5,6 +5,8 @@
 `simplex`              snapshots in the plane of the class means, with the target simplex
 `simplex3d`            the same in three dimensions
 `collapse`             NC metrics against time, by learning rate
+`layers`               NC metrics and the nearest class centre against depth, by time
+`layers_over_time`     the same against time, by layer
 `probability`          separation probability with its band, and the analytic line
 `phase_diagram`        separation probability over a parameter and time, with the critical line
 `elasticity`           Â, B̂ and α̂, β̂ with bands
@@ -25,6 +27,7 @@ from __future__ import annotations
 from lesde.plot.animations import animate
 from lesde.plot.elasticities import elasticity
 from lesde.plot.fans import separation_fan
+from lesde.plot.layers import layers, layers_over_time
 from lesde.plot.means import class_means
 from lesde.plot.metrics import collapse
 from lesde.plot.phases import phase_diagram
@@ -42,6 +45,8 @@ __all__ = [
     "collapse",
     "collapse_rate",
     "elasticity",
+    "layers",
+    "layers_over_time",
     "phase_diagram",
     "probability",
     "sampling_noise",

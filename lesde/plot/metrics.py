@@ -33,9 +33,13 @@ SHORT = {
     "nc2_norm_cv": "NC2  CV of norms",
     "nc2_angle_std": "NC2  SD of cosines",
     "nc3": "NC3  distance to duality",
+    "nc3_duality": "NC3  self-duality error",
     "nc4": "NC4  agreement",
+    "ncc_accuracy": "nearest-centre accuracy",
 }
 """The package's own metrics in few words; their long names do not fit beside a panel."""
+AWAY = {"nc4": "NC4  1 − agreement", "ncc_accuracy": "nearest-centre error"}
+"""Distances to a target of 1."""
 
 
 def metric_label(nc: xr.Dataset, metric: str) -> str:
@@ -44,7 +48,7 @@ def metric_label(nc: xr.Dataset, metric: str) -> str:
     target = float(nc[metric].attrs.get("target", 0.0))
     if target == 0:
         return label
-    return "NC4  1 − agreement" if metric == "nc4" else f"|{label} − {target:g}|"
+    return AWAY.get(metric) or f"|{label} − {target:g}|"
 
 
 @style()
