@@ -12,6 +12,7 @@ ORDER = (
     "plot_fit_elasticity.py",
     "plot_calibration.py",
     "plot_networks.py",
+    "plot_record_any_model.py",
     "plot_layers.py",
 )
 

@@ -36,6 +36,8 @@ _HOMES = {
     "fitted_kernel": "lesde.analysis",
     "calibrate": "lesde.analysis",
     "statistics": "lesde.analysis",
+    "record": "lesde.networks",
+    "Recorder": "lesde.networks",
     "plot": "lesde.plot",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "FeatureKernel",
     "Hierarchical",
     "LabelNoise",
+    "Recorder",
     "TwoLevel",
     "__version__",
     "calibrate",
@@ -58,6 +61,7 @@ __all__ = [
     "neural_collapse",
     "plot",
     "predict_separation",
+    "record",
     "separation_probability",
     "simulate",
     "statistics",
@@ -82,6 +86,7 @@ if TYPE_CHECKING:
     from lesde.function_kernel import kernel
     from lesde.kernels import ClassMatrix, Hierarchical, LabelNoise, TwoLevel
     from lesde.model import LESDE
+    from lesde.networks import Recorder, record
     from lesde.simulation import simulate
 
 

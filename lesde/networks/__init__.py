@@ -19,28 +19,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .architectures import lenet, mlp
+    from .callback import Recorder
+    from .callback_records import open_records
     from .cifar import cifar10
     from .corruption import with_class_counts, with_label_noise
     from .datasets import ImageData, digits
     from .drawn import drawn_means
     from .geometric import geo_mnist
+    from .lightning import LightningRecorder
+    from .mnist import mnist_sample
     from .probes import probe_both, split_records
     from .recorder import collect, record_ensemble
+    from .recording import record
     from .runs import EnsembleRun
     from .schedule import saving_times
+    from .torch_data import from_dataset
     from .training import train_ensemble
 
 __all__ = [
     "EnsembleRun",
     "ImageData",
+    "LightningRecorder",
+    "Recorder",
     "cifar10",
     "collect",
     "digits",
     "drawn_means",
+    "from_dataset",
     "geo_mnist",
     "lenet",
     "mlp",
+    "mnist_sample",
+    "open_records",
     "probe_both",
+    "record",
     "record_ensemble",
     "saving_times",
     "split_records",
@@ -52,14 +64,20 @@ __all__ = [
 _HOMES = {
     "EnsembleRun": "runs",
     "ImageData": "datasets",
+    "LightningRecorder": "lightning",
+    "Recorder": "callback",
     "cifar10": "cifar",
     "collect": "recorder",
     "digits": "datasets",
     "drawn_means": "drawn",
+    "from_dataset": "torch_data",
     "geo_mnist": "geometric",
     "lenet": "architectures",
     "mlp": "architectures",
+    "mnist_sample": "mnist",
+    "open_records": "callback_records",
     "probe_both": "probes",
+    "record": "recording",
     "record_ensemble": "recorder",
     "saving_times": "schedule",
     "split_records": "probes",

@@ -1,0 +1,312 @@
+"""Recording in the user's own training loop."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from ..checks import check_integer, check_real, shown
+from .callback_clock import Clock, rate_reader, schedule
+from .callback_opening import Key, found_tracks, new_tracks
+from .callback_store import MemoryTrack, Store, StoreTrack, Track
+from .looking import Looker, Loss, Pooling
+from .probe_set import read_probes
+from .recording import entries_of, track_attrs
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Features of any layers of a model, recorded while the user's own loop trains it.
+
+    Call :meth:`step` after every step of the optimiser; it costs next to nothing where no record is due.
+    A record takes the features as :func:`lesde.record` does and leaves no trace in the model. The state
+    at the start (iteration 0) is recorded at once where the schedule holds it.
+
+    With ``store`` records go to a Zarr store, several at once: when a chunk of about 8 MB is full, at the
+    latest after 30 seconds, and when the recorder is closed, the ``with`` block is left (also by an
+    error) or the program ends (also by Ctrl-C). A program that is killed loses what it recorded
+    since the last write; all else stays readable. Chunks are not compressed, for speed.
+
+    Parameters
+    ----------
+    model, layers, probe, loss, pooling, dtype, batch_size
+        As for :func:`lesde.record`. The probe set is read once and kept in memory.
+    store : str or path, optional
+        Where to write. Default: in memory.
+    every : int, optional
+        Record every so many iterations, from 0 on. One of ``every``, ``iterations`` and ``times`` is
+        needed.
+    iterations : sequence of int, optional
+        The iterations to record at, for example ``numpy.unique(numpy.geomspace(1, 10_000, 50).astype(int))``.
+    times : sequence of float, optional
+        Times on the clock; each is recorded at the nearest iteration.
+        :func:`lesde.networks.saving_times` makes them.
+    learning_rate : float, torch.optim.Optimizer or callable, optional
+        What a step adds to the clock. Of an optimiser the rate is read at every step, so call
+        :meth:`step` before that of a scheduler of the learning rate; a callable takes nothing and
+        returns the rate of the step just taken. Default: 1, time counts iterations.
+    replicate : int, default 0
+        Number of this run among repeated ones; :func:`lesde.networks.open_records` joins their stores.
+    resume : bool, default False
+        Go on with an existing store, at its last record; the model is to be as it was there. Without it
+        an existing store is an error.
+    state : dict, optional
+        What :meth:`state_dict` gave when the model was saved, to go on from there. Records after it
+        are dropped from the store, for the training to come makes them again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, the model does not take the probe set, or a store does not fit.
+    FileExistsError
+        If the store exists and ``resume`` is False.
+    Diverged
+        From :meth:`step`, if a recorded feature is not finite.
+
+    Notes
+    -----
+    A record costs one forward pass over the probe set. Training costs about three a sample, so R records
+    of n probe samples cost less than a tenth of it where it sees more than about 4 R n samples in all. A
+    record at which the clock has not moved since the last (a learning rate of 0) is left out.
+
+    Examples
+    --------
+    >>> import torch, lesde
+    >>> from lesde.networks import digits, mlp
+    >>> data, model = digits(classes=4), mlp(64, (32,), 4)
+    >>> x, y = torch.tensor(data.train_x), torch.tensor(data.train_y)
+    >>> optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with lesde.Recorder(
+    ...     model, "penultimate", data, every=10, learning_rate=optimiser
+    ... ) as recorder:
+    ...     for _ in range(50):
+    ...         optimiser.zero_grad()
+    ...         torch.nn.functional.cross_entropy(model(x), y).backward()
+    ...         optimiser.step()
+    ...         recorder.step()
+    >>> recorder.paths("penultimate").time.values
+    array([0., 1., 2., 3., 4., 5.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Sequence[str],
+        probe: Any,
+        *,
+        store: str | Path | None = None,
+        every: int | None = None,
+        iterations: Sequence[int] | np.ndarray | None = None,
+        times: Sequence[float] | np.ndarray | None = None,
+        learning_rate: Any = None,
+        loss: Loss = "cross_entropy",
+        pooling: Pooling = "flatten",
+        dtype: str = "float32",
+        batch_size: int = 256,
+        replicate: int = 0,
+        resume: bool = False,
+        state: Mapping[str, float] | None = None,
+    ) -> None:
+        self._schedule = schedule(every, iterations, times)
+        self._read_rate = rate_reader(learning_rate)
+        self._rate = self._checked_rate()
+        self._replicate = check_integer("replicate", replicate, 0)
+        self._probes = read_probes(probe)
+        first = next(iter(self._probes.values()))
+        self._looker = Looker(
+            model, layers, first, loss=loss, pooling=pooling, dtype=dtype, batch_size=batch_size
+        )
+        self._loss, self._closed = loss, False
+        self._several = isinstance(probe, Mapping)
+        about = {
+            "layers": list(self._looker.layers),
+            "replicate": self._replicate,
+            "dtype": dtype,
+            "pooling": pooling if isinstance(pooling, str) else pooling.__name__,
+            "probes": {name: one.digest() for name, one in self._probes.items()},
+        }
+        self._tracks: dict[Key, Track] = {}
+        self._store = None
+        if store is not None:
+            self._store = self._opened(Path(store), about, resume)
+        else:
+            for name, one in self._probes.items():
+                for layer in self.layers:
+                    attrs = self._attrs(name, layer)
+                    self._tracks[name, layer] = MemoryTrack(one.labels, self._replicate, attrs)
+        self._clock, self._last = self._begin(state)
+        if self._schedule.due(self._clock):
+            self.record()
+
+    @property
+    def iteration(self) -> int:
+        """Steps taken so far."""
+        return self._clock.iteration
+
+    @property
+    def time(self) -> float:
+        """Sum of their learning rates."""
+        return self._clock.time
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The recorded layers."""
+        return self._looker.layers
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Names of the probe sets."""
+        return tuple(self._probes)
+
+    def step(self) -> None:
+        """Count one step of the optimiser, and record where a record is due."""
+        self._check_open()
+        self._rate = self._checked_rate()
+        self._clock.step(self._rate)
+        if self._schedule.due(self._clock):
+            self.record()
+
+    def record(self) -> None:
+        """Record now, whatever the schedule says; nothing where this iteration has been recorded."""
+        self._check_open()
+        now = self._clock.time
+        if self._last is not None and now <= self._last:
+            return
+        # All looks first, so that tracks stay equally long where one of them fails.
+        looks = {name: self._looker.look(one, now) for name, one in self._probes.items()}
+        for (name, layer), track in self._tracks.items():
+            track.append(entries_of(looks[name], layer, now, self._clock.iteration, self._rate))
+        self._last = now
+        if self._store is not None:
+            self._store.appended()
+
+    def paths(self, layer: str, probe: str | None = None) -> xr.Dataset:
+        """The records so far of one layer.
+
+        Parameters
+        ----------
+        layer : str
+        probe : str, optional
+            Name of the probe set; needed where there are several.
+
+        Returns
+        -------
+        xarray.Dataset
+            As :func:`lesde.record` returns, with all records along ``time``; also ``step_size (time)``,
+            the learning rate of the step before each, and the coordinate ``learning_rate`` where it
+            never changed. From a store values are read when they are used.
+        """
+        probe = self.probes[0] if probe is None and len(self._probes) == 1 else probe
+        if (probe, layer) not in self._tracks:
+            raise ValueError(
+                f"layer and probe must be among {', '.join(map(repr, self.layers))} and "
+                f"{', '.join(map(repr, self.probes))}; got {shown(layer)} and {shown(probe)}."
+            )
+        if self._last is None:
+            raise ValueError("the recorder holds no record yet; train on, or call record().")
+        return self._tracks[probe, layer].dataset()  # type: ignore[index]
+
+    def records(self) -> dict[str, Any]:
+        """The records so far of all layers, as :func:`lesde.record` returns them for several.
+
+        Returns
+        -------
+        dict of str to xarray.Dataset, or dict of str to such a dict
+            By layer; where ``probe`` named several sets, by the name of the set first. That is what
+            :func:`lesde.layer_collapse` takes.
+        """
+        found = {
+            name: {layer: self.paths(layer, name) for layer in self.layers} for name in self._probes
+        }
+        return found if self._several else found["probe"]
+
+    def flush(self) -> None:
+        """Write all records to the store now."""
+        if self._store is not None:
+            self._store.flush()
+
+    def close(self) -> None:
+        """Write all records; no more can be added, but :meth:`paths` still works."""
+        if self._store is not None:
+            self._store.close()
+        self._closed = True
+
+    def state_dict(self) -> dict[str, float]:
+        """The clock, to be saved with the model; see ``state``. Records so far are written."""
+        self.flush()
+        return {"iteration": self.iteration, "time": self.time}
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _checked_rate(self) -> float:
+        return check_real("learning_rate", self._read_rate(), 0.0)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the recorder is closed; make another one with resume=True to go on.")
+
+    def _begin(self, state: Mapping[str, float] | None) -> tuple[Clock, float | None]:
+        """Clock, and time of the last record that stays."""
+        if state is not None:
+            iteration = check_integer("state['iteration']", state["iteration"], 0)
+            clock = Clock(iteration, check_real("state['time']", state["time"], 0.0))
+        else:
+            clock = Clock()
+        stored = [t for t in self._tracks.values() if isinstance(t, StoreTrack)]
+        if not stored:
+            return clock, None
+        whole = min(track.written for track in stored)
+        seen = stored[0].clock(whole)
+        if state is not None:
+            whole = int(np.searchsorted(seen["iteration"], clock.iteration, side="right"))
+        for track in stored:
+            track.cut(whole)
+        if whole == 0:
+            return clock, None
+        last = float(seen["time"][whole - 1])
+        if state is None:
+            clock = Clock(int(seen["iteration"][whole - 1]), last)
+        return clock, last
+
+    def _opened(self, path: Path, about: dict[str, Any], resume: bool) -> Store:
+        path = path.expanduser()
+        if path.exists() and not resume:
+            raise FileExistsError(
+                f"store {str(path)!r} exists. Give resume=True to go on with it, name another store, or "
+                f"remove it."
+            )
+        if path.exists():
+            keys = [(name, layer) for name in self._probes for layer in self.layers]
+            tracks = found_tracks(path, about, keys)
+        else:
+            contents = {
+                (name, layer): (one.labels, self._attrs(name, layer))
+                for name, one in self._probes.items()
+                for layer in self.layers
+            }
+            tracks = new_tracks(path, about, contents)
+        self._tracks.update(tracks)
+        store = Store(tracks.values())
+        # Also a recorder that is dropped without being closed leaves its records behind.
+        weakref.finalize(self, store.close).atexit = False
+        return store
+
+    def _attrs(self, probe: str, layer: str) -> dict[str, Any]:
+        return track_attrs(self._looker, self._probes[probe], probe, layer, self._loss)

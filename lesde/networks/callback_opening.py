@@ -1,0 +1,97 @@
+"""Stores of the recorder: begun, found again, and looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+
+from ..checks import shown
+from .callback_store import StoreTrack
+
+__all__ = ["Key", "found_tracks", "new_tracks", "tracks_of"]
+
+Key = tuple[str, str]
+"""A probe set and a layer."""
+
+_MARK = "lesde_recording"
+
+
+def new_tracks(
+    path: Path,
+    about: Mapping[str, Any],
+    contents: Mapping[Key, tuple[np.ndarray, Mapping[str, Any]]],
+) -> dict[Key, StoreTrack]:
+    """A new store; ``contents`` are labels and attributes of every track."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = zarr.open_group(str(path), mode="w-", attributes={**about, _MARK: 1})
+    return {
+        (name, layer): StoreTrack.create(
+            root, f"{name}/{layer.replace('/', '%2F')}", labels, about["replicate"], attrs
+        )
+        for (name, layer), (labels, attrs) in contents.items()
+    }
+
+
+def found_tracks(
+    path: Path, about: Mapping[str, Any], keys: Sequence[Key]
+) -> dict[Key, StoreTrack]:
+    """The tracks of an existing store, recorded as ``about`` says.
+
+    Raises
+    ------
+    ValueError
+        If the store was recorded in another way, or lacks a track.
+    """
+    groups = tracks_of(path, "r+")
+    known = dict(zarr.open_group(str(path), mode="r").attrs)
+    for name, value in about.items():
+        if known.get(name) != value:
+            told = f": {shown(known.get(name))} there, {shown(value)} here"
+            raise ValueError(
+                f"store {str(path)!r} was recorded with other {name}"
+                f"{told if name != 'probes' else ' or their samples in another order'}. Resume with "
+                f"the same arguments, or name another store."
+            )
+    if any(layer not in groups[name] for name, layer in keys):
+        raise ValueError(
+            f"store {str(path)!r} lacks a layer; it was left unfinished. Remove it and begin again."
+        )
+    return {(name, layer): StoreTrack(groups[name][layer]) for name, layer in keys}
+
+
+def tracks_of(path: str | Path, mode: Literal["r", "r+"] = "r") -> dict[str, dict[str, zarr.Group]]:
+    """The groups of a store by probe set and layer.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at ``path``.
+    ValueError
+        If what is there was not written by a recorder.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise FileNotFoundError(f"store {str(place)!r} does not exist.")
+    try:
+        root = zarr.open_group(str(place), mode=mode)
+    except (FileNotFoundError, ValueError, KeyError):
+        root = None
+    if root is None or _MARK not in root.attrs:
+        raise ValueError(
+            f"store {str(place)!r} is no store of a lesde.Recorder. Open other Zarr stores with "
+            f"xarray.open_zarr."
+        )
+    found = {
+        (str(group.attrs["probe"]), str(group.attrs["layer"])): group
+        for _, probe in root.groups()
+        for _, group in probe.groups()
+    }
+    about: dict[str, Any] = dict(root.attrs)
+    return {
+        name: {layer: found[name, layer] for layer in about["layers"] if (name, layer) in found}
+        for name in about["probes"]
+    }

@@ -1,0 +1,214 @@
+"""Probe sets: the labelled inputs whose features are recorded, sorted by class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..checks import shown
+from .datasets import ImageData
+from .quiet import kept_randomness
+
+__all__ = ["ProbeSet", "read_labelled", "read_probes"]
+
+_KINDS = (
+    "a DataLoader or Dataset of (input, label), a pair (inputs, labels) of arrays or tensors, a "
+    "lesde.networks.ImageData, or a dict that names several of them"
+)
+_READ = 256  # items of a Dataset put together at once
+_HASHED = 2**24  # numbers hashed at once
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeSet:
+    """Labelled inputs sorted by class.
+
+    Attributes
+    ----------
+    inputs : Tensor, tuple or dict of Tensor
+        First axis: sample. A tuple is passed to the model as arguments, a dict as keywords.
+    labels : int64 array (sample,)
+        0..K-1, in order.
+    classes : int64 array (K,)
+        What class k was called in the labels that were given, as the model's outputs are numbered.
+    """
+
+    inputs: Any
+    labels: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def digest(self) -> str:
+        """A fingerprint of inputs and labels, to tell whether two probe sets are the same."""
+        found = hashlib.sha256(self.classes[self.labels].tobytes())
+
+        def add(tensor: Tensor) -> Tensor:
+            found.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+            for part in tensor.cpu().contiguous().reshape(-1).split(_HASHED):
+                found.update(part.view(torch.uint8).numpy().tobytes())
+            return tensor
+
+        each(self.inputs, add)
+        return found.hexdigest()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ProbeSet:
+        """The same on a device, floating inputs in the given dtype."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        return ProbeSet(each(self.inputs, move), self.labels, self.classes)
+
+    def batches(self, size: int) -> Iterator[tuple[slice, Any]]:
+        """Rows, and the inputs in them."""
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            yield rows, each(self.inputs, itemgetter(rows))
+
+
+def each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor of the inputs of a model."""
+    if isinstance(inputs, Mapping):
+        return {name: each(value, change) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(each(value, change) for value in inputs)
+    return change(inputs)
+
+
+def read_probes(probe: Any) -> dict[str, ProbeSet]:
+    """One probe set, by the name "probe", or several by their own names; all of the same classes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something is no set of labelled inputs.
+    """
+    if not isinstance(probe, Mapping):
+        return {"probe": _sorted("probe", *read_labelled("probe", probe))}
+    if not probe:
+        raise ValueError("probe must hold at least one probe set; got an empty dict.")
+    found: dict[str, ProbeSet] = {}
+    for name, source in probe.items():
+        if not isinstance(name, str) or not name or "/" in name or name.startswith((".", "__")):
+            raise ValueError(
+                f"probe must name its sets by words such as 'train' and 'held_out'; got {shown(name)}."
+            )
+        found[name] = _sorted(f"probe[{name!r}]", *read_labelled(f"probe[{name!r}]", source))
+    first = next(iter(found))
+    for name, one in found.items():
+        if not np.array_equal(one.classes, found[first].classes):
+            raise ValueError(
+                f"probe sets must hold the same classes; {first!r} has "
+                f"{found[first].classes.tolist()} and {name!r} has {one.classes.tolist()}."
+            )
+    return found
+
+
+def read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
+    """Inputs and labels of anything that holds them, in the order they come in.
+
+    A loader that shuffles, or a data set that draws at random, gives the same samples at every call,
+    and the global random numbers are left as they were.
+    """
+    if isinstance(source, ImageData):
+        source = (source.probe_x, source.probe_y)
+    if isinstance(source, Dataset):
+        source = DataLoader(source, batch_size=_READ)
+    if isinstance(source, DataLoader):
+        inputs, given = _collect(name, source)
+    elif isinstance(source, tuple | list) and len(source) == 2:
+        inputs, given = source
+    else:
+        raise TypeError(f"{name} must be {_KINDS}; got {shown(source)}.")
+    inputs = _tensors(name, inputs)
+    labels = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
+        raise TypeError(
+            f"{name} must have integer labels, one for each input; got {labels.dtype} of shape "
+            f"{labels.shape}."
+        )
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in _leaves(inputs)}
+    if lengths != {len(labels)}:
+        raise ValueError(
+            f"{name} must hold one label for each input; got {len(labels)} labels for "
+            f"{' and '.join(map(str, sorted(lengths)))} inputs."
+        )
+    for tensor in _leaves(inputs):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} must have finite inputs; remove or replace its NaN and inf.")
+    return inputs, labels.astype(np.int64)
+
+
+def _sorted(name: str, inputs: Any, given: np.ndarray) -> ProbeSet:
+    if given.min() < 0:
+        raise ValueError(f"{name} must have labels of at least 0; got {given.min()}.")
+    classes, labels = np.unique(given, return_inverse=True)
+    order = np.argsort(labels, kind="stable")
+    rows = torch.from_numpy(order)
+    return ProbeSet(each(inputs, lambda tensor: tensor[rows]), labels[order], classes)
+
+
+def _leaves(inputs: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    each(inputs, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def _tensors(name: str, inputs: Any) -> Any:
+    def convert(value: Any) -> Tensor:
+        try:
+            return torch.as_tensor(value).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must have inputs that are numbers: {error}") from None
+
+    # A list that torch or numpy can read is an array, not the arguments of a model.
+    return convert(inputs) if isinstance(inputs, list) else each(inputs, convert)
+
+
+def _collect(name: str, loader: DataLoader) -> tuple[Any, Tensor]:
+    """All batches of a loader, one after another."""
+    own = loader.generator
+    before = None if own is None else own.get_state()
+    inputs: list[Any] = []
+    labels: list[Tensor] = []
+    try:
+        with kept_randomness(seed=0):
+            if own is not None:
+                own.manual_seed(0)
+            for batch in loader:
+                if not isinstance(batch, tuple | list) or len(batch) < 2:
+                    raise TypeError(
+                        f"{name} must give (input, label); got {shown(type(batch).__name__)}."
+                    )
+                *parts, label = batch
+                inputs.append(parts[0] if len(parts) == 1 else tuple(parts))
+                labels.append(torch.as_tensor(label))
+    finally:
+        if own is not None and before is not None:
+            own.set_state(before)
+    if not labels:
+        raise ValueError(f"{name} must hold at least one batch; got none.")
+    return _joined(name, inputs), torch.cat(labels)
+
+
+def _joined(name: str, parts: Iterable[Any]) -> Any:
+    given = list(parts)
+    first = given[0]
+    if isinstance(first, Mapping):
+        return {key: _joined(name, [one[key] for one in given]) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(_joined(name, column) for column in zip(*given, strict=True))
+    try:
+        return torch.cat([torch.as_tensor(one) for one in given])
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{name} must hold inputs of one shape: {error}") from None

@@ -1,0 +1,206 @@
+"""Features of any layers of any model, as datasets like those of :func:`lesde.simulate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from ..checks import check_integer, check_real
+from .looking import Look, Looker, Loss, Pooling
+from .probe_set import ProbeSet, read_probes
+
+__all__ = ["entries_of", "packed", "record", "track_attrs"]
+
+Entries = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""Variables of one look at one layer, each with its dimensions after ``replicate`` and ``time``."""
+
+ABOUT = {
+    "loss": {"long_name": "loss on the probe set"},
+    "accuracy": {"long_name": "accuracy on the probe set"},
+    "step_size": {"long_name": "learning rate", "description": "of the step before the record"},
+    "time": {"long_name": "time", "description": "sum of the learning rates of the steps"},
+}
+CLOCK = ("time", "iteration", "step_size")
+"""Variables over time alone, the same for all replicates."""
+
+
+def record(
+    model: nn.Module,
+    layers: str | Sequence[str],
+    probe: Any,
+    *,
+    loss: Loss = "cross_entropy",
+    pooling: Pooling = "flatten",
+    dtype: str = "float32",
+    batch_size: int = 256,
+    time: float = 0.0,
+    iteration: int = 0,
+    replicate: int = 0,
+) -> Any:
+    """Features of named layers of a model on a probe set, as it is now.
+
+    Any ``torch.nn.Module``, trained in any way. It runs once over the probe set, in evaluation mode and
+    without gradients. Afterwards all is as before: the mode of every submodule, its device, gradients,
+    hooks, and the random numbers of torch, numpy and Python.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Returns logits (sample, class): a tensor, a tuple that begins with it, or something with
+        ``logits``. For layers alone, with ``loss=None``, it may return any tensor.
+    layers : str or sequence of str
+        Names of submodules, as in ``model.named_modules()``, whose output is taken (of a tuple, the
+        first entry; of a module that runs several times, the last time);
+        ``"logits"``, what the model returns; ``"penultimate"``, what the ``torch.nn.Linear`` that runs
+        last reads.
+    probe : DataLoader, Dataset, (inputs, labels), ImageData, or dict of str to these
+        Labelled inputs; a dict names several, such as ``{"train": ..., "held_out": ...}``, of the same
+        classes. Labels are integers that number the outputs of the model. Inputs are moved to the
+        model's device and floating ones to its dtype; a tuple of inputs is passed as arguments, a dict
+        as keywords. A loader that shuffles gives the same samples at every call.
+    loss : {"cross_entropy", "mse"}, callable or None, default "cross_entropy"
+        Loss to record; ``"mse"`` is half the squared distance to the one-hot label. A callable takes the
+        float64 logits (sample, class) and labels (sample,) of the whole probe set. None records neither
+        loss nor accuracy.
+    pooling : {"flatten", "mean"} or callable, default "flatten"
+        How an output (sample, ...) becomes (sample, feature): all its numbers in a row, or the mean over
+        all axes after the second one (feature maps (sample, channel, height, width) become (sample,
+        channel)). A callable takes the tensor and returns one with the samples first.
+    dtype : {"float32", "float16", "float64"}
+        Of what is kept; the model computes in its own.
+    batch_size : int, default 256
+        Inputs that pass through the model at once.
+    time, iteration, replicate : float, int, int
+        Coordinates of the result, so that several can be joined with ``xarray.concat``.
+
+    Returns
+    -------
+    xarray.Dataset, or dict of str to it
+        For one layer, named by a string, a dataset; for several, a dict of them by layer; where ``probe``
+        names several sets, a dict of these by the name of the set. Samples are sorted by class, and
+        labels numbered 0..K-1. Variables:
+
+        - ``features (replicate, time, sample, feature)``, both leading axes of length 1;
+        - ``loss``, ``accuracy (replicate, time)`` on the probe set;
+        - for ``"penultimate"``, ``weights (replicate, time, class, feature_in)`` and ``bias (replicate,
+          time, class)`` of the last linear layer, where the model's output is as wide as its own and
+          nothing was pooled; those of the classes of the probe set.
+
+        Coordinates ``replicate``, ``time``, ``iteration(time)`` and ``label(sample)``; attribute
+        ``classes`` holds the labels as they were given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such layer, or it never runs; if the model does not take the inputs, or the labels
+        do not number its outputs.
+    Diverged
+        If a feature is not finite.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> from lesde.networks import digits, mlp
+    >>> data, model = digits(classes=4), mlp(64, (32,), 4)
+    >>> paths = lesde.record(model, "penultimate", (data.probe_x, data.probe_y))
+    >>> dict(paths.features.sizes)
+    {'replicate': 1, 'time': 1, 'sample': 160, 'feature': 32}
+    >>> "nc3" in lesde.neural_collapse(paths)
+    True
+    """
+    probes = read_probes(probe)
+    time, iteration = check_real("time", time), check_integer("iteration", iteration, 0)
+    replicate = check_integer("replicate", replicate, 0)
+    looker = Looker(
+        model,
+        layers,
+        next(iter(probes.values())),
+        loss=loss,
+        pooling=pooling,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+    found: dict[str, Any] = {}
+    for name, one in probes.items():
+        look = looker.look(one, time)
+        found[name] = {
+            layer: packed(
+                [entries_of(look, layer, time, iteration)],
+                one.labels,
+                replicate,
+                track_attrs(looker, one, name, layer, loss),
+            )
+            for layer in looker.layers
+        }
+        if isinstance(layers, str):
+            found[name] = found[name][layers]
+    return found if isinstance(probe, Mapping) else found["probe"]
+
+
+def entries_of(
+    look: Look, layer: str, time: float, iteration: int, step_size: float | None = None
+) -> Entries:
+    """What one look at one layer adds along time."""
+    entries: Entries = {
+        "time": ((), np.array(time)),
+        "iteration": ((), np.array(iteration)),
+        "features": (("sample", "feature"), look.features[layer]),
+    }
+    if step_size is not None:
+        entries["step_size"] = ((), np.array(step_size))
+    for name in ("loss", "accuracy"):
+        value = getattr(look, name)
+        if value is not None:
+            entries[name] = ((), np.array(value))
+    if layer == "penultimate" and look.weights is not None:
+        entries["weights"] = (("class", "feature_in"), look.weights)
+        if look.bias is not None:
+            entries["bias"] = (("class",), look.bias)
+    return entries
+
+
+def track_attrs(
+    looker: Looker, probe: ProbeSet, name: str, layer: str, loss: Loss
+) -> dict[str, Any]:
+    """What one layer on one probe set is, and with which versions it was recorded."""
+    return {
+        "engine": "network",
+        "architecture": str(looker.model),
+        "layer": layer,
+        "probe": name,
+        "classes": probe.classes.tolist(),
+        "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", str(loss)),
+        **{f"{package}_version": version(package) for package in ("lesde", "numpy", "torch")},
+    }
+
+
+def packed(
+    given: Sequence[Entries], labels: np.ndarray, replicate: int, attrs: Mapping[str, Any]
+) -> xr.Dataset:
+    """A dataset of paths from looks one after another."""
+    variables: dict[str, tuple] = {}
+    for name, (dims, _) in given[0].items():
+        values = np.stack([entries[name][1] for entries in given])
+        if name in CLOCK:
+            variables[name] = (("time",), values, ABOUT.get(name, {}))
+        else:
+            leading = ("replicate", "time")
+            variables[name] = ((*leading, *dims), values[None], ABOUT.get(name, {}))
+    coords = {"replicate": [replicate], "label": ("sample", labels)}
+    return with_rate(xr.Dataset(variables, coords=coords, attrs=dict(attrs)))
+
+
+def with_rate(dataset: xr.Dataset) -> xr.Dataset:
+    """Mark the coordinates, and add ``learning_rate`` where one rate explains the whole clock."""
+    dataset = dataset.set_coords([name for name in ("iteration", "label") if name in dataset])
+    if "step_size" in dataset:
+        rate = float(dataset["step_size"][-1])
+        if np.allclose(dataset["time"], rate * dataset["iteration"], rtol=1e-9, atol=0):
+            about = {"long_name": "learning rate"}
+            dataset = dataset.assign_coords(learning_rate=((), rate, about))
+    return dataset
