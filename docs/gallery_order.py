@@ -13,6 +13,7 @@ ORDER = (
     "plot_calibration.py",
     "plot_networks.py",
     "plot_record_any_model.py",
+    "plot_learning_rate_networks.py",
     "plot_layers.py",
 )
 

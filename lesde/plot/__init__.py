@@ -12,6 +12,7 @@
 `elasticity`           Â, B̂ and α̂, β̂ with bands
 `class_means`          LE-ODE against observed class means
 `collapse_rate`        collapse rate against learning rate
+`learning_rate_range`  networks and fitted models against learning rate, and where they agree
 `sampling_noise`       where SGD and the SDEs part as the learning rate grows
 `animate`              the collapse as a GIF
 `save`                 PDF and PNG of any of these
@@ -28,6 +29,7 @@ from lesde.plot.animations import animate
 from lesde.plot.elasticities import elasticity
 from lesde.plot.fans import separation_fan
 from lesde.plot.layers import layers, layers_over_time
+from lesde.plot.learning_rates import learning_rate_range
 from lesde.plot.means import class_means
 from lesde.plot.metrics import collapse
 from lesde.plot.phases import phase_diagram
@@ -47,6 +49,7 @@ __all__ = [
     "elasticity",
     "layers",
     "layers_over_time",
+    "learning_rate_range",
     "phase_diagram",
     "probability",
     "sampling_noise",
