@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,34 @@ from typer.testing import CliRunner
 from benchmarks import report
 from benchmarks.__main__ import app, measure_table
 from benchmarks.machine import machine
-from benchmarks.tables import TABLES, cuda, euler, exact, feature, metrics, scaling, sgd
+from benchmarks.peers import plain_training
+from benchmarks.tables import (
+    TABLES,
+    cuda,
+    euler,
+    exact,
+    feature,
+    metrics,
+    recording,
+    scaling,
+    sgd,
+    training,
+)
 from benchmarks.timing import Row, Section, Skip, measure
 from benchmarks.workloads import Workload, WrongResult, check_discrete, check_law, check_means
+from lesde.networks import digits, mlp
 
 TINY = Workload(3, 20, 3, 32, 20, 5e-3)
 EULER = euler.rows(TINY, {"srk": 2, "tree": 4, "shipped": 1})
 SGD = sgd.rows(TINY)
 FEATURE = feature.rows(2, 40)
+NETWORKS = plain_training.Training(
+    digits(classes=3, n_train_per_class=10, n_probe_per_class=2),
+    lambda: mlp(64, (8,), 3),
+    3,
+    30,
+    0.05,
+)
 
 
 def run(row: Row) -> None:
@@ -57,6 +78,18 @@ def test_metrics_agree_with_the_loop(row: Row) -> None:
     run(row)
 
 
+@pytest.mark.parametrize("row", training.rows(NETWORKS), ids=lambda row: row.name)
+def test_networks_trained_in_all_ways_agree(row: Row) -> None:
+    run(row)
+
+
+def test_networks_trained_on_other_samples_are_refused() -> None:
+    row = training.rows(NETWORKS)[0]
+    assert row.check is not None
+    with pytest.raises(AssertionError, match="logits off by"):
+        row.check(plain_training.one_after_another(replace(NETWORKS, seed=1)))
+
+
 @pytest.mark.parametrize("check", [check_law, check_discrete])
 def test_a_wrong_result_is_refused(check: Callable[[Any, Workload], Any]) -> None:
     right = np.asarray(next(row for row in EULER if row.name == "torch loop").build()())
@@ -79,7 +112,7 @@ def test_replicates_that_share_their_noise_are_refused() -> None:
 
 
 def test_every_table_has_sections_and_says_what_its_rows_are() -> None:
-    for module in (euler, exact, sgd, feature, metrics, scaling, cuda):
+    for module in (euler, exact, sgd, feature, metrics, recording, training, scaling, cuda):
         for quick in (True, False):
             for section in module.sections(quick):
                 names = [row.name for row in section.rows]

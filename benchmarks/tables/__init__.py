@@ -1,3 +1,3 @@
 """One file per table: each has ``TITLE``, ``ABOUT``, ``NOTES`` and ``sections(quick)``."""
 
-TABLES = ("euler", "exact", "sgd", "feature", "metrics", "scaling", "cuda")
+TABLES = ("euler", "exact", "sgd", "feature", "metrics", "recording", "training", "scaling", "cuda")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .geometric import geo_mnist
     from .lightning import LightningRecorder
     from .mnist import mnist_sample
+    from .pace import training_time
     from .probes import probe_both, split_records
     from .recorder import collect, record_ensemble
     from .recording import record
@@ -57,6 +58,7 @@ __all__ = [
     "saving_times",
     "split_records",
     "train_ensemble",
+    "training_time",
     "with_class_counts",
     "with_label_noise",
 ]
@@ -82,6 +84,7 @@ _HOMES = {
     "saving_times": "schedule",
     "split_records": "probes",
     "train_ensemble": "training",
+    "training_time": "pace",
     "with_class_counts": "corruption",
     "with_label_noise": "corruption",
 }

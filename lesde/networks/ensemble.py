@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +17,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import shown
+from .chain import Chain, chain_of
+from .sharing import Share, one_after_another, parts_of
 
 __all__ = ["Ensemble", "Evaluation", "child_seed"]
+
+# Numbers that a network makes of the inputs it evaluates at once; more do not fit into the cache.
+_AT_ONCE = 2**19
 
 
 def child_seed(seed: int, replicate: int, stream: int) -> np.random.SeedSequence:
@@ -26,7 +33,7 @@ def child_seed(seed: int, replicate: int, stream: int) -> np.random.SeedSequence
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an ensemble says about a set of inputs, on the CPU.
+    """What an ensemble says about a set of inputs.
 
     ``logits`` (replicate, sample, class); ``features`` by layer, each (replicate, sample, feature);
     ``weights`` (replicate, class, feature) and ``bias`` (replicate, class) of the last linear layer,
@@ -37,6 +44,12 @@ class Evaluation:
     features: dict[str, Tensor]
     weights: Tensor | None = None
     bias: Tensor | None = None
+
+    def cpu(self) -> Evaluation:
+        """The same on the CPU."""
+        weights, bias = (None if t is None else t.cpu() for t in (self.weights, self.bias))
+        features = {layer: tensor.cpu() for layer, tensor in self.features.items()}
+        return Evaluation(self.logits.cpu(), features, weights, bias)
 
 
 class Ensemble:
@@ -58,9 +71,13 @@ class Ensemble:
         linear layer reads) or the name of a submodule (its output), flattened to one axis.
     seed : int
     dtype : torch.dtype
+    device : torch.device, optional
+        Where the stacked parameters are; the networks are initialised on the CPU.
 
     Attributes
     ----------
+    replicates : list of int
+        Their numbers.
     base : torch.nn.Module
         The architecture that :func:`torch.func.functional_call` runs.
     parameters : dict of str to Tensor
@@ -79,34 +96,57 @@ class Ensemble:
         layers: Sequence[str],
         seed: int,
         dtype: torch.dtype,
+        device: torch.device | None = None,
     ) -> None:
         networks = [_initialised(architecture, seed, r).to(dtype) for r in replicates]
         self.base = networks[0]
         _check_independent_samples(self.base)
         self._last = _check_architecture(self.base, example, n_classes, layers)
         self.layers = tuple(layers)
+        self.replicates = list(replicates)
         parameters, self.fixed = stack_module_state(networks)  # type: ignore[arg-type]
         self.parameters: dict[str, Tensor] = {}
         trainable = {name for name, p in self.base.named_parameters() if p.requires_grad}
         for name, stacked in parameters.items():
             (self.parameters if name in trainable else self.fixed)[name] = stacked.detach()
-        self.evaluate(example)  # what cannot be recorded is told before training
+        self._move(device or example.device)
+        # What cannot be recorded is told before training.
+        self.evaluate(example.to(device or example.device))
+
+    def part(self, which: slice) -> Ensemble:
+        """Some of the networks; training the part trains them here."""
+        part = copy.copy(self)
+        part.replicates = self.replicates[which]
+        part.parameters = {name: tensor[which] for name, tensor in self.parameters.items()}
+        part.fixed = {name: tensor[which] for name, tensor in self.fixed.items()}
+        return part
+
+    def chain(self) -> Chain | None:
+        """The networks as layers written out, where they are a chain of such."""
+        return chain_of(self.base, self.parameters, self.fixed)
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> Evaluation:
-        """Logits and the features of the asked layers for inputs ``x`` (sample, ...)."""
+    def numbers(self, x: Tensor) -> tuple[int, int]:
+        """Numbers of a chain's weights and of what an input (1, ...) becomes, for one network."""
+        chain = self.part(slice(1)).chain()
+        assert chain is not None
+        return chain.numbers(x[None])
 
-        def one(parameters: dict[str, Tensor], fixed: dict[str, Tensor]) -> Any:
-            with ExitStack() as stack:
-                seen = self._watch(stack)
-                logits = functional_call(self.base, (parameters, fixed), (x,))
-            return logits, seen
+    @torch.no_grad()
+    def evaluate(
+        self, x: Tensor, own: bool = False, share: Share = one_after_another
+    ) -> Evaluation:
+        """Logits and the features of the asked layers for inputs ``x`` (sample, ...).
 
-        logits, seen = vmap(one)(self.parameters, self.fixed)
-        for layer in self.layers:
-            if layer not in seen and layer != "logits":
-                raise ValueError(f"layers must name submodules that run; {layer!r} never does.")
-        seen["logits"] = logits
+        With ``own`` every network has its own inputs, ``x`` (replicate, sample, ...). ``share`` may put
+        several threads to it.
+        """
+        chain = self.chain()
+        if chain is not None and set(self.layers) <= {"logits", "penultimate", *chain.names}:
+            seen = self._seen_by_chain(x if own else x[None], share)
+        else:
+            seen = self._seen_by_mapping(x, own)
+        logits = seen["logits"]
         features = {layer: seen[layer].reshape(*logits.shape[:2], -1) for layer in self.layers}
         if "penultimate" not in self.layers:
             return Evaluation(logits, features)
@@ -120,6 +160,45 @@ class Ensemble:
             for tensor in (last.weight, last.bias)
         )
         return Evaluation(logits, features, weights, bias)
+
+    def _seen_by_chain(self, x: Tensor, share: Share) -> dict[str, Tensor]:
+        """Outputs by layer; ``x`` (replicate, sample, ...), or (1, sample, ...) shared by all."""
+        weights, images = self.numbers(x[0, :1])
+        # How many at once is the network's own matter, so that rounding does not depend on its company.
+        several = max(1, _AT_ONCE // images)
+        parts = parts_of(len(self.replicates), weights + several * images, os.cpu_count() or 1)
+
+        @torch.no_grad()
+        def look(which: slice) -> dict[str, Tensor]:
+            chain = self.part(which).chain()
+            assert chain is not None
+            inputs = x if len(x) == 1 else x[which]
+            blocks = [chain.features(some, set(self.layers)) for some in inputs.split(several, 1)]
+            return {name: torch.cat([block[name] for block in blocks], 1) for name in blocks[0]}
+
+        looks = share(look, parts)
+        return {name: torch.cat([seen[name] for seen in looks]) for name in looks[0]}
+
+    def _seen_by_mapping(self, x: Tensor, own: bool) -> dict[str, Tensor]:
+        """Outputs by layer, from the modules themselves."""
+
+        def one(parameters: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Any:
+            with ExitStack() as stack:
+                seen = self._watch(stack)
+                logits = functional_call(self.base, (parameters, fixed), (x,))
+            return logits, seen
+
+        places = (0, 0, 0 if own else None)
+        logits, seen = vmap(one, in_dims=places)(self.parameters, self.fixed, x)
+        for layer in self.layers:
+            if layer not in seen and layer != "logits":
+                raise ValueError(f"layers must name submodules that run; {layer!r} never does.")
+        return seen | {"logits": logits}
+
+    def _move(self, device: torch.device) -> None:
+        for group in (self.parameters, self.fixed):
+            for name in group:
+                group[name] = group[name].to(device)
 
     def _watch(self, stack: ExitStack) -> dict[str, Tensor]:
         """Hooks that note the outputs of the asked layers while the stack is open."""

@@ -12,13 +12,15 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from .chain import Chain, chain_of
+from .convolution import Convolution
 from .ensemble import Ensemble
-from .stacked import Activation, Layer, Linear, stacked_layer
+from .stacked import Linear
 
-__all__ = ["LOSSES", "ChainStep", "chain_of", "make_step", "mapped_step"]
+__all__ = ["LOSSES", "ChainStep", "make_step", "mapped_step"]
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """Takes inputs (replicate, batch, ...) and one-hot targets (replicate, batch, class); returns the
@@ -38,9 +40,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def make_step(ensemble: Ensemble, loss: str, learning_rate: float) -> Step:
     """The faster of the two steps that the architecture allows."""
-    layers = chain_of(ensemble)
-    if layers is not None:
-        return ChainStep(layers, loss, learning_rate)
+    chain = chain_of(ensemble.base, ensemble.parameters, ensemble.fixed)
+    if chain is not None:
+        return ChainStep(chain, loss, learning_rate)
     return mapped_step(ensemble, loss, learning_rate)
 
 
@@ -67,43 +69,21 @@ def mapped_step(ensemble: Ensemble, loss: str, learning_rate: float) -> Step:
 
 
 class ChainStep:
-    """The step for a ``Sequential`` of the layers of :mod:`lesde.networks.stacked`."""
+    """The step for a chain of layers, by backpropagation written out."""
 
-    def __init__(self, layers: list[Layer], loss: str, learning_rate: float) -> None:
-        self._layers, self._loss, self._rate = layers, loss, learning_rate
+    def __init__(self, chain: Chain, loss: str, learning_rate: float) -> None:
+        self._chain, self._loss, self._rate = chain, loss, learning_rate
+        trained = (isinstance(layer, Linear | Convolution) for layer in chain.layers)
+        self._first = list(trained).index(True)  # derivatives go no further
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        for layer in self._layers:
-            x = layer.forward(x)
-        # The mean over the batch is taken here; both losses have this form of derivative.
-        guess = torch.softmax(x, -1) if self._loss == "cross_entropy" else x
-        delta: Tensor | None = (guess - y) / y.shape[1]
-        for i, layer in reversed(list(enumerate(self._layers))):
+        logits = self._chain.forward(x)
+        guess = torch.softmax(logits, -1) if self._loss == "cross_entropy" else logits
+        # Both losses have this form of derivative; the mean over the batch is taken here.
+        delta: Tensor | None = guess - y if y.shape[1] == 1 else (guess - y) / y.shape[1]
+        layers = self._chain.layers
+        for i in range(len(layers) - 1, self._first - 1, -1):
             assert delta is not None
-            delta = layer.backward(delta, self._rate, i > 0)
-        return x
-
-
-def chain_of(ensemble: Ensemble) -> list[Layer] | None:
-    """The layers of an ensemble of such networks, all trained and no weights shared; else None."""
-    base = ensemble.base
-    names = {name for name, _ in base.named_parameters(remove_duplicate=False)}
-    if type(base) is not nn.Sequential or ensemble.fixed or names != set(ensemble.parameters):
-        return None
-    layers: list[Layer] = []
-    for child, module in base._modules.items():  # named_children leaves out what comes twice
-        assert module is not None
-        own = {
-            name: ensemble.parameters[f"{child}.{name}"] for name, _ in module.named_parameters()
-        }
-        layer = stacked_layer(module, own)
-        if layer is None:
-            return None
-        layers.append(layer)
-    # A linear layer reads the last axis alone, so images that were not flattened are for the other way.
-    first = next((i for i, layer in enumerate(layers) if isinstance(layer, Linear)), 0)
-    ends = bool(layers) and isinstance(layers[-1], Linear)
-    flat = all(isinstance(layer, Linear | Activation) for layer in layers[first:])
-    images = all(not isinstance(layer, Linear) for layer in layers[:first])
-    return layers if ends and flat and images else None
+            delta = layers[i].backward(delta, self._rate, i > self._first)
+        return logits

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 
 from .datasets import ImageData
-from .runs import EnsembleRun
+from .runs import EnsembleRun, Observer
 from .training import train_ensemble
 
 __all__ = ["collect", "record_ensemble"]
@@ -29,14 +30,17 @@ def record_ensemble(
     sampling: str = "uniform",
     seed: int = 0,
     dtype: str = "float32",
+    device: str | torch.device | None = None,
+    labels: np.ndarray | Sequence[Sequence[int]] | None = None,
     drawn: bool = False,
+    observe: Observer | None = None,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Iterator[dict[str, xr.Dataset]]:
     """Train networks by plain SGD and record the features of the probe set, as paths.
 
     Parameters
     ----------
-    data, architecture, learning_rates, replicates, times, layers, loss, batch_size, sampling, seed, dtype, drawn, progress
+    data, architecture, learning_rates, replicates, times, layers, loss, batch_size, sampling, seed, dtype, device, labels, drawn, observe, progress
         As for :func:`lesde.networks.train_ensemble`.
 
     Yields
@@ -84,7 +88,10 @@ def record_ensemble(
         sampling=sampling,
         seed=seed,
         dtype=dtype,
+        device=device,
+        labels=labels,
         drawn=drawn,
+        observe=observe,
         progress=progress,
     )
     attrs: dict[str, str | int] = {

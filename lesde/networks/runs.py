@@ -13,8 +13,12 @@ from ..errors import Diverged
 from .datasets import ImageData
 from .ensemble import Ensemble, Evaluation
 from .gradients import LOSSES
+from .sharing import Share, one_after_another
 
-__all__ = ["EnsembleRun", "Job", "Record"]
+__all__ = ["EnsembleRun", "Job", "Observer", "Record"]
+
+Observer = Callable[[float, int, Ensemble], None]
+"""Takes the learning rate, the number of a saved time, and the networks as they are then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,10 @@ class Job:
     sampling: str
     seed: int
     dtype: torch.dtype
+    device: torch.device
     drawn: bool = False
+    observe: Observer | None = None
+    labels: np.ndarray | None = None
 
     def ensemble(self, first_only: bool = False) -> Ensemble:
         """The untrained networks, the same at every call."""
@@ -85,11 +92,13 @@ class Job:
             layers=self.layers,
             seed=self.seed,
             dtype=self.dtype,
+            device=self.device,
         )
 
     def one_hot(self, labels: np.ndarray) -> Tensor:
         """Targets (sample, class) of the given labels."""
-        return torch.eye(self.data.n_classes, dtype=self.dtype)[torch.from_numpy(labels)]
+        targets = torch.eye(self.data.n_classes, dtype=self.dtype)[torch.from_numpy(labels)]
+        return targets.to(self.device)
 
 
 @dataclass
@@ -100,10 +109,11 @@ class Record:
     rate: float
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, ensemble: Ensemble, index: int) -> None:
+    def add(self, ensemble: Ensemble, index: int, share: Share = one_after_another) -> None:
         """Measure the networks as they are now, at saved time number ``index``."""
         job = self.job
-        seen = ensemble.evaluate(torch.as_tensor(job.data.probe_x, dtype=job.dtype))
+        x = torch.as_tensor(job.data.probe_x, dtype=job.dtype, device=job.device)
+        seen = ensemble.evaluate(x, share=share).cpu()
         measured = self._measure(seen, job.times[index])
         measured |= {f"features {layer}": x for layer, x in seen.features.items()}
         for name, tensor in (("weights", seen.weights), ("bias", seen.bias)):
@@ -114,31 +124,30 @@ class Record:
                 shape = (tensor.shape[0], len(job.times), *tensor.shape[1:])
                 self.arrays[name] = np.empty(shape, dtype=tensor.numpy().dtype)
             self.arrays[name][:, index] = tensor.numpy()
+        if job.observe is not None:
+            job.observe(self.rate, index, ensemble)
 
-    def add_drawn(self, first: int, total: int, logits: list[Tensor], labels: np.ndarray) -> None:
+    def add_drawn(self, first: int, total: int, logits: Tensor, labels: np.ndarray) -> None:
         """Keep the logits of the draws of some steps, from iteration ``first`` of ``total``.
 
         Parameters
         ----------
-        logits : list of Tensor (replicate, batch, class)
-        labels : int array (step, replicate, batch)
+        logits : Tensor (replicate, draw, class)
+        labels : int array (replicate, draw)
         """
-        steps, replicates, batch = labels.shape
-        values = torch.stack(logits, 1).flatten(1, 2)
+        replicates, draws = labels.shape
+        values, begin = logits.cpu().numpy(), first * self.job.batch_size
         if "drawn logits" not in self.arrays:
-            shape = (replicates, total * batch)
-            self.arrays["drawn logits"] = np.empty(
-                (*shape, values.shape[-1]), dtype=values.numpy().dtype
-            )
+            shape = (replicates, total * self.job.batch_size)
+            self.arrays["drawn logits"] = np.empty((*shape, values.shape[-1]), dtype=values.dtype)
             self.arrays["drawn labels"] = np.empty(shape, dtype=np.int64)
-        where = slice(first * batch, (first + steps) * batch)
-        self.arrays["drawn logits"][:, where] = values.numpy()
-        self.arrays["drawn labels"][:, where] = labels.swapaxes(0, 1).reshape(replicates, -1)
+        self.arrays["drawn logits"][:, begin : begin + draws] = values
+        self.arrays["drawn labels"][:, begin : begin + draws] = labels
 
     def _measure(self, seen: Evaluation, time: float) -> dict[str, Tensor]:
         """Loss and accuracy of each replicate on the probe set; raises where the loss is not finite."""
         job = self.job
-        targets, labels = job.one_hot(job.data.probe_y), torch.from_numpy(job.data.probe_y)
+        targets, labels = job.one_hot(job.data.probe_y).cpu(), torch.from_numpy(job.data.probe_y)
         measure = LOSSES[job.loss]
         loss = torch.stack([measure(logits.double(), targets.double()) for logits in seen.logits])
         bad = ~torch.isfinite(loss)

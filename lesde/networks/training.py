@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..checks import check_choice, check_integer, check_times, shown
+from ..simulation.request import read_device
 from .datasets import ImageData
-from .ensemble import child_seed
-from .gradients import LOSSES, make_step
-from .runs import EnsembleRun, Job, Record
-from .sampling import SAMPLING, SampleOrder
+from .engine import STEPS, Trainer
+from .gradients import LOSSES
+from .runs import EnsembleRun, Job, Observer, Record
+from .sampling import SAMPLING
 from .schedule import check_rates, iterations_of
+from .sharing import threads
 
 __all__ = ["train_ensemble"]
-
-# Inputs gathered for steps to come, in numbers: large enough to hide the cost of a gather.
-_GATHER = 2**20
-
-# Multiplications of one forward pass of the stack below which threads cost more than they bring: a
-# step of small networks is many short operations, and threads that wait for one another at each of
-# them can make it ten times slower, more when other programs want the cores.
-_WORTH_THREADS = 2**23
 
 
 def train_ensemble(
@@ -41,7 +35,10 @@ def train_ensemble(
     sampling: str = "uniform",
     seed: int = 0,
     dtype: str = "float32",
+    device: str | torch.device | None = None,
+    labels: np.ndarray | Sequence[Sequence[int]] | None = None,
     drawn: bool = False,
+    observe: Observer | None = None,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Iterator[EnsembleRun]:
     """Train replicates of a network by plain SGD at each learning rate, one learning rate at a time.
@@ -80,9 +77,19 @@ def train_ensemble(
     seed : int
     dtype : {"float32", "float64"}
         Of parameters and recorded features.
+    device : str or torch.device, optional
+        Where networks train, ``"cpu"`` or ``"cuda"``; the CPU by default. Initialisation and order of samples
+        are drawn on the CPU, so devices train the same networks, to rounding.
+    labels : int array (replicate, sample), optional
+        Training labels of every replicate's own, in place of ``data.train_y``: label noise drawn anew
+        for each, for example.
     drawn : bool
         Whether to keep the logits of every drawn training sample before the step on it, with its label,
         as the experiments of Zhang, Wang and Su (2021) do.
+    observe : callable, optional
+        Called with the learning rate, the number of the saved time and the
+        :class:`lesde.networks.ensemble.Ensemble` at every saved time, once its features are recorded. It
+        may look at the networks but must not change them.
     progress : bool or callable
         ``True`` for a progress bar; a callable is given the steps done and the steps in all, over
         all learning rates, at every saved time.
@@ -103,11 +110,13 @@ def train_ensemble(
 
     Notes
     -----
-    A step costs little more for 16 small networks than for one. Chains of linear layers and
-    activations take a hand-written backward pass of batched matrix products, other networks
-    ``torch.func.vmap`` of the gradient; they agree to rounding. Rounding differs a little with the
-    number of replicates in the stack, and training amplifies it. PyTorch is held to one thread while
-    small networks train, which is faster for them.
+    Chains (``torch.nn.Sequential``) of linear layers, convolutions with steps of one pixel, maxima over
+    tiles and activations take a hand-written backward pass of batched matrix products; on the CPU they are
+    cut into parts that train in as many threads as PyTorch is set to use (``torch.set_num_threads``), and
+    the numbers of a replicate are the same to the last bit whichever train beside it and in however many
+    threads. Other networks take ``torch.func.vmap`` of the gradient, where rounding differs a little with the
+    number of replicates in the stack, and training amplifies it. The two ways agree to rounding. Ctrl-C is
+    heard every few hundred steps.
 
     Examples
     --------
@@ -138,11 +147,23 @@ def train_ensemble(
         sampling=sampling,
         seed=check_integer("seed", seed, 0),
         dtype=getattr(torch, dtype),
+        device=read_device(device),
         drawn=bool(drawn),
+        observe=observe,
     )
+    if observe is not None and not callable(observe):
+        raise TypeError(
+            f"observe must be a function of (learning rate, number of the saved time, ensemble) or None; "
+            f"got {shown(observe)}."
+        )
+    if labels is not None:
+        job = replace(job, labels=_check_own_labels(labels, job))
     rates = check_rates(learning_rates)
     plan = [(rate, iterations_of(job.times, rate)) for rate in rates]
-    job.ensemble(first_only=True)  # what is wrong with the architecture is told now, not at the end
+    with threads(1, 1):
+        job.ensemble(
+            first_only=True
+        )  # what is wrong with the architecture is told now, not at the end
     return _train_all(job, plan, progress)
 
 
@@ -177,44 +198,21 @@ def _train_all(
 def _train_one(
     job: Job, rate: float, iterations: np.ndarray, report: Callable[[int], None]
 ) -> EnsembleRun:
-    ensemble = job.ensemble()
-    step = make_step(ensemble, job.loss, rate)
-    train_x = torch.as_tensor(job.data.train_x, dtype=job.dtype)
-    train_y = job.one_hot(job.data.train_y)
-    seeds = [child_seed(job.seed, r, 1) for r in job.replicates]
-    order = SampleOrder(seeds, len(train_x), job.batch_size, job.sampling)
-    block = max(1, _GATHER // (len(seeds) * job.batch_size * train_x[0].numel()))
-    record = Record(job, rate)
-    weights = sum(p.numel() for p in ensemble.parameters.values())
-    with _threads_for(job.batch_size * weights):
-        record.add(ensemble, 0)
+    trainer, record = Trainer(job, rate), Record(job, rate)
+    with trainer.running() as share:
+        record.add(trainer.ensemble, 0, share)
         report(0)
-        for saved in range(1, len(iterations)):
-            left = int(iterations[saved] - iterations[saved - 1])
-            while left:
-                steps = min(block, left)
-                drawn = order.take(steps)
-                rows = torch.from_numpy(drawn)
-                logits = [step(x, y) for x, y in zip(train_x[rows], train_y[rows], strict=True)]
+        done, last = 0, int(iterations[-1])
+        for saved, wanted in enumerate(iterations.tolist()[1:], start=1):
+            while done < wanted:
+                steps = min(STEPS, wanted - done)
+                drawn = trainer.advance(steps)
                 if job.drawn:
-                    done = int(iterations[saved]) - left
-                    record.add_drawn(done, int(iterations[-1]), logits, job.data.train_y[drawn])
-                left -= steps
-            record.add(ensemble, saved)
-            report(int(iterations[saved]))
-    return record.run(iterations, str(ensemble.base))
-
-
-@contextmanager
-def _threads_for(work: int) -> Iterator[None]:
-    """One thread for little work; otherwise as many as PyTorch is set to."""
-    before = torch.get_num_threads()
-    if work < _WORTH_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+                    record.add_drawn(done, last, drawn.logits, drawn.labels)
+                done += steps
+            record.add(trainer.ensemble, saved, share)
+            report(done)
+    return record.run(iterations, str(trainer.ensemble.base))
 
 
 def _check_start(times: np.ndarray) -> np.ndarray:
@@ -233,6 +231,21 @@ def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
             )
         return numbers
     return list(range(check_integer("replicates", replicates)))
+
+
+def _check_own_labels(labels: np.ndarray | Sequence[Sequence[int]], job: Job) -> np.ndarray:
+    own, K = np.asarray(labels), job.data.n_classes
+    shape = (len(job.replicates), len(job.data.train_y))
+    if own.shape != shape or own.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels must hold an integer for each of the {shape[1]} training samples of each of the "
+            f"{shape[0]} replicates, shape {shape}; got {own.dtype} of shape {own.shape}."
+        )
+    if own.min() < 0 or own.max() >= K:
+        raise ValueError(
+            f"labels must be classes 0..{K - 1} of the data; got {own.min()}..{own.max()}."
+        )
+    return own.astype(np.int64)
 
 
 def _check_layers(layers: Sequence[str]) -> tuple[str, ...]:

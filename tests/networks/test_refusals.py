@@ -21,6 +21,7 @@ from .architectures import dense
             TypeError,
             r"architecture must be a function that makes",
         ),
+        ({"labels": [0, 1]}, ValueError, r"labels must hold an integer for each of the"),
         ({"architecture": lambda: 3}, TypeError, r"must return a torch\.nn\.Module; got 3"),
         (
             {"architecture": lambda: mlp(64, (), 5)},

@@ -18,8 +18,9 @@ from lesde.networks import (
     train_ensemble,
     with_label_noise,
 )
+from lesde.networks.chain import chain_of
 from lesde.networks.ensemble import child_seed
-from lesde.networks.gradients import ChainStep, chain_of, make_step, mapped_step
+from lesde.networks.gradients import ChainStep, make_step, mapped_step
 from lesde.networks.sampling import SampleOrder
 
 from .architectures import ARCHITECTURES, Residual, convolutional, dense, ensemble_of
@@ -88,7 +89,12 @@ def test_written_out_and_mapped_steps_agree(data, name, loss):
 
 
 def test_which_architectures_take_the_written_out_step(data):
-    taken = {n: chain_of(ensemble_of(a, data)) is not None for n, a in ARCHITECTURES.items()}
+
+    def is_chain(architecture):
+        stack = ensemble_of(architecture, data)
+        return chain_of(stack.base, stack.parameters, stack.fixed) is not None
+
+    taken = {name: is_chain(architecture) for name, architecture in ARCHITECTURES.items()}
     assert taken == {
         "dense": True,
         "tanh": True,
@@ -102,8 +108,7 @@ def test_which_architectures_take_the_written_out_step(data):
         "tied weights": False,
         "tied bias": False,
     }
-    leading = ensemble_of(lambda: nn.Sequential(nn.ReLU(), nn.Linear(64, 4)), data)
-    assert chain_of(leading) is not None
+    assert is_chain(lambda: nn.Sequential(nn.ReLU(), nn.Linear(64, 4)))
 
 
 @pytest.mark.parametrize("name", ["dense", "convolutional"])
@@ -120,7 +125,7 @@ def test_a_replicate_does_not_depend_on_its_company(data, name):
 
 def test_result_does_not_depend_on_what_is_saved_or_gathered(data, monkeypatch):
     (sparse,) = train_ensemble(data, dense, 0.05, 2, [0, 4.0])
-    monkeypatch.setattr("lesde.networks.training._GATHER", 1000)
+    monkeypatch.setattr("lesde.networks.engine._GATHER", 1000)
     (often,) = train_ensemble(data, dense, 0.05, 2, [0, 0.3, 0.35, 2.0, 4.0])
     np.testing.assert_array_equal(sparse.features["logits"][:, -1], often.features["logits"][:, -1])
 
@@ -284,7 +289,7 @@ def test_small_networks_train_on_one_thread_and_the_setting_comes_back(data, mon
     try:
         for enough, wanted in ((2**23, [1, 1]), (1, [3, 3])):
             threads = []
-            monkeypatch.setattr("lesde.networks.training._WORTH_THREADS", enough)
+            monkeypatch.setattr("lesde.networks.engine._WORTH_THREADS", enough)
             runs = train_ensemble(data, dense, 0.1, 2, [0, 1.0], progress=note)
             with pytest.raises(KeyboardInterrupt):
                 next(runs)
@@ -344,6 +349,23 @@ def test_logits_of_drawn_samples_are_those_before_the_step(data, name, batch_siz
         drawn=True,
     )
     np.testing.assert_array_equal(sparse.drawn_logits, run.drawn_logits)
+
+
+@pytest.mark.parametrize("name", ["dense", "residual"])
+def test_labels_of_a_replicate_are_its_own(data, name):
+    """Each trains as it would alone on data with its labels, wherever it stands in the stack."""
+    noisy = [with_label_noise(data, 0.5, seed=seed) for seed in range(3)]
+    labels = np.stack([one.train_y for one in noisy])
+    assert (labels[0] != labels[1]).any()
+    (run,) = train_ensemble(
+        data, ARCHITECTURES[name], 0.1, 3, [0, 1.0], labels=labels, seed=2, drawn=True
+    )
+    for r, alone in enumerate(noisy):
+        (other,) = train_ensemble(
+            alone, ARCHITECTURES[name], 0.1, [r], [0, 1.0], seed=2, drawn=True
+        )
+        np.testing.assert_array_equal(run.drawn_labels[r], other.drawn_labels[0])
+        np.testing.assert_allclose(run.drawn_logits[r], other.drawn_logits[0], atol=1e-5)
 
 
 def test_drawn_samples_as_a_dataset(data):
