@@ -14,6 +14,7 @@ ORDER = (
     "plot_networks.py",
     "plot_record_any_model.py",
     "plot_learning_rate_networks.py",
+    "plot_local_elasticity.py",
     "plot_layers.py",
 )
 

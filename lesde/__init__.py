@@ -33,6 +33,10 @@ _HOMES = {
     "layer_collapse": "lesde.analysis",
     "convergence": "lesde.analysis",
     "fit_elasticity": "lesde.analysis",
+    "fit_feature_kernel": "lesde.analysis",
+    "fit_impact": "lesde.analysis",
+    "impact_by_distance": "lesde.analysis",
+    "measure_impact": "lesde.networks.module_impact",
     "fitted_kernel": "lesde.analysis",
     "calibrate": "lesde.analysis",
     "statistics": "lesde.analysis",
@@ -54,9 +58,13 @@ __all__ = [
     "calibrate",
     "convergence",
     "fit_elasticity",
+    "fit_feature_kernel",
+    "fit_impact",
     "fitted_kernel",
+    "impact_by_distance",
     "kernel",
     "layer_collapse",
+    "measure_impact",
     "moments",
     "neural_collapse",
     "plot",
@@ -73,7 +81,10 @@ if TYPE_CHECKING:
         calibrate,
         convergence,
         fit_elasticity,
+        fit_feature_kernel,
+        fit_impact,
         fitted_kernel,
+        impact_by_distance,
         layer_collapse,
         neural_collapse,
         predict_separation,
@@ -87,6 +98,7 @@ if TYPE_CHECKING:
     from lesde.kernels import ClassMatrix, Hierarchical, LabelNoise, TwoLevel
     from lesde.model import LESDE
     from lesde.networks import Recorder, record
+    from lesde.networks.module_impact import measure_impact
     from lesde.simulation import simulate
 
 

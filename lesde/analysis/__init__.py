@@ -5,6 +5,9 @@ from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.convergence import convergence
 from lesde.analysis.elasticity import fit_elasticity
 from lesde.analysis.fitted_kernel import fitted_kernel
+from lesde.analysis.impact import fit_impact
+from lesde.analysis.impact_distance import fit_feature_kernel, impact_by_distance
+from lesde.analysis.impact_moments import impact_from_changes
 from lesde.analysis.layer_collapse import layer_collapse
 from lesde.analysis.log_ratio import log_ratio_elasticity
 from lesde.analysis.prediction import predict_separation
@@ -17,7 +20,11 @@ __all__ = [
     "calibrate",
     "convergence",
     "fit_elasticity",
+    "fit_feature_kernel",
+    "fit_impact",
     "fitted_kernel",
+    "impact_by_distance",
+    "impact_from_changes",
     "layer_collapse",
     "log_ratio_elasticity",
     "neural_collapse",

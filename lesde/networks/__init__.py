@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .datasets import ImageData, digits
     from .drawn import drawn_means
     from .geometric import geo_mnist
+    from .impact import measure_impact
     from .lightning import LightningRecorder
     from .mnist import mnist_sample
     from .pace import training_time
@@ -49,6 +50,7 @@ __all__ = [
     "from_dataset",
     "geo_mnist",
     "lenet",
+    "measure_impact",
     "mlp",
     "mnist_sample",
     "open_records",
@@ -75,6 +77,7 @@ _HOMES = {
     "from_dataset": "torch_data",
     "geo_mnist": "geometric",
     "lenet": "architectures",
+    "measure_impact": "impact",
     "mlp": "architectures",
     "mnist_sample": "mnist",
     "open_records": "callback_records",

@@ -10,6 +10,9 @@
 `probability`          separation probability with its band, and the analytic line
 `phase_diagram`        separation probability over a parameter and time, with the critical line
 `elasticity`           Â, B̂ and α̂, β̂ with bands
+`impact`               α̂ and β̂ measured by single steps, and their difference
+`impact_matrix`        the matrix Ê of all classes at a few times
+`impact_by_distance`   strength of elasticity against the distance of two samples
 `class_means`          LE-ODE against observed class means
 `collapse_rate`        collapse rate against learning rate
 `learning_rate_range`  networks and fitted models against learning rate, and where they agree
@@ -28,6 +31,8 @@ from __future__ import annotations
 from lesde.plot.animations import animate
 from lesde.plot.elasticities import elasticity
 from lesde.plot.fans import separation_fan
+from lesde.plot.impact_matrices import impact_matrix
+from lesde.plot.impacts import impact, impact_by_distance
 from lesde.plot.layers import layers, layers_over_time
 from lesde.plot.learning_rates import learning_rate_range
 from lesde.plot.means import class_means
@@ -47,6 +52,9 @@ __all__ = [
     "collapse",
     "collapse_rate",
     "elasticity",
+    "impact",
+    "impact_by_distance",
+    "impact_matrix",
     "layers",
     "layers_over_time",
     "learning_rate_range",

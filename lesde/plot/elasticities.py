@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from lesde.checks import check_dataset
 from lesde.plot.canvas import axis_label, check_panels, panels
+from lesde.plot.limits import limit_to_bands
 from lesde.plot.rate_key import (
     RateCell,
     band_patch,
@@ -34,8 +35,6 @@ LABELS = {
     "beta": "$\\hat{\\beta}$",
 }
 NORMAL_95 = 1.959963984540054
-FAR = 4.0
-"""How much farther than usual a band may reach and still be shown whole."""
 
 
 @style()
@@ -97,7 +96,7 @@ def elasticity(
             x, y = true_curves[name]
             each.plot(x, y, color=INK, linestyle=(0, (4, 2)), linewidth=1.0, zorder=4)
             curves.append((y, y, y))
-        _limit(each, *(np.concatenate(each_of) for each_of in zip(*curves, strict=True)))
+        limit_to_bands(each, *(np.concatenate(each_of) for each_of in zip(*curves, strict=True)))
         each.set_ylabel(LABELS[name])
         each.set_xlabel(axis_label(fit.coords.get("time"), "time"))
         if ax is None and name in ("A", "B"):
@@ -148,20 +147,3 @@ def _band(data: xr.Dataset, name: str, values: np.ndarray) -> tuple[np.ndarray, 
         reach = NORMAL_95 * data[f"{name}_se"].values
         return values - reach, values + reach
     return values, values
-
-
-def _limit(ax: Axes, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """Limits that hold curves and bands, but for the parts of a band that are far wider than usual."""
-    known = np.isfinite(values)
-    if not known.any():
-        return
-    values, low, high = values[known], low[known], high[known]
-    reach = np.maximum(high - values, values - low)
-    usual = float(np.median(reach[reach > 0])) if (reach > 0).any() else 0.0
-    most = FAR * max(float(np.ptp(values)), usual)
-    shown = reach <= most if most > 0 else np.ones(len(reach), bool)
-    bottom = float(min(values.min(), low[shown].min(initial=np.inf)))
-    top = float(max(values.max(), high[shown].max(initial=-np.inf)))
-    least = 0.5 * max(abs(bottom), abs(top)) or 1.0
-    middle, half = (bottom + top) / 2, 0.5 * max(1.1 * (top - bottom), least)
-    ax.set_ylim(middle - half, middle + half)

@@ -1,0 +1,236 @@
+"""Local elasticity of any one network measured directly: `lesde.measure_impact`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..analysis.impact_moments import impact_from_changes
+from ..checks import check_choice, check_labels, check_real, shown
+from .gradients import LOSSES
+
+__all__ = ["measure_impact"]
+
+Values = dict[str, Tensor]
+
+
+def measure_impact(
+    model: nn.Module,
+    loss: str | Callable[[Tensor, Tensor], Tensor],
+    samples: tuple[Any, Any],
+    probe: tuple[Any, Any],
+    learning_rate: float,
+    layer: str = "logits",
+    *,
+    by: str | None = None,
+    bins: int | Sequence[float] = 12,
+    shares: Any = None,
+    batch_size: int = 1024,
+) -> xr.Dataset:
+    """What one SGD step of a network at each of some samples does to the features of others.
+
+    For every drawn sample the parameters take one step of plain SGD at that sample alone, from where they
+    are now, and the features of the probe are taken before and after. The network itself is left as it was:
+    parameters, buffers, gradients and mode.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any that maps a batch (n, ...) to outputs (n, ...). It is run in evaluation mode: no dropout, and batch
+        normalisation with its running statistics. Parameters that do not require a gradient stay as they are.
+    loss : {"cross_entropy", "mse"} or callable
+        ``"mse"`` is half the squared distance to the one-hot label. A callable takes the output for one sample,
+        (1, ...), and its label, an int64 tensor (1,), and returns a number.
+    samples : (array (S, ...), int array (S,))
+        Inputs and labels of the drawn samples, at which steps are taken; several of every class.
+    probe : (array (n, ...), int array (n,))
+        Inputs and labels 0 to K−1 of the samples that are watched.
+    learning_rate : float
+        h, of the step.
+    layer : str, default "logits"
+        Features: ``"logits"``, the output of the model, or the output of the submodule of that name; flattened.
+    by : {"r2", "cosine"}, optional
+        Also sort pairs by squared distance or cosine of their features, for `lesde.impact_by_distance`.
+    bins, shares
+        As for `lesde.analysis.impact_from_changes`.
+    batch_size : int, default 1024
+        Probe samples per forward pass.
+
+    Returns
+    -------
+    xarray.Dataset
+        For `lesde.fit_impact`, as `lesde.analysis.impact_from_changes` returns it, without time or replicate; join
+        those of several moments of training with ``xarray.concat(impacts, xr.IndexVariable("time", times))``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are not as above, or features that are not finite.
+
+    Notes
+    -----
+    A step and two passes of the drawn sample and one of the probe for each of the S samples. Changes are computed in the
+    precision of the model; for small ones convert it before: ``model.double()``. All S × n changes are held at a time.
+
+    Examples
+    --------
+    >>> network = lesde.networks.mlp(64, (32,), 4)
+    >>> data = lesde.networks.digits(classes=4)
+    >>> drawn = (data.train_x[::20], data.train_y[::20])
+    >>> impact = lesde.measure_impact(network, "cross_entropy", drawn, (data.probe_x, data.probe_y), 0.01)
+    >>> lesde.fit_impact(impact).E.shape
+    (4, 4)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {shown(model)}.")
+    rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
+    if by is not None:
+        check_choice("by", by, ("r2", "cosine"))
+    watch = _Watched(model, layer, batch_size)
+    x, y = watch.inputs("samples", samples)
+    probe_x, probe_y = watch.inputs("probe", probe)
+    labels = check_labels("probe labels", probe_y.numpy())
+    cost = _loss(loss, int(labels.max()) + 1)
+    with _evaluating(model):
+        start = {name: p.detach() for name, p in model.named_parameters()}
+        before, drawn = watch(start, probe_x), watch(start, x)
+        changes = np.empty((len(x), *before.shape), dtype=np.float64)
+        own = np.empty(drawn.shape, dtype=np.float64)
+        for j in range(len(x)):
+            moved = _stepped(model, watch, cost, x[j : j + 1], y[j : j + 1], rate)
+            changes[j] = (watch(moved, probe_x) - before).double().cpu().numpy()
+            own[j] = (watch(moved, x[j : j + 1]) - drawn[j]).double().cpu().numpy()[0]
+    return impact_from_changes(
+        changes,
+        labels,
+        drawn.double().cpu().numpy(),
+        y.numpy(),
+        rate,
+        drawn_changes=own,
+        features=before.double().cpu().numpy(),
+        by=by,
+        bins=bins,
+        shares=shares,
+    ).assign_attrs(engine="network", layer=layer, architecture=str(model))
+
+
+def _stepped(
+    model: nn.Module,
+    watch: _Watched,
+    cost: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    rate: float,
+) -> Values:
+    """Parameters after one step at one sample; those that the step does not touch are left out."""
+    trained = {
+        name: p.detach().clone().requires_grad_()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    if not trained:
+        raise ValueError("model must have parameters that require a gradient; it has none.")
+    with torch.enable_grad():
+        value = cost(watch.run(trained, x), y.to(x.device))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"loss must return one number; got {shown(value)}.")
+        slopes = torch.autograd.grad(value.reshape(()), list(trained.values()), allow_unused=True)
+    with torch.no_grad():
+        return {
+            name: p.detach() - rate * slope if slope is not None else p.detach()
+            for (name, p), slope in zip(trained.items(), slopes, strict=True)
+        }
+
+
+class _Watched:
+    """A model's features of one layer, for parameters given in place of its own."""
+
+    def __init__(self, model: nn.Module, layer: str, batch_size: int) -> None:
+        names = [name for name, _ in model.named_modules() if name]
+        if layer != "logits" and layer not in names:
+            raise ValueError(
+                f"layer must be 'logits' or the name of a submodule of model, "
+                f"{', '.join(map(repr, names)) or 'of which it has none'}; got {shown(layer)}."
+            )
+        self._model, self._batch_size = model, batch_size
+        # A submodule that is called "logits" is meant by its name, as in a recorder.
+        self._module = model.get_submodule(layer) if layer in names else None
+        first = next(model.parameters(), None)
+        self._like = torch.zeros(0) if first is None else first
+
+    def inputs(self, name: str, value: Any) -> tuple[Tensor, Tensor]:
+        """Inputs where the model is and in its precision, and labels on the CPU."""
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise TypeError(f"{name} must be a pair (inputs, labels); got {shown(value)}.")
+        x, y = torch.as_tensor(value[0]), torch.as_tensor(value[1]).cpu()
+        if y.ndim != 1 or y.is_floating_point() or len(x) != len(y) or len(y) == 0:
+            raise ValueError(
+                f"{name} must hold one input and one integer label each, at least one; got inputs of shape "
+                f"{tuple(x.shape)} and labels of shape {tuple(y.shape)}, {y.dtype}."
+            )
+        x = x.to(self._like.device)
+        return (x.to(self._like.dtype) if x.is_floating_point() else x), y.long()
+
+    def run(self, parameters: Values, x: Tensor) -> Tensor:
+        """Outputs of the model. Buffers are copies, so that what a pass changes of them is lost."""
+        buffers = {name: b.clone() for name, b in self._model.named_buffers()}
+        return functional_call(self._model, (parameters, buffers), (x,))
+
+    @torch.no_grad()
+    def __call__(self, parameters: Values, x: Tensor) -> Tensor:
+        """Features (sample, feature)."""
+        return torch.cat([self._features(parameters, part) for part in x.split(self._batch_size)])
+
+    def _features(self, parameters: Values, x: Tensor) -> Tensor:
+        seen: list[Any] = []
+        handle = None
+        if self._module is not None:
+            handle = self._module.register_forward_hook(lambda _, __, out: seen.append(out))
+        try:
+            output = self.run(parameters, x)
+        finally:
+            if handle is not None:
+                handle.remove()
+        if self._module is not None and not seen:
+            raise ValueError("layer must be a submodule that runs; this one never does.")
+        found = seen[-1] if seen else output
+        if not isinstance(found, Tensor) or len(found) != len(x):
+            raise ValueError(
+                f"layer must return a tensor with one row per input; it returned {shown(found)}."
+            )
+        return found.reshape(len(x), -1).clone()
+
+
+def _loss(loss: Any, n_classes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    if callable(loss):
+        return loss
+    measure = LOSSES[check_choice("loss", loss, LOSSES)]
+
+    def of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.ndim != 2 or logits.shape[1] < n_classes:
+            raise ValueError(
+                f"model must return logits (n, K) with K of at least {n_classes} for loss={loss!r}; got shape "
+                f"{tuple(logits.shape)}. Give a function of (output, label) as loss."
+            )
+        return measure(logits, nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype))
+
+    return of_labels
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and every module's own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
