@@ -31,6 +31,7 @@ from lesde.cli_options import (
     TableFile,
     TransformName,
 )
+from lesde.cli_reproduce import reproduce
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -317,6 +318,9 @@ def demo(
             err=True,
         )
         raise typer.Exit(130) from None
+
+
+app.command(epilog="Example: `lesde reproduce fig4 --out runs/geomnist`")(reproduce)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 `separation_fan`       projections of samples against time
 `simplex`              snapshots in the plane of the class means, with the target simplex
 `simplex3d`            the same in three dimensions
+`logit_paths`          ways of the class means through three features, as they are
 `collapse`             NC metrics against time, by learning rate
 `layers`               NC metrics and the nearest class centre against depth, by time
 `layers_over_time`     the same against time, by layer
@@ -35,6 +36,7 @@ from lesde.plot.impact_matrices import impact_matrix
 from lesde.plot.impacts import impact, impact_by_distance
 from lesde.plot.layers import layers, layers_over_time
 from lesde.plot.learning_rates import learning_rate_range
+from lesde.plot.logit_paths import logit_paths
 from lesde.plot.means import class_means
 from lesde.plot.metrics import collapse
 from lesde.plot.phases import phase_diagram
@@ -58,6 +60,7 @@ __all__ = [
     "layers",
     "layers_over_time",
     "learning_rate_range",
+    "logit_paths",
     "phase_diagram",
     "probability",
     "sampling_noise",

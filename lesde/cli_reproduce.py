@@ -1,0 +1,90 @@
+"""The command ``lesde reproduce``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["reproduce"]
+
+
+class Reproduced(StrEnum):
+    """Figures of the published experiments."""
+
+    fig1 = "fig1"
+    fig3 = "fig3"
+    fig4 = "fig4"
+    fig5 = "fig5"
+    all = "all"
+
+
+class Preset(StrEnum):
+    """How much of the published protocol is run."""
+
+    quick = "quick"
+    paper = "paper"
+
+
+class Images(StrEnum):
+    """Data sets of the published experiments."""
+
+    geomnist = "geomnist"
+    cifar10 = "cifar10"
+
+
+def reproduce(
+    figure: Annotated[Reproduced, typer.Argument(help="Which figure, by its number in the paper.")],
+    preset: Annotated[
+        Preset, typer.Option(help="quick: fewer trials; paper: the full protocol, 100 trials.")
+    ] = Preset.quick,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for data, figures and report; by default runs/reproduce-DATA."),
+    ] = None,
+    data: Annotated[Images | None, typer.Option(help="Which images.")] = None,
+    cifar: Annotated[
+        Path | None, typer.Option(help="A local copy of CIFAR-10: its archive or folder.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Independent networks at each noise level.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with settings in place of the preset's.")
+    ] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the settings and exit.")
+    ] = False,
+) -> None:
+    """Reproduce figures of Zhang, Wang and Su (NeurIPS 2021): train, estimate, draw, report.
+
+    Figures share trainings. What is trained stays readable after Ctrl-C, and a second run, also of another
+    figure or with more trials, continues from it.
+    """
+    from lesde.study.reproduce_protocol import load_protocol
+
+    folder = out
+    try:
+        given = {"data": data and data.value, "trials": trials, "seed": seed}
+        settings = load_protocol(preset.value, given, config)
+        if show_config:
+            typer.echo(settings.model_dump_json(indent=2))
+            raise typer.Exit
+        from lesde.study.reproduce import FIGURES, run
+
+        folder = out or Path(f"runs/reproduce-{settings.data}")
+        run(FIGURES if figure.value == "all" else (figure.value,), settings, folder, cifar, device)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho(
+            f"\ninterrupted; the trials that were done are in {folder}. Run the command again to continue.",
+            fg="yellow",
+            err=True,
+        )
+        raise typer.Exit(130) from None

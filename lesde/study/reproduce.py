@@ -1,0 +1,323 @@
+"""The published experiments, from training to figures, in resumable steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from lesde import plot
+from lesde.analysis.published_ratios import published_elasticity
+from lesde.networks.cifar import CIFAR10_CLASSES
+from lesde.networks.geometric import SHAPES
+from lesde.study import reproduce_analysis as analysis
+from lesde.study import reproduce_tables as tables
+from lesde.study.report import Report
+from lesde.study.reproduce_figures import draw_dynamics, draw_elasticity, draw_separation
+from lesde.study.reproduce_phases import draw_phases
+from lesde.study.reproduce_protocol import Protocol
+from lesde.study.reproduce_training import Trainings
+from lesde.study.reproduce_transition import Crossing, crossing, line_crossing
+from lesde.study.store import write
+from lesde.study.tables import format_number, print_rows
+
+__all__ = ["FIGURES", "run"]
+
+FIGURES = ("fig1", "fig3", "fig4", "fig5")
+SAMPLES = 240
+"""Drawn samples that a panel of figure 1 shows."""
+
+
+def run(
+    figures: Sequence[str],
+    protocol: Protocol,
+    out: str | Path,
+    cifar: Path | None = None,
+    device: str | None = None,
+) -> Path:
+    """Train what is missing, and draw figures with the numbers behind them.
+
+    Parameters
+    ----------
+    figures : sequence of {"fig1", "fig3", "fig4", "fig5"}
+        By their numbers in Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960).
+    protocol : Protocol
+        See :func:`lesde.study.reproduce_protocol.load_protocol`.
+    out : path
+        Folder; ``data`` (trainings and numbers as Zarr, tables as CSV), ``figures`` (PNG and PDF), ``report.md``. Trials that an
+        earlier run stored there are read back, and only those that are missing are trained.
+    cifar : path, optional
+        The local copy of CIFAR-10, where the protocol asks for it and something is to be trained.
+    device : str, optional
+        Where networks train, such as "cuda"; the CPU by default.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    ValueError
+        For a figure that does not exist, a folder that holds trainings with other settings, or a missing CIFAR-10.
+    """
+    unknown = [name for name in figures if name not in FIGURES]
+    if unknown or not figures:
+        raise ValueError(f"figures must be of {', '.join(FIGURES)}; got {list(figures)}.")
+    folder = Path(out)
+    trainings = Trainings(protocol, folder / "data", cifar, device)
+    levels = protocol.noise_levels if "fig4" in figures else (0.0,)
+    _train(trainings, levels)
+    study = _Study(protocol, folder, trainings)
+    for name in FIGURES:
+        if name in figures:
+            getattr(study, name)()
+    print(f"report: {study.report.path}")
+    return study.report.path
+
+
+def _train(trainings: Trainings, levels: Sequence[float]) -> None:
+    """Say how long training takes, and train."""
+    missing = trainings.missing(levels)
+    if not missing:
+        print("all trials are stored; nothing to train")
+        return
+    everything, left = trainings.estimate(levels)
+    trials = sum(len(batch.trials) for batch in missing)
+    steps = trials * trainings.protocol.iterations
+    print(
+        f"to train: {trials} trials, {steps:,} steps, about {_duration(left)} of {_duration(everything)} in all "
+        f"({steps / left:,.0f} trial-steps a second now); Ctrl-C keeps every batch of trials that is done"
+    )
+    trainings.run(levels)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+class _Study:
+    """The trainings that figures share, and where figures and numbers go."""
+
+    def __init__(self, protocol: Protocol, folder: Path, trainings: Trainings):
+        self.protocol, self.trainings = protocol, trainings
+        self.data, self.pictures = folder / "data", folder / "figures"
+        self.report = Report(folder / "report.md", "The published experiments, reproduced")
+        self.report.add(_introduction(protocol))
+        names = SHAPES if protocol.data == "geomnist" else CIFAR10_CLASSES
+        self.names = names[: protocol.classes]
+        self._kept: dict[str, Any] = {}
+
+    def clean(self) -> xr.Dataset:
+        """Trials without label noise."""
+        if "clean" not in self._kept:
+            self._kept["clean"] = self.trainings.load(0.0)
+        return self._kept["clean"]
+
+    def paths(self) -> xr.Dataset:
+        """Their class means over windows of training."""
+        if "paths" not in self._kept:
+            self._kept["paths"] = analysis.drawn_paths(self.clean(), self.protocol.windows)
+        return self._kept["paths"]
+
+    def fits(self) -> dict[str, xr.Dataset]:
+        """Both models' fits to them."""
+        if "fits" not in self._kept:
+            self._kept["fits"], self._kept["notes"] = analysis.fit_models(
+                self.paths(), self.protocol
+            )
+        return self._kept["fits"]
+
+    def fig1(self) -> None:
+        """Separation of logits."""
+        paths, last = self.paths(), self.paths().sizes["time"] - 1
+        edges = np.array([0, last // 2, last])
+        shots = [_shot(self.clean(), paths, int(at)) for at in edges]
+        figure = draw_separation(paths, shots, edges, self.names)
+        table = tables.separation_table(paths, self.names, self.protocol.confidence)
+        words = (
+            "Logits of drawn training samples at the start, in the middle and at the end; lines are class means "
+            "over windows of training, averaged over trials. Below, projections on the gap of the class means "
+            f"of {self.names[1]} → {self.names[0]} at the end: drawn samples, and each trial's class means."
+        )
+        self._publish("fig1", "Figure 1: separation of logits", figure, words, table, paths)
+
+    def fig3(self) -> None:
+        """Estimated elasticities."""
+        fits = self.fits()
+        with analysis.noted() as said:
+            published = {
+                name: published_elasticity(self.paths(), transform)
+                for transform, name in analysis.MODELS.items()
+            }
+        start = float(next(iter(fits.values()))["time"].values[0])
+        words = (
+            f"Â, B̂ and α̂, β̂ of both models, from the class means over trials, with "
+            f"{self.protocol.confidence:.0%} bands from the scatter between trials. Integrals begin at "
+            f"t = {start:.3g}, from which on the classes' contrast is at least {analysis.SPREAD:g} times its "
+            f"standard deviation between trials. Dashed: the published inversion of log ratios, shifted to begin at zero there."
+        )
+        figure = draw_elasticity(fits, published)
+        table = tables.elasticity_table(fits, published)
+        together = xr.concat(
+            [fit.drop_attrs(deep=False) for fit in fits.values()], xr.Variable("model", list(fits))
+        )
+        self._publish("fig3", "Figure 3: estimated elasticity", figure, words, table, together)
+        rates = tables.rate_table(fits)
+        self._table("fig3_rates", "Rates", rates)
+        self._notes([*said, *(note for notes in self._kept["notes"].values() for note in notes)])
+
+    def fig4(self) -> None:
+        """Label noise, and the transition."""
+        parts, seen = [], []
+        for level in self.protocol.noise_levels:
+            measured, said = analysis.measure_level(self.trainings.load(level), self.protocol)
+            parts.append(measured)
+            seen += [f"p = {level:.3g}: {note}" for note in said]
+        levels = xr.concat(
+            parts, xr.Variable("noise_level", list(self.protocol.noise_levels)), join="outer"
+        )
+        crossings = find_crossings(levels, self.protocol)
+        critical, confidence = self.protocol.critical, self.protocol.confidence
+        figure = draw_phases(levels, crossings, critical, confidence)
+        table = tables.level_table(levels, confidence)
+        words = (
+            "Validation loss and accuracy over training by the share p of wrong labels; accuracy and the contrast of "
+            "class means of the validation images at the end, and the published tail indices of α̂ and β̂, against p. Dashed: "
+            f"(K−1)/K = {critical:.3f}. Shaded: the measured interval of the critical p. Bars: {confidence:.0%}."
+        )
+        self._publish("fig4", "Figure 4: label noise", figure, words, table, levels)
+        tails = tables.tail_table(levels, confidence)
+        self._table("fig4_tails", "Â − B̂ and tail indices, published inversion", tails)
+        found = tables.beside_the_paper(levels, crossings, self.protocol)
+        self._table("fig4_beside", "Beside theory and what the authors print", found)
+        statements = [tables.in_words(q, c, critical, confidence) for q, c in crossings.items()]
+        statements.append(
+            "Intervals are over trials, which share the images; which labels are wrong is drawn anew for each."
+        )
+        self.report.add("\n".join(f"- {line}" for line in statements))
+        print("\n".join(statements))
+        self._notes(seen)
+
+    def fig5(self) -> None:
+        """The LE-ODE against the networks."""
+        fits, paths = self.fits(), self.paths()
+        laws = analysis.run_odes(fits, paths)
+        figure = draw_dynamics(paths, laws, self.names)
+        table = tables.dynamics_table(paths, laws, fits, self.protocol.confidence)
+        words = (
+            "The LE-ODE with the estimated α̂, β̂ (lines), started at the networks' class means at the beginning of the "
+            "fit, against class means over trials (markers, bars of one standard error). Nothing is rescaled."
+        )
+        together = xr.concat(list(laws.values()), xr.Variable("model", list(laws)))
+        self._publish("fig5", "Figure 5: LE-ODE and networks", figure, words, table, together)
+
+    def _publish(
+        self,
+        name: str,
+        title: str,
+        figure: Any,
+        words: str,
+        table: pd.DataFrame,
+        numbers: xr.Dataset,
+    ) -> None:
+        """Save a figure and what is behind it, and put it into the report."""
+        import matplotlib.pyplot as plt
+
+        plot.save(figure, self.pictures / name, dpi=200)
+        plt.close(figure)
+        write(numbers, self.data / f"{name}.zarr")
+        self.report.add(f"## {title}")
+        self.report.figure(f"{name}.png", words)
+        self._table(name, title, table)
+
+    def _table(self, name: str, title: str, table: pd.DataFrame) -> None:
+        table.to_csv(self.data / f"{name}.csv", index=False)
+        header, rows = tables.readable(table)
+        print_rows(title, header, rows)
+        self.report.table(header, [[format_number(cell) for cell in row] for row in rows])
+
+    def _notes(self, notes: list[str]) -> None:
+        if notes:
+            lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
+            self.report.add("What the estimates warned of:", lines)
+
+
+def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing]:
+    """The critical noise level, by four quantities.
+
+    Learning the labels drives validation accuracy from chance up where a right label is likelier than each wrong one, and
+    down where it is less likely, and the contrast of class means from zero likewise: the critical level is where they
+    cross. The integral of α′ − β′ is proportional to 1 − pK/(K−1): a line in p, fitted to the
+    levels at which the contrast is above zero (beyond, its logarithm has none), and zero at the critical level. The published tail
+    index of α̂ − β̂, 1 − log(Â − B̂)/log m, passes 1 where Â − B̂ does, which takes no logarithm of what may be negative;
+    in a training of finite length that is before the critical level.
+
+    The contrast is of every size from that of untrained networks to a thousand times it, so that it is interpolated and
+    averaged as arsinh(contrast/s), s being the standard deviation between untrained networks: linear about zero, logarithmic
+    beyond.
+    """
+    p = levels["noise_level"].values
+    if len(p) < 2:
+        return {}
+    confidence = protocol.confidence
+    part = levels.isel(replicate=slice(protocol.trials)).transpose("replicate", "noise_level", ...)
+    moved = (part["contrast"].isel(time=-1) - part["contrast"].isel(time=0)).values
+    accuracy = part["accuracy"].isel(time=-1).values
+    scale = float(part["contrast"].isel(time=0).std())
+    result = {
+        "accuracy": crossing(p, accuracy, 1.0 / protocol.classes, confidence),
+        "contrast": crossing(p, np.arcsinh(moved / scale), 0.0, confidence),
+    }
+    apart = analysis.mean_interval(moved, confidence)[1] > 0
+    for model in levels["model"].values:
+        A_minus_B = part["A_minus_B"].sel(model=model).values
+        if apart.sum() >= 3:
+            result[f"A − B, {model}"] = line_crossing(
+                p[apart], A_minus_B[:, apart], 0.0, confidence
+            )
+    for model in levels["model"].values:
+        A_minus_B = part["A_minus_B"].sel(model=model).values
+        result[f"tail index 1, {model}"] = crossing(p, A_minus_B, 1.0, confidence)
+    return result
+
+
+def _shot(trained: xr.Dataset, paths: xr.Dataset, at: int) -> xr.Dataset:
+    """Drawn samples of one window of training, evenly over trials and within the window."""
+    low, high = (float(paths[name].values[at]) for name in ("time_start", "time_end"))
+    inside = np.flatnonzero(
+        (trained["draw_time"].values >= low) & (trained["draw_time"].values < high)
+    )
+    each = math.ceil(SAMPLES / trained.sizes["replicate"])
+    chosen = inside[np.unique(np.linspace(0, len(inside) - 1, each).round().astype(int))]
+    part = trained[["drawn_logits", "drawn_label"]].isel(draw=chosen)
+    logits = part["drawn_logits"].transpose("replicate", "draw", "feature").values
+    labels = part["drawn_label"].transpose("replicate", "draw").values
+    return xr.Dataset(
+        {"features": (("sample", "feature"), logits.reshape(-1, logits.shape[-1]))},
+        coords={"label": ("sample", labels.ravel().astype(np.int64))},
+    )
+
+
+def _introduction(protocol: Protocol) -> str:
+    levels = ", ".join(f"{p:.3g}" for p in protocol.noise_levels)
+    images = (
+        "GeoMNIST" if protocol.data == "geomnist" else f"{protocol.classes} classes of CIFAR-10"
+    )
+    return (
+        f"The experiments of Zhang, Wang and Su (NeurIPS 2021, arXiv 2110.05960) on {images}: "
+        f"{protocol.train_per_class} training and {protocol.validation_per_class} validation images a class; two "
+        f"convolutions and three dense layers; cross-entropy, SGD with batch size 1 and learning rate "
+        f"{protocol.learning_rate:g} for {protocol.iterations:,} iterations; shares {levels} of wrong training labels, "
+        f"drawn anew for every trial; {protocol.trials} trials at each, {protocol.trials_at(0.0)} without wrong "
+        f"labels (the paper: 100). Time is t = learning rate × iteration."
+    )

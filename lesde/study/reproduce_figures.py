@@ -1,0 +1,193 @@
+"""The four figures of the published experiments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lesde import plot
+from lesde.plot.canvas import class_handles
+from lesde.plot.style import (
+    INK,
+    LEVELS,
+    SECOND_INK,
+    class_marker,
+    palette,
+)
+
+__all__ = ["draw_dynamics", "draw_elasticity", "draw_separation"]
+
+PAGE = 7.0  # inches: two columns of a journal
+SHOWN = 240  # samples in a panel
+
+
+def draw_separation(
+    paths: xr.Dataset, shots: list[xr.Dataset], edges: np.ndarray, names: tuple[str, ...]
+) -> Figure:
+    """Figure 1: logits in three dimensions at the start, the middle and the end; below, one projection.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset
+        Class means over windows of training, of three logits.
+    shots : list of three Datasets
+        Drawn samples in windows at the start, the middle and the end: ``features (sample, feature)``, ``label``; attribute ``time``.
+    edges : array (3,)
+        Position along ``time`` of the windows.
+    names : tuple of str
+        Of the classes.
+    """
+    import matplotlib.pyplot as plt
+
+    mean = paths["features"].mean("replicate").transpose("time", "sample", "feature").values
+    gap = mean[-1, 0] - mean[-1, 1]
+    direction = gap / np.linalg.norm(gap)
+    with plot.style():
+        figure = plt.figure(figsize=(PAGE, 4.5), layout="constrained")
+        grid = figure.add_gridspec(2, 3, height_ratios=(1.3, 1))
+        three = mean.shape[-1] >= 3
+        for column, (shot, at) in enumerate(zip(shots, edges, strict=True)):
+            ax: Any = figure.add_subplot(grid[0, column], projection="3d" if three else None)
+            time = float(paths["time"].values[at])
+            if three:
+                plot.logit_paths(paths, time, shot, legend=False, ax=ax)
+                for which in "xyz":
+                    label = getattr(ax, f"get_{which}label")().replace("feature", "logit")
+                    getattr(ax, f"set_{which}label")(label, labelpad=-7)
+            if three:
+                ax.set_box_aspect((1, 1, 1), zoom=1.0)
+            ax.set_title(f"$t$ = {time:.3g}", y=0.97 if three else None)
+        for column, at in enumerate((0, 2)):
+            ax = figure.add_subplot(grid[1, column])
+            _histogram(ax, shots[at], direction, len(names))
+            ax.set_title(f"$t$ = {float(paths['time'].values[edges[at]]):.3g}")
+        ax = figure.add_subplot(grid[1, 2])
+        _projections(ax, paths, direction)
+        handles = class_handles(range(len(names)), len(names), linestyle=False)
+        for handle, name in zip(handles, names, strict=True):
+            handle.set_label(name)
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(names))
+    return figure
+
+
+def _histogram(ax: Any, shot: xr.Dataset, direction: np.ndarray, K: int) -> None:
+    values = shot["features"].values @ direction
+    low, high = float(values.min()), float(values.max())
+    bins = np.linspace(low, high if high > low else low + 1.0, 31)
+    for k in range(K):
+        own = values[shot["label"].values == k]
+        ax.hist(own, bins, color=palette(K)[k], alpha=0.55, linewidth=0)
+    ax.set_xlabel("projection on the gap 1 → 0")
+    ax.set_ylabel("drawn samples")
+
+
+def _projections(ax: Any, paths: xr.Dataset, direction: np.ndarray) -> None:
+    values = (
+        paths["features"].transpose("replicate", "time", "sample", "feature").values @ direction
+    )
+    time, K = paths["time"].values, values.shape[-1]
+    for k in range(K):
+        colour = palette(K)[k]
+        ax.plot(time, values[..., k].T, color=colour, linewidth=0.4, alpha=0.35)
+        ax.plot(
+            time,
+            values[..., k].mean(0),
+            color=colour,
+            linewidth=1.4,
+            marker=class_marker(k),
+            markevery=max(1, len(time) // 5),
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+        )
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel("projection, class means")
+
+
+def draw_elasticity(fits: dict[str, xr.Dataset], published: dict[str, xr.Dataset]) -> Figure:
+    """Figure 3: Â, B̂, α̂, β̂, a row for each model, with what the published inversion gives of A and B."""
+    import matplotlib.pyplot as plt
+
+    with plot.style():
+        figure, axes = plt.subplots(
+            len(fits), 4, figsize=(PAGE, 1.75 * len(fits)), layout="constrained", squeeze=False
+        )
+        for i, (name, fit) in enumerate(fits.items()):
+            row = axes[i]
+            plot.elasticity(fit, ax=row)
+            for legend in [ax.get_legend() for ax in row if ax.get_legend()] + figure.legends:
+                legend.remove()
+            row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}")
+            for ax, variable in zip(row[:2], ("A", "B"), strict=True):
+                old = published[name]
+                values = old[variable].sel(time=fit["time"].values)
+                values = values - values.isel(time=0)
+                ax.plot(values["time"], values, color=INK, linestyle=(0, (4, 2)), linewidth=0.9)
+                _hold(ax, values.values)
+            for ax in row if i + 1 < len(fits) else ():
+                ax.set_xlabel("")
+        level = next(iter(fits.values())).attrs["confidence"]
+        handles = [
+            Line2D([], [], color=LEVELS["alpha"], label="within class"),
+            Line2D([], [], color=LEVELS["beta"], label="between classes"),
+            Patch(facecolor=SECOND_INK, alpha=0.22, label=f"{100 * level:.3g}% band"),
+            Line2D(
+                [], [], color=INK, linestyle=(0, (4, 2)), linewidth=0.9, label="published inversion"
+            ),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def _hold_to(ax: Any, paths: xr.Dataset) -> None:
+    """Limits at most three times those of the networks' class means, should an LE-ODE run away."""
+    values = paths["features"].mean("replicate").values
+    middle, reach = (values.max() + values.min()) / 2, 1.5 * float(np.ptp(values))
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, middle - reach), min(high, middle + reach))
+
+
+def _hold(ax: Any, values: np.ndarray) -> None:
+    """Widen the vertical limits so that they hold further values."""
+    known = values[np.isfinite(values)]
+    if len(known):
+        low, high = ax.get_ylim()
+        room = 0.05 * (high - low)
+        ax.set_ylim(min(low, known.min() - room), max(high, known.max() + room))
+
+
+def draw_dynamics(paths: xr.Dataset, laws: dict[str, xr.Dataset], names: tuple[str, ...]) -> Figure:
+    """Figure 5: the LE-ODE of each model (lines) against class means over trials (markers)."""
+    import matplotlib.pyplot as plt
+
+    K = paths.sizes["feature"]
+    with plot.style():
+        figure, axes = plt.subplots(
+            len(laws), K, figsize=(PAGE, 1.9 * len(laws)), layout="constrained", sharex=True,
+            sharey=True, squeeze=False,
+        )  # fmt: skip
+        for i, (model, law) in enumerate(laws.items()):
+            row = axes[i]
+            part = paths.sel(time=law["time"].values)
+            plot.class_means(part, law, features=list(range(K)), ax=row)
+            for legend in [ax.get_legend() for ax in row if ax.get_legend()] + figure.legends:
+                legend.remove()
+            for k, ax in enumerate(row):
+                ax.set_ylabel(model if k == 0 else "")
+                ax.set_title(f"logit {k}" if i == 0 else "")
+                if i + 1 < len(laws):
+                    ax.set_xlabel("")
+                _hold_to(ax, part)
+        handles = class_handles(range(K), K, linestyle=False)
+        for handle, name in zip(handles, names, strict=True):
+            handle.set_label(name)
+        kinds = [
+            Line2D([], [], color=INK, label="LE-ODE"),
+            Line2D([], [], color=INK, marker="o", linestyle="none", label="networks, ±1 s.e."),
+        ]
+        figure.legend(handles=[*kinds, *handles], loc="outside upper center", ncols=5)
+    return figure

@@ -1,0 +1,141 @@
+"""The protocol of the published experiments, and how much of it a preset runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+__all__ = ["PRESETS", "Protocol", "load_protocol"]
+
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 0.8)
+
+
+class Protocol(BaseModel):
+    """What ``lesde reproduce`` trains and analyses; the defaults are the published protocol.
+
+    Source: the experiments of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960). Numbers of
+    recordings and of windows are of this package.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = Field("geomnist", description="geomnist or cifar10")
+    classes: int = Field(
+        3, ge=2, le=10, description="of CIFAR-10, the first so many; GeoMNIST has 3"
+    )
+    train_per_class: int = Field(500, ge=2, description="training images a class")
+    validation_per_class: int = Field(500, ge=2, description="validation images a class")
+    learning_rate: float = Field(0.005, gt=0, lt=float("inf"), description="of plain SGD, batch 1")
+    iterations: int = Field(10_000, ge=100, description="steps of SGD")
+    noise_levels: tuple[float, ...] = Field(
+        LEVELS, min_length=1, description="shares of wrong training labels; 0 among them"
+    )
+    trials: int = Field(100, ge=3, description="independent networks at each noise level")
+    clean_trials: int | None = Field(
+        None, ge=3, description="networks at noise level 0, behind figures 1, 3 and 5; else trials"
+    )
+    batch: int = Field(10, ge=1, description="networks trained together and stored together")
+    recordings: int = Field(20, ge=4, description="validations after the first, over training")
+    windows: int = Field(50, ge=8, description="windows of training that class means are over")
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
+    seed: int = Field(0, ge=0, description="of all randomness")
+
+    @field_validator("data")
+    @classmethod
+    def _known(cls, data: str) -> str:
+        if data not in ("geomnist", "cifar10"):
+            raise ValueError("must be geomnist or cifar10")
+        return data
+
+    @field_validator("noise_levels")
+    @classmethod
+    def _levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if 0.0 not in levels or list(levels) != sorted(set(levels)) or not 0 <= levels[-1] < 1:
+            raise ValueError("must be increasing shares from 0, itself among them, to below 1")
+        if any(b - a < 0.001 for a, b in pairwise(levels)):
+            raise ValueError("must differ by at least 0.001")
+        return levels
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Protocol:
+        if self.data == "geomnist" and self.classes != 3:
+            raise ValueError("classes must be 3 for geomnist")
+        if self.recordings > self.iterations or self.windows > self.iterations:
+            raise ValueError("iterations must be at least as many as recordings and windows")
+        return self
+
+    def trials_at(self, level: float) -> int:
+        """Trials at a noise level."""
+        return self.clean_trials or self.trials if level == 0 else self.trials
+
+    @property
+    def trial_steps(self) -> int:
+        """Steps of SGD over all trials and noise levels."""
+        return self.iterations * sum(self.trials_at(level) for level in self.noise_levels)
+
+    @property
+    def critical(self) -> float:
+        """(K−1)/K, the share of wrong labels at which labels say nothing."""
+        return (self.classes - 1) / self.classes
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "quick": {"trials": 12, "batch": 12, "recordings": 10, "windows": 40},
+}
+"""What differs from the published protocol. ``quick`` has fewer trials, and nothing else of it; how often it
+records, and the windows that class means are over, are no part of it."""
+
+CIFAR = {"train_per_class": 2000, "learning_rate": 0.001, "iterations": 30_000}
+"""The protocol on CIFAR-10."""
+
+
+def load_protocol(
+    preset: str = "quick", given: Mapping[str, Any] | None = None, config: Path | None = None
+) -> Protocol:
+    """A preset with some of its settings changed.
+
+    Parameters
+    ----------
+    preset : {"quick", "paper"}
+    given : mapping, optional
+        Settings in place of the preset's; those that are None are left out.
+    config : path, optional
+        A JSON file with settings in place of the preset's; ``given`` goes before it.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting, what was given and what is allowed.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}.")
+    changes: dict[str, Any] = {}
+    if config is not None:
+        try:
+            changes = json.loads(Path(config).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"--config must be a JSON file; {config}: {error}") from None
+        if not isinstance(changes, dict):
+            raise ValueError(f"--config must hold a JSON object of settings; {config} does not.")
+    changes |= {name: value for name, value in (given or {}).items() if value is not None}
+    base = CIFAR if changes.get("data") == "cifar10" else {}
+    settings = base | PRESETS[preset]
+    if "trials" in changes:
+        # What is asked for all trials is meant for those without label noise too.
+        settings = settings | {"clean_trials": None}
+    try:
+        return Protocol.model_validate(settings | changes)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            where = ".".join(map(str, item["loc"]))
+            got = f", got {item['input']!r}" if where else ""
+            lines.append(f"{where or 'together'}: {item['msg'].removeprefix('Value error, ')}{got}")
+        known = ", ".join(Protocol.model_fields)
+        raise ValueError(f"settings: {'; '.join(lines)}. Known settings: {known}.") from None

@@ -1,0 +1,216 @@
+"""The numbers behind the figures of the published experiments, as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.stats import t as student
+
+from lesde.study.reproduce_analysis import RANGES, contrast, mean_interval
+from lesde.study.reproduce_protocol import Protocol
+from lesde.study.reproduce_transition import Crossing
+
+__all__ = [
+    "beside_the_paper",
+    "dynamics_table",
+    "elasticity_table",
+    "in_words",
+    "level_table",
+    "rate_table",
+    "readable",
+    "separation_table",
+    "tail_table",
+]
+
+PRINTED = {"loss": 1.099815, "accuracy": 0.333333}
+"""Of one trial at iteration 0, printed with the authors' code, github.com/zjiayao/le_sde."""
+
+ROWS = 8
+"""Times in a table."""
+
+
+def readable(table: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows, with the columns x, x_lower, x_upper put as one: 1.2 [1.1, 1.3]."""
+    ends = ("_lower", "_upper")
+    plain = {"lower", "upper"} <= set(table.columns)
+    with_ends = [name for name in table.columns if f"{name}_lower" in table.columns]
+    if plain:
+        with_ends.append("margin")
+    header = [
+        name
+        for name in table.columns
+        if not (name.endswith(ends) and name.rsplit("_", 1)[0] in with_ends)
+        and not (plain and name in ("lower", "upper"))
+    ]
+    rows = []
+    for _, row in table.iterrows():
+        cells: list[Any] = []
+        for name in header:
+            if name in with_ends:
+                low, high = ("lower", "upper") if plain else (f"{name}_lower", f"{name}_upper")
+                cells.append(interval(row[name], row[low], row[high]))
+            else:
+                cells.append(row[name])
+        rows.append(cells)
+    return [name.replace("_", " ") for name in header], rows
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A number with its interval in brackets, to three digits."""
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def separation_table(paths: xr.Dataset, names: tuple[str, ...], confidence: float) -> pd.DataFrame:
+    """Figure 1: own logit less the mean of the others, of each class, at the start, the middle, the end."""
+    values = paths["features"].transpose("replicate", "time", "sample", "feature").values
+    K = values.shape[-1]
+    own = np.einsum("rtkk->rtk", values)
+    margin = own - (values.sum(-1) - own) / (K - 1)
+    last = values.shape[1] - 1
+    rows = []
+    for at in (0, last // 2, last):
+        for k, name in enumerate([*names, "all"]):
+            one = contrast(values[:, at]) if name == "all" else margin[:, at, k]
+            mean, low, high = mean_interval(one, confidence)
+            time = float(paths["time"].values[at])
+            rows.append({"time": time, "class": name, "margin": mean, "lower": low, "upper": high})
+    return pd.DataFrame(rows)
+
+
+def elasticity_table(fits: dict[str, xr.Dataset], published: dict[str, xr.Dataset]) -> pd.DataFrame:
+    """Figure 3: Â and B̂ of both models with their intervals, and those of the published inversion."""
+    rows = []
+    for model, fit in fits.items():
+        old = published[model].sel(time=fit["time"].values)
+        for i in np.unique(np.linspace(0, fit.sizes["time"] - 1, ROWS).round().astype(int)):
+            row = {"model": model, "time": float(fit["time"].values[i])}
+            for name in ("A", "B", "A_minus_B"):
+                for end in ("", "_lower", "_upper"):
+                    row[name + end] = float(fit[name + end].values[i])
+                row[f"{name}_published"] = float((old[name][i] - old[name][0]).values)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def rate_table(fits: dict[str, xr.Dataset]) -> pd.DataFrame:
+    """Figure 3: α̂ and β̂ of both models with their intervals."""
+    rows = []
+    for model, fit in fits.items():
+        for i in np.unique(np.linspace(0, fit.sizes["interval"] - 1, ROWS).round().astype(int)):
+            row = {"model": model, "time": float(fit["interval"].values[i])}
+            for name in ("alpha", "beta", "alpha_minus_beta"):
+                for end in ("", "_lower", "_upper"):
+                    row[name + end] = float(fit[name + end].values[i])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def level_table(levels: xr.Dataset, confidence: float) -> pd.DataFrame:
+    """Figure 4: validation at the end of training, means over trials with intervals, by noise level."""
+    end = levels.isel(time=-1)
+    quantities = {name: end[name] for name in ("loss", "accuracy", "contrast")}
+    return _by_level(levels, quantities, confidence)
+
+
+def tail_table(levels: xr.Dataset, confidence: float) -> pd.DataFrame:
+    """Figure 4: Â − B̂ and tail indices by the published inversion, with jackknife intervals, by noise level."""
+    quantities = {}
+    for model in levels["model"].values:
+        short = str(model)[0]
+        quantities[f"A_minus_B_{short}"] = levels["A_minus_B"].sel(model=model)
+        for rate in levels["rate"].values:
+            quantities[f"r_{rate}_{short}"] = levels["tail_index"].sel(model=model, rate=rate)
+    return _by_level(levels, quantities, confidence)
+
+
+def _by_level(
+    levels: xr.Dataset, quantities: dict[str, xr.DataArray], confidence: float
+) -> pd.DataFrame:
+    rows = []
+    for p in levels["noise_level"].values:
+        row = {"noise_level": float(p)}
+        for name, values in quantities.items():
+            within = RANGES.get(name, (-np.inf, np.inf))
+            found = mean_interval(values.sel(noise_level=p).values, confidence, within)
+            for end, value in zip(("", "_lower", "_upper"), found, strict=True):
+                row[name + end] = float(value)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def beside_the_paper(
+    levels: xr.Dataset, crossings: dict[str, Crossing], protocol: Protocol
+) -> pd.DataFrame:
+    """What the paper, its data or its theory say in numbers, and what was measured."""
+    start = levels.isel(time=0).sel(noise_level=0.0)
+    rows = []
+    names = {
+        "loss": "validation loss before training",
+        "accuracy": "validation accuracy before training",
+    }
+    for name, words in names.items():
+        mean, low, high = mean_interval(start[name].values, protocol.confidence, RANGES[name])
+        row = {
+            "quantity": words,
+            "theory": {"loss": np.log(protocol.classes)}.get(name, 1 / protocol.classes),
+        }
+        published = PRINTED[name] if protocol.data == "geomnist" else np.nan
+        rows.append(
+            row | {"published": published, "ours": mean, "ours_lower": low, "ours_upper": high}
+        )
+    for name, found in crossings.items():
+        row = {
+            "quantity": f"critical p by {name}",
+            "theory": protocol.critical,
+            "published": np.nan,
+        }
+        rows.append(
+            row | {"ours": found.value, "ours_lower": found.lower, "ours_upper": found.upper}
+        )
+    return pd.DataFrame(rows)
+
+
+def in_words(quantity: str, found: Crossing, critical: float, confidence: float) -> str:
+    """The transition as a statement."""
+    theory = f"theory {critical:.3f}"
+    if not np.isfinite(found.value) and not found.bounded:
+        return f"Critical p by {quantity}: not found between the noise levels; {theory}."
+    if (found.lower, found.upper) == (-np.inf, np.inf):
+        return f"Critical p by {quantity}: not determined by these trials; {theory}."
+    value = f"{found.value:.3f}" if np.isfinite(found.value) else "not found"
+    low = "below" if found.lower == -np.inf else f"{found.lower:.3f}"
+    high = "above" if found.upper == np.inf else f"{found.upper:.3f}"
+    inside = found.lower <= critical <= found.upper
+    where = "lies in the interval" if inside else "lies outside of the interval"
+    return f"Critical p by {quantity}: {value} [{low}, {high}] ({confidence:.0%}); {theory}, which {where}."
+
+
+def dynamics_table(
+    paths: xr.Dataset, laws: dict[str, xr.Dataset], fits: dict[str, xr.Dataset], confidence: float
+) -> pd.DataFrame:
+    """Figure 5: how far the LE-ODE is from the networks' class means.
+
+    ``error``: root of the mean square difference over classes, logits and times, relative to that of the class means.
+    ``inside``: share of the means that the LE-ODE is within the interval of. ``r_squared_common``: of the movement that the
+    trials have in common, the share that the fitted rates explain, with its interval.
+    """
+    rows = []
+    for model, law in laws.items():
+        part = paths["features"].sel(time=law["time"].values)
+        values = part.transpose("replicate", "time", "sample", "feature").values
+        mean = values.mean(0)
+        error = values.std(0, ddof=1) / np.sqrt(len(values))
+        reach = student.ppf((1 + confidence) / 2, len(values) - 1) * error
+        apart = law["mean"].values - mean
+        fit = fits[model]
+        row = {"model": model, "from_time": float(law["time"].values[0])}
+        row["error"] = float(np.sqrt((apart**2).sum() / (mean**2).sum()))
+        # At its start the LE-ODE is at the networks' means.
+        row["inside"] = float((np.abs(apart) <= reach)[1:].mean())
+        for end in ("", "_lower", "_upper"):
+            row[f"r_squared_common{end}"] = float(fit[f"r_squared_common{end}"])
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,283 @@
+"""Trainings of the published protocol, in batches of trials that are stored as they finish."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+from lesde.networks import (
+    ImageData,
+    cifar10,
+    geo_mnist,
+    lenet,
+    record_ensemble,
+    training_time,
+    with_label_noise,
+)
+from lesde.study.reproduce_protocol import Protocol
+from lesde.study.store import read, write
+
+__all__ = ["Batch", "Trainings", "load_data"]
+
+# What may differ between two runs in one folder: more trials are added, the rest is analysis.
+FREE = ("trials", "clean_trials", "batch", "windows", "confidence", "noise_levels")
+
+
+class Batch(NamedTuple):
+    """Trials of one noise level that train together."""
+
+    level: float
+    trials: tuple[int, ...]
+
+
+def load_data(protocol: Protocol, cifar: Path | None) -> ImageData:
+    """The images, without label noise."""
+    if protocol.data == "geomnist":
+        wanted = protocol.train_per_class + protocol.validation_per_class
+        return geo_mnist(
+            protocol.train_per_class,
+            protocol.validation_per_class,
+            n_drawn=max(1000, wanted),
+            seed=protocol.seed,
+        )
+    if cifar is None:
+        raise ValueError(
+            "--cifar must say where CIFAR-10 is with --data cifar10. Download cifar-10-python.tar.gz or "
+            "cifar-10-binary.tar.gz from www.cs.toronto.edu/~kriz/cifar.html, and give the path of the "
+            "archive, or of the folder that it unpacks to."
+        )
+    try:
+        return cifar10(
+            cifar,
+            protocol.classes,
+            protocol.train_per_class,
+            protocol.validation_per_class,
+            seed=protocol.seed,
+        )
+    except FileNotFoundError as error:
+        raise ValueError(f"--cifar: {error}") from None
+
+
+class Trainings:
+    """The trainings of a protocol in a folder: what is there, what is missing, and training it.
+
+    A trial depends on the seed, its number and its noise level, not on the batch that it trained in, so
+    that trials can be added to a folder, and an interrupted run loses the batch it was in at most.
+
+    Parameters
+    ----------
+    protocol : Protocol
+    folder : path
+        Stores ``train_p0.667_0-9.zarr`` and so on.
+    cifar : path, optional
+        The local copy of CIFAR-10.
+    device : str, optional
+        Where networks train; the CPU by default. It changes rounding, which training amplifies.
+
+    Raises
+    ------
+    ValueError
+        When the folder holds trainings with other settings.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        folder: Path,
+        cifar: Path | None = None,
+        device: str | None = None,
+    ):
+        self.protocol, self.folder, self._cifar, self._device = protocol, folder, cifar, device
+        self._images: ImageData | None = None
+        self._claim()
+
+    def _claim(self) -> None:
+        """Take the folder for these settings, or say whose it is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "protocol.json"
+        wanted = json.loads(self.protocol.model_dump_json(exclude=set(FREE)))
+        if file.exists():
+            held = json.loads(file.read_text())
+            other = [name for name in wanted if held.get(name) != wanted[name]]
+            if other:
+                different = ", ".join(f"{n} = {held.get(n)}, not {wanted[n]}" for n in other)
+                raise ValueError(
+                    f"--out: {self.folder} holds trainings with other settings ({different}); give another "
+                    f"folder or remove it."
+                )
+        file.write_text(json.dumps(wanted, indent=2) + "\n")
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of validation: evenly over the iterations, the first 0."""
+        steps = np.linspace(0, self.protocol.iterations, self.protocol.recordings + 1)
+        return np.unique(np.rint(steps)) * self.protocol.learning_rate
+
+    def stores(self, level: float) -> dict[Path, tuple[int, ...]]:
+        """Stores of a noise level, and the numbers of the trials in each."""
+        found = {}
+        for path in sorted(self.folder.glob(f"train_p{level:.3f}_*.zarr")):
+            match = re.fullmatch(r"(\d+)-(\d+)", path.stem.rsplit("_", 1)[1])
+            if match:
+                found[path] = tuple(range(int(match[1]), int(match[2]) + 1))
+        return found
+
+    def missing(self, levels: Sequence[float]) -> list[Batch]:
+        """What is still to be trained; a batch of every noise level before a second of any."""
+        batches: list[tuple[int, Batch]] = []
+        for level in levels:
+            there = {trial for trials in self.stores(level).values() for trial in trials}
+            wanted = [t for t in range(self.protocol.trials_at(level)) if t not in there]
+            for turn, trials in enumerate(_runs(wanted, self.protocol.batch)):
+                batches.append((turn, Batch(level, trials)))
+        return [batch for _, batch in sorted(batches, key=lambda each: each[0])]
+
+    def estimate(self, levels: Sequence[float]) -> tuple[float, float]:
+        """Seconds that all trainings of these levels take, and those that are missing, from a few steps."""
+        missing = self.missing(levels)
+        size = max((len(batch.trials) for batch in missing), default=self.protocol.batch)
+        seconds = training_time(
+            self._clean,
+            self._network,
+            size,
+            self.protocol.iterations,
+            saved=len(self.times),
+            layers=("logits",),
+            drawn=True,
+            device=self._device,
+        )
+        each = seconds / size
+        every = sum(self.protocol.trials_at(level) for level in levels)
+        return each * every, each * sum(len(batch.trials) for batch in missing)
+
+    def run(self, levels: Sequence[float]) -> int:
+        """Train what is missing, with a progress bar; the number of trials trained."""
+        missing = self.missing(levels)
+        total = self.protocol.iterations * sum(len(batch.trials) for batch in missing)
+        if not total:
+            return 0
+        with _steps_bar(total) as advance:
+            for batch in missing:
+                dataset = self._train(batch, advance)
+                first, last = batch.trials[0], batch.trials[-1]
+                write(dataset, self.folder / f"train_p{batch.level:.3f}_{first}-{last}.zarr")
+        return sum(len(batch.trials) for batch in missing)
+
+    def load(self, level: float) -> xr.Dataset:
+        """All stored trials of a noise level, up to the number asked for."""
+        parts = [read(path) for path in self.stores(level)]
+        joined = xr.concat(
+            parts,
+            "replicate",
+            data_vars="minimal",
+            coords="minimal",
+            compat="override",
+            combine_attrs="drop_conflicts",
+        )
+        wanted = np.arange(self.protocol.trials_at(level))
+        return joined.sel(replicate=wanted)
+
+    def _network(self) -> Any:
+        channels = 1 if self.protocol.data == "geomnist" else 3
+        return lenet(self.protocol.classes, channels=channels)
+
+    @property
+    def _clean(self) -> ImageData:
+        if self._images is None:
+            self._images = load_data(self.protocol, self._cifar)
+        return self._images
+
+    def _labels(self, batch: Batch) -> np.ndarray | None:
+        """Training labels (trial, sample): which are wrong is drawn anew for every trial."""
+        if batch.level == 0:
+            return None
+        seeds = [
+            int(np.random.SeedSequence(self.protocol.seed, spawn_key=(trial,)).generate_state(1)[0])
+            for trial in batch.trials
+        ]
+        noisy = [with_label_noise(self._clean, batch.level, seed=seed) for seed in seeds]
+        return np.stack([images.train_y for images in noisy])
+
+    def _train(self, batch: Batch, advance: Callable[[int], None]) -> xr.Dataset:
+        size, before = len(batch.trials), 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal before
+            advance((done - before) * size)
+            before = done
+
+        records = record_ensemble(
+            self._clean,
+            self._network,
+            self.protocol.learning_rate,
+            batch.trials,
+            self.times,
+            layers=("logits",),
+            seed=self.protocol.seed,
+            labels=self._labels(batch),
+            drawn=True,
+            device=self._device,
+            progress=progress,
+        )
+        return _kept(next(iter(records)), batch)
+
+
+def _kept(record: dict[str, xr.Dataset], batch: Batch) -> xr.Dataset:
+    """What the analyses need: drawn logits, validation, and class means of the validation images."""
+    drawn = record["drawn"].isel(learning_rate=0)
+    valid = record["logits"].isel(learning_rate=0)
+    labels = valid["label"].values
+    means = [valid["features"].values[:, :, labels == k].mean(2) for k in range(labels.max() + 1)]
+    each = ("replicate", "time")
+    return xr.Dataset(
+        {
+            "drawn_logits": (("replicate", "draw", "feature"), drawn["features"].values),
+            "drawn_label": (("replicate", "draw"), drawn["label"].values.astype(np.int8)),
+            "loss": (each, valid["loss"].values),
+            "accuracy": (each, valid["accuracy"].values),
+            "validation_mean": ((*each, "class", "feature"), np.stack(means, axis=2)),
+        },
+        coords={
+            "replicate": drawn["replicate"].values,
+            "time": valid["time"].values,
+            "iteration": ("time", valid["iteration"].values),
+            "draw_time": ("draw", drawn["time"].values),
+            "draw_iteration": ("draw", drawn["iteration"].values),
+        },
+        attrs={**record["drawn"].attrs, "noise_level": batch.level},
+    )
+
+
+def _runs(numbers: list[int], most: int) -> list[tuple[int, ...]]:
+    """Numbers in runs without gaps, of at most so many."""
+    runs: list[tuple[int, ...]] = []
+    for number in numbers:
+        if runs and len(runs[-1]) < most and runs[-1][-1] == number - 1:
+            runs[-1] = (*runs[-1], number)
+        else:
+            runs.append((number,))
+    return runs
+
+
+@contextmanager
+def _steps_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of steps over all trials."""
+    form = "{l_bar}{bar:24}| {elapsed}<{remaining}, {rate_fmt}"
+    # None: only on a terminal.
+    with tqdm(
+        total=total,
+        desc="training",
+        unit=" trial-steps",
+        unit_scale=True,
+        bar_format=form,
+        disable=None,
+    ) as progress:
+        yield lambda steps: progress.update(steps) and None

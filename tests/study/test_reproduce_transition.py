@@ -1,0 +1,142 @@
+"""Crossings with intervals: synthetic trials whose crossing is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lesde.study.reproduce_tables import in_words
+from lesde.study.reproduce_transition import (
+    Crossing,
+    crossing,
+    line_crossing,
+    pseudo_values,
+)
+
+LEVELS = np.array([0.0, 0.2, 0.4, 0.6, 2 / 3, 0.7, 0.8])
+
+
+def trials(seed: int, count: int, at: float = 2 / 3) -> np.ndarray:
+    """A line through zero at ``at`` with noise of each trial, and noise of each of its levels."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(0, 0.05, (count, 1))
+    return (at - LEVELS) + common + rng.normal(0, 0.05, (count, len(LEVELS)))
+
+
+@pytest.mark.parametrize("count", [3, 6, 20])
+@pytest.mark.parametrize("at", [0.65, 2 / 3])
+def test_the_interval_covers_as_often_as_it_says(count: int, at: float) -> None:
+    # Null: P(cover) ≥ 0.9. The standard error over 400 seeds is 0.015; 5 of them are allowed.
+    found = [crossing(LEVELS, trials(s, count, at), confidence=0.9) for s in range(400)]
+    covered = np.mean([c.lower <= at <= c.upper for c in found])
+    assert covered > 0.9 - 5 * 0.015
+    # It is no more than the hull of a 90 % set: not nearly everything.
+    if count == 20:
+        assert covered < 0.99
+
+
+def test_the_estimate_is_near_and_narrows_with_trials() -> None:
+    values = [crossing(LEVELS, trials(s, 20)) for s in range(200)]
+    estimates = np.array([c.value for c in values])
+    # Mean of 200 estimates: within 5 standard errors.
+    error = estimates.std(ddof=1) / np.sqrt(200)
+    assert abs(estimates.mean() - 2 / 3) < 5 * error
+    few = [crossing(LEVELS, trials(s, 5)) for s in range(50)]
+    width = [np.median([c.upper - c.lower for c in each]) for each in (few, values)]
+    assert width[1] < 0.6 * width[0]
+
+
+def test_a_line_without_noise_is_found_to_the_last_digit() -> None:
+    flat = np.tile(0.55 - LEVELS, (3, 1)) + 1e-9 * np.array([[-1.0], [0.0], [1.0]])
+    found = crossing(LEVELS, flat)
+    assert found.value == pytest.approx(0.55, abs=1e-9)
+    assert found.lower == pytest.approx(0.55, abs=1e-7)
+    exact = crossing(LEVELS, np.tile(0.55 - LEVELS, (3, 1)))
+    assert exact.lower == pytest.approx(0.55, abs=1e-7)
+    assert exact.upper == pytest.approx(0.55, abs=1e-7)
+    assert crossing(LEVELS, flat + 0.3, target=0.3).value == pytest.approx(0.55, abs=1e-9)
+
+
+def test_the_estimate_lies_in_the_interval_also_where_values_rise_again() -> None:
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        found = crossing(LEVELS, np.cos(5 * LEVELS) + rng.normal(0, 0.3, (4, len(LEVELS))))
+        if np.isfinite(found.value):
+            assert found.lower <= found.value <= found.upper
+
+
+def test_values_that_stay_on_one_side_cross_nowhere() -> None:
+    away = trials(0, 6) + 5.0
+    found = crossing(LEVELS, away)
+    assert np.isnan(found).all()
+    assert not found.bounded
+    assert "not found" in in_words("accuracy", found, 2 / 3, 0.95)
+
+
+def test_an_interval_that_goes_beyond_the_levels_is_not_bounded() -> None:
+    noise = np.array([[-0.3], [0.0], [0.3]])
+    found = crossing(LEVELS, 0.75 - LEVELS + noise)
+    # Between levels, 0.75 − p ± 4.303 · 0.3/√3 is zero at p = 0.75 ± 0.745.
+    assert found.lower == pytest.approx(0.75 - 4.302653 * 0.3 / np.sqrt(3), abs=1e-6)
+    assert found.upper == np.inf
+    assert not found.bounded
+    assert "above" in in_words("accuracy", found, 2 / 3, 0.95)
+
+
+def test_words_say_whether_the_theory_is_inside() -> None:
+    inside = in_words("accuracy", Crossing(0.66, 0.65, 0.68), 2 / 3, 0.95)
+    assert inside == (
+        "Critical p by accuracy: 0.660 [0.650, 0.680] (95%); theory 0.667, which lies in the interval."
+    )
+    nothing = in_words("contrast", Crossing(0.6, -np.inf, np.inf), 2 / 3, 0.95)
+    assert "not determined" in nothing
+    assert "outside" in in_words("contrast", Crossing(0.6, 0.55, 0.65), 2 / 3, 0.95)
+
+
+def test_pseudo_values_of_a_mean_are_the_values() -> None:
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    without = np.stack([np.delete(x, i, axis=0).mean(0) for i in range(5)])
+    np.testing.assert_allclose(pseudo_values(x.mean(0), without), x, atol=1e-12)
+
+
+def test_pseudo_values_have_the_value_of_all_trials_and_the_jackknife_error() -> None:
+    x = np.random.default_rng(1).normal(3.0, 1.0, size=8)
+    without = np.array([np.log(np.delete(x, i).mean()) for i in range(8)])
+    values = pseudo_values(np.log(x.mean()), without)
+    assert values.mean() == pytest.approx(np.log(x.mean()))
+    jackknife = 7 / 8 * ((without - without.mean()) ** 2).sum()
+    assert values.var(ddof=1) / 8 == pytest.approx(jackknife)
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_lines_cover_too_and_reach_beyond_their_levels(count: int) -> None:
+    # As above; the levels end at 0.6, below the zero at 2/3.
+    few = LEVELS[:4]
+    found = [
+        line_crossing(few, 3 * trials(s, count)[:, :4] + 1.0, 1.0, confidence=0.9)
+        for s in range(400)
+    ]
+    covered = np.mean([c.lower <= 2 / 3 <= c.upper for c in found])
+    assert 0.9 - 5 * 0.015 < covered < 0.9 + 5 * 0.015
+    assert np.median([c.value for c in found]) == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_a_line_that_does_not_fall_has_no_zero() -> None:
+    rng = np.random.default_rng(0)
+    found = line_crossing(LEVELS, rng.normal(0, 1, (5, 1)) + 0 * LEVELS)
+    assert np.isnan(found.value)
+    assert (found.lower, found.upper) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("levels", "values", "message"),
+    [
+        ([0.0], np.zeros((3, 1)), "two increasing"),
+        ([0.0, 0.0], np.zeros((3, 2)), "two increasing"),
+        ([0.0, 1.0], np.zeros((1, 2)), "two trials"),
+        ([0.0, 1.0], np.zeros((3, 3)), r"shape \(trial, 2\)"),
+    ],
+)
+def test_refusals(levels, values, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        crossing(levels, values)
