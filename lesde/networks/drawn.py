@@ -48,7 +48,7 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     Examples
     --------
     >>> from lesde.networks import drawn_means, geo_mnist, lenet, record_ensemble
-    >>> record = next(record_ensemble(geo_mnist(), lenet, 0.005, 20, [0, 10], drawn=True))  # doctest: +SKIP
+    >>> record = next(record_ensemble(geo_mnist(), lambda: lenet(3), 0.005, 20, [0, 10], drawn=True))  # doctest: +SKIP
     >>> lesde.fit_elasticity(drawn_means(record["drawn"], 20), estimator="averages")  # doctest: +SKIP
     """
     features, labels, moments = _read(drawn)

@@ -265,7 +265,7 @@ def _check_architecture(
 ) -> str:
     """Name of the last linear layer; empty when no asked layer needs it."""
     names = {module: name for name, module in network.named_modules()}
-    known = ["logits", "penultimate"] + [name for name in names.values() if name]
+    known = list(dict.fromkeys(["logits", "penultimate", *filter(None, names.values())]))
     for layer in layers:
         if layer not in known:
             raise ValueError(

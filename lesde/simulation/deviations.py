@@ -22,8 +22,8 @@ from lesde.simulation.steps import StepGrid
 __all__ = ["Deviations", "IntervalNoise", "square_roots"]
 
 
-NUMBERS = 2**19
-"""Numbers of a block that are worked on together: they should stay in a cache."""
+NUMBERS = 2**20
+"""Numbers of a block that are worked on together: few enough for the last cache, with as few calls as can be."""
 
 ROW = 32
 """Numbers that are shifted in one go where samples are placed."""

@@ -79,16 +79,17 @@ class ExactMeans:
         # own digits, and products with matrices of few rows and many columns.
         basis = self.steps[0].basis
         state = _left(basis.T, start.transpose(1, 2).cpu().numpy())
-        with np.errstate(over="ignore", invalid="ignore"):
-            for first in range(0, len(self.steps), self.ahead):
-                steps = self.steps[first : first + self.ahead]
-                shape = (len(steps), self.parts, K, BLOCK, p)
-                draws = [noise.normal(*shape, dtype=torch.float64) for noise in noises]
+        for first in range(0, len(self.steps), self.ahead):
+            steps = self.steps[first : first + self.ahead]
+            shape = (len(steps), self.parts, K, BLOCK, p)
+            draws = [noise.normal(*shape, dtype=torch.float64) for noise in noises]
+            # Not around the yield, where the setting would be the caller's too.
+            with np.errstate(over="ignore", invalid="ignore"):
                 noise = self._coloured(steps, torch.stack(draws).cpu().numpy())
                 self._accumulate(steps, state, noise)
                 state = noise[:, -1]
                 means = torch.from_numpy(_left(basis, noise))
-                yield from means.permute(1, 0, 3, 2, 4).to(plan.device)
+            yield from means.permute(1, 0, 3, 2, 4).to(plan.device)
 
     @staticmethod
     def _accumulate(steps: list[Transition], state: np.ndarray, noise: np.ndarray) -> None:

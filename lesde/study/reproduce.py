@@ -22,7 +22,7 @@ from lesde.study.reproduce_figures import draw_dynamics, draw_elasticity, draw_s
 from lesde.study.reproduce_phases import draw_phases
 from lesde.study.reproduce_protocol import Protocol
 from lesde.study.reproduce_training import Trainings
-from lesde.study.reproduce_transition import Crossing, crossing, line_crossing
+from lesde.study.reproduce_transition import Crossing, crossing
 from lesde.study.store import write
 from lesde.study.tables import format_number, print_rows
 
@@ -253,14 +253,12 @@ class _Study:
 
 
 def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing]:
-    """The critical noise level, by four quantities.
+    """The critical noise level, by validation accuracy, by contrast, and by the tail indices of both models.
 
     Learning the labels drives validation accuracy from chance up where a right label is likelier than each wrong one, and
     down where it is less likely, and the contrast of class means from zero likewise: the critical level is where they
-    cross. The integral of α′ − β′ is proportional to 1 − pK/(K−1): a line in p, fitted to the
-    levels at which the contrast is above zero (beyond, its logarithm has none), and zero at the critical level. The published tail
-    index of α̂ − β̂, 1 − log(Â − B̂)/log m, passes 1 where Â − B̂ does, which takes no logarithm of what may be negative;
-    in a training of finite length that is before the critical level.
+    cross. The published tail index of α̂ is below 1 where classes part, on both sides of the critical level, as it takes the
+    absolute value of Â: the critical level is among those at which it cannot be told from 1.
 
     The contrast is of every size from that of untrained networks to a thousand times it, so that it is interpolated and
     averaged as arsinh(contrast/s), s being the standard deviation between untrained networks: linear about zero, logarithmic
@@ -278,16 +276,10 @@ def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing
         "accuracy": crossing(p, accuracy, 1.0 / protocol.classes, confidence),
         "contrast": crossing(p, np.arcsinh(moved / scale), 0.0, confidence),
     }
-    apart = analysis.mean_interval(moved, confidence)[1] > 0
     for model in levels["model"].values:
-        A_minus_B = part["A_minus_B"].sel(model=model).values
-        if apart.sum() >= 3:
-            result[f"A − B, {model}"] = line_crossing(
-                p[apart], A_minus_B[:, apart], 0.0, confidence
-            )
-    for model in levels["model"].values:
-        A_minus_B = part["A_minus_B"].sel(model=model).values
-        result[f"tail index 1, {model}"] = crossing(p, A_minus_B, 1.0, confidence)
+        index = part["tail_index"].sel(model=model, rate="alpha").values
+        found = crossing(p, index, 1.0, confidence)
+        result[f"tail index, {model}"] = found._replace(value=float("nan"))
     return result
 
 

@@ -23,7 +23,6 @@ from lesde.plot.style import (
 __all__ = ["draw_dynamics", "draw_elasticity", "draw_separation"]
 
 PAGE = 7.0  # inches: two columns of a journal
-SHOWN = 240  # samples in a panel
 
 
 def draw_separation(
@@ -64,7 +63,7 @@ def draw_separation(
             ax.set_title(f"$t$ = {time:.3g}", y=0.97 if three else None)
         for column, at in enumerate((0, 2)):
             ax = figure.add_subplot(grid[1, column])
-            _histogram(ax, shots[at], direction, len(names))
+            _histogram(ax, shots[at], direction, names)
             ax.set_title(f"$t$ = {float(paths['time'].values[edges[at]]):.3g}")
         ax = figure.add_subplot(grid[1, 2])
         _projections(ax, paths, direction)
@@ -75,14 +74,15 @@ def draw_separation(
     return figure
 
 
-def _histogram(ax: Any, shot: xr.Dataset, direction: np.ndarray, K: int) -> None:
+def _histogram(ax: Any, shot: xr.Dataset, direction: np.ndarray, names: tuple[str, ...]) -> None:
+    K = len(names)
     values = shot["features"].values @ direction
     low, high = float(values.min()), float(values.max())
     bins = np.linspace(low, high if high > low else low + 1.0, 31)
     for k in range(K):
         own = values[shot["label"].values == k]
         ax.hist(own, bins, color=palette(K)[k], alpha=0.55, linewidth=0)
-    ax.set_xlabel("projection on the gap 1 → 0")
+    ax.set_xlabel(f"projection, {names[1]} → {names[0]}")
     ax.set_ylabel("drawn samples")
 
 

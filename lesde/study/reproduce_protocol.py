@@ -40,7 +40,7 @@ class Protocol(BaseModel):
         None, ge=3, description="networks at noise level 0, behind figures 1, 3 and 5; else trials"
     )
     batch: int = Field(10, ge=1, description="networks trained together and stored together")
-    recordings: int = Field(20, ge=4, description="validations after the first, over training")
+    recordings: int = Field(10, ge=4, description="validations after the first, over training")
     windows: int = Field(50, ge=8, description="windows of training that class means are over")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
     seed: int = Field(0, ge=0, description="of all randomness")
@@ -86,10 +86,10 @@ class Protocol(BaseModel):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "quick": {"trials": 12, "batch": 12, "recordings": 10, "windows": 40},
+    "quick": {"trials": 12, "batch": 12, "windows": 40},
 }
-"""What differs from the published protocol. ``quick`` has fewer trials, and nothing else of it; how often it
-records, and the windows that class means are over, are no part of it."""
+"""What differs from the published protocol. ``quick`` has fewer trials, and nothing else of it; the windows
+that class means are over are no part of it."""
 
 CIFAR = {"train_per_class": 2000, "learning_rate": 0.001, "iterations": 30_000}
 """The protocol on CIFAR-10."""

@@ -175,17 +175,21 @@ def beside_the_paper(
 
 def in_words(quantity: str, found: Crossing, critical: float, confidence: float) -> str:
     """The transition as a statement."""
-    theory = f"theory {critical:.3f}"
-    if not np.isfinite(found.value) and not found.bounded:
-        return f"Critical p by {quantity}: not found between the noise levels; {theory}."
-    if (found.lower, found.upper) == (-np.inf, np.inf):
-        return f"Critical p by {quantity}: not determined by these trials; {theory}."
-    value = f"{found.value:.3f}" if np.isfinite(found.value) else "not found"
-    low = "below" if found.lower == -np.inf else f"{found.lower:.3f}"
-    high = "above" if found.upper == np.inf else f"{found.upper:.3f}"
+    name, theory = f"Critical p by {quantity}", f"theory {critical:.3f}"
+    below, above = found.lower == -np.inf, found.upper == np.inf
+    if np.isnan(found.lower):
+        return f"{name}: not found between the noise levels; {theory}."
+    if below and above:
+        return f"{name}: not determined by these trials; {theory}."
     inside = found.lower <= critical <= found.upper
+    if below or above:
+        bound = f"below {found.upper:.3f}" if below else f"above {found.lower:.3f}"
+        side = "below" if below else "above"
+        verdict = "which does not contradict" if inside else "which contradicts"
+        return f"{name}: {bound}, not bounded from {side} ({confidence:.0%}), {verdict} {theory}."
     where = "lies in the interval" if inside else "lies outside of the interval"
-    return f"Critical p by {quantity}: {value} [{low}, {high}] ({confidence:.0%}); {theory}, which {where}."
+    value = f"{found.value:.3f} " if np.isfinite(found.value) else "in "
+    return f"{name}: {value}[{found.lower:.3f}, {found.upper:.3f}] ({confidence:.0%}); {theory}, which {where}."
 
 
 def dynamics_table(

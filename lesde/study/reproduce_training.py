@@ -104,7 +104,7 @@ class Trainings:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "protocol.json"
         wanted = json.loads(self.protocol.model_dump_json(exclude=set(FREE)))
-        if file.exists():
+        if file.exists() and any(self.folder.glob("train_p*.zarr")):
             held = json.loads(file.read_text())
             other = [name for name in wanted if held.get(name) != wanted[name]]
             if other:

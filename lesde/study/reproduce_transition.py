@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-__all__ = ["Crossing", "crossing", "line_crossing", "pseudo_values"]
+__all__ = ["Crossing", "crossing", "pseudo_values"]
 
 
 class Crossing(NamedTuple):
@@ -73,32 +73,6 @@ def crossing(
     lower = -np.inf if min(kept) == x[0] else float(min(kept))
     upper = np.inf if max(kept) == x[-1] else float(max(kept))
     return Crossing(value, lower, upper)
-
-
-def line_crossing(
-    levels: np.ndarray, values: np.ndarray, target: float = 0.0, confidence: float = 0.95
-) -> Crossing:
-    """The level at which the line through the means of a falling quantity is at the target.
-
-    Arguments as for `crossing`, with at least two levels; the target may lie beyond them. A line is fitted to the values of
-    every trial by least squares, all levels alike. The interval holds every level at which a t-test over trials of the lines' values
-    does not reject the target (Fieller's theorem); it is unbounded where the slope cannot be told from zero.
-    """
-    x, y = np.asarray(levels, dtype=np.float64), np.asarray(values, dtype=np.float64) - target
-    _check(x, y)
-    centred = x - x.mean()
-    slope = y @ centred / (centred @ centred)
-    lines = np.stack([y.mean(1) - slope * x.mean(), slope], axis=1)
-    quantile = float(student.ppf((1 + confidence) / 2, len(y) - 1))
-    (a, b), V = lines.mean(0), np.cov(lines.T) * (quantile**2 / len(y))
-    value = float(-a / b) if b < 0 else float("nan")
-    # (a + b x)² ≤ (1, x) V (1, x)ᵀ
-    square, linear, constant = b * b - V[1, 1], 2 * (a * b - V[0, 1]), a * a - V[0, 0]
-    inside = linear**2 - 4 * square * constant
-    if b >= 0 or square <= 0 or inside < 0:
-        return Crossing(value, -np.inf, np.inf)
-    low, high = sorted((-linear + sign * np.sqrt(inside)) / (2 * square) for sign in (-1, 1))
-    return Crossing(value, float(low), float(high))
 
 
 def pseudo_values(whole: np.ndarray, without: np.ndarray) -> np.ndarray:
