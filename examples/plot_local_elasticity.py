@@ -106,8 +106,9 @@ parameters = dict(zip(decay.parameter.values.tolist(), decay.value.values.tolist
 lesde.plot.impact_by_distance(strength, lesde.FeatureKernel(decay.attrs["formula"], parameters))
 
 # %%
-# At one and the same distance a sample of another class is moved no less than one of the same class: α̂ > β̂ because
-# samples of one class are nearer to each other, and that is what the networks learn.
+# One decay is a rough description, as the sum of squares says: it is well above its degrees of freedom. The measured
+# points are enough for this, though: at one and the same distance a sample of another class is moved no less than one of
+# the same class. α̂ > β̂ because samples of one class are nearer to each other, and that is what the networks learn.
 
 # %%
 # Against the class means
