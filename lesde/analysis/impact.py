@@ -82,7 +82,7 @@ def fit_impact(
         - ``alpha``, ``beta``, ``alpha_minus_beta``: the two-level kernel nearest to the changes: means of the diagonal of
           Ê and of the rest, each entry with weight w_k w_l mean‖u_J‖² (J of class l), w the shares of the classes in
           training.
-        - ``relative (class, class_)``: mean of |ΔX_i|/|ΔX_J|, the relative change of He and Su, which needs neither H nor
+        - ``relative (class, class_)``: mean of ‖ΔX_i‖/‖ΔX_J‖, the relative change of He and Su, which needs neither H nor
           h; ``relative_within``, ``relative_between``, its means with weights w_k w_l. Where ``impact`` has it.
         - ``explained (class, class_)``: share of Σ‖ΔX_i‖² that Ê_kL accounts for; of the average changes for
           ``estimator="averages"``. ``explained_matrix``, ``explained_two_level``: over all pairs of classes, with E or with α, β.

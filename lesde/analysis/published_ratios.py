@@ -70,7 +70,7 @@ def published_elasticity(
     -----
     With the grand mean X̄, c₀ = X̄(0) and c_k = X̄^k(0) − X̄(0), in the I-model, coordinate by coordinate,
 
-        Â = log |X̄ (X̄^k − X̄)^{K−1} / (c₀ c_k^{K−1})|,    B̂ = −log |c₀ (X̄^k − X̄) / (c_k X̄)|,
+        ``Â = log |X̄ (X̄^k − X̄)^{K−1} / (c₀ c_k^{K−1})|,    B̂ = −log |c₀ (X̄^k − X̄) / (c_k X̄)|,``
 
     averaged over classes and coordinates. In the L-model, with d_k = e_k − 1/K,
 
