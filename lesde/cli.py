@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lesde.cli_errors import in_options
+from lesde.cli_errors import fail, in_options
 from lesde.cli_model import build_model
 from lesde.cli_options import (
     SDE,
@@ -31,7 +31,7 @@ from lesde.cli_options import (
     TableFile,
     TransformName,
 )
-from lesde.cli_reproduce import reproduce
+from lesde.cli_studies import demo, reproduce
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,11 +40,6 @@ app = typer.Typer(
     help="Locally elastic SDEs for the feature dynamics of classifiers: derive, simulate, analyse.",
     epilog='Example: `lesde derive --alpha "2/(1+t)" --beta -0.5 --classes 4 --transform logits`',
 )
-
-
-def _fail(error: Exception) -> typer.Exit:
-    typer.secho(f"error: {in_options(str(error))}", fg="red", err=True)
-    return typer.Exit(2)
 
 
 def _on_terminal() -> bool:
@@ -95,7 +90,7 @@ def derive(
         derivation = model.derive()
         typer.echo(derivation.latex(document=True) if latex else derivation.text(), nl=False)
     except (ValueError, TypeError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command(
@@ -173,7 +168,7 @@ def simulate(
         shape = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
         typer.echo(f"wrote {out} ({shape}; engine {paths.attrs['engine']})")
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command(epilog="Example: `lesde separation paths.zarr --criterion linear`")
@@ -201,7 +196,7 @@ def separation(
             write_table(result, names, out)
             typer.echo(f"wrote {out}")
     except (ValueError, TypeError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command(epilog="Example: `lesde collapse paths.zarr`")
@@ -232,7 +227,7 @@ def collapse(
             write_table(middle if out.suffix == ".csv" else metrics, names, out)
             typer.echo(f"wrote {out}")
     except (ValueError, TypeError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command(epilog="Example: `lesde fit paths.zarr --out fit.zarr`")
@@ -259,7 +254,7 @@ def fit(
             write(result, out)
             typer.echo(f"wrote {out}")
     except (ValueError, TypeError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command(epilog="Example: `lesde plot fan paths.zarr --out fan.pdf`")
@@ -278,48 +273,10 @@ def plot(
         draw(figure.value, _open(paths), out, transform, _on_terminal())
         typer.echo(f"wrote {out}")
     except (ValueError, TypeError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
-@app.command(epilog="Example: `lesde demo --out runs/demo`")
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for data, figures and report.")] = Path(
-        "runs/demo"
-    ),
-    config: Annotated[
-        Path | None, typer.Option(help="JSON file with settings; see `lesde demo --show-config`.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
-    show_config: Annotated[
-        bool, typer.Option("--show-config", help="Print the settings and exit.")
-    ] = False,
-) -> None:
-    """Train networks on handwritten digits, fit and simulate their LE-SDE, compare, report.
-
-    Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second run
-    continues from it.
-    """
-    from lesde.study.config import load_config
-
-    try:
-        settings = load_config(config, seed)
-        if show_config:
-            typer.echo(settings.model_dump_json(indent=2))
-            raise typer.Exit
-        from lesde.study.demo import run
-
-        run(settings, out)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise _fail(error) from None
-    except KeyboardInterrupt:
-        typer.secho(
-            f"\ninterrupted; what was done is in {out}. Run the command again to continue.",
-            fg="yellow",
-            err=True,
-        )
-        raise typer.Exit(130) from None
-
-
+app.command(epilog="Example: `lesde demo --out runs/demo`")(demo)
 app.command(epilog="Example: `lesde reproduce fig4 --out runs/geomnist`")(reproduce)
 
 

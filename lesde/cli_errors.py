@@ -1,10 +1,13 @@
-"""The package's messages in the words of the command line: options in place of Python arguments."""
+"""The package's messages in the words of the command line, and how a command ends with one."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-__all__ = ["in_options"]
+import typer
+
+__all__ = ["fail", "failed", "in_options", "interrupted"]
 
 # Arguments whose option has another name than theirs with dashes.
 _RENAMED = {
@@ -56,3 +59,24 @@ def in_options(message: str) -> str:
 
 def _option(name: str) -> str:
     return _RENAMED.get(name, "--" + name.replace("_", "-"))
+
+
+def fail(error: Exception) -> typer.Exit:
+    """Say what went wrong, in the words of the command line; to be raised."""
+    return failed(in_options(str(error)))
+
+
+def failed(message: str) -> typer.Exit:
+    """Say what went wrong, in these words; to be raised."""
+    typer.secho(f"error: {message}", fg="red", err=True)
+    return typer.Exit(2)
+
+
+def interrupted(what: str, folder: Path | None) -> typer.Exit:
+    """Say where ``what`` is after Ctrl-C; to be raised."""
+    typer.secho(
+        f"\ninterrupted; {what} in {folder}. Run the command again to continue.",
+        fg="yellow",
+        err=True,
+    )
+    return typer.Exit(130)
