@@ -50,8 +50,8 @@ class Trainer:
         with threads(1, 1):  # making networks is many short operations too
             whole = self.ensemble = job.ensemble()
         x = torch.as_tensor(job.data.train_x, dtype=job.dtype, device=job.device)
-        labels = np.tile(job.data.train_y, (len(job.replicates), 1))
-        labels = labels if job.labels is None else job.labels
+        shape = (len(job.replicates), len(x))
+        labels = np.broadcast_to(job.data.train_y, shape) if job.labels is None else job.labels
         self._workers, self._each, slices = 1, torch.get_num_threads(), [slice(None)]
         weights = job.batch_size * sum(p[0].numel() for p in whole.parameters.values())
         if whole.chain() is None:

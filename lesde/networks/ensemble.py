@@ -20,10 +20,20 @@ from ..checks import shown
 from .chain import Chain, chain_of
 from .sharing import Share, one_after_another, parts_of
 
-__all__ = ["Ensemble", "Evaluation", "child_seed"]
+__all__ = ["Ensemble", "Evaluation", "child_seed", "layer_names"]
 
 # Numbers that a network makes of the inputs it evaluates at once; more do not fit into the cache.
 _AT_ONCE = 2**19
+
+
+def layer_names(layers: str | Sequence[str]) -> tuple[str, ...]:
+    """The layers that are asked for, each once."""
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"layers must hold at least one layer and each only once; got {shown(layers)}."
+        )
+    return names
 
 
 def child_seed(seed: int, replicate: int, stream: int) -> np.random.SeedSequence:

@@ -188,7 +188,7 @@ class ImpactProbe:
         rows = self.drawn_samples(ensemble.replicates)
         R, D = rows.shape
         device = next(iter(ensemble.parameters.values())).device
-        x = torch.as_tensor(data.train_x).double()[torch.from_numpy(rows)].to(device)  # (R, D, ...)
+        x = torch.as_tensor(data.train_x)[torch.from_numpy(rows)].double().to(device)  # (R, D, ...)
         targets = torch.eye(data.n_classes, dtype=torch.float64)[torch.from_numpy(self.labels)]
         targets, watched = targets.to(device), torch.as_tensor(data.probe_x).double().to(device)
         whole = _copies(ensemble, torch.arange(R))

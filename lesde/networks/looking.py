@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_integer, shown
 from ..errors import Diverged
+from .ensemble import layer_names
 from .gradients import LOSSES
 from .probe_set import ProbeSet
 from .quiet import device_of, kept_randomness, quiet
@@ -92,7 +93,8 @@ class Looker:
         # Hooks set after torch.compile are not seen by what it compiled; the model itself sees them.
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self._modules = dict(self.model.named_modules())
-        self.layers = _check_layers(layers, self._modules)
+        known = ["logits", "penultimate", *filter(None, self._modules)]
+        self.layers = tuple(check_choice("layers", name, known) for name in layer_names(layers))
         self._dtype = getattr(torch, check_choice("dtype", dtype, _DTYPES))
         self._batch = check_integer("batch_size", batch_size)
         if not callable(pooling):
@@ -283,13 +285,3 @@ def _first_tensor(value: Any) -> Tensor | None:
     while isinstance(value, tuple | list) and value:
         value = value[0]
     return value if isinstance(value, Tensor) else None
-
-
-def _check_layers(layers: str | Sequence[str], modules: Mapping[str, Any]) -> tuple[str, ...]:
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"layers must hold at least one layer and each only once; got {shown(layers)}."
-        )
-    known = ["logits", "penultimate", *(name for name in modules if name)]
-    return tuple(check_choice("layers", name, known) for name in names)

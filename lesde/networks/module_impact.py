@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.func import functional_call
 from ..analysis.impact_moments import impact_from_changes
 from ..checks import check_choice, check_labels, check_real, shown
 from .gradients import LOSSES
+from .quiet import evaluating
 
 __all__ = ["measure_impact"]
 
@@ -98,7 +98,7 @@ def measure_impact(
     probe_x, probe_y = watch.inputs("probe", probe)
     labels = check_labels("probe labels", probe_y.numpy())
     cost = _loss(loss, int(labels.max()) + 1)
-    with _evaluating(model):
+    with evaluating(model):
         start = {name: p.detach() for name, p in model.named_parameters()}
         before, drawn = watch(start, probe_x), watch(start, x)
         changes = np.empty((len(x), *before.shape), dtype=np.float64)
@@ -222,15 +222,3 @@ def _loss(loss: Any, n_classes: int) -> Callable[[Tensor, Tensor], Tensor]:
         return measure(logits, nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype))
 
     return of_labels
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every module's own mode again afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["device_of", "kept_randomness", "quiet"]
+__all__ = ["device_of", "evaluating", "kept_randomness", "quiet"]
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
@@ -48,23 +48,30 @@ def kept_randomness(device: torch.device | None = None, seed: int | None = None)
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's own mode comes back at the end.
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every submodule's own mode comes back at the end.
 
     Modes are set and put back one by one, so that layers which the user keeps in evaluation mode stay
     there, and a ``train`` of the user's own with side effects is not called.
     """
     modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients and without autocast."""
     device = device_of(model)
     with ExitStack() as stack:
         # Not inference_mode: a model that caches a tensor in its forward could not train with it.
         stack.enter_context(torch.no_grad())
         if device.type in _AUTOCAST:
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        stack.enter_context(evaluating(model))
+        yield

@@ -13,6 +13,7 @@ from ..checks import check_choice, check_integer, check_times, shown
 from ..simulation.request import read_device
 from .datasets import ImageData
 from .engine import STEPS, Trainer
+from .ensemble import layer_names
 from .gradients import LOSSES
 from .runs import EnsembleRun, Job, Observer, Record
 from .sampling import SAMPLING
@@ -141,7 +142,7 @@ def train_ensemble(
         architecture=architecture,
         replicates=_replicate_numbers(replicates),
         times=_check_start(check_times("times", times)),
-        layers=_check_layers(layers),
+        layers=layer_names(layers),
         loss=loss,
         batch_size=check_integer("batch_size", batch_size),
         sampling=sampling,
@@ -246,12 +247,3 @@ def _check_own_labels(labels: np.ndarray | Sequence[Sequence[int]], job: Job) ->
             f"labels must be classes 0..{K - 1} of the data; got {own.min()}..{own.max()}."
         )
     return own.astype(np.int64)
-
-
-def _check_layers(layers: Sequence[str]) -> tuple[str, ...]:
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"layers must hold at least one layer and each only once; got {shown(layers)}."
-        )
-    return names

@@ -15,11 +15,10 @@ from lesde import plot
 from lesde.plot.canvas import number
 from lesde.plot.style import INK, LEVELS, SECOND_INK, colours_of_rates
 from lesde.study.reproduce_analysis import RANGES, mean_interval
+from lesde.study.reproduce_figures import PAGE
 from lesde.study.reproduce_transition import Crossing
 
 __all__ = ["draw_phases"]
-
-PAGE = 7.0  # inches: two columns of a journal
 
 
 def draw_phases(
