@@ -1,7 +1,8 @@
-"""Figures and tables of the page on the published experiments, from a finished run.
+"""Figures and tables of the page on the published experiments, from finished runs.
 
-``lesde reproduce all --preset quick --out runs/reproduce`` and then ``python docs/make_experiments.py
-runs/reproduce``. Copies the figures to ``images`` and the tables of the report to ``experiments``.
+``lesde reproduce all --preset paper --out runs/paper`` and ``lesde rates --out runs/rates``, then ``python
+docs/make_experiments.py runs/paper runs/rates``. Copies the figures to ``images`` and the tables and lists of the reports
+to ``experiments``. Either folder will do alone.
 """
 
 from __future__ import annotations
@@ -16,24 +17,39 @@ HERE = Path(__file__).parent
 
 def main(folder: Path) -> None:
     report = (folder / "report.md").read_text()
-    tables = HERE / "experiments"
-    tables.mkdir(exist_ok=True)
-    (tables / "protocol.md").write_text(report.split("\n\n")[1] + "\n")
-    for figure in (1, 3, 4, 5):
-        shutil.copy(
-            folder / "figures" / f"fig{figure}.png", HERE / "images" / f"reproduce-fig{figure}.png"
-        )
-        section = re.search(rf"## Figure {figure}:.*?(?=\n## |\Z)", report, re.S)
-        if section is None:
-            sys.exit(f"{folder / 'report.md'} has no figure {figure}; run lesde reproduce all.")
-        body = section[0].split("What the estimates warned of:")[0]
-        parts = [part for part in body.split("\n\n") if part.startswith(("| ", "- "))]
-        for number, part in enumerate(parts, start=1):
-            (tables / f"fig{figure}-{number}.md").write_text(part.strip() + "\n")
-        print(f"figure {figure}: {len(parts)} tables and lists")
+    sections = re.findall(r"## Figure (\d):(.*?)(?=\n## |\Z)", report, re.S)
+    if sections:
+        put("protocol", [report.split("\n\n")[1]])
+        for number, body in sections:
+            picture(folder / "figures" / f"fig{number}.png", f"reproduce-fig{number}.png")
+            put(f"fig{number}", tables(body.split("What the estimates warned of:")[0]))
+    else:
+        picture(folder / "figures" / "the_other_rates.png", "rates.png")
+        put("rates", [report.split("\n\n")[1], *tables(report)])
+
+
+def tables(text: str) -> list[str]:
+    """Tables and lists of a part of a report."""
+    return [part for part in text.split("\n\n") if part.startswith(("| ", "- "))]
+
+
+def put(name: str, parts: list[str]) -> None:
+    """Write parts to files of their own, numbered where there are several."""
+    folder = HERE / "experiments"
+    folder.mkdir(exist_ok=True)
+    for number, part in enumerate(parts, start=1):
+        which = name if name == "protocol" else f"{name}-{number}"
+        (folder / f"{which}.md").write_text(part.strip() + "\n")
+    print(f"{name}: {len(parts)} parts")
+
+
+def picture(file: Path, name: str) -> None:
+    """Copy a figure."""
+    shutil.copy(file, HERE / "images" / name)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    for name in sys.argv[1:]:
+        main(Path(name))

@@ -31,7 +31,7 @@ from lesde.cli_options import (
     TableFile,
     TransformName,
 )
-from lesde.cli_studies import demo, reproduce
+from lesde.cli_studies import demo, rates, reproduce
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -277,6 +277,7 @@ def plot(
 
 
 app.command(epilog="Example: `lesde demo --out runs/demo`")(demo)
+app.command(epilog="Example: `lesde rates --out runs/rates`")(rates)
 app.command(epilog="Example: `lesde reproduce fig4 --out runs/geomnist`")(reproduce)
 
 

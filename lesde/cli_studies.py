@@ -1,4 +1,4 @@
-"""The commands that run a whole study: ``lesde demo`` and ``lesde reproduce``."""
+"""The commands that run a whole study: ``lesde demo``, ``lesde reproduce`` and ``lesde rates``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from lesde.cli_errors import fail, failed, interrupted
 
-__all__ = ["demo", "reproduce"]
+__all__ = ["demo", "rates", "reproduce"]
 
 
 def demo(
@@ -30,10 +30,10 @@ def demo(
     Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second run
     continues from it.
     """
-    from lesde.study.config import load_config
+    from lesde.study.config import DemoConfig, load_config
 
     try:
-        settings = load_config(config, seed)
+        settings = load_config(DemoConfig, config, {"seed": seed})
         if show_config:
             typer.echo(settings.model_dump_json(indent=2))
             raise typer.Exit
@@ -42,6 +42,44 @@ def demo(
         run(settings, out)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise fail(error) from None
+    except KeyboardInterrupt:
+        raise interrupted("what was done is", out) from None
+
+
+def rates(
+    out: Annotated[Path, typer.Option(help="Folder for data, figures and report.")] = Path(
+        "runs/rates"
+    ),
+    replicates: Annotated[
+        int | None,
+        typer.Option(help="Networks a learning rate: half are fitted, half are predicted."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with settings; see `lesde rates --show-config`.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the settings and exit.")
+    ] = False,
+) -> None:
+    """NC1 and NC2 of networks on digits against the learning rate, beside the LE-SDE fitted to other networks.
+
+    Seven learning rates over almost two decades; says in which range the networks lie in the model's interval.
+    Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second run continues from it.
+    """
+    from lesde.study.config import RateConfig, load_config
+
+    try:
+        settings = load_config(RateConfig, config, {"replicates": replicates, "seed": seed})
+        if show_config:
+            typer.echo(settings.model_dump_json(indent=2))
+            raise typer.Exit
+        from lesde.study.rates import run
+
+        run(settings, out)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        # Settings keep the names that they have in the file.
+        raise failed(str(error)) from None
     except KeyboardInterrupt:
         raise interrupted("what was done is", out) from None
 

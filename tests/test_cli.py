@@ -32,7 +32,17 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command_and_an_example() -> None:
     result = lesde("--help")
     assert result.exit_code == 0
-    for command in ("derive", "simulate", "separation", "collapse", "fit", "plot", "demo"):
+    for command in (
+        "derive",
+        "simulate",
+        "separation",
+        "collapse",
+        "fit",
+        "plot",
+        "demo",
+        "rates",
+        "reproduce",
+    ):
         assert command in result.output
         page = lesde(command, "--help").output
         assert "Example" in page, command

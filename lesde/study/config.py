@@ -1,9 +1,11 @@
-"""Settings of the demonstration study."""
+"""Settings of the studies on digits, and how settings are read and a folder taken for them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -14,11 +16,21 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["DemoConfig", "load_config"]
+__all__ = [
+    "DemoConfig",
+    "DigitNetworks",
+    "RateConfig",
+    "claim",
+    "load_config",
+    "read_settings",
+    "validated",
+]
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
-class DemoConfig(BaseModel):
-    """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
+class DigitNetworks(BaseModel):
+    """Networks on handwritten digits at several learning rates, all for the same time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,9 +49,6 @@ class DemoConfig(BaseModel):
     model_start: float = Field(
         2.0, ge=0, description="time from which the kernel is fitted and the model runs"
     )
-    fit_every: int = Field(2, ge=1, description="recordings an interval of the fit spans")
-    copies: int = Field(4, ge=1, description="simulated trajectories from each network's start")
-    predicted_times: int = Field(12, ge=2, description="times of the analytic prediction")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
     seed: int = Field(0, ge=0, description="of all randomness")
 
@@ -58,7 +67,7 @@ class DemoConfig(BaseModel):
         return rates
 
     @model_validator(mode="after")
-    def _long_enough(self) -> DemoConfig:
+    def _long_enough(self) -> DigitNetworks:
         if self.model_start >= self.total_time:
             raise ValueError("model_start must be before total_time")
         if self.total_time - self.model_start < 8 * max(self.learning_rates):
@@ -69,35 +78,99 @@ class DemoConfig(BaseModel):
         return self
 
 
-def load_config(path: Path | None = None, seed: int | None = None) -> DemoConfig:
+class DemoConfig(DigitNetworks):
+    """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
+
+    fit_every: int = Field(2, ge=1, description="recordings an interval of the fit spans")
+    copies: int = Field(4, ge=1, description="simulated trajectories from each network's start")
+    predicted_times: int = Field(12, ge=2, description="times of the analytic prediction")
+
+
+class RateConfig(DigitNetworks):
+    """What ``lesde rates`` does. The defaults take about two minutes."""
+
+    widths: tuple[int, ...] = Field((32,), min_length=1, description="hidden layers")
+    learning_rates: tuple[float, ...] = Field(
+        (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
+        min_length=2,
+        description="of plain SGD, batch size 1",
+    )
+    replicates: int = Field(
+        32, ge=8, description="networks a learning rate: half are fitted, half predicted"
+    )
+    total_time: float = Field(32.0, gt=0, description="learning rate times iterations")
+    saved_times: int = Field(24, ge=8, description="recordings, the initial state included")
+    draws: int = Field(40, ge=4, description="kernels fitted to resamples of the networks")
+    spread: str = Field("covariance", description="noise of a sample: covariance or constant")
+
+    @field_validator("spread")
+    @classmethod
+    def _known(cls, spread: str) -> str:
+        if spread not in ("covariance", "constant"):
+            raise ValueError("must be covariance or constant")
+        return spread
+
+
+def load_config(
+    kind: type[Settings], path: Path | None = None, given: Mapping[str, Any] | None = None
+) -> Settings:
     """Read settings from a JSON file; what it leaves out keeps its default.
+
+    Parameters
+    ----------
+    kind : type
+        Such as :class:`DemoConfig`.
+    path : Path, optional
+    given : mapping, optional
+        Settings in place of those of the file; those that are None are left out.
 
     Raises
     ------
     ValueError
         Naming the setting, what was given and what is allowed.
     """
-    given: dict[str, object] = {}
+    return validated(kind, read_settings(path, given))
+
+
+def read_settings(path: Path | None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of a JSON file, and in their place those ``given`` that are not None."""
+    settings: Any = {}
     if path is not None:
         try:
-            given = json.loads(Path(path).read_text())
-            if not isinstance(given, dict):
-                raise ValueError(
-                    f"--config must hold a JSON object of settings; {path} holds {type(given).__name__}."
-                )
-        except (OSError, json.JSONDecodeError) as error:
+            settings = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"--config must be a JSON file with settings; {path}: {error}"
             ) from None
-    if seed is not None:
-        given["seed"] = seed
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f"--config must hold a JSON object of settings; {path} holds {type(settings).__name__}."
+            )
+    return settings | {name: value for name, value in (given or {}).items() if value is not None}
+
+
+def validated(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
+    """Settings of a kind; an error names each that is wrong, and all that there are."""
     try:
-        return DemoConfig.model_validate(given)
+        return kind.model_validate(settings)
     except ValidationError as error:
         lines = []
         for item in error.errors():
             where = ".".join(map(str, item["loc"]))
             got = f", got {item['input']!r}" if where else ""
             lines.append(f"{where or 'together'}: {item['msg'].removeprefix('Value error, ')}{got}")
-        allowed = ", ".join(DemoConfig.model_fields)
-        raise ValueError(f"settings: {'; '.join(lines)}. Known settings: {allowed}.") from None
+        known = ", ".join(kind.model_fields)
+        raise ValueError(f"settings: {'; '.join(lines)}. Known settings: {known}.") from None
+
+
+def claim(folder: Path, settings: BaseModel) -> None:
+    """Take a folder for a study with these settings, or say whose it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.json"
+    wanted = json.loads(settings.model_dump_json())
+    if file.exists() and json.loads(file.read_text()) != wanted:
+        raise ValueError(
+            f"--out = {folder} holds a study with other settings (see {file}); give another folder or "
+            f"remove it."
+        )
+    file.write_text(json.dumps(wanted, indent=2) + "\n")

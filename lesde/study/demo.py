@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from tqdm import tqdm
 
 from lesde.study import demo_figures as figures
 from lesde.study import demo_steps as steps
-from lesde.study.config import DemoConfig
+from lesde.study.config import DemoConfig, claim
+from lesde.study.digit_networks import bar, trained
 from lesde.study.report import Report, numbers, summary, verdict
-from lesde.study.store import read, write
+from lesde.study.store import write
 from lesde.study.tables import format_number, print_rows
 
 __all__ = ["run"]
-
-Progress = Callable[[int, int], None]
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Progress]:
-    """A progress bar driven by (done, total)."""
-    form = "{l_bar}{bar:24}| {elapsed}<{remaining}"
-    # None: only on a terminal.
-    with tqdm(desc=f"{title:<28}", bar_format=form, disable=None) as progress:
-
-        def update(done: int, total: int) -> None:
-            progress.total = total
-            progress.n = done
-            progress.refresh()
-
-        yield update
 
 
 def run(config: DemoConfig, out: str | Path) -> Path:
@@ -59,7 +39,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         When ``out`` holds a study with other settings.
     """
     folder = Path(out)
-    _claim(folder, config)
+    claim(folder, config)
     data = folder / "data"
     draw = figures.Drawer(folder / "figures")
     report = Report(
@@ -67,7 +47,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
     )
     report.add("## What was run", _introduction(config))
 
-    network, penultimate = _trained(config, data)
+    network, penultimate = trained(config, data)
     report.add("## The networks", _training_words(network))
     with bar("figures of the networks") as progress:
         draw.networks(report, network, progress)
@@ -117,46 +97,6 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         print_rows(title, [header[i] for i in columns], [[row[i] for i in columns] for row in rows])
     print(f"report: {report.path}")
     return report.path
-
-
-def _claim(folder: Path, config: DemoConfig) -> None:
-    """Take the folder for these settings, or say whose it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "config.json"
-    settings = json.loads(config.model_dump_json())
-    if file.exists() and json.loads(file.read_text()) != settings:
-        raise ValueError(
-            f"--out = {folder} holds a study with other settings (see {file}); give another folder or "
-            f"remove it."
-        )
-    file.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _trained(config: DemoConfig, data: Path) -> tuple[xr.Dataset, xr.Dataset]:
-    """The recorded features; training resumes after the learning rates already on disk."""
-    layers = ("logits", "penultimate")
-
-    def stores(index: int) -> dict[str, Path]:
-        rate = f"{config.learning_rates[index]:g}"
-        return {layer: data / f"network_{layer}_h{rate}.zarr" for layer in layers}
-
-    done = 0
-    while done < len(config.learning_rates) and all(p.exists() for p in stores(done).values()):
-        done += 1
-    if done < len(config.learning_rates):
-        with bar("training the networks") as progress:
-            for index, record in enumerate(steps.train(config, progress, done), start=done):
-                for layer, path in stores(index).items():
-                    write(record[layer], path)
-    joined = [
-        xr.concat(
-            [read(stores(i)[layer]) for i in range(len(config.learning_rates))],
-            "learning_rate",
-            combine_attrs="drop_conflicts",
-        )
-        for layer in layers
-    ]
-    return joined[0], joined[1]
 
 
 def _slug(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ __all__ = [
     "predict",
     "separate",
     "simulate_models",
-    "train",
 ]
 
 MODELS = {"identity": "I-model", "logits": "L-model"}
@@ -30,32 +29,6 @@ STEP = 0.1
 CRITERIA = ("projection", "linear", "nearest_center")
 PREDICTED = ["probability", "lower", "upper", "pairwise"]
 Progress = Callable[[int, int], None]
-
-
-def train(config: DemoConfig, progress: Progress, skip: int = 0) -> Iterator[dict[str, xr.Dataset]]:
-    """Train the networks, a learning rate at a time, and record their features.
-
-    ``skip`` leaves out the first learning rates, which an earlier run has done.
-    """
-    from lesde.networks import digits, mlp, record_ensemble, saving_times
-
-    K = len(config.classes)
-    data = digits(
-        config.classes,
-        config.train_per_class,
-        config.probe_per_class,
-        scaling="standard",
-        seed=config.seed,
-    )
-    return record_ensemble(
-        data,
-        lambda: mlp(data.train_x.shape[1], config.widths, K),
-        config.learning_rates[skip:],
-        config.replicates,
-        saving_times(config.total_time, config.learning_rates, config.saved_times),
-        seed=config.seed,
-        progress=progress,
-    )
 
 
 def from_start(config: DemoConfig, paths: xr.Dataset) -> xr.Dataset:

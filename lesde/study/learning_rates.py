@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from lesde.checks import check_choice, check_fraction, check_integer, check_real, shown
+from lesde.study.digit_networks import Progress, digit_records
 from lesde.study.learning_rates_kernel import (
     average_kernels,
     class_moments,
@@ -22,7 +23,6 @@ __all__ = ["LearningRateExperiment", "compare_learning_rates", "learning_rate_ex
 
 KERNELS = ("the same rate", "the other rates")
 MODELS = {"identity": "I-model", "logits": "L-model"}
-Progress = Callable[[int, int], None]
 
 
 class LearningRateExperiment(NamedTuple):
@@ -99,18 +99,18 @@ def learning_rate_experiment(
     >>> print(experiment.comparison.attrs["statement"])  # doctest: +SKIP
     >>> axes = lesde.plot.learning_rate_range(experiment.comparison)  # doctest: +SKIP
     """
-    from lesde.networks import collect, digits, mlp, record_ensemble, saving_times
+    from lesde.networks import collect
 
     start = check_real("start", start, 0.0)
-    data = digits(classes, train_per_class, probe_per_class, scaling="standard", seed=seed)
-    K = len(np.unique(data.probe_y))
-    times = saving_times(total_time, learning_rates, saved_times)
-    records = record_ensemble(
-        data,
-        lambda: mlp(data.train_x.shape[1], tuple(widths), K),
+    records = digit_records(
         learning_rates,
         replicates,
-        times,
+        total_time,
+        saved_times,
+        classes=classes,
+        train_per_class=train_per_class,
+        probe_per_class=probe_per_class,
+        widths=widths,
         seed=seed,
         progress=progress,
     )
@@ -136,6 +136,7 @@ def compare_learning_rates(
     draws: int = 40,
     confidence: float = 0.95,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """NC1 and NC2 of recorded paths at each learning rate, beside what the fitted LE-SDE predicts for them.
 
@@ -161,6 +162,8 @@ def compare_learning_rates(
         Kernels fitted to resamples of the networks, each of which runs once from every start.
     confidence : float, default 0.95
     seed : int, default 0
+    progress : callable, optional
+        Called with (done, total) after each prediction: of one model, kernel and learning rate.
 
     Returns
     -------
@@ -228,17 +231,20 @@ def compare_learning_rates(
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     weights = rng.multinomial(R, np.full(R, 1 / R), size=draws) / R
 
-    parts = []
+    parts: list[xr.Dataset] = []
+    total = len(names) * len(KERNELS) * len(moments)
     for name in names:
         same = [draw_kernels(m, name, weights, spread) for m in moments]
         other = [average_kernels(same[:i] + same[i + 1 :]) for i in range(len(same))]
-        found = [
-            [
-                predict(others.isel(learning_rate=i), kernel, name, counts, (seed, k, i))
-                for i, kernel in enumerate(kernels)
-            ]
-            for k, kernels in enumerate((same, other))
-        ]
+        found: list[list[np.ndarray]] = []
+        for k, kernels in enumerate((same, other)):
+            found.append([])
+            for i, kernel in enumerate(kernels):
+                one = others.isel(learning_rate=i)
+                found[-1].append(predict(one, kernel, name, counts, (seed, k, i)))
+                if progress is not None:
+                    done = (len(parts) * len(KERNELS) + k) * len(moments) + i + 1
+                    progress(done, total)
         part = model_limits(np.array(found), frames, R, confidence)
         part["r_squared_common"] = fit_quality(fitted, name)
         parts.append(part.assign_coords(kernel=list(KERNELS)))

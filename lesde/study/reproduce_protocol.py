@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lesde.study.config import read_settings, validated
 
 __all__ = ["PRESETS", "Protocol", "load_protocol"]
 
@@ -115,27 +116,10 @@ def load_protocol(
     """
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}.")
-    changes: dict[str, Any] = {}
-    if config is not None:
-        try:
-            changes = json.loads(Path(config).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"--config must be a JSON file; {config}: {error}") from None
-        if not isinstance(changes, dict):
-            raise ValueError(f"--config must hold a JSON object of settings; {config} does not.")
-    changes |= {name: value for name, value in (given or {}).items() if value is not None}
+    changes = read_settings(config, given)
     base = CIFAR if changes.get("data") == "cifar10" else {}
     settings = base | PRESETS[preset]
     if "trials" in changes:
         # What is asked for all trials is meant for those without label noise too.
         settings = settings | {"clean_trials": None}
-    try:
-        return Protocol.model_validate(settings | changes)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            where = ".".join(map(str, item["loc"]))
-            got = f", got {item['input']!r}" if where else ""
-            lines.append(f"{where or 'together'}: {item['msg'].removeprefix('Value error, ')}{got}")
-        known = ", ".join(Protocol.model_fields)
-        raise ValueError(f"settings: {'; '.join(lines)}. Known settings: {known}.") from None
+    return validated(Protocol, settings | changes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lesde.study import demo, demo_figures, demo_steps
+from lesde.study import demo, demo_figures, demo_steps, digit_networks
 from lesde.study.config import DemoConfig, load_config
 from lesde.study.store import read
 from tests.plot.conftest import apart, tick_label_boxes
@@ -141,7 +141,7 @@ def test_prediction_agrees_with_the_simulated_model(finished: Path) -> None:
 def test_an_interrupt_leaves_what_is_done_and_a_second_run_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = demo_steps.train
+    whole = digit_networks.train
     trained: list[float] = []
 
     def interrupted(config, progress, skip=0):
@@ -151,7 +151,7 @@ def test_an_interrupt_leaves_what_is_done_and_a_second_run_continues(
             trained.append(float(record["logits"].learning_rate[0]))
             yield record
 
-    monkeypatch.setattr(demo_steps, "train", interrupted)
+    monkeypatch.setattr(digit_networks, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         demo.run(SMALL, tmp_path)
     done = read(tmp_path / "data" / "network_logits_h0.04.zarr")
@@ -165,16 +165,16 @@ def test_an_interrupt_leaves_what_is_done_and_a_second_run_continues(
         skipped.append(skip)
         return whole(config, progress, skip)
 
-    monkeypatch.setattr(demo_steps, "train", resumed)
-    network, _ = demo._trained(SMALL, tmp_path / "data")
+    monkeypatch.setattr(digit_networks, "train", resumed)
+    network, _ = digit_networks.trained(SMALL, tmp_path / "data")
     assert skipped == [2]
-    once, _ = demo._trained(SMALL, tmp_path / "data")  # all on disk: nothing is trained
+    once, _ = digit_networks.trained(SMALL, tmp_path / "data")  # all on disk: nothing is trained
     assert skipped == [2]
     xr.testing.assert_identical(network, once)
 
 
 def test_resumed_training_equals_uninterrupted(finished: Path, tmp_path: Path) -> None:
-    last = list(demo_steps.train(SMALL, lambda done, total: None, skip=2))
+    last = list(digit_networks.train(SMALL, lambda done, total: None, skip=2))
     stored = read(finished / "data" / "network_logits_h0.08.zarr")
     np.testing.assert_array_equal(last[0]["logits"].features.values, stored.features.values)
 
@@ -187,7 +187,9 @@ def test_another_study_is_not_overwritten(finished: Path) -> None:
 def test_settings_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"replicates": 12}))
-    assert load_config(file, seed=3) == DemoConfig(replicates=12, seed=3)
+    assert load_config(DemoConfig, file, {"seed": 3, "copies": None}) == DemoConfig(
+        replicates=12, seed=3
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_wrong_settings_are_named(tmp_path: Path, given: object, message: str) -
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(given))
     with pytest.raises(ValueError, match=message):
-        load_config(file)
+        load_config(DemoConfig, file)
 
 
 def test_noise_estimate_of_a_known_system() -> None:

@@ -1,0 +1,89 @@
+"""The study of learning rates on a small scale: what it writes, and that a second run continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from lesde.cli import app
+from lesde.study import digit_networks, rates
+from lesde.study.config import RateConfig
+from lesde.study.store import read
+
+SMALL = RateConfig(
+    train_per_class=20,
+    probe_per_class=8,
+    widths=(8,),
+    learning_rates=(0.04, 0.08),
+    replicates=8,
+    total_time=4.0,
+    saved_times=8,
+    model_start=0.5,
+    draws=4,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rates")
+    rates.run(SMALL, out)
+    return out
+
+
+def test_report_figures_and_data_are_written(finished: Path) -> None:
+    text = (finished / "report.md").read_text()
+    names = ("networks", "the_same_rate", "the_other_rates")
+    for name in names:
+        assert f"](figures/{name}.png)" in text
+        assert all((finished / "figures" / f"{name}.{kind}").exists() for kind in ("png", "pdf"))
+    found = read(finished / "data" / "comparison.zarr")
+    for words in found["statement"].values.ravel():
+        assert f"- {words}" in text
+
+
+def test_the_table_holds_the_comparison(finished: Path) -> None:
+    found = read(finished / "data" / "comparison.zarr")
+    best = found.sel(model=found.attrs["preferred"])
+    table = pd.read_csv(finished / "data" / "comparison.csv")
+    assert len(table) == best["inside"].size
+    for _, row in table.iterrows():
+        one = best.sel(
+            metric={"NC1": "nc1", "NC2": "nc2_etf"}[row.metric],
+            quantity=row.quantity,
+            kernel=row.kernel,
+            learning_rate=row.learning_rate,
+        )
+        for name in ("network", "predicted_lower", "predicted_upper"):
+            np.testing.assert_allclose(row[name], float(one[name]), rtol=1e-9)
+        assert row.inside == bool(one["inside"])
+    line = f"{table.network[0]:.3g} [{table.network_lower[0]:.3g}, {table.network_upper[0]:.3g}]"
+    assert line in (finished / "report.md").read_text()
+
+
+def test_a_second_run_trains_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    before = pd.read_csv(finished / "data" / "comparison.csv")
+    monkeypatch.setattr(digit_networks, "train", refused)
+    rates.run(SMALL, finished)
+    pd.testing.assert_frame_equal(before, pd.read_csv(finished / "data" / "comparison.csv"))
+
+
+def test_other_settings_need_another_folder(finished: Path) -> None:
+    with pytest.raises(ValueError, match="holds a study with other settings"):
+        rates.run(SMALL.model_copy(update={"seed": 1}), finished)
+
+
+def test_settings_of_the_command(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["rates", "--replicates", "8", "--show-config"])
+    assert shown.exit_code == 0
+    assert RateConfig.model_validate_json(shown.output) == RateConfig(replicates=8)
+    few = CliRunner().invoke(app, ["rates", "--replicates", "4", "--out", str(tmp_path / "no")])
+    assert few.exit_code == 2
+    assert "replicates: Input should be greater than or equal to 8, got 4" in few.output
+    assert not (tmp_path / "no").exists()
