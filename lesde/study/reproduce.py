@@ -21,7 +21,7 @@ from lesde.study.report import Report
 from lesde.study.reproduce_figures import draw_dynamics, draw_elasticity, draw_separation
 from lesde.study.reproduce_phases import draw_phases
 from lesde.study.reproduce_protocol import Protocol
-from lesde.study.reproduce_training import Trainings
+from lesde.study.reproduce_training import Trainings, duration
 from lesde.study.reproduce_transition import Crossing, crossing
 from lesde.study.store import write
 from lesde.study.tables import format_number, print_rows
@@ -91,18 +91,11 @@ def _train(trainings: Trainings, levels: Sequence[float]) -> None:
     trials = sum(len(batch.trials) for batch in missing)
     steps = trials * trainings.protocol.iterations
     print(
-        f"to train: {trials} trials, {steps:,} steps, about {_duration(left)} of {_duration(everything)} in all "
-        f"({steps / left:,.0f} trial-steps a second now); Ctrl-C keeps every batch of trials that is done"
+        f"to train: {trials} trials, {steps:,} steps, about {duration(left)} of {duration(everything)} in all "
+        f"({steps / left:,.0f} trial-steps a second now); Ctrl-C keeps every batch of trials that is done",
+        flush=True,
     )
     trainings.run(levels)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 class _Study:

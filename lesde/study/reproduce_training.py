@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from lesde.networks import (
 from lesde.study.reproduce_protocol import Protocol
 from lesde.study.store import read, write
 
-__all__ = ["Batch", "Trainings", "load_data"]
+__all__ = ["Batch", "Trainings", "duration", "load_data"]
 
 # What may differ between two runs in one folder: more trials are added, the rest is analysis.
 FREE = ("trials", "clean_trials", "batch", "windows", "confidence", "noise_levels")
@@ -159,17 +160,29 @@ class Trainings:
         return each * every, each * sum(len(batch.trials) for batch in missing)
 
     def run(self, levels: Sequence[float]) -> int:
-        """Train what is missing, with a progress bar; the number of trials trained."""
+        """Train what is missing; the number of trials trained.
+
+        A terminal shows a progress bar; a log has a line for every batch that is stored.
+        """
         missing = self.missing(levels)
-        total = self.protocol.iterations * sum(len(batch.trials) for batch in missing)
-        if not total:
+        wanted = sum(len(batch.trials) for batch in missing)
+        if not wanted:
             return 0
-        with _steps_bar(total) as advance:
+        began, done = time.monotonic(), 0
+        with _steps_bar(self.protocol.iterations * wanted) as (advance, shown):
             for batch in missing:
                 dataset = self._train(batch, advance)
                 first, last = batch.trials[0], batch.trials[-1]
                 write(dataset, self.folder / f"train_p{batch.level:.3f}_{first}-{last}.zarr")
-        return sum(len(batch.trials) for batch in missing)
+                done += len(batch.trials)
+                if not shown:
+                    left = (time.monotonic() - began) * (wanted / done - 1)
+                    print(
+                        f"stored trials {first} to {last} with p = {batch.level:.3g}: {done} of {wanted}, "
+                        f"about {duration(left)} left",
+                        flush=True,
+                    )
+        return wanted
 
     def load(self, level: float) -> xr.Dataset:
         """All stored trials of a noise level, up to the number asked for."""
@@ -268,8 +281,8 @@ def _runs(numbers: list[int], most: int) -> list[tuple[int, ...]]:
 
 
 @contextmanager
-def _steps_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar of steps over all trials."""
+def _steps_bar(total: int) -> Iterator[tuple[Callable[[int], None], bool]]:
+    """A progress bar of steps over all trials: what advances it, and whether it is shown."""
     form = "{l_bar}{bar:24}| {elapsed}<{remaining}, {rate_fmt}"
     # None: only on a terminal.
     with tqdm(
@@ -280,4 +293,13 @@ def _steps_bar(total: int) -> Iterator[Callable[[int], None]]:
         bar_format=form,
         disable=None,
     ) as progress:
-        yield lambda steps: progress.update(steps) and None
+        yield lambda steps: progress.update(steps) and None, not progress.disable
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -91,6 +91,9 @@ def test_a_time_is_told_before_training_and_the_transition_after(
 ) -> None:
     out, printed = finished
     assert re.search(r"to train: 6 trials, 3,000 steps, about \d+ s of \d+ s in all", printed)
+    # Not on a terminal: a line for every batch in place of a bar.
+    done = [int(n) for n in re.findall(r"stored trials .* with p = .*: (\d) of 6, about", printed)]
+    assert done == [2, 4, 5, 6]
     statement = re.search(r"Critical p by accuracy: .*theory 0\.667", printed)
     assert statement
     assert statement[0] in (out / "report.md").read_text()
@@ -241,7 +244,7 @@ def test_cifar_from_a_local_copy(tmp_path: Path) -> None:
         (("--data", "cifar10"), r"--cifar must say where.*Download cifar-10-python\.tar\.gz"),
         (("--data", "cifar10", "--cifar", "nowhere"), "nowhere.*does not exist.*Download"),
         (("--trials", "2"), "trials: .*greater than or equal to 3, got 2"),
-        (("--config", "none.json"), r"--config must be a JSON file; none\.json"),
+        (("--config", "none.json"), r"--config must be a JSON file with settings; none\.json"),
     ],
 )
 def test_refusals(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
