@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,10 @@ __all__ = ["fit_feature_kernel", "impact_by_distance"]
 
 MOST_STEPS = 200
 APART = 1e6
+NEARBY = (0.1, 10.0, 0.01, 100.0)
+"""Factors of the starts of a search beside the one asked for."""
+FELT, FAR = 1e-5, 1e3
+"""Share of the strengths that a parameter must move, and how far from its start it then may be all the same."""
 """Condition of the slopes from which parameters are not told apart: that of numerical derivatives."""
 
 
@@ -70,8 +75,8 @@ def impact_by_distance(
     data = read_impact(impact)
     if "bin_change" not in impact:
         raise ValueError(
-            "impact was not measured by distance; measure it with by='r2', 'cosine', 'input_r2' or "
-            "'input_cosine'."
+            "impact was not measured by distance; measure it with by='r2' or by='cosine' (ensembles also by "
+            "'input_r2' or 'input_cosine')."
         )
     H = data.transform(transform)
     clusters = Clusters(data, errors, confidence)
@@ -155,7 +160,8 @@ def fit_feature_kernel(
     formula : str or sympy.Expr
         In ``r2`` (or ``c``, where ``strength`` is by cosine), ``s``, and the parameters.
     start : mapping of str to float
-        The parameters and where to start their search.
+        The parameters and where to start their search. It starts also with each of them ten and a hundred times
+        larger and smaller, and the best fit is taken: of formulas that are not linear in them, least squares has several ends.
     confidence : float, default 0.95
 
     Returns
@@ -175,7 +181,6 @@ def fit_feature_kernel(
     >>> kernel = lesde.FeatureKernel(fit.attrs["formula"],
     ...     parameters=dict(zip(fit.parameter.values, fit.value.values)))  # doctest: +SKIP
     """
-    from scipy.optimize import least_squares
     from scipy.stats import t as student
 
     confidence = check_fraction("confidence", confidence)
@@ -214,17 +219,28 @@ def fit_feature_kernel(
 
     if not np.isfinite(residual(begin)).all():
         raise ValueError(f"start must give finite strengths; got {shown(dict(start))}.")
-    found = least_squares(residual, begin, x_scale="jac", max_nfev=MOST_STEPS)
-    if not found.success:
+    best = _search(residual, begin)
+    if best is None:
         raise ValueError(
             f"the search for {', '.join(names)} did not end in {MOST_STEPS} steps; give other values in "
             f"start, or a formula with fewer parameters."
         )
-    if np.linalg.cond(found.jac / np.linalg.norm(found.jac, axis=0)) > APART:
+    size = np.linalg.norm(best.jac, axis=0)
+    felt = size * np.abs(best.x) > FELT * np.linalg.norm(y * root)
+    away = (np.abs(best.x) > FAR * np.abs(begin)) & (begin != 0)
+    lost = np.flatnonzero((size == 0) | (away & ~felt))
+    if len(lost):
+        where = ", ".join(f"{names[i]} = {best.x[i]:.3g}" for i in lost)
+        raise ValueError(
+            f"the search went to {where}, where the strengths do not depend on it; give other values in start, or a "
+            f"formula without it."
+        )
+    if np.linalg.cond(best.jac / size) > APART:
         raise ValueError(
             f"the strengths do not tell {', '.join(names)} apart; use a formula with fewer parameters."
         )
-    gain = np.linalg.pinv(found.jac) * root
+    # In units of each column: parameters may be of very different sizes.
+    gain = np.linalg.pinv(best.jac / size) / size[:, None] * root
     bins = ordered["strength_covariance"].transpose("pair", "bin", "pair_", "bin_").values
     bins = bins.reshape(len(known), len(known))[np.ix_(known, known)]
     spread = np.sqrt(np.diag(gain @ bins @ gain.T))
@@ -232,16 +248,37 @@ def fit_feature_kernel(
     reach = student.ppf((1 + confidence) / 2, max(units, 1.0)) * spread
     return xr.Dataset(
         {
-            "value": ("parameter", found.x),
+            "value": ("parameter", best.x),
             "value_se": ("parameter", spread),
-            "value_lower": ("parameter", found.x - reach),
-            "value_upper": ("parameter", found.x + reach),
-            "chi_square": float((((curve(x, s, found.x) - y) / error) ** 2).sum()),
+            "value_lower": ("parameter", best.x - reach),
+            "value_upper": ("parameter", best.x + reach),
+            "chi_square": float((((curve(x, s, best.x) - y) / error) ** 2).sum()),
             "freedom": len(y) - len(names),
         },
         {"parameter": names},
         {"formula": text, "confidence": confidence},
     )
+
+
+def _search(residual: Any, begin: np.ndarray) -> Any:
+    """The best of the least-squares fits from several starts that come to an end; None where none does."""
+    from scipy.optimize import least_squares
+
+    starts = [begin]
+    for i in np.flatnonzero(begin):
+        for factor in NEARBY:
+            starts.append(np.where(np.arange(len(begin)) == i, begin * factor, begin))
+    best = None
+    for start in starts:
+        if np.isfinite(residual(start)).all():
+            try:
+                found = least_squares(residual, start, x_scale="jac", max_nfev=MOST_STEPS)
+            except (ValueError, np.linalg.LinAlgError):
+                continue  # the search met numbers that are not finite
+            # Where two end alike, the one from nearer to what was asked for.
+            if found.success and (best is None or found.cost < best.cost * (1 - 1e-9)):
+                best = found
+    return best
 
 
 def _curve(strength: xr.Dataset, formula: Any, names: list[str]) -> tuple[Any, str]:
@@ -253,7 +290,15 @@ def _curve(strength: xr.Dataset, formula: Any, names: list[str]) -> tuple[Any, s
             f"by={by!r}."
         )
     variable = "r2" if by == "r2" else "c"
-    kernel = FeatureKernel(formula, {name: None for name in names})
+    try:
+        kernel = FeatureKernel(formula, {name: None for name in names})
+    except ValueError as error:
+        advice = (
+            r"Give it a value with parameters=\{'(\w+)': \.\.\.\}, or None there to leave it free"
+        )
+        raise ValueError(
+            re.sub(advice, r"Let start say where to look for it, such as '\1': 1.0", str(error))
+        ) from None
     expression = kernel.formula.expression
     allowed = {VARIABLES[variable], VARIABLES["s"]}
     symbols = {str(x): x for x in expression.free_symbols}

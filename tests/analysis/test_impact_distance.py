@@ -195,3 +195,57 @@ def test_replicates_and_what_does_not_fit():
         lesde.fit_feature_kernel(found.expand_dims("time"), "a*exp(-r2)", {"a": 1.0})
     with pytest.raises(ValueError, match="FeatureKernel depends"):
         lesde.fit_feature_kernel(found.assign_attrs(by="input_r2"), "a*exp(-r2)", {"a": 1.0})
+
+
+def strengths_of(function):
+    """Strengths by distance of a known function, without noise, each with the standard error 0.01."""
+    x = np.stack([np.linspace(0.5, 12.0, 12)] * 2)
+    values = np.stack([function(x[0], 1.0), function(x[1], 0.0)])
+    covariance = (1e-4 * np.eye(24)).reshape(2, 12, 2, 12)
+    both = ("pair", "bin")
+    return xr.Dataset(
+        {
+            "strength": (both, values),
+            "strength_se": (both, np.full((2, 12), 0.01)),
+            "distance": (both, x),
+            "weight": (both, np.ones((2, 12))),
+            "strength_covariance": (("pair", "bin", "pair_", "bin_"), covariance),
+        },
+        {"pair": ["same", "other"], "pair_": ["same", "other"]},
+        {"by": "r2"},
+    )
+
+
+def test_a_search_from_far_ends_where_one_from_near_does() -> None:
+    """exp(-r2/b) is flat far from the truth: the fit does not depend on where the search starts."""
+    found = strengths_of(lambda x, s: 2.0 * np.exp(-x / 3.0))
+    near = lesde.fit_feature_kernel(found, "a*exp(-r2/b)", {"a": 2.0, "b": 3.0})
+    for start in ({"a": 5.0, "b": 100.0}, {"a": 1.0, "b": 0.05}, {"a": 0.1, "b": 30.0}):
+        far = lesde.fit_feature_kernel(found, "a*exp(-r2/b)", start)
+        np.testing.assert_allclose(far.value, near.value, rtol=1e-5)
+        np.testing.assert_allclose(far.value_se, near.value_se, rtol=1e-4)
+
+
+def test_a_parameter_that_is_not_felt_is_refused() -> None:
+    """Strengths that do not fall with distance send b to infinity; it has no value and no error."""
+    found = strengths_of(lambda x, s: np.full_like(x, 2.0))
+    with pytest.raises(ValueError, match=r"went to b = .*do not depend on it"):
+        lesde.fit_feature_kernel(found, "a*exp(-r2/b)", {"a": 1.0, "b": 5.0})
+    with pytest.raises(ValueError, match=r"went to b = .*do not depend on it"):
+        lesde.fit_feature_kernel(found, "a + exp(-r2/b)", {"a": 1.0, "b": 1e-7})
+
+
+def test_errors_do_not_depend_on_the_unit_of_a_parameter() -> None:
+    found = strengths_of(lambda x, s: 2.0 * np.exp(-x / 3.0))
+    one = lesde.fit_feature_kernel(found, "a*exp(-r2/b)", {"a": 2.0, "b": 3.0})
+    other = lesde.fit_feature_kernel(found, "a*exp(-1e12*r2/b)", {"a": 2.0, "b": 3e12})
+    np.testing.assert_allclose(other.value_se / [1, 1e12], one.value_se, rtol=1e-5)
+
+
+def test_a_name_without_a_start_is_named_with_what_to_do() -> None:
+    found = strengths_of(lambda x, s: 2.0 * np.exp(-x / 3.0))
+    with pytest.raises(
+        ValueError, match=r"unknown symbol 'b'.*Let start say .*'b': 1\.0"
+    ) as raised:
+        lesde.fit_feature_kernel(found, "a*exp(-r2/b)", {"a": 1.0})
+    assert "parameters={" not in str(raised.value)
