@@ -170,8 +170,11 @@ def compare_learning_rates(
     xarray.Dataset
         Dimensions ``model``, ``kernel``, ``quantity``, ``metric`` and ``learning_rate`` (increasing).
 
-        - ``model``: "I-model" or "L-model". Attribute ``preferred``: that whose fits explain more of the fitted networks'
-          common movement, by the median of ``r_squared_common (model, learning_rate)``.
+        - ``model``: "I-model" or "L-model". Attribute ``preferred``: that which predicts the held-out networks better over the
+          whole way, by the smaller mean over learning rates of ``log_error (model, learning_rate)``.
+        - ``log_error (model, learning_rate)``: root of the mean square of log(network/predicted) over metrics and times, with
+          the kernel of the same rate. ``r_squared_common (model, learning_rate)``: of the movement from one time to the next that
+          fitted networks have in common, the share that the fit explains; errors that add up along the way are not in it.
         - ``kernel``: fitted at "the same rate", or the mean over "the other rates" (weighted by precision), so that nothing
           at the predicted learning rate is used but the start. In the LE-SDE the kernel is a function of t alone.
         - ``quantity``: "value", the geometric mean over replicates at ``at``; "rate", the mean of their rates of exponential
@@ -253,9 +256,12 @@ def compare_learning_rates(
     result["inside"] = (result["predicted_lower"] <= result["network"]) & (
         result["network"] <= result["predicted_upper"]
     )
-    quality = result["r_squared_common"].median("learning_rate").values
+    same = np.log(result["network_path"]) - np.log(result["predicted_path"].sel(kernel=KERNELS[0]))
+    result["log_error"] = np.sqrt((same**2).mean(("metric", "time"), skipna=False))
+    result["log_error"].attrs["long_name"] = "error of the logarithm, over metrics and times"
+    quality = result["log_error"].mean("learning_rate", skipna=False).fillna(np.inf).values
     result = result.assign_attrs(
-        preferred=MODELS[names[int(np.argmax(quality))]],
+        preferred=MODELS[names[int(np.argmin(quality))]],
         start=float(frames.time[0]),
         at=float(frames.time[-1]),
         spread=spread,

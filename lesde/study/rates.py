@@ -75,9 +75,10 @@ def run(config: RateConfig, out: str | Path) -> Path:
         )
     write(found, data / "comparison.zarr")
     best = found.attrs["preferred"]
-    table = comparison_table(found.sel(model=best))
-    table.to_csv(data / "comparison.csv", index=False)
-    header, rows = _readable(table)
+    tables = {str(m): comparison_table(found.sel(model=m)) for m in found["model"].values}
+    together = pd.concat(tables, names=["model", None]).reset_index(level="model")
+    together.to_csv(data / "comparison.csv", index=False)
+    header, rows = _readable(tables[best])
     report.add("## Networks and models")
     for kernel in found["kernel"].values:
         name = str(kernel).replace(" ", "_")
@@ -88,7 +89,14 @@ def run(config: RateConfig, out: str | Path) -> Path:
         )
         _publish(report, pictures / name, axes, words)
     title = f"Networks and the {best}"
-    report.add(f"## {title}")
+    errors = ", ".join(
+        f"{name}: {float(found['log_error'].sel(model=name).mean()):.2g}" for name in tables
+    )
+    words = (
+        f"The {best} is nearer to the networks over the whole way. Error of the logarithm of NC1 and NC2, mean over learning "
+        f"rates: {errors}. The table of every model is in `data/comparison.csv`."
+    )
+    report.add(f"## {title}", words)
     report.table(header, rows)
     print_rows(title, header, rows)
     for kernel in found["kernel"].values:

@@ -349,3 +349,14 @@ def test_figure_without_a_range_and_with_an_unknown_prediction(compared: xr.Data
         lesde.plot.learning_rate_range(compared, kernel="mine")
     with pytest.raises(ValueError, match="dimension 'seed'"):
         lesde.plot.learning_rate_range(compared.expand_dims(seed=2))
+
+
+def test_the_preferred_model_predicts_the_held_out_networks_better(truth: xr.Dataset) -> None:
+    """The paths are of the L-model. An I-model explains most of each step of them, and not where they go."""
+    both = compare_learning_rates(truth.isel(learning_rate=[0, 2]), draws=4)
+    error = both["log_error"].mean("learning_rate")
+    assert both.attrs["preferred"] == "L-model"
+    assert float(error.sel(model="L-model")) < 0.5 * float(error.sel(model="I-model"))
+    one = both.isel(learning_rate=0).sel(model="I-model")
+    apart = np.log(one["network_path"] / one["predicted_path"].sel(kernel="the same rate"))
+    assert float(one["log_error"]) == pytest.approx(float(np.sqrt((apart.values**2).mean())))
