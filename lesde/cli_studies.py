@@ -42,6 +42,8 @@ def demo(
         run(settings, out)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise fail(error) from None
+    except OSError as error:
+        raise failed(_unwritable(out, error)) from None
     except KeyboardInterrupt:
         raise interrupted("what was done is", out) from None
 
@@ -80,6 +82,8 @@ def rates(
     except (ValueError, TypeError, ArithmeticError) as error:
         # Settings keep the names that they have in the file.
         raise failed(str(error)) from None
+    except OSError as error:
+        raise failed(_unwritable(out, error)) from None
     except KeyboardInterrupt:
         raise interrupted("what was done is", out) from None
 
@@ -111,7 +115,10 @@ class Images(StrEnum):
 def reproduce(
     figure: Annotated[Reproduced, typer.Argument(help="Which figure, by its number in the paper.")],
     preset: Annotated[
-        Preset, typer.Option(help="quick: fewer trials; paper: the full protocol, 100 trials.")
+        Preset,
+        typer.Option(
+            help="quick: 12 trials, about ten minutes on two cores for all; paper: the full protocol, 100 trials, about an hour."
+        ),
     ] = Preset.quick,
     out: Annotated[
         Path | None,
@@ -122,7 +129,7 @@ def reproduce(
         Path | None, typer.Option(help="A local copy of CIFAR-10: its archive or folder.")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Independent networks at each noise level.")
+        int | None, typer.Option(help="Independent networks at each noise level, 3 or more.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
@@ -144,6 +151,8 @@ def reproduce(
     try:
         given = {"data": data and data.value, "trials": trials, "seed": seed}
         settings = load_protocol(preset.value, given, config)
+        if cifar is not None and settings.data != "cifar10":
+            raise ValueError("--cifar is for --data cifar10; give both, or neither for GeoMNIST.")
         if show_config:
             typer.echo(settings.model_dump_json(indent=2))
             raise typer.Exit
@@ -154,5 +163,15 @@ def reproduce(
     except (ValueError, TypeError, ArithmeticError) as error:
         # Settings keep the names that they have in the file.
         raise failed(str(error)) from None
+    except OSError as error:
+        raise failed(_unwritable(folder, error)) from None
     except KeyboardInterrupt:
         raise interrupted("the trials that were done are", folder) from None
+
+
+def _unwritable(folder: Path | None, error: OSError) -> str:
+    """What to say of a folder that cannot be written or read."""
+    where = error.filename or folder
+    return (
+        f"--out: {folder} cannot be used ({error.strerror or error}: {where}); give another folder."
+    )

@@ -16,11 +16,14 @@ from pydantic import (
     model_validator,
 )
 
+from lesde.study.store import write_text
+
 __all__ = [
     "DemoConfig",
     "DigitNetworks",
     "RateConfig",
     "claim",
+    "held_settings",
     "load_config",
     "read_settings",
     "validated",
@@ -165,12 +168,28 @@ def validated(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
 
 def claim(folder: Path, settings: BaseModel) -> None:
     """Take a folder for a study with these settings, or say whose it is."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.json"
     wanted = json.loads(settings.model_dump_json())
-    if file.exists() and json.loads(file.read_text()) != wanted:
+    held = held_settings(file)
+    if held is not None and held != wanted:
         raise ValueError(
             f"--out = {folder} holds a study with other settings (see {file}); give another folder or "
             f"remove it."
         )
-    file.write_text(json.dumps(wanted, indent=2) + "\n")
+    write_text(file, json.dumps(wanted, indent=2) + "\n")
+
+
+def held_settings(file: Path) -> dict[str, Any] | None:
+    """The settings that a folder was taken with, None for a new one."""
+    if not file.exists():
+        return None
+    try:
+        held = json.loads(file.read_text())
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise ValueError(
+            f"--out: {file} is damaged, so that the settings of what lies beside it are not known; give another "
+            f"folder or remove it."
+        )
+    return held

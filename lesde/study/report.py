@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from lesde.study.config import DemoConfig
+from lesde.study.store import write_text
 from lesde.study.tables import format_number
 
 __all__ = ["Report", "numbers", "summary", "verdict", "with_error"]
@@ -32,11 +31,7 @@ class Report:
     def add(self, *paragraphs: str) -> None:
         """Append paragraphs and write the file."""
         self.parts += paragraphs
-        handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".md")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("\n\n".join([f"# {self.title}", *self.top, *self.parts]) + "\n")
-        os.chmod(name, 0o644)
-        os.replace(name, self.path)
+        write_text(self.path, "\n\n".join([f"# {self.title}", *self.top, *self.parts]) + "\n")
 
     def summarise(self, *paragraphs: str) -> None:
         """Put paragraphs below the title and write the file."""

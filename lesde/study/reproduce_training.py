@@ -23,8 +23,9 @@ from lesde.networks import (
     training_time,
     with_label_noise,
 )
+from lesde.study.config import held_settings
 from lesde.study.reproduce_protocol import Protocol
-from lesde.study.store import read, write
+from lesde.study.store import read, write, write_text
 
 __all__ = ["Batch", "Trainings", "duration", "load_data"]
 
@@ -102,11 +103,15 @@ class Trainings:
 
     def _claim(self) -> None:
         """Take the folder for these settings, or say whose it is."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "protocol.json"
         wanted = json.loads(self.protocol.model_dump_json(exclude=set(FREE)))
-        if file.exists() and any(self.folder.glob("train_p*.zarr")):
-            held = json.loads(file.read_text())
+        held = held_settings(file)
+        if any(self.folder.glob("train_p*.zarr")):
+            if held is None:
+                raise ValueError(
+                    f"--out: {self.folder} holds trainings without {file.name}, so that their settings are not known; "
+                    f"give another folder or remove it."
+                )
             other = [name for name in wanted if held.get(name) != wanted[name]]
             if other:
                 different = ", ".join(f"{n} = {held.get(n)}, not {wanted[n]}" for n in other)
@@ -114,7 +119,7 @@ class Trainings:
                     f"--out: {self.folder} holds trainings with other settings ({different}); give another "
                     f"folder or remove it."
                 )
-        file.write_text(json.dumps(wanted, indent=2) + "\n")
+        write_text(file, json.dumps(wanted, indent=2) + "\n")
 
     @property
     def times(self) -> np.ndarray:
@@ -123,12 +128,19 @@ class Trainings:
         return np.unique(np.rint(steps)) * self.protocol.learning_rate
 
     def stores(self, level: float) -> dict[Path, tuple[int, ...]]:
-        """Stores of a noise level, and the numbers of the trials in each."""
+        """Whole stores of a noise level, and the numbers of the trials in each."""
         found = {}
         for path in sorted(self.folder.glob(f"train_p{level:.3f}_*.zarr")):
             match = re.fullmatch(r"(\d+)-(\d+)", path.stem.rsplit("_", 1)[1])
-            if match:
-                found[path] = tuple(range(int(match[1]), int(match[2]) + 1))
+            held = _level(path)
+            if match is None or held is None:
+                continue
+            if abs(held - level) > 1e-9:
+                raise ValueError(
+                    f"--out: {path} holds trials with p = {held:g}, not {level:g}; give another folder, or the same "
+                    f"noise_levels."
+                )
+            found[path] = tuple(range(int(match[1]), int(match[2]) + 1))
         return found
 
     def missing(self, levels: Sequence[float]) -> list[Batch]:
@@ -186,7 +198,7 @@ class Trainings:
 
     def load(self, level: float) -> xr.Dataset:
         """All stored trials of a noise level, up to the number asked for."""
-        parts = [read(path) for path in self.stores(level)]
+        parts = [_whole(path, trials) for path, trials in self.stores(level).items()]
         joined = xr.concat(
             parts,
             "replicate",
@@ -267,6 +279,29 @@ def _kept(record: dict[str, xr.Dataset], batch: Batch) -> xr.Dataset:
         },
         attrs={**record["drawn"].attrs, "noise_level": batch.level},
     )
+
+
+def _level(path: Path) -> float | None:
+    """The noise level that a store says it holds; None where there is no store."""
+    try:
+        return float(json.loads((path / "zarr.json").read_text())["attributes"]["noise_level"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _whole(path: Path, trials: tuple[int, ...]) -> xr.Dataset:
+    """A store, checked to hold these trials and no gaps."""
+    try:
+        dataset = read(path)
+        missing = [str(n) for n, v in dataset.items() if v.dtype.kind == "f" and v.isnull().any()]
+        fine = not missing and dataset["replicate"].values.tolist() == list(trials)
+    except (OSError, ValueError, KeyError):
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"--out: {path} is damaged. Remove it and run the command again: its trials are then trained anew."
+        )
+    return dataset
 
 
 def _runs(numbers: list[int], most: int) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-__all__ = ["read", "write"]
+__all__ = ["read", "write", "write_text"]
 
 
 def _plain(value: Any) -> Any:
@@ -46,10 +46,26 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
             clean.to_zarr(scratch / "new", mode="w", consolidated=False)
         if target.exists():
             target.rename(scratch / "old")
-        (scratch / "new").rename(target)
+        try:
+            (scratch / "new").rename(target)
+        except BaseException:
+            if (scratch / "old").exists() and not target.exists():
+                (scratch / "old").rename(target)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file that is either the old one or the new one, never a part."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(name, 0o644)
+    os.replace(name, target)
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:

@@ -47,3 +47,23 @@ def test_a_write_that_breaks_leaves_the_old_store(
         write(example(2.0), tmp_path / "x.zarr")
     assert float(read(tmp_path / "x.zarr").x[0]) == 1.0
     assert [path.name for path in tmp_path.iterdir()] == ["x.zarr"]
+
+
+def test_an_interrupt_between_the_two_moves_keeps_the_old_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "one.zarr"
+    write(xr.Dataset({"x": ("i", [1.0])}), target)
+    whole = Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return whole(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(xr.Dataset({"x": ("i", [2.0])}), target)
+    monkeypatch.undo()
+    assert read(target).x.values.tolist() == [1.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["one.zarr"]
