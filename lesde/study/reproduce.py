@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from lesde.study.reproduce_phases import draw_phases
 from lesde.study.reproduce_protocol import Protocol
 from lesde.study.reproduce_training import Trainings, duration
 from lesde.study.reproduce_transition import Crossing, crossing
-from lesde.study.store import write
+from lesde.study.store import write, write_text
 from lesde.study.tables import format_number, print_rows
 
 __all__ = ["FIGURES", "run"]
@@ -72,11 +74,17 @@ def run(
     folder = Path(out)
     trainings = Trainings(protocol, folder / "data", cifar, device)
     levels = protocol.noise_levels if "fig4" in figures else (0.0,)
+    if "fig4" in figures and levels[-1] <= protocol.critical:
+        print(
+            f"no noise level is above (K−1)/K = {protocol.critical:.3f}, where theory has the critical one: it cannot be bounded "
+            f"from above. Add one to noise_levels."
+        )
     _train(trainings, levels)
     study = _Study(protocol, folder, trainings)
     for name in FIGURES:
         if name in figures:
-            getattr(study, name)()
+            with study.section(name):
+                getattr(study, name)()
     print(f"report: {study.report.path}")
     return study.report.path
 
@@ -105,10 +113,29 @@ class _Study:
         self.protocol, self.trainings = protocol, trainings
         self.data, self.pictures = folder / "data", folder / "figures"
         self.report = Report(folder / "report.md", "The published experiments, reproduced")
-        self.report.add(_introduction(protocol))
+        self._introduction = _introduction(protocol)
         names = SHAPES if protocol.data == "geomnist" else CIFAR10_CLASSES
         self.names = names[: protocol.classes]
         self._kept: dict[str, Any] = {}
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Collect what a figure adds to the report, which holds the figures of earlier runs too, if their settings were these."""
+        self.report.parts = []
+        yield
+        mine: dict[str, Any] = {
+            "settings": self.protocol.model_dump_json(),
+            "parts": self.report.parts,
+        }
+        write_text(self.data / f"{name}.json", json.dumps(mine, indent=2))
+        sections: list[str] = []
+        for other in FIGURES:
+            file = self.data / f"{other}.json"
+            held = json.loads(file.read_text()) if file.exists() else {}
+            if held.get("settings") == mine["settings"]:
+                sections += held["parts"]
+        self.report.parts = [self._introduction]
+        self.report.add(*sections)
 
     def clean(self) -> xr.Dataset:
         """Trials without label noise."""
@@ -153,11 +180,16 @@ class _Study:
                 for transform, name in analysis.MODELS.items()
             }
         start = float(next(iter(fits.values()))["time"].values[0])
+        _, known = analysis.first_known(self.paths())
+        since = (
+            f"from which on the classes' contrast is at least {analysis.SPREAD:g} times its standard deviation between trials"
+            if known
+            else "the middle of training: the classes' contrast is not known before"
+        )
         words = (
             f"Â, B̂ and α̂, β̂ of both models, from the class means over trials, with "
             f"{self.protocol.confidence:.0%} bands from the scatter between trials. Integrals begin at "
-            f"t = {start:.3g}, from which on the classes' contrast is at least {analysis.SPREAD:g} times its "
-            f"standard deviation between trials. Dashed: the published inversion of log ratios, shifted to begin at zero there."
+            f"t = {start:.3g}, {since}. Dashed: the published inversion of log ratios, shifted to begin at zero there."
         )
         figure = draw_elasticity(fits, published)
         table = tables.elasticity_table(fits, published)
@@ -167,7 +199,9 @@ class _Study:
         self._publish("fig3", "Figure 3: estimated elasticity", figure, words, table, together)
         rates = tables.rate_table(fits)
         self._table("fig3_rates", "Rates", rates)
-        self._notes([*said, *(note for notes in self._kept["notes"].values() for note in notes)])
+        notes = self._kept["notes"]
+        print("\n".join(notes.get("start", [])), end="\n" if "start" in notes else "")
+        self._notes([*said, *(note for each in notes.values() for note in each)])
 
     def fig4(self) -> None:
         """Label noise, and the transition."""
@@ -185,15 +219,16 @@ class _Study:
         table = tables.level_table(levels, confidence)
         words = (
             "Validation loss and accuracy over training by the share p of wrong labels; accuracy and the contrast of "
-            "class means of the validation images at the end, and the published tail indices of α̂ and β̂, against p. Dashed: "
-            f"(K−1)/K = {critical:.3f}. Shaded: the measured interval of the critical p. Bars: {confidence:.0%}."
+            "class means of the validation images at the end, and the published Â − B̂ and tail indices of α̂, each trial's own, "
+            f"against p. Dashed: (K−1)/K = {critical:.3f}. Shaded: the measured interval of the critical p. Bars: {confidence:.0%}."
         )
         self._publish("fig4", "Figure 4: label noise", figure, words, table, levels)
         tails = tables.tail_table(levels, confidence)
         self._table("fig4_tails", "Â − B̂ and tail indices, published inversion", tails)
         found = tables.beside_the_paper(levels, crossings, self.protocol)
         self._table("fig4_beside", "Beside theory and what the authors print", found)
-        statements = [tables.in_words(q, c, critical, confidence) for q, c in crossings.items()]
+        p = levels["noise_level"].values
+        statements = [tables.in_words(q, c, critical, confidence, p) for q, c in crossings.items()]
         statements.append(
             "Intervals are over trials, which share the images; which labels are wrong is drawn anew for each."
         )
@@ -206,13 +241,25 @@ class _Study:
         fits, paths = self.fits(), self.paths()
         laws = analysis.run_odes(fits, paths)
         figure = draw_dynamics(paths, laws, self.names)
-        table = tables.dynamics_table(paths, laws, fits, self.protocol.confidence)
+        errors = analysis.ode_errors(paths, self.protocol)
+        table = tables.dynamics_table(paths, laws, fits, errors, self.protocol.confidence)
         words = (
             "The LE-ODE with the estimated α̂, β̂ (lines), started at the networks' class means at the beginning of the "
             "fit, against class means over trials (markers, bars of one standard error). Nothing is rescaled."
         )
         together = xr.concat(list(laws.values()), xr.Variable("model", list(laws)))
         self._publish("fig5", "Figure 5: LE-ODE and networks", figure, words, table, together)
+        said = []
+        for name, fit in fits.items():
+            number = analysis.determined(fit)
+            if number < fit.sizes["interval"]:
+                end = float(fit["time"].values[number])
+                said.append(
+                    f"{name}: the data do not tell the rates after t = {end:.3g}, where the LE-ODE ends. Train longer, or "
+                    f"more trials."
+                )
+        print("\n".join(said), end="\n" if said else "")
+        self._notes(said)
 
     def _publish(
         self,
@@ -250,8 +297,9 @@ def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing
 
     Learning the labels drives validation accuracy from chance up where a right label is likelier than each wrong one, and
     down where it is less likely, and the contrast of class means from zero likewise: the critical level is where they
-    cross. The published tail index of α̂ is below 1 where classes part, on both sides of the critical level, as it takes the
-    absolute value of Â: the critical level is among those at which it cannot be told from 1.
+    cross. The published tail index of α̂ is below 1 where classes part, on both sides of the critical level, as wrong labels
+    say something again beyond it: the critical level is between the levels at which the index, over trials, rises to 1 and
+    those at which it falls from there, and the interval reaches over both.
 
     The contrast is of every size from that of untrained networks to a thousand times it, so that it is interpolated and
     averaged as arsinh(contrast/s), s being the standard deviation between untrained networks: linear about zero, logarithmic

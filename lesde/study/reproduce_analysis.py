@@ -16,19 +16,21 @@ from lesde.analysis.fitted_kernel import fitted_kernel
 from lesde.analysis.published_ratios import published_elasticity
 from lesde.networks import drawn_means
 from lesde.study.reproduce_protocol import Protocol
-from lesde.study.reproduce_transition import pseudo_values
 
 __all__ = [
     "ESTIMATOR",
     "MODELS",
     "RANGES",
     "contrast",
+    "determined",
     "drawn_paths",
     "first_known",
     "fit_models",
     "mean_interval",
     "measure_level",
+    "ode_errors",
     "run_odes",
+    "told",
 ]
 
 ESTIMATOR = "averages"
@@ -42,6 +44,9 @@ TAIL = 0.1
 SPREAD = 1.5
 """Standard deviations between trials that their contrast must be from zero for the fit to start."""
 
+
+GROUPS = 10
+"""Groups of trials that are left out in turn where fits are repeated."""
 
 RANGES = {"accuracy": (0.0, 1.0), "loss": (0.0, np.inf)}
 """Possible values, where they are bounded."""
@@ -57,7 +62,12 @@ def drawn_paths(trained: xr.Dataset, windows: int) -> xr.Dataset:
             "time": ("draw", trained["draw_time"].values),
         },
     )
-    return drawn_means(drawn.drop_vars(["draw_iteration", "draw_time"], errors="ignore"), windows)
+    drawn = drawn.drop_vars(["draw_iteration", "draw_time"], errors="ignore")
+    try:
+        return drawn_means(drawn, windows)
+    except ValueError as error:
+        # Settings check that this is unlikely; their name is another than the function's.
+        raise ValueError(f"windows = {windows}: {error} (times= is windows here)") from None
 
 
 def contrast(means: np.ndarray) -> np.ndarray:
@@ -67,37 +77,60 @@ def contrast(means: np.ndarray) -> np.ndarray:
     return (own - (means.sum(-1) - own) / (K - 1)).mean(-1)
 
 
-def first_known(paths: xr.Dataset) -> int:
+def first_known(paths: xr.Dataset) -> tuple[int, bool]:
     """The first window from which on the classes' contrast is well beyond its spread between trials.
 
     Rates are relative to the class means, so that nothing can be said of them before these differ by more
     than chance; and while some trials have left the plateau at the start and others have not, their average is the
-    path of none. However many trials there are, it is the same window but for chance; at the latest
-    that in the middle.
+    path of none. However many trials there are, it is the same window but for chance; where there is none in the first
+    half, that in the middle, and False.
     """
     values = contrast(paths["features"].transpose("replicate", "time", "sample", "feature").values)
     unknown = np.flatnonzero(values.mean(0) <= SPREAD * values.std(0, ddof=1))
-    first = int(unknown[-1]) + 1 if len(unknown) else 0
-    return min(first, values.shape[1] // 2)
+    first, middle = int(unknown[-1]) + 1 if len(unknown) else 0, values.shape[1] // 2
+    return min(first, middle), first <= middle
 
 
 def fit_models(
-    paths: xr.Dataset, protocol: Protocol
+    paths: xr.Dataset, protocol: Protocol, first: int | None = None
 ) -> tuple[dict[str, xr.Dataset], dict[str, list[str]]]:
-    """Fits of both models to class means from `first_known` on, and what was warned of."""
-    part = paths.isel(time=slice(first_known(paths), None))
+    """Fits of both models to class means from window ``first`` on, by default `first_known`, and what was warned of."""
+    known = True
+    if first is None:
+        first, known = first_known(paths)
+    part = paths.isel(time=slice(first, None))
     fits, notes = {}, {}
     for transform, name in MODELS.items():
         with noted() as seen:
             fits[name] = lesde.fit_elasticity(
                 part, transform=transform, estimator=ESTIMATOR, confidence=protocol.confidence
             )
-        notes[name] = seen
+        notes[name] = [f"{name}: {message}" for message in seen]
+    if not known:
+        notes["start"] = [
+            f"The classes' contrast is not known, at no time in the first half of training is it {SPREAD:g} standard deviations "
+            f"between trials from zero: rates are of the second half, and hardly determined. Train longer, or more trials."
+        ]
     return fits, notes
 
 
+def determined(fit: xr.Dataset) -> int:
+    """How many of the first intervals of a fit have rates with which an LE-ODE can run through them.
+
+    That is where the standard errors of both rates, times the interval, are at most 1: class means then change by a factor
+    that is known to a factor of about e.
+    """
+    width = np.diff(fit["time"].values)
+    error = np.maximum(fit["alpha_se"].values, fit["beta_se"].values) * width
+    known = fit["identified"].all("level").values & (error <= 1)
+    return len(known) if known.all() else int(np.argmin(known))
+
+
 def run_odes(fits: dict[str, xr.Dataset], paths: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The LE-ODE of each fit from the class means at its start: ``mean (time, class, feature)``."""
+    """The LE-ODE of each fit from the class means at its start: ``mean (time, class, feature)``.
+
+    NaN from the first interval on whose rates the data do not tell.
+    """
     transforms = {name: transform for transform, name in MODELS.items()}
     laws = {}
     for name, fit in fits.items():
@@ -111,8 +144,53 @@ def run_odes(fits: dict[str, xr.Dataset], paths: xr.Dataset) -> dict[str, xr.Dat
             transform=transforms[name],
             noise=0.0,
         )
-        laws[name] = model.law(times, initial=initial)[["mean"]]
+        law = model.law(times, initial=initial)[["mean"]]
+        reached = xr.DataArray(np.arange(len(times)) <= determined(fit), dims="time")
+        laws[name] = law.where(reached)
     return laws
+
+
+def told(law: xr.Dataset) -> xr.Dataset:
+    """The LE-ODE up to where its rates are told."""
+    known = np.isfinite(law["mean"].transpose("time", ...).values).all((1, 2))
+    return law.isel(time=known)
+
+
+def ode_error(law: xr.Dataset, paths: xr.Dataset) -> float:
+    """Root of the mean square distance of the LE-ODE from the class means over trials, relative to their size."""
+    law = told(law)
+    if law.sizes["time"] < 2:
+        return float("nan")
+    part = paths["features"].sel(time=law["time"].values).mean("replicate")
+    mean = part.transpose("time", "sample", "feature").values
+    apart = law["mean"].transpose("time", "class", "feature").values - mean
+    return float(np.sqrt((apart**2).sum() / (mean**2).sum()))
+
+
+def ode_errors(paths: xr.Dataset, protocol: Protocol) -> dict[str, tuple[float, float, float]]:
+    """`ode_error` of each model with its interval: the jackknife over at most :data:`GROUPS` groups of trials.
+
+    The limits are NaN with fewer than four trials, as fits need three.
+    """
+    first, _ = first_known(paths)
+    R = paths.sizes["replicate"]
+    number = min(GROUPS, R)
+    group = np.arange(R) % number
+
+    def errors(part: xr.Dataset) -> np.ndarray:
+        with noted():  # the fits to fewer trials say the same again
+            fits, _ = fit_models(part, protocol, first)
+            laws = run_odes(fits, part)
+        return np.array([ode_error(laws[name], part) for name in MODELS.values()])
+
+    whole = errors(paths)
+    if R < 4:
+        return {m: (float(v), np.nan, np.nan) for m, v in zip(MODELS.values(), whole, strict=True)}
+    without = np.stack([errors(paths.isel(replicate=group != g)) for g in range(number)])
+    scatter = np.sqrt((number - 1) / number * ((without - without.mean(0)) ** 2).sum(0))
+    reach = student.ppf((1 + protocol.confidence) / 2, number - 1) * scatter
+    ends = zip(MODELS.values(), whole, np.maximum(whole - reach, 0.0), whole + reach, strict=True)
+    return {name: (float(v), float(low), float(high)) for name, v, low, high in ends}
 
 
 def measure_level(trained: xr.Dataset, protocol: Protocol) -> tuple[xr.Dataset, list[str]]:
@@ -120,23 +198,24 @@ def measure_level(trained: xr.Dataset, protocol: Protocol) -> tuple[xr.Dataset, 
 
     ``loss``, ``accuracy (replicate, time)`` on the validation images; ``contrast (replicate, time)`` of the
     class means of the validation images, by their right labels; ``tail_index (replicate, model, rate)``, ``A_minus_B
-    (replicate, model)``: pseudo-values of the published tail indices of Â and B̂, and of Â − B̂ in the tail, which are of all
-    trials together.
+    (replicate, model)``: the published tail indices of Â and B̂, and Â − B̂ in the tail, each trial's own.
+
+    The paper takes these of class means averaged over trials. Where labels say nothing, such averages are noise, and an index
+    is the logarithm of a ratio of noise to noise, which is as uncertain with a thousand trials as with ten. Those of single trials
+    have a mean, and an interval for it.
     """
     paths = drawn_paths(trained, protocol.windows)
     X = trained["validation_mean"].transpose("replicate", "time", "class", "feature").values
     level = trained[["loss", "accuracy"]].assign(contrast=(("replicate", "time"), contrast(X)))
+    trials = range(paths.sizes["replicate"])
     numbers, seen = [], []
     for transform, name in MODELS.items():
         with noted() as said:
-            whole = _published(paths, transform)
-        with noted():  # without one trial each says the same again
-            without = [
-                _published(paths.drop_sel(replicate=r), transform)
-                for r in paths["replicate"].values
-            ]
-        numbers.append(pseudo_values(whole, np.stack(without)))
-        seen += [f"{name}: {message}" for message in said]
+            _published(paths, transform)
+        with noted():  # of single trials each says the same again
+            each = [_published(paths.isel(replicate=[r]), transform) for r in trials]
+        numbers.append(np.stack(each))
+        seen += [f"{name}, averages over trials: {message}" for message in said]
     together = np.stack(numbers, axis=1)
     level["tail_index"] = (("replicate", "model", "rate"), together[..., :2])
     level["A_minus_B"] = (("replicate", "model"), together[..., 2])

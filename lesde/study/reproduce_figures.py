@@ -19,6 +19,7 @@ from lesde.plot.style import (
     class_marker,
     palette,
 )
+from lesde.study.reproduce_analysis import told
 
 __all__ = ["draw_dynamics", "draw_elasticity", "draw_separation"]
 
@@ -58,8 +59,9 @@ def draw_separation(
                 for which in "xyz":
                     label = getattr(ax, f"get_{which}label")().replace("feature", "logit")
                     getattr(ax, f"set_{which}label")(label, labelpad=-7)
-            if three:
                 ax.set_box_aspect((1, 1, 1), zoom=1.0)
+            else:
+                _plane(ax, shot, mean[: at + 1])
             ax.set_title(f"$t$ = {time:.3g}", y=0.97 if three else None)
         for column, at in enumerate((0, 2)):
             ax = figure.add_subplot(grid[1, column])
@@ -72,6 +74,20 @@ def draw_separation(
             handle.set_label(name)
         figure.legend(handles=handles, loc="outside upper center", ncols=len(names))
     return figure
+
+
+def _plane(ax: Any, shot: xr.Dataset, means: np.ndarray) -> None:
+    """Two logits: drawn samples, and the way (time, class, logit) of the class means to where they are."""
+    K = means.shape[-1]
+    for k in range(K):
+        colour, own = palette(K)[k], shot["features"].values[shot["label"].values == k]
+        ax.scatter(own[:, 0], own[:, 1], s=4, color=colour, alpha=0.35, linewidths=0)
+        ax.plot(means[:, k, 0], means[:, k, 1], color=colour, linewidth=1.0)
+        ax.plot(
+            *means[-1, k], color=colour, marker=class_marker(k), markeredgecolor="white", zorder=3
+        )
+    ax.set_xlabel("logit 0")
+    ax.set_ylabel("logit 1")
 
 
 def _histogram(ax: Any, shot: xr.Dataset, direction: np.ndarray, names: tuple[str, ...]) -> None:
@@ -161,7 +177,7 @@ def _hold(ax: Any, values: np.ndarray) -> None:
 
 
 def draw_dynamics(paths: xr.Dataset, laws: dict[str, xr.Dataset], names: tuple[str, ...]) -> Figure:
-    """Figure 5: the LE-ODE of each model (lines) against class means over trials (markers)."""
+    """Figure 5: the LE-ODE of each model (lines, to where it is NaN) against class means over trials (markers)."""
     import matplotlib.pyplot as plt
 
     K = paths.sizes["feature"]
@@ -173,7 +189,7 @@ def draw_dynamics(paths: xr.Dataset, laws: dict[str, xr.Dataset], names: tuple[s
         for i, (model, law) in enumerate(laws.items()):
             row = axes[i]
             part = paths.sel(time=law["time"].values)
-            plot.class_means(part, law, features=list(range(K)), ax=row)
+            plot.class_means(part, told(law), features=list(range(K)), ax=row)
             for legend in [ax.get_legend() for ax in row if ax.get_legend()] + figure.legends:
                 legend.remove()
             for k, ax in enumerate(row):

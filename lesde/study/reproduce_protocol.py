@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from lesde.study.config import read_settings, validated
 
-__all__ = ["PRESETS", "Protocol", "load_protocol"]
+__all__ = ["PRESETS", "Protocol", "levels_for", "load_protocol"]
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 0.8)
+"""Published, for three classes."""
 
 
 class Protocol(BaseModel):
@@ -34,7 +35,9 @@ class Protocol(BaseModel):
     learning_rate: float = Field(0.005, gt=0, lt=float("inf"), description="of plain SGD, batch 1")
     iterations: int = Field(10_000, ge=100, description="steps of SGD")
     noise_levels: tuple[float, ...] = Field(
-        LEVELS, min_length=1, description="shares of wrong training labels; 0 among them"
+        LEVELS,
+        min_length=1,
+        description="shares of wrong training labels; 0 among them, and some on both sides of (K−1)/K for figure 4",
     )
     trials: int = Field(100, ge=3, description="independent networks at each noise level")
     clean_trials: int | None = Field(
@@ -68,7 +71,28 @@ class Protocol(BaseModel):
             raise ValueError("classes must be 3 for geomnist")
         if self.recordings > self.iterations or self.windows > self.iterations:
             raise ValueError("iterations must be at least as many as recordings and windows")
+        most = self._most_windows()
+        if self.windows > most:
+            raise ValueError(
+                f"windows must be at most {most} with {self.iterations} iterations, {self.classes} classes and so many "
+                f"trials: in more, some trial would draw no sample of some class"
+            )
+        if self.clean_trials is not None and self.clean_trials < self.trials:
+            raise ValueError(
+                "clean_trials must be at least trials: levels are compared trial by trial"
+            )
         return self
+
+    def _most_windows(self) -> int:
+        """Windows in which a class that nobody drew is expected less than once in a hundred such studies."""
+        every = self.classes * sum(self.trials_at(level) for level in self.noise_levels)
+        most = self.iterations
+        while most > 1:
+            drawn = self.iterations // most
+            if every * most * (1 - 1 / self.classes) ** drawn < 0.01:
+                break
+            most -= 1
+        return most
 
     def trials_at(self, level: float) -> int:
         """Trials at a noise level."""
@@ -96,6 +120,17 @@ CIFAR = {"train_per_class": 2000, "learning_rate": 0.001, "iterations": 30_000}
 """The protocol on CIFAR-10."""
 
 
+def levels_for(classes: Any) -> tuple[float, ...]:
+    """Noise levels that lie about the critical one of so many classes as the published ones do for three."""
+    if not isinstance(classes, int) or classes < 2 or classes == 3:
+        return LEVELS
+    critical = (classes - 1) / classes
+    return tuple(
+        p * 1.5 * critical if p <= 2 / 3 else critical + (p - 2 / 3) * 3 * (1 - critical)
+        for p in LEVELS
+    )
+
+
 def load_protocol(
     preset: str = "quick", given: Mapping[str, Any] | None = None, config: Path | None = None
 ) -> Protocol:
@@ -117,6 +152,8 @@ def load_protocol(
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}.")
     changes = read_settings(config, given)
+    if "classes" in changes and "noise_levels" not in changes:
+        changes["noise_levels"] = levels_for(changes["classes"])
     base = CIFAR if changes.get("data") == "cifar10" else {}
     settings = base | PRESETS[preset]
     if "trials" in changes:

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import t as student
 
-from lesde.study.reproduce_analysis import RANGES, contrast, mean_interval
+from lesde.study.reproduce_analysis import RANGES, contrast, mean_interval, told
 from lesde.study.reproduce_protocol import Protocol
 from lesde.study.reproduce_transition import Crossing
 
@@ -60,7 +60,8 @@ def readable(table: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
 
 def interval(value: float, low: float, high: float) -> str:
     """A number with its interval in brackets, to three digits."""
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    text = f"{value:.3g}" if np.isfinite(value) else "–"
+    return text if np.isnan(low) and np.isnan(high) else f"{text} [{low:.3g}, {high:.3g}]"
 
 
 def separation_table(paths: xr.Dataset, names: tuple[str, ...], confidence: float) -> pd.DataFrame:
@@ -116,7 +117,7 @@ def level_table(levels: xr.Dataset, confidence: float) -> pd.DataFrame:
 
 
 def tail_table(levels: xr.Dataset, confidence: float) -> pd.DataFrame:
-    """Figure 4: Â − B̂ and tail indices by the published inversion, with jackknife intervals, by noise level."""
+    """Figure 4: Â − B̂ and tail indices by the published inversion of each trial, means with intervals, by noise level."""
     quantities = {}
     for model in levels["model"].values:
         short = str(model)[0]
@@ -173,8 +174,14 @@ def beside_the_paper(
     return pd.DataFrame(rows)
 
 
-def in_words(quantity: str, found: Crossing, critical: float, confidence: float) -> str:
-    """The transition as a statement."""
+def in_words(
+    quantity: str,
+    found: Crossing,
+    critical: float,
+    confidence: float,
+    levels: np.ndarray | None = None,
+) -> str:
+    """The transition as a statement; with the noise levels, also where they are too far apart for one."""
     name, theory = f"Critical p by {quantity}", f"theory {critical:.3f}"
     below, above = found.lower == -np.inf, found.upper == np.inf
     if np.isnan(found.lower):
@@ -189,20 +196,37 @@ def in_words(quantity: str, found: Crossing, critical: float, confidence: float)
         return f"{name}: {bound}, not bounded from {side} ({confidence:.0%}), {verdict} {theory}."
     where = "lies in the interval" if inside else "lies outside of the interval"
     value = f"{found.value:.3f} " if np.isfinite(found.value) else "in "
-    return f"{name}: {value}[{found.lower:.3f}, {found.upper:.3f}] ({confidence:.0%}); {theory}, which {where}."
+    text = f"{name}: {value}[{found.lower:.3f}, {found.upper:.3f}] ({confidence:.0%}); {theory}, which {where}."
+    if inside or levels is None:
+        return text
+    # Between levels a straight line stands in for the curve.
+    low, high = sorted((critical, found.lower if critical < found.lower else found.upper))
+    between = (levels > low) & (levels < high)
+    if between.any() or not (levels[0] <= low < high <= levels[-1]):
+        return text
+    below, above = levels[levels <= low].max(), levels[levels >= high].min()
+    return (
+        f"{text} But no noise level lies between them, and how values run from p = {below:.3g} to {above:.3g} is not known: "
+        f"add levels there."
+    )
 
 
 def dynamics_table(
-    paths: xr.Dataset, laws: dict[str, xr.Dataset], fits: dict[str, xr.Dataset], confidence: float
+    paths: xr.Dataset,
+    laws: dict[str, xr.Dataset],
+    fits: dict[str, xr.Dataset],
+    errors: dict[str, tuple[float, float, float]],
+    confidence: float,
 ) -> pd.DataFrame:
     """Figure 5: how far the LE-ODE is from the networks' class means.
 
-    ``error``: root of the mean square difference over classes, logits and times, relative to that of the class means.
-    ``inside``: share of the means that the LE-ODE is within the interval of. ``r_squared_common``: of the movement that the
+    ``to_time``: to where the rates are told, and the LE-ODE runs. ``error``: root of the mean square difference over classes,
+    logits and times, relative to that of the class means, with its interval. ``inside``: share of the means that the LE-ODE is within the interval of. ``r_squared_common``: of the movement that the
     trials have in common, the share that the fitted rates explain, with its interval.
     """
     rows = []
     for model, law in laws.items():
+        law = told(law)
         part = paths["features"].sel(time=law["time"].values)
         values = part.transpose("replicate", "time", "sample", "feature").values
         mean = values.mean(0)
@@ -210,10 +234,12 @@ def dynamics_table(
         reach = student.ppf((1 + confidence) / 2, len(values) - 1) * error
         apart = law["mean"].values - mean
         fit = fits[model]
-        row = {"model": model, "from_time": float(law["time"].values[0])}
-        row["error"] = float(np.sqrt((apart**2).sum() / (mean**2).sum()))
+        times = law["time"].values
+        row = {"model": model, "from_time": float(times[0]), "to_time": float(times[-1])}
+        row |= dict(zip(("error", "error_lower", "error_upper"), errors[model], strict=True))
         # At its start the LE-ODE is at the networks' means.
-        row["inside"] = float((np.abs(apart) <= reach)[1:].mean())
+        within = (np.abs(apart) <= reach)[1:]
+        row["inside"] = float(within.mean()) if within.size else float("nan")
         for end in ("", "_lower", "_upper"):
             row[f"r_squared_common{end}"] = float(fit[f"r_squared_common{end}"])
         rows.append(row)

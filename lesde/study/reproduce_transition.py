@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-__all__ = ["Crossing", "crossing", "pseudo_values"]
+__all__ = ["Crossing", "crossing"]
 
 
 class Crossing(NamedTuple):
@@ -73,26 +73,6 @@ def crossing(
     lower = -np.inf if min(kept) == x[0] else float(min(kept))
     upper = np.inf if max(kept) == x[-1] else float(max(kept))
     return Crossing(value, lower, upper)
-
-
-def pseudo_values(whole: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Values of single trials for a quantity that only all trials together have.
-
-    Parameters
-    ----------
-    whole : array (...)
-        From all R trials.
-    without : array (R, ...)
-        From all but one.
-
-    Returns
-    -------
-    array (R, ...)
-        Tukey's pseudo-values R whole − (R−1) without, shifted so that their mean is ``whole``: the jackknife's standard error, but
-        not its correction of the bias, which a few trials do not determine for quantities far from linear.
-    """
-    whole, without = np.asarray(whole), np.asarray(without)
-    return whole + (len(without) - 1) * (without.mean(0) - without)
 
 
 def _check(levels: np.ndarray, values: np.ndarray) -> None:

@@ -9,7 +9,6 @@ from lesde.study.reproduce_tables import in_words
 from lesde.study.reproduce_transition import (
     Crossing,
     crossing,
-    pseudo_values,
 )
 
 LEVELS = np.array([0.0, 0.2, 0.4, 0.6, 2 / 3, 0.7, 0.8])
@@ -94,18 +93,8 @@ def test_words_say_whether_the_theory_is_inside() -> None:
     nothing = in_words("contrast", Crossing(0.6, -np.inf, np.inf), 2 / 3, 0.95)
     assert "not determined" in nothing
     assert "outside" in in_words("contrast", Crossing(0.6, 0.55, 0.65), 2 / 3, 0.95)
-
-
-def test_pseudo_values_of_a_mean_are_the_values() -> None:
-    x = np.random.default_rng(0).normal(size=(5, 3))
-    without = np.stack([np.delete(x, i, axis=0).mean(0) for i in range(5)])
-    np.testing.assert_allclose(pseudo_values(x.mean(0), without), x, atol=1e-12)
-
-
-def test_pseudo_values_have_the_value_of_all_trials_and_the_jackknife_error() -> None:
-    x = np.random.default_rng(1).normal(3.0, 1.0, size=8)
-    without = np.array([np.log(np.delete(x, i).mean()) for i in range(8)])
-    values = pseudo_values(np.log(x.mean()), without)
-    assert values.mean() == pytest.approx(np.log(x.mean()))
-    jackknife = 7 / 8 * ((without - without.mean()) ** 2).sum()
-    assert values.var(ddof=1) / 8 == pytest.approx(jackknife)
+    coarse = in_words("contrast", Crossing(0.47, 0.45, 0.48), 0.5, 0.95, np.array([0, 0.3, 0.6]))
+    assert "outside" in coarse
+    assert "from p = 0.3 to 0.6 is not known: add levels there" in coarse
+    fine = in_words("contrast", Crossing(0.4, 0.35, 0.45), 0.6, 0.95, np.array([0.3, 0.5, 0.7]))
+    assert fine.endswith("lies outside of the interval.")
