@@ -8,8 +8,7 @@ t = learning rate × iteration. At each rate the kernel α(t), β(t) and the noi
 recorded state of each network of the other half the fitted process then runs, and the question is at which learning
 rates these networks lie in the interval that the model gives for them.
 
-This is a small version. ``learning_rate_experiment()`` without arguments is the full one: seven learning rates, 32
-networks each, under two minutes on an idle core. What it found is at the end.
+This is a small version. The full one is ``lesde rates``: seven learning rates, 32 networks each, a few minutes on two cores.
 """
 
 # %%
@@ -52,8 +51,8 @@ lesde.plot.collapse(lesde.neural_collapse(experiment.logits, ["nc1", "nc2_etf"])
 lesde.plot.learning_rate_range(found)
 
 # %%
-# In words, for the L-model, with what is missed by how much. The I-model cannot change the shape of the class means, so
-# its NC2 stays where it was.
+# In words, for the L-model, with what is missed by how much. An interval that reaches far holds anything: how far is said with it.
+# The I-model cannot change the shape of the class means, so its NC2 stays where it was.
 
 same = found.sel(model="L-model", kernel="the same rate")
 for quantity in ("value", "rate"):
@@ -99,17 +98,8 @@ for name, each in (("covariance", found), ("constant", constant)):
 # The full setting
 # ----------------
 #
-# ``learning_rate_experiment()``: learning rates 0.002 to 0.128, 16 networks fitted and 16 predicted, t from 2.05 to 32, 40 draws.
-# One run of it (108 s of processor time, seed 0) said of the L-model:
-#
-# - **Kernel of the other rates.** NC1 at t = 32 is in the interval from h = 0.002 to 0.016, which is within a factor 1.17 of the
-#   prediction there. Above, the networks collapse further than the model: network/model is 0.74, 0.39 and 0.19 at 0.032, 0.064 and 0.128.
-#   NC2 is inside at 0.016 only; the networks are 13 to 20 % above the prediction below that and 10 to 23 % under it above. The rate of
-#   NC1 is inside from 0.004 to 0.016 (and at 0.128, where the interval is wide), that of NC2 from 0.008 to 0.016.
-# - **Kernel of the same rate.** NC1 and its rate are inside at all seven rates, but at 0.128 the interval spans a factor of 4.6 either way,
-#   so that being inside says little there. NC2 is inside from 0.016 to 0.128 and at 0.004, and its rate from 0.004 on.
-#
-# The I-model is inside nowhere: the shape of the class means, and so NC2, stays as it was at the start.
+# ``lesde rates`` in a terminal, or ``learning_rate_experiment()``: seven learning rates from 0.002 to 0.128, 16 networks fitted and 16
+# predicted at each, t from 2 to 32, 40 draws. What it says is in :doc:`the published experiments </experiments>`, with its figure.
 #
 # What the model lacks at large learning rates is that the gradient of a sample vanishes once it is classified well. Its noise of drawing
 # samples grows with the features instead, and with h, and keeps NC1 and NC2 from falling.
