@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import pickle
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +38,19 @@ _WHERE = (
     "(Krizhevsky, 2009; www.cs.toronto.edu/~kriz/cifar.html), and give the path of the archive or of "
     "the folder it unpacks to."
 )
+_NO_BATCH = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+)
+"""What reading a pickle raises where its bytes are cut or wrong."""
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def cifar10(
@@ -75,7 +91,7 @@ def cifar10(
     FileNotFoundError
         Where the data are not there; the message says what to download.
     TypeError, ValueError
-        If a file is not in one of the published formats, or an argument is out of range.
+        If a file is incomplete or not in one of the published formats, or an argument is out of range.
 
     Examples
     --------
@@ -113,13 +129,27 @@ def read_cifar10(path: str | Path) -> tuple[Labelled, Labelled]:
     if place.is_dir():
         files = {file.name: file for file in sorted(place.rglob("*")) if file.is_file()}
         return _read(place, {name: file.open for name, file in files.items()})
-    if not tarfile.is_tarfile(place):
-        raise ValueError(f"path {str(place)!r} is neither a folder nor a tar archive. {_WHERE}")
-    with tarfile.open(place) as archive:
-        members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
-        return _read(
-            place, {name: lambda _, m=m: archive.extractfile(m) for name, m in members.items()}
-        )
+    try:
+        if not tarfile.is_tarfile(place):
+            raise ValueError(
+                f"path {str(place)!r} is neither a folder nor a tar archive. Is the download complete? "
+                f"{_WHERE}"
+            )
+        with tarfile.open(place) as archive:
+            members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
+            return _read(
+                place, {name: lambda _, m=m: archive.extractfile(m) for name, m in members.items()}
+            )
+    except (*_BROKEN, OSError) as error:
+        # What the system refuses (no permission) has a number, what gzip cannot read has none.
+        if isinstance(error, OSError) and (
+            error.errno is not None or isinstance(error, FileNotFoundError)
+        ):
+            raise
+        raise ValueError(
+            f"path {str(place)!r} cannot be read to its end ({error}). Is the download complete? "
+            f"{_WHERE}"
+        ) from None
 
 
 def _read(place: Path, files: dict[str, Any]) -> tuple[Labelled, Labelled]:
@@ -134,7 +164,8 @@ def _read(place: Path, files: dict[str, Any]) -> tuple[Labelled, Labelled]:
             parts = []
             for name in names:
                 with files[name]("rb") as file:
-                    parts.append(load(name, file))
+                    # First all bytes: an error of the archive is not one of the file's format.
+                    parts.append(load(f"path {str(place)!r}: {name}", file.read()))
             return _joined(parts[: len(_TRAIN)]), _joined(parts[len(_TRAIN) :])
     raise FileNotFoundError(
         f"path {str(place)!r} holds none of data_batch_1, …, test_batch of CIFAR-10, with or without "
@@ -147,27 +178,27 @@ def _joined(parts: list[Labelled]) -> Labelled:
     return images.astype(np.float32) / 255, np.concatenate([labels for _, labels in parts])
 
 
-def _binary(name: str, file: IO[bytes]) -> Labelled:
+def _binary(name: str, content: bytes) -> Labelled:
     """One byte of the label and 3,072 of the image after each other, as in the binary version."""
-    values = np.frombuffer(file.read(), dtype=np.uint8)
+    values = np.frombuffer(content, dtype=np.uint8)
     if len(values) == 0 or len(values) % (PIXELS + 1):
         raise ValueError(
             f"{name} must hold records of {PIXELS + 1} bytes; it has {len(values)} bytes. Is the "
-            f"download complete?"
+            f"download complete? {_WHERE}"
         )
     rows = values.reshape(-1, PIXELS + 1)
     return rows[:, 1:], _checked(name, rows[:, 0].astype(np.int64))
 
 
-def _pickled(name: str, file: IO[bytes]) -> Labelled:
+def _pickled(name: str, content: bytes) -> Labelled:
     """A pickled dictionary with ``data`` and ``labels``, as in the Python version."""
     try:
-        content = _ArraysOnly(file, encoding="bytes").load()
-        images, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    except _NO_BATCH as error:
         raise ValueError(
             f"{name} is not a batch of CIFAR-10 in the Python version ({error}). Is the download "
-            f"complete?"
+            f"complete? {_WHERE}"
         ) from None
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape != (len(labels), PIXELS):
         raise ValueError(

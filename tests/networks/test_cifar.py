@@ -93,6 +93,63 @@ def test_damaged_files(tmp_path, batches):
         cifar10(tmp_path)
 
 
+@pytest.mark.parametrize("write", [write_python, write_binary])
+@pytest.mark.parametrize(("kind", "part"), [("gz", 0.5), ("gz", 0.001), ("xz", 0.5), ("", 0.5)])
+def test_incomplete_archives(tmp_path, batches, write, kind, part):
+    inner = tmp_path / "cifar"
+    inner.mkdir()
+    write(inner, batches)
+    place = tmp_path / "half.tar"
+    with tarfile.open(place, f"w:{kind}") as archive:
+        archive.add(inner, arcname=inner.name)
+    content = place.read_bytes()
+    place.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(
+        ValueError, match=r"half\.tar.*download complete\? Download cifar-10-python"
+    ):
+        cifar10(place)
+
+
+@pytest.mark.parametrize("flip", [100, 1000])
+def test_archives_with_wrong_bytes(tmp_path, batches, flip):
+    """Of images that compress, so that what follows the byte cannot be unpacked."""
+    plain = {name: (images // 64, labels) for name, (images, labels) in batches.items()}
+    inner = tmp_path / "cifar"
+    inner.mkdir()
+    write_python(inner, plain)
+    place = tmp_path / "wrong.tar.gz"
+    with tarfile.open(place, "w:gz") as archive:
+        archive.add(inner, arcname=inner.name)
+    content = bytearray(place.read_bytes())
+    content[flip : flip + 40] = bytes(40)
+    place.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"wrong\.tar\.gz.*download complete"):
+        cifar10(place)
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(write_python, ""), (write_binary, ".bin")])
+@pytest.mark.parametrize("part", [0.0, 0.0002, 0.51, 0.99])
+def test_incomplete_files_of_a_folder(tmp_path, batches, write, suffix, part):
+    write(tmp_path, batches)
+    file = tmp_path / f"data_batch_4{suffix}"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(ValueError, match=r"data_batch_4.*download complete\? Download") as caught:
+        cifar10(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_what_the_system_refuses_is_left_as_it_is(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    place = tmp_path / "cifar.tar.gz"
+    place.write_bytes(b"")
+    monkeypatch.setattr(tarfile, "is_tarfile", refused)
+    with pytest.raises(PermissionError):
+        cifar10(place)
+
+
 class Bad:
     def __reduce__(self):
         return print, ("a program ran",)
