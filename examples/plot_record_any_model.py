@@ -95,7 +95,9 @@ for name, paths in (("training images", train), ("held-out images", held_out)):
 # ---------------
 #
 # NC1, NC2 and NC3 of the last hidden layer, first of the training images. NC3 needs the classifier's weights, which are in the paths. Time
-# is the sum of the learning rates.
+# is the sum of the learning rates, as the optimiser holds them. SGD with momentum μ moves the weights by lr/(1−μ) in the long run, which
+# this clock does not know: to compare runs of different momentum give, in place of the optimiser, a function of no arguments,
+# ``learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)``. It is called at every step.
 
 collapse = {
     name: lesde.neural_collapse(recorder.paths("penultimate", name)) for name in recorder.probes
@@ -117,3 +119,29 @@ lesde.plot.layers(depth, "nc1_cdnv")
 # The training images of three classes in the plane of their class means: before, on the way and at the end.
 
 lesde.plot.simplex(train.isel(sample=train.label < 3))
+
+# %%
+# Several runs
+# ------------
+#
+# What the runs of a loop recorded is joined along ``replicate``, recorders as well as the stores they wrote. Each run has its number.
+
+recorders = []
+for run in range(3):
+    torch.manual_seed(run)
+    model = Network()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    recorder = lesde.Recorder(
+        model, "penultimate", data, every=30, learning_rate=optimiser, replicate=run
+    )
+    for _ in range(4):
+        for images, labels in loader:
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+            recorder.step()
+    recorders.append(recorder)
+
+runs = lesde.networks.open_records(recorders, "penultimate")
+print(dict(runs.features.sizes))
+print(f"accuracy at the end: {runs.accuracy[:, -1].values.round(3)}")

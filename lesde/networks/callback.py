@@ -18,7 +18,7 @@ from .callback_opening import Key, found_tracks, new_tracks
 from .callback_store import MemoryTrack, Store, StoreTrack, Track
 from .looking import Looker, Loss, Pooling
 from .probe_set import read_probes
-from .recording import entries_of, track_attrs
+from .recording import checked_layers, entries_of, track_attrs
 
 __all__ = ["Recorder"]
 
@@ -47,14 +47,16 @@ class Recorder:
     iterations : sequence of int, optional
         The iterations to record at, for example ``numpy.unique(numpy.geomspace(1, 10_000, 50).astype(int))``.
     times : sequence of float, optional
-        Times on the clock; each is recorded at the nearest iteration.
-        :func:`lesde.networks.saving_times` makes them.
+        Times on the clock; each is recorded at the nearest iteration. Whole numbers where no
+        ``learning_rate`` is given. :func:`lesde.networks.saving_times` makes them.
     learning_rate : float, torch.optim.Optimizer or callable, optional
         What a step adds to the clock. Of an optimiser the rate is read at every step, so call
-        :meth:`step` before that of a scheduler of the learning rate; a callable takes nothing and
-        returns the rate of the step just taken. Default: 1, time counts iterations.
+        :meth:`step` before that of a scheduler of the learning rate; a callable takes nothing, is
+        called once when the recorder is made and at every :meth:`step`, and returns the rate of the step
+        just taken. Default: 1, time counts iterations.
     replicate : int, default 0
-        Number of this run among repeated ones; :func:`lesde.networks.open_records` joins their stores.
+        Number of this run among repeated ones; :func:`lesde.networks.open_records` joins recorders, or
+        their stores, over it.
     resume : bool, default False
         Go on with an existing store, at its last record; the model is to be as it was there. Without it
         an existing store is an error.
@@ -76,6 +78,13 @@ class Recorder:
     A record costs one forward pass over the probe set. Training costs about three a sample, so R records
     of n probe samples cost less than a tenth of it where it sees more than about 4 R n samples in all. A
     record at which the clock has not moved since the last (a learning rate of 0) is left out.
+
+    The clock adds the learning rate as the optimiser holds it. With momentum μ (without dampening) a
+    gradient goes on to act in later steps, and in all moves the parameters by lr/(1-μ) of it: at the same
+    time on this clock a run with μ = 0.9 is about ten times as far as one without momentum. To compare
+    runs of different momentum let a callable return lr/(1-μ)::
+
+        learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)
 
     Examples
     --------
@@ -115,14 +124,20 @@ class Recorder:
         resume: bool = False,
         state: Mapping[str, float] | None = None,
     ) -> None:
-        self._schedule = schedule(every, iterations, times)
+        self._schedule = schedule(every, iterations, times, counts=learning_rate is None)
         self._read_rate = rate_reader(learning_rate)
         self._rate = self._checked_rate()
         self._replicate = check_integer("replicate", replicate, 0)
         self._probes = read_probes(probe)
         first = next(iter(self._probes.values()))
         self._looker = Looker(
-            model, layers, first, loss=loss, pooling=pooling, dtype=dtype, batch_size=batch_size
+            model,
+            checked_layers(layers),
+            first,
+            loss=loss,
+            pooling=pooling,
+            dtype=dtype,
+            batch_size=batch_size,
         )
         self._loss, self._closed = loss, False
         self._several = isinstance(probe, Mapping)
@@ -169,10 +184,7 @@ class Recorder:
     def step(self) -> None:
         """Count one step of the optimiser, and record where a record is due."""
         self._check_open()
-        self._rate = self._checked_rate()
-        self._clock.step(self._rate)
-        if self._schedule.due(self._clock):
-            self.record()
+        self._advance([self._checked_rate()])
 
     def record(self) -> None:
         """Record now, whatever the schedule says; nothing where this iteration has been recorded."""
@@ -239,6 +251,14 @@ class Recorder:
             self._store.close()
         self._closed = True
 
+    def __repr__(self) -> str:
+        records = len(next(iter(self._tracks.values())))
+        return (
+            f"<Recorder at iteration {self.iteration}, time {self.time:g}: "
+            f"layers {_listed(self.layers)}; probes {_listed(self.probes)}; "
+            f"{records} record{'s' if records != 1 else ''}>"
+        )
+
     def state_dict(self) -> dict[str, float]:
         """The clock, to be saved with the model; see ``state``. Records so far are written."""
         self.flush()
@@ -255,6 +275,22 @@ class Recorder:
     ) -> None:
         self.close()
 
+    def _advance(self, rates: Sequence[float]) -> None:
+        """Count steps at these rates; one record after them all where one is due after any of them."""
+        due = False
+        for rate in rates:
+            self._rate = rate
+            self._clock.step(rate)
+            due = self._schedule.due(self._clock) or due
+        if due:
+            self.record()
+
+    def _reopen(self) -> None:
+        """Undo :meth:`close`."""
+        self._closed = False
+        if self._store is not None:
+            self._store.reopen()
+
     def _checked_rate(self) -> float:
         return check_real("learning_rate", self._read_rate(), 0.0)
 
@@ -265,10 +301,15 @@ class Recorder:
     def _begin(self, state: Mapping[str, float] | None) -> tuple[Clock, float | None]:
         """Clock, and time of the last record that stays."""
         if state is not None:
+            if not isinstance(state, Mapping) or not {"iteration", "time"} <= set(state):
+                raise ValueError(
+                    f"state must hold 'iteration' and 'time', as state_dict() gives them; got "
+                    f"{shown(state)}."
+                )
             iteration = check_integer("state['iteration']", state["iteration"], 0)
-            clock = Clock(iteration, check_real("state['time']", state["time"], 0.0))
+            clock = Clock(iteration, check_real("state['time']", state["time"], 0.0), self._rate)
         else:
-            clock = Clock()
+            clock = Clock(rate=self._rate)
         stored = [t for t in self._tracks.values() if isinstance(t, StoreTrack)]
         if not stored:
             return clock, None
@@ -282,7 +323,7 @@ class Recorder:
             return clock, None
         last = float(seen["time"][whole - 1])
         if state is None:
-            clock = Clock(int(seen["iteration"][whole - 1]), last)
+            clock = Clock(int(seen["iteration"][whole - 1]), last, self._rate)
         return clock, last
 
     def _opened(self, path: Path, about: dict[str, Any], resume: bool) -> Store:
@@ -305,8 +346,14 @@ class Recorder:
         self._tracks.update(tracks)
         store = Store(tracks.values())
         # Also a recorder that is dropped without being closed leaves its records behind.
-        weakref.finalize(self, store.close).atexit = False
+        weakref.finalize(self, store.dropped).atexit = False
         return store
 
     def _attrs(self, probe: str, layer: str) -> dict[str, Any]:
         return track_attrs(self._looker, self._probes[probe], probe, layer, self._loss)
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    """The first of many names, and how many they are."""
+    more = f", … ({len(names)})" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,9 +16,9 @@ __all__ = ["Clock", "Schedule", "rate_reader", "schedule"]
 class Clock:
     """Time as the sum of the learning rates of all steps, without the rounding of a long sum."""
 
-    def __init__(self, iteration: int = 0, time: float = 0.0) -> None:
+    def __init__(self, iteration: int = 0, time: float = 0.0, rate: float | None = None) -> None:
         self.iteration = iteration
-        self.rate: float | None = None
+        self.rate = rate
         self._start = (iteration, time)
 
     def step(self, rate: float) -> None:
@@ -65,19 +66,24 @@ class AtTimes:
     """At the iteration nearest to each time that is listed; one record for times less than a step apart."""
 
     def __init__(self, times: np.ndarray) -> None:
-        self._times, self._next = times, 0
+        self._times = times
+        self._next: int | None = None
 
     def due(self, clock: Clock) -> bool:
         # Half a step ahead, to the iteration nearest; a little more, for the rounding of the sum.
-        reached = clock.time + 0.5 * (clock.rate or 0.0) * (1 - 1e-9)
+        half = 0.5 * (clock.rate or 0.0) * (1 - 1e-9)
+        reached = clock.time + half
+        if self._next is None:
+            # Where a training goes on: what was due before now is past, not due now.
+            self._next = int(np.searchsorted(self._times, clock.time - half))
         before = self._next
         while self._next < len(self._times) and self._times[self._next] <= reached:
             self._next += 1
         return self._next > before
 
 
-def schedule(every: int | None, iterations: Any, times: Any) -> Schedule:
-    """The one schedule that is given."""
+def schedule(every: int | None, iterations: Any, times: Any, counts: bool = False) -> Schedule:
+    """The one schedule that is given; ``counts`` says that time counts iterations."""
     given = {"every": every, "iterations": iterations, "times": times}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
@@ -100,6 +106,11 @@ def schedule(every: int | None, iterations: Any, times: Any) -> Schedule:
         raise ValueError(
             f"times must be strictly increasing and at least 0; got {shown(found.tolist())}."
         )
+    if counts and (found != np.rint(found)).any():
+        raise ValueError(
+            f"times must be whole numbers where no learning_rate is given, for time counts iterations "
+            f"then; got {shown(found.tolist())}. Give learning_rate= if these are sums of learning rates."
+        )
     return AtTimes(found)
 
 
@@ -117,6 +128,31 @@ def rate_reader(learning_rate: Any) -> Callable[[], float]:
             )
         return lambda: float(learning_rate.param_groups[0]["lr"])
     if callable(learning_rate):
-        return lambda: float(learning_rate())
+        return lambda: _returned(learning_rate)
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, numbers.Real):
+        remedy = ""
+        if hasattr(learning_rate, "get_last_lr"):
+            remedy = " In place of a scheduler give its optimiser, which the scheduler sets."
+        raise TypeError(
+            f"learning_rate must be a real number, a torch.optim.Optimizer, or a function that takes "
+            f"nothing and returns a number; got {_named(learning_rate)}.{remedy}"
+        )
     rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
     return lambda: rate
+
+
+def _returned(function: Callable[[], Any]) -> float:
+    value = function()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"learning_rate must return a real number where it is a function; it returned "
+            f"{_named(value)}."
+        ) from None
+
+
+def _named(value: Any) -> str:
+    """A plain value as it is; of anything larger its kind, for what it prints says little."""
+    plain = isinstance(value, str | bool | int | float | list | tuple | dict)
+    return shown(value) if plain else type(value).__name__

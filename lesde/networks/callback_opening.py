@@ -12,7 +12,7 @@ import zarr
 from ..checks import shown
 from .callback_store import StoreTrack
 
-__all__ = ["Key", "found_tracks", "new_tracks", "tracks_of"]
+__all__ = ["Key", "clock_of", "found_tracks", "new_tracks", "tracks_of"]
 
 Key = tuple[str, str]
 """A probe set and a layer."""
@@ -61,6 +61,14 @@ def found_tracks(
             f"store {str(path)!r} lacks a layer; it was left unfinished. Remove it and begin again."
         )
     return {(name, layer): StoreTrack(groups[name][layer]) for name, layer in keys}
+
+
+def clock_of(path: str | Path) -> dict[str, np.ndarray]:
+    """``time`` and ``iteration`` of the records that are whole in all tracks of a store."""
+    tracks = [StoreTrack(group) for layers in tracks_of(path).values() for group in layers.values()]
+    if not tracks:
+        return {"time": np.empty(0), "iteration": np.empty(0, dtype=int)}
+    return tracks[0].clock(min(track.written for track in tracks))
 
 
 def tracks_of(path: str | Path, mode: Literal["r", "r+"] = "r") -> dict[str, dict[str, zarr.Group]]:

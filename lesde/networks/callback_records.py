@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -15,18 +15,20 @@ __all__ = ["open_records"]
 
 
 def open_records(
-    stores: str | Path | Sequence[str | Path],
+    stores: Any,
     layer: str,
     probe: str | None = None,
     *,
     join: str = "exact",
 ) -> xr.Dataset:
-    """One layer of the stores that :class:`lesde.Recorder` wrote, joined along ``replicate``.
+    """One layer of what several :class:`lesde.Recorder` recorded, joined along ``replicate``.
 
     Parameters
     ----------
-    stores : str or path, or sequence of them
-        One store for each replicate; their numbers must differ (``replicate=`` of the recorder).
+    stores : str, path, Recorder or xarray.Dataset, or sequence of these
+        One for each replicate; their numbers must differ (``replicate=`` of the recorder). A path is that
+        of a store. A recorder gives what it holds, in memory or in a store. A dataset is one that
+        :func:`lesde.record` or :meth:`lesde.Recorder.paths` returned, of this layer and probe set.
     layer : str
         As the recorder was given it.
     probe : str, optional
@@ -43,23 +45,34 @@ def open_records(
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    FileNotFoundError, TypeError, ValueError
         If a store is not there, was not written by a recorder, holds no such layer or probe set, or the
         stores do not fit together.
 
     Examples
     --------
     >>> paths = open_records(["run0.zarr", "run1.zarr"], "penultimate", "train")  # doctest: +SKIP
+
+    Recorders in memory:
+
+    >>> import lesde
+    >>> from lesde.networks import digits, mlp
+    >>> data, recorders = digits(classes=3), []
+    >>> for run in range(2):
+    ...     recorder = lesde.Recorder(mlp(64, (8,), 3), "logits", data, every=1, replicate=run)
+    ...     recorders.append(recorder)
+    >>> open_records(recorders, "logits").sizes["replicate"]
+    2
     """
     check_choice("join", join, ("exact", "inner"))
-    given = [stores] if isinstance(stores, str | Path) else list(stores)
+    given = _listed(stores)
     if not given:
         raise ValueError("stores must name at least one store; got none.")
-    found = [_one(path, layer, probe) for path in given]
+    found = [_one(source, layer, probe) for source in given]
     if len(found) == 1:
         return found[0]
     found.sort(key=lambda one: int(one["replicate"][0]))
-    numbers = [int(one["replicate"][0]) for one in found]
+    numbers = [int(number) for one in found for number in one["replicate"]]
     if len(set(numbers)) < len(numbers):
         raise ValueError(
             f"stores must hold different replicates; got the numbers {numbers}. Give every recorder its "
@@ -89,7 +102,53 @@ def open_records(
     return joined
 
 
-def _one(path: str | Path, layer: str, probe: str | None) -> xr.Dataset:
+def _one(source: Any, layer: str, probe: str | None) -> xr.Dataset:
+    if isinstance(source, xr.Dataset):
+        return _checked(source, layer, probe)
+    if isinstance(source, str | Path):
+        return _from_store(source, layer, probe)
+    if not _records(source):
+        raise _no_source(source)
+    return source.paths(layer, probe)
+
+
+def _listed(stores: Any) -> list[Any]:
+    if isinstance(stores, str | Path | xr.Dataset) or _records(stores):
+        return [stores]
+    try:
+        return list(stores)
+    except TypeError:
+        raise _no_source(stores) from None
+
+
+def _records(source: Any) -> bool:
+    """Whether it is a recorder, known by what it can do: LightningRecorder would import Lightning."""
+    return callable(getattr(source, "paths", None))
+
+
+def _no_source(source: Any) -> TypeError:
+    return TypeError(
+        f"stores must be paths of stores, recorders, datasets that these gave, or a sequence of them; "
+        f"got {shown(source)}."
+    )
+
+
+def _checked(paths: xr.Dataset, layer: str, probe: str | None) -> xr.Dataset:
+    for name, wanted in (("layer", layer), ("probe", probe)):
+        known = paths.attrs.get(name)
+        if known is None or "replicate" not in paths["features"].dims:
+            raise ValueError(
+                "stores must hold datasets as lesde.record and Recorder.paths return them, with the "
+                "attributes layer and probe and the dimension replicate."
+            )
+        if wanted is not None and wanted != known:
+            raise ValueError(
+                f"{name} must be {known!r}, which a dataset among stores holds; got {shown(wanted)}."
+            )
+    return paths
+
+
+def _from_store(path: str | Path, layer: str, probe: str | None) -> xr.Dataset:
     tracks = tracks_of(path)
     if probe is None and len(tracks) == 1:
         (probe,) = tracks

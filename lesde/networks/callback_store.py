@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.core.sync import SyncError
 
 from ..checks import shown
 from .recording import ABOUT, CLOCK, Entries, packed, with_rate
@@ -38,6 +39,9 @@ class MemoryTrack:
     def append(self, entries: Entries) -> None:
         self._kept.append(entries)
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def dataset(self) -> xr.Dataset:
         return packed(self._kept, self._labels, self._replicate, self._attrs)
 
@@ -45,15 +49,15 @@ class MemoryTrack:
 class StoreTrack:
     """The records of one layer on one probe set, in one group of a Zarr store.
 
-    Written to disk in this order: all other variables, then ``time``, whose length says how many records
-    are whole.
+    Written to disk in this order: all other variables, then ``time``. It grows before it is written, and
+    holds NaN in between, so that the records before its first NaN are whole.
     """
 
     def __init__(self, group: zarr.Group) -> None:
         self.group = group
         self._waiting: list[Entries] = []
         self._arrays = dict(group.arrays())
-        self.written = self._arrays["time"].shape[0] if "time" in self._arrays else 0
+        self.written = _whole(group)
 
     @classmethod
     def create(
@@ -80,6 +84,9 @@ class StoreTrack:
                     f"model that the store was begun with."
                 )
         self._waiting.append(entries)
+
+    def __len__(self) -> int:
+        return self.written + len(self._waiting)
 
     @property
     def full(self) -> bool:
@@ -112,6 +119,10 @@ class StoreTrack:
     def cut(self, records: int) -> None:
         """Keep the first records only."""
         self._waiting = []
+        if "time" in self._arrays and self._arrays["time"].shape[0] > records:
+            # First of all: what is cut must not be taken for whole if the program is killed here, nor
+            # when the array, whose last chunk keeps its numbers, grows again.
+            self._arrays["time"][records:] = np.nan
         for name, array in self._arrays.items():
             if name in CLOCK:
                 array.resize((records,))
@@ -170,8 +181,22 @@ class Store:
         self.flush()
         _open_stores.discard(self)
 
+    def dropped(self) -> None:
+        """Close when nothing refers to the recorder any more."""
+        try:
+            self.close()
+        except SyncError:
+            # Python noticed it in the thread that Zarr writes from, which cannot wait for itself.
+            _left_for_the_end.append(self)
+
+    def reopen(self) -> None:
+        """Write at the end of the program again."""
+        _open_stores.add(self)
+
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_left_for_the_end: list[Store] = []
+"""Open stores that nothing else keeps alive."""
 
 
 def _flush_all() -> None:
@@ -191,7 +216,7 @@ getattr(threading, "_register_atexit", atexit.register)(_flush_all)
 
 def open_track(group: zarr.Group) -> xr.Dataset:
     """The whole records of one group, read from disk when they are used."""
-    count = dict(group.arrays())["time"].shape[0] if "time" in group else 0
+    count = _whole(group)
     if count == 0:
         raise ValueError(
             f"store group {shown(group.path)} holds no record yet; train on, or call record()."
@@ -200,7 +225,7 @@ def open_track(group: zarr.Group) -> xr.Dataset:
         try:
             dataset = _opened(group)
         except ValueError:
-            # The program was killed in the middle of a flush: some variables are longer than time.
+            # The program was killed in the middle of a flush: variables are of several lengths.
             names = [name for name, _ in group.arrays()]
             parts = []
             for name in names:
@@ -208,6 +233,14 @@ def open_track(group: zarr.Group) -> xr.Dataset:
                 parts.append(part.isel(time=slice(count)) if "time" in part.dims else part)
             dataset = xr.merge(parts, join="exact", combine_attrs="override")
     return with_rate(dataset.isel(time=slice(count)))
+
+
+def _whole(group: zarr.Group) -> int:
+    """Records before the first whose time was not written."""
+    if "time" not in group:
+        return 0
+    missing = ~np.isfinite(np.asarray(dict(group.arrays())["time"][:]))
+    return int(np.argmax(missing)) if missing.any() else len(missing)
 
 
 def _opened(group: zarr.Group, **options: Any) -> xr.Dataset:

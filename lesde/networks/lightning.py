@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from .callback import Recorder
+from .callback_opening import clock_of
 
 __all__ = ["LightningRecorder"]
 
@@ -37,9 +40,18 @@ class LightningRecorder(_Base):
     """Features of any layers of a LightningModule, recorded while a Trainer fits it.
 
     A :class:`lesde.Recorder` that counts the Trainer's optimiser steps (``global_step``, so accumulated
-    gradients count once) and sums their learning rates, read before each step. Its clock is saved in
-    checkpoints: a fit that goes on from one records on from there, and with ``resume=True`` drops the
-    records of the store after it. With several processes the first one records.
+    gradients count once) and sums their learning rates, read before each step. A record is taken at the
+    end of a batch; where a batch makes several steps, one at most, after the last. With several processes
+    the first one records.
+
+    Its clock is saved in checkpoints: a fit that goes on from one records on from there, and with
+    ``resume=True`` drops the records of the store after it. A second fit of the same Trainer records on
+    too. A fit that goes on without the clock (from a checkpoint that was saved without this callback)
+    begins at the Trainer's ``global_step``; the steps since the last record at or before it in the store,
+    if any, else since 0, are taken to have had the learning rate of now. Where that cannot be, for the
+    Trainer has a scheduler of the learning rate or several rates, the fit is refused: give the clock by
+    ``recorder.load_state_dict({"iteration": ..., "time": ...})`` before it, ``time`` being the sum of the
+    learning rates so far.
 
     Parameters
     ----------
@@ -54,7 +66,7 @@ class LightningRecorder(_Base):
     ImportError
         If neither lightning nor pytorch_lightning is installed.
     TypeError, ValueError
-        When the fit starts, as :class:`lesde.Recorder`.
+        When the fit starts, as :class:`lesde.Recorder`; also where the clock is not known.
 
     Examples
     --------
@@ -64,6 +76,8 @@ class LightningRecorder(_Base):
     >>> Trainer(callbacks=[recorder]).fit(module, loader)  # doctest: +SKIP
     >>> lesde.neural_collapse(recorder.paths("penultimate"))  # doctest: +SKIP
     """
+
+    state_key: str  # as Lightning's Callback has it
 
     def __init__(self, layers: str | Sequence[str], probe: Any, **options: Any) -> None:
         if _Base is object:
@@ -80,6 +94,11 @@ class LightningRecorder(_Base):
         self._options = options
         self._state: dict[str, float] | None = None
         self._rate = 0.0
+        # Of steps not yet counted, by the global_step before each.
+        self._rates: dict[int, float] = {}
+        self._ahead = 0  # iteration of the recorder less global_step
+        self._fitting = False
+        self._module: Any = None
         self.recorder: Recorder | None = None
 
     def paths(self, layer: str, probe: str | None = None) -> xr.Dataset:
@@ -89,29 +108,44 @@ class LightningRecorder(_Base):
         return self.recorder.paths(layer, probe)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin, or go on from the checkpoint that the fit began with."""
+        """Begin, or go on from the checkpoint or the fit before."""
         if not trainer.is_global_zero:
             return
-        self._read_rate(trainer.optimizers[0])
-        self.recorder = Recorder(
-            pl_module,
-            *self._arguments,
-            learning_rate=lambda: self._rate,
-            state=self._state,
-            **self._options,
-        )
+        # Used once: a later fit is to go on from the clock as it is then.
+        state, self._state = self._state, None
+        if self.recorder is not None and state is None and self._goes_on(trainer, pl_module):
+            self.recorder._reopen()
+        else:
+            self._rate = _rate_of(trainer.optimizers[0])
+            self._rates.clear()
+            self.recorder = Recorder(
+                pl_module,
+                *self._arguments,
+                learning_rate=lambda: self._rate,
+                state=self._supposed(trainer) if state is None else state,
+                **self._options,
+            )
+            self._module, self._ahead = pl_module, self.recorder.iteration - trainer.global_step
+        self._fitting = True
+        self._count(trainer)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the learning rate, which a scheduler may change right after the step."""
-        self._read_rate(optimizer)
+        if self._fitting:
+            self._rate = self._rates[trainer.global_step] = _rate_of(optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the steps of the optimiser since the last batch."""
+        self._count(trainer)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Count also the step of a batch that has not ended, when another callback saves."""
         if self.recorder is not None:
-            while self.recorder.iteration < trainer.global_step:
-                self.recorder.step()
+            self._count(trainer)
+            # What state_dict gave to it was read before.
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write what there is; an interrupt comes here too."""
@@ -120,6 +154,7 @@ class LightningRecorder(_Base):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Write all records."""
+        self._fitting = False
         if self.recorder is not None:
             self.recorder.close()
 
@@ -131,5 +166,52 @@ class LightningRecorder(_Base):
         """The clock of the checkpoint."""
         self._state = dict(state_dict) or None
 
-    def _read_rate(self, optimizer: Any) -> None:
-        self._rate = float(optimizer.param_groups[0]["lr"])
+    def _count(self, trainer: Any) -> None:
+        """Count the steps made since the last call, each at its own rate."""
+        if self.recorder is None or not self._fitting:
+            return
+        steps = range(self.recorder.iteration - self._ahead, trainer.global_step)
+        if len(steps):
+            self.recorder._advance([self._rates.get(step, self._rate) for step in steps])
+        self._rates.clear()
+
+    def _goes_on(self, trainer: Any, pl_module: Any) -> bool:
+        """Whether the fit begins where the last one, of the same module, ended or was interrupted."""
+        assert self.recorder is not None
+        first = self.recorder.iteration - self._ahead
+        known = all(step in self._rates for step in range(first, trainer.global_step))
+        return pl_module is self._module and first <= trainer.global_step and known
+
+    def _supposed(self, trainer: Any) -> dict[str, float]:
+        """The clock at the start of a fit that comes without one."""
+        step = trainer.global_step
+        begun, time = 0, 0.0
+        store = self._options.get("store")
+        if store is not None and self._options.get("resume") and Path(store).expanduser().exists():
+            seen = clock_of(store)
+            if step == 0 and len(seen["time"]):
+                last = {"iteration": int(seen["iteration"][-1]), "time": float(seen["time"][-1])}
+                raise ValueError(
+                    f"store {str(store)!r} holds records up to iteration {last['iteration']}, but the "
+                    f"fit begins at step 0. Give it the checkpoint to go on from (ckpt_path=), name "
+                    f"another store, or remove this one. If the model is as it was at the last record, "
+                    f"call recorder.load_state_dict({last}) before the fit."
+                )
+            whole = int(np.searchsorted(seen["iteration"], step, side="right"))
+            if whole:
+                begun, time = int(seen["iteration"][whole - 1]), float(seen["time"][whole - 1])
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        several = len({float(group["lr"]) for group in groups}) > 1
+        if begun < step and (trainer.lr_scheduler_configs or several):
+            raise ValueError(
+                f"the fit goes on at step {step} without the clock of LightningRecorder (its checkpoint "
+                f"was saved without the callback), and the learning rate "
+                f"{'has several values' if several else 'follows a scheduler'}, so that the time is "
+                f"not known. Before the fit call recorder.load_state_dict({{'iteration': {step}, "
+                f"'time': t}}), with t the sum of the learning rates of these steps."
+            )
+        return {"iteration": step, "time": time + (step - begun) * self._rate}
+
+
+def _rate_of(optimizer: Any) -> float:
+    return float(optimizer.param_groups[0]["lr"])

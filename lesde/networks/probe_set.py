@@ -132,7 +132,9 @@ def read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
         raise TypeError(f"{name} must be {_KINDS}; got {shown(source)}.")
     inputs = _tensors(name, inputs)
     labels = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
+    if labels.size == 0:
+        raise ValueError(f"{name} must hold at least one labelled input; it is empty.")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(
             f"{name} must have integer labels, one for each input; got {labels.dtype} of shape "
             f"{labels.shape}."
@@ -187,9 +189,7 @@ def _collect(name: str, loader: DataLoader) -> tuple[Any, Tensor]:
                 own.manual_seed(0)
             for batch in loader:
                 if not isinstance(batch, tuple | list) or len(batch) < 2:
-                    raise TypeError(
-                        f"{name} must give (input, label); got {shown(type(batch).__name__)}."
-                    )
+                    raise TypeError(f"{name} must give (input, label); got {_contents(batch)}.")
                 *parts, label = batch
                 inputs.append(parts[0] if len(parts) == 1 else tuple(parts))
                 labels.append(torch.as_tensor(label))
@@ -199,6 +199,21 @@ def _collect(name: str, loader: DataLoader) -> tuple[Any, Tensor]:
     if not labels:
         raise ValueError(f"{name} must hold at least one batch; got none.")
     return _joined(name, inputs), torch.cat(labels)
+
+
+def _contents(batch: Any) -> str:
+    """What a batch is made of, for an error."""
+
+    def kind(value: Any) -> str:
+        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+        return f"{type(value).__name__}{shape}"
+
+    if isinstance(batch, tuple | list):
+        count = f"{len(batch)} element{'s' if len(batch) != 1 else ''}"
+        return f"{count}, {', '.join(map(kind, batch))}" if batch else count
+    if isinstance(batch, Mapping):
+        return f"a {type(batch).__name__} of {shown(list(batch))}"
+    return f"one {kind(batch)} without a label"
 
 
 def _joined(name: str, parts: Iterable[Any]) -> Any:

@@ -109,6 +109,91 @@ def test_a_step_of_size_0_makes_no_record(data):
     np.testing.assert_array_equal(recorder.paths("logits").time, [0, 0.5, 1.0])
 
 
+def test_clock_of_a_run_with_momentum(data):
+    """The callable that the documentation gives, read once and then at every step."""
+    loop, calls = Loop(data), []
+
+    def effective():
+        calls.append(1)
+        return loop.optimiser.param_groups[0]["lr"] / (1 - 0.9)
+
+    recorder = lesde.Recorder(loop.model, "logits", data, every=2, learning_rate=effective)
+    loop.train(4, recorder)
+    np.testing.assert_allclose(recorder.paths("logits").time, [0, 2, 4])
+    assert len(calls) == 5
+
+
+def test_what_a_recorder_shows(data, tmp_path):
+    for options in ({}, {"store": tmp_path / "features.zarr"}):
+        loop = Loop(data)
+        recorder = lesde.Recorder(
+            loop.model, LAYERS[:2], {"train": data, "again": data},
+            every=2, learning_rate=loop.optimiser, **options,
+        )  # fmt: skip
+        loop.train(5, recorder)
+        assert repr(recorder) == (
+            "<Recorder at iteration 5, time 0.5: layers hidden1, penultimate; probes train, again; "
+            "3 records>"
+        )
+    layers = [str(n) for n in range(40)]
+    deep = nn.Sequential(nn.Linear(64, 4), *(nn.Linear(4, 4) for _ in layers[1:]))
+    assert repr(lesde.Recorder(deep, layers, data, every=1)) == (
+        "<Recorder at iteration 0, time 0: layers 0, 1, 2, 3, 4, 5, … (40); probes probe; 1 record>"
+    )
+
+
+def test_times_before_the_start_are_not_due(data):
+    recorder = lesde.Recorder(
+        Loop(data).model, "logits", data,
+        times=[0.0, 0.5, 1.0], learning_rate=0.1, state={"iteration": 7, "time": 0.7},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no record yet"):
+        recorder.paths("logits")
+    for _ in range(4):
+        recorder.step()
+    np.testing.assert_array_equal(recorder.paths("logits").iteration, [10])
+
+
+@pytest.mark.filterwarnings("error")
+def test_recorders_in_memory_are_joined(data):
+    recorders = []
+    for r in (2, 0):
+        loop = Loop(data, seed=r)
+        recorder = lesde.Recorder(
+            loop.model, LAYERS, data, every=2, learning_rate=loop.optimiser, replicate=r
+        )
+        loop.train(4, recorder)
+        recorders.append(recorder)
+    joined = open_records(recorders, "penultimate")
+    np.testing.assert_array_equal(joined.replicate, [0, 2])
+    for recorder in recorders:
+        one = recorder.paths("penultimate")
+        xr.testing.assert_equal(joined.sel(replicate=one.replicate), one)
+    datasets = [recorder.paths("penultimate") for recorder in recorders]
+    xr.testing.assert_identical(open_records(datasets, "penultimate"), joined)
+    xr.testing.assert_identical(open_records(recorders[0], "penultimate"), datasets[0])
+    xr.testing.assert_identical(open_records(datasets[0], "penultimate", "probe"), datasets[0])
+    assert joined.learning_rate == 0.1
+    with pytest.raises(ValueError, match="layer must be 'penultimate', which a dataset"):
+        open_records(datasets, "logits")
+    with pytest.raises(ValueError, match="probe must be 'probe', which a dataset"):
+        open_records(datasets, "penultimate", "train")
+    with pytest.raises(ValueError, match="layer and probe must be among"):
+        open_records(recorders, "conv1")
+    xr.testing.assert_identical(open_records((one for one in datasets), "penultimate"), joined)
+    for wrong in (3, [recorders[0], 3]):
+        with pytest.raises(TypeError, match=r"stores must be paths of stores, recorders.*got 3"):
+            open_records(wrong, "logits")
+    with pytest.raises(ValueError, match=r"datasets as lesde\.record"):
+        open_records([datasets[0], xr.Dataset({"features": 1})], "penultimate")
+    with pytest.raises(ValueError, match="the dimension replicate"):
+        open_records(datasets[0].isel(replicate=0), "penultimate")
+    with pytest.raises(ValueError, match=r"different replicates; got the numbers \[0, 2, 2\]"):
+        open_records([joined, datasets[0]], "penultimate")
+    with pytest.raises(ValueError, match=r"different replicates; got the numbers \[2, 2\]"):
+        open_records([recorders[0]] * 2, "logits")
+
+
 def test_clock_sums_without_drift():
     clock = Clock()
     for _ in range(1000):
@@ -128,11 +213,13 @@ def test_clock_sums_without_drift():
         ({"times": saving_times(1.0, 0.1, count=4)}, [0, 1, 2, 6, 10]),
         ({"times": [0.24, 0.26, 0.31, 0.74]}, [2, 3, 7]),  # 0.26 and 0.31 lie nearest to one step
         ({"times": [0.0, 99.0]}, [0]),
+        ({"times": [0.04, 0.5]}, [0, 5]),
+        ({"times": [0, 4, 10], "learning_rate": None}, [0, 4, 10]),
     ],
 )
 def test_schedules(data, schedule, wanted):
     loop = Loop(data)
-    recorder = lesde.Recorder(loop.model, "logits", data, learning_rate=0.1, **schedule)
+    recorder = lesde.Recorder(loop.model, "logits", data, **{"learning_rate": 0.1} | schedule)
     loop.train(10, recorder)
     np.testing.assert_array_equal(recorder.paths("logits").iteration, wanted)
 
@@ -247,6 +334,17 @@ def test_what_diverges_is_told_with_its_time(data):
         ({"every": None, "times": [1.0, 0.5]}, ValueError, "times must be strictly increasing"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be"),
         ({"learning_rate": "fast"}, TypeError, "learning_rate must be"),
+        (
+            {"learning_rate": nn.Linear(1, 1).parameters},
+            TypeError,
+            "learning_rate must return a real number.*it returned generator",
+        ),
+        (
+            {"every": None, "times": [0, 0.5, 1.0]},
+            ValueError,
+            r"times must be whole numbers where no learning_rate .* got \[0\.0, 0\.5, 1\.0\]",
+        ),
+        ({"state": {"iteration": 3}}, ValueError, "state must hold 'iteration' and 'time'"),
         ({"learning_rate": lambda: -1.0}, ValueError, "learning_rate must be"),
         ({"layers": "fc"}, ValueError, "layers must be one of"),
         ({"state": {"iteration": -1, "time": 0.0}}, ValueError, "iteration"),
@@ -256,6 +354,17 @@ def test_refusals(data, change, error, message):
     arguments = {"model": mlp(64, (5,), 4), "layers": "logits", "probe": data, "every": 1} | change
     with pytest.raises(error, match=message):
         lesde.Recorder(**arguments)
+
+
+def test_a_scheduler_is_no_learning_rate(data):
+    loop = Loop(data)
+    scheduler = torch.optim.lr_scheduler.StepLR(loop.optimiser, 5)
+    message = (
+        r"a real number, a torch\.optim\.Optimizer, or a function .*; got StepLR\. In place of a "
+        r"scheduler give its optimiser"
+    )
+    with pytest.raises(TypeError, match=message):
+        lesde.Recorder(loop.model, "logits", data, every=1, learning_rate=scheduler)
 
 
 def test_groups_of_an_optimiser_must_share_their_rate(data):

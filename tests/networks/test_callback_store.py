@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -117,6 +119,31 @@ def test_a_dropped_recorder_writes_its_records(data, tmp_path):
     assert open_records(path, "hidden1").iteration.values.tolist() == [0, 2, 4]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_recorder_dropped_in_the_thread_that_writes(data, tmp_path):
+    """Where the garbage of any thread is collected in that of Zarr, the end of the program writes."""
+    loop = Loop(data)
+    path = tmp_path / "features.zarr"
+    recorder = recorded(loop, data, path)
+    loop.train(4, recorder)
+    holder, done = [recorder], threading.Event()
+    del recorder
+
+    def drop():
+        holder.clear()
+        done.set()
+
+    zarr.core.sync._get_loop().call_soon_threadsafe(drop)
+    assert done.wait(10)
+    with pytest.raises(ValueError, match="holds no record yet"):
+        open_records(path, "hidden1")
+    callback_store._flush_all()
+    assert open_records(path, "hidden1").iteration.values.tolist() == [0, 2, 4]
+    callback_store._left_for_the_end.clear()
+
+
 ENDS = {
     "end": (0, 7),
     "interrupt": (-signal.SIGINT, 7),
@@ -189,6 +216,98 @@ def test_a_store_killed_in_the_middle_of_writing(data, in_memory, tmp_path):
     with recorded(loop, data, path, resume=True) as recorder:
         loop.train(12, recorder)
     same(recorder.records(), in_memory)
+
+
+def dying(monkeypatch, name, when):
+    """Writes to the store fail from the first on of the clock's ``name``, as if the program were killed."""
+    dead = []
+
+    def guarded(method, here):
+        def call(self, *arguments):
+            if dead or (here and self.basename == name and when()):
+                dead.append(self.path)
+                raise OSError("killed")
+            return method(self, *arguments)
+
+        return call
+
+    for method, here in (("__setitem__", True), ("resize", False)):
+        monkeypatch.setattr(zarr.Array, method, guarded(getattr(zarr.Array, method), here))
+    return dead
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_store_killed_between_growing_and_writing_the_time(
+    data, in_memory, tmp_path, monkeypatch, layer
+):
+    loop, writes = Loop(data), []
+    path, left = tmp_path / "features.zarr", tmp_path / "left.zarr"
+    recorder = recorded(loop, data, path)
+    loop.train(6, recorder)
+    recorder.flush()
+    loop.train(6, recorder)
+    with monkeypatch.context() as patch:
+        dead = dying(patch, "time", lambda: writes.append(1) or len(writes) > layer)
+        with pytest.raises(OSError, match="killed"):
+            recorder.flush()
+        shutil.copytree(path, left)  # before anything can be written again
+        assert dead == [f"probe/{LAYERS[layer]}/time"]
+        clock = zarr.open_array(str(left / "probe" / LAYERS[layer] / "time"), mode="r")[:]
+        assert np.isnan(clock).tolist() == [False] * 4 + [True] * 3
+    whole = [7, 4] if layer else [4, 4]
+    for name, count in zip(LAYERS, whole, strict=True):
+        same_part = in_memory[name].isel(time=slice(count))
+        xr.testing.assert_identical(open_records(left, name).load(), same_part)
+    again = Loop(data)
+    again.train(6, lesde.Recorder(again.model, "logits", data, every=100))
+    with recorded(again, data, left, resume=True) as recorder:
+        assert (recorder.iteration, recorder.time) == (6, 0.6)
+        again.train(14, recorder)
+    same(recorder.records(), in_memory)
+    same({layer: open_records(left, layer) for layer in LAYERS}, in_memory)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_records_that_were_cut_do_not_come_back(data, in_memory, tmp_path, monkeypatch, last):
+    """The last chunk on disk keeps the numbers that an array of fewer records no longer shows."""
+    loop = Loop(data)
+    path, left = tmp_path / "features.zarr", tmp_path / "left.zarr"
+    with recorded(loop, data, path) as recorder:
+        loop.train(12, recorder)
+    again = Loop(data)
+    again.train(4, lesde.Recorder(again.model, "logits", data, every=100))
+    recorder = recorded(again, data, path, resume=True, state={"iteration": 4, "time": 0.4})
+    again.train(6, recorder)
+    with monkeypatch.context() as patch:
+        # Killed as the new times are to be written, or at the first of the other variables.
+        dying(patch, "time" if last else "accuracy", lambda: True)
+        with pytest.raises(OSError, match="killed"):
+            recorder.flush()
+        shutil.copytree(path, left)
+    for name in LAYERS:
+        found = open_records(left, name).load()
+        xr.testing.assert_identical(found, in_memory[name].isel(time=slice(3)))
+
+
+def test_a_store_killed_while_it_is_cut(data, in_memory, tmp_path, monkeypatch):
+    path, left = tmp_path / "features.zarr", tmp_path / "left.zarr"
+    loop, resize, calls = Loop(data), zarr.Array.resize, []
+    with recorded(loop, data, path) as recorder:
+        loop.train(12, recorder)
+
+    def killed(self, shape):
+        calls.append(self.path)
+        if len(calls) > 3:
+            raise OSError("killed")
+        return resize(self, shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "resize", killed)
+        with pytest.raises(OSError, match="killed"):
+            recorded(loop, data, path, resume=True, state={"iteration": 4, "time": 0.4})
+        shutil.copytree(path, left)
+    cut = open_records(left, LAYERS[0]).load()
+    xr.testing.assert_identical(cut, in_memory[LAYERS[0]].isel(time=slice(3)))
 
 
 def test_existing_stores_are_not_overwritten(data, tmp_path):

@@ -44,9 +44,10 @@ def fit(data, tmp_path):
     lightning = pytest.importorskip("lightning")
 
     class Classifier(lightning.LightningModule):
-        def __init__(self):
+        def __init__(self, halving=True):
             super().__init__()
             self.model = mlp(64, (12, 8), 4)
+            self.halving = halving
 
         def forward(self, x):
             return self.model(x)
@@ -57,21 +58,42 @@ def fit(data, tmp_path):
 
         def configure_optimizers(self):
             optimiser = torch.optim.SGD(self.parameters(), lr=0.2)
+            if not self.halving:
+                return optimiser
             halved = torch.optim.lr_scheduler.StepLR(optimiser, step_size=5, gamma=0.5)
             return [optimiser], [{"scheduler": halved, "interval": "step"}]
 
-    def run(recorder, epochs, checkpoint=None, **options):  # of four batches
+    class TwoSteps(Classifier):
+        """Two optimisers, a step of each in every batch."""
+
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            for optimiser in self.optimizers():
+                optimiser.zero_grad()
+                self.manual_backward(super().training_step(batch, index))
+                optimiser.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.parameters(), lr=rate) for rate in (0.2, 0.1)]
+
+    def run(callbacks, epochs, checkpoint=None, halving=True, two=False, again=0, **options):
+        """Epochs of four batches, and ``again`` more in a second fit."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = Classifier()
+            model = (TwoSteps if two else Classifier)(halving)
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         x, y = torch.tensor(data.train_x), torch.tensor(data.train_y)
         loader = DataLoader(TensorDataset(x, y), batch_size=30)
         trainer = lightning.Trainer(
-            max_epochs=epochs, callbacks=[recorder], accelerator="cpu", logger=False,
+            max_epochs=epochs, callbacks=callbacks, accelerator="cpu", logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=tmp_path, **options,
         )  # fmt: skip
         trainer.fit(model, loader, ckpt_path=checkpoint)
+        if again:
+            trainer.fit_loop.max_epochs = epochs + again
+            trainer.fit(model, loader)
         return trainer, model
 
     return run
@@ -115,6 +137,101 @@ def test_going_on_from_a_checkpoint(fit, data, tmp_path):
     found, wanted = again.paths("penultimate"), whole.paths("penultimate")
     np.testing.assert_array_equal(found.iteration, wanted.iteration)
     xr.testing.assert_allclose(found.load(), wanted)
+
+
+def of_different_networks(paths):
+    """Whether no two records in a row are of the same network."""
+    return bool((paths.features.diff("time") != 0).any(["sample", "feature"]).all())
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_second_fit_records_on(fit, data, tmp_path, stored):
+    store = {"store": tmp_path / "features.zarr"} if stored else {}
+    recorder = LightningRecorder("penultimate", data, every=3, **store)
+    fit(recorder, 2, again=2)
+    paths = recorder.paths("penultimate")
+    np.testing.assert_array_equal(paths.iteration, [0, 3, 6, 9, 12, 15])
+    # Its own scheduler begins anew: 0.2 again after step 8.
+    np.testing.assert_allclose(paths.time, [0, 0.6, 1.1, 1.5, 2.1, 2.5])
+    assert of_different_networks(paths)
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_going_on_without_the_clock(fit, data, tmp_path):
+    """The checkpoint, after 8 steps, was saved without the recorder."""
+    for halving in (False, True):
+        trainer, _ = fit([], 2, halving=halving)
+        trainer.save_checkpoint(tmp_path / f"{halving}.ckpt")
+    recorder = LightningRecorder("penultimate", data, every=2)
+    fit(recorder, 3, checkpoint=tmp_path / "False.ckpt", halving=False)
+    paths = recorder.paths("penultimate")
+    np.testing.assert_array_equal(paths.iteration, [8, 10, 12])
+    np.testing.assert_allclose(paths.time, [1.6, 2.0, 2.4])
+    assert of_different_networks(paths)
+
+    # The times of this list that are past by then are not due.
+    recorder = LightningRecorder("penultimate", data, times=[0, 1.0, 1.44, 2.0])
+    with pytest.raises(ValueError, match=r"at step 8 without the clock.*follows a scheduler"):
+        fit(recorder, 3, checkpoint=tmp_path / "True.ckpt")
+    recorder.load_state_dict({"iteration": 8, "time": 1.3})
+    fit(recorder, 3, checkpoint=tmp_path / "True.ckpt")
+    paths = recorder.paths("penultimate")
+    np.testing.assert_array_equal(paths.iteration, [9])  # 10 steps end at 1.5, 12 at 1.6
+    np.testing.assert_allclose(paths.time, [1.4])
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_a_store_goes_on_without_the_clock(fit, data, tmp_path):
+    path = tmp_path / "features.zarr"
+    fit(LightningRecorder("penultimate", data, every=3, store=path), 3)
+    trainer, _ = fit([], 2, halving=False)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match=r"up to iteration 12, but the fit begins at step 0"):
+        fit(LightningRecorder("penultimate", data, every=3, store=path, resume=True), 3)
+    assert open_records(path, "penultimate").sizes["time"] == 5
+    recorder = LightningRecorder("penultimate", data, every=3, store=path, resume=True)
+    fit(recorder, 3, checkpoint=tmp_path / "model.ckpt", halving=False)
+    # The record at 6 is at 1.1; two steps more were at 0.2, as far as the fit can know.
+    paths = recorder.paths("penultimate")
+    np.testing.assert_array_equal(paths.iteration, [0, 3, 6, 9, 12])
+    np.testing.assert_allclose(paths.time, [0, 0.6, 1.1, 1.7, 2.3])
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_several_steps_in_a_batch_make_one_record(fit, data):
+    recorder = LightningRecorder("penultimate", data, every=1)
+    fit(recorder, 1, two=True)
+    paths = recorder.paths("penultimate")
+    np.testing.assert_array_equal(paths.iteration, [0, 2, 4, 6, 8])
+    np.testing.assert_allclose(paths.time, [0, 0.3, 0.6, 0.9, 1.2])
+    assert of_different_networks(paths)
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_saved_before_the_batch_ends(fit, data, tmp_path):
+    """By a callback that comes first; step 6 is the first at half the rate."""
+    from lightning.pytorch import Callback
+
+    class Saving(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "model.ckpt")
+
+    whole = LightningRecorder("penultimate", data, every=3)
+    fit([Saving(), whole], 3)
+    again = LightningRecorder("penultimate", data, every=3)
+    fit(again, 3, checkpoint=tmp_path / "model.ckpt")
+    found, wanted = again.paths("penultimate"), whole.paths("penultimate")
+    # The loader begins the epoch anew, so later networks differ.
+    for name in ("iteration", "time", "step_size"):
+        np.testing.assert_array_equal(found[name], wanted[name][2:])
+    np.testing.assert_array_equal(found.features[:, 0], wanted.features[:, 2])
 
 
 @needs_lightning

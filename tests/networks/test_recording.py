@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lesde
-from lesde.networks import ImageData, mlp
+from lesde.networks import ImageData, mlp, open_records
 
 K, N = 3, 24
 
@@ -319,6 +319,9 @@ def test_compiled_models_are_seen_through(model, images):
         ({"model": 3}, TypeError, r"model must be a torch\.nn\.Module; got 3"),
         ({"layers": "fc"}, ValueError, r"layers must be one of 'logits', 'penultimate', '0'"),
         ({"layers": []}, ValueError, "at least one layer"),
+        ({"layers": 3}, TypeError, "layers must be a name or a sequence of names; got 3"),
+        ({"layers": ["0", 3]}, TypeError, r"sequence of names; got \['0', 3\]"),
+        ({"layers": [["0"]]}, TypeError, r"sequence of names; got \[\['0'\]\]"),
         ({"layers": ["0", "0"]}, ValueError, "each only once"),
         ({"probe": 3}, TypeError, r"probe must be a DataLoader or Dataset"),
         ({"probe": {}}, ValueError, "at least one probe set"),
@@ -328,7 +331,24 @@ def test_compiled_models_are_seen_through(model, images):
         ({"probe": (torch.rand(2, 1, 8, 8), [-1, 1])}, ValueError, "labels of at least 0"),
         ({"probe": (torch.full((2, 1, 8, 8), np.nan), [0, 1])}, ValueError, "finite inputs"),
         ({"probe": (torch.rand(2, 3, 8, 8), [0, 1])}, ValueError, r"shape \(2, 3, 8, 8\)"),
-        ({"probe": DataLoader(TensorDataset(torch.rand(3, 2)))}, TypeError, "give .input, label"),
+        ({"probe": (torch.rand(0, 1, 8, 8), torch.arange(0))}, ValueError, "probe .* it is empty"),
+        ({"probe": ([], [])}, ValueError, "at least one labelled input; it is empty"),
+        ({"probe": {"a": ([], [])}}, ValueError, r"probe\['a'\] .* it is empty"),
+        (
+            {"probe": DataLoader(TensorDataset(torch.rand(3, 2)))},
+            TypeError,
+            r"give \(input, label\); got 1 element, Tensor of shape \(1, 2\)",
+        ),
+        (
+            {"probe": DataLoader([torch.rand(2)] * 3, batch_size=3)},
+            TypeError,
+            r"got one Tensor of shape \(3, 2\) without a label",
+        ),
+        (
+            {"probe": DataLoader([{"image": 1.0, "label": 0}])},
+            TypeError,
+            r"got a dict of \['image', 'label'\]",
+        ),
         ({"pooling": "max"}, ValueError, "pooling must be one of 'flatten', 'mean'"),
         ({"loss": "hinge"}, ValueError, "loss must be one of"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
@@ -340,6 +360,37 @@ def test_refusals(model, images, change, error, message):
     arguments = {"model": model, "layers": "0", "probe": images} | change
     with pytest.raises(error, match=message):
         lesde.record(**arguments)
+
+
+def test_layers_may_come_from_an_iterator(model, images):
+    assert list(lesde.record(model, iter(["0", "logits"]), images)) == ["0", "logits"]
+    recorder = lesde.Recorder(model, (name for name in ["0", "logits"]), images, every=1)
+    assert recorder.layers == ("0", "logits")
+
+
+@pytest.mark.filterwarnings("error")
+def test_looks_are_joined(model, images):
+    """Over time and over replicates, as the documentation says."""
+    first = lesde.record(model, "penultimate", images)
+    with torch.no_grad():
+        model[0].weight += 0.1
+    second = lesde.record(model, "penultimate", images, time=0.5, iteration=5)
+    over_time = xr.concat(
+        [first, second],
+        "time",
+        data_vars="minimal",
+        coords="minimal",
+        compat="equals",
+        join="exact",
+    )
+    np.testing.assert_array_equal(over_time.iteration, [0, 5])
+    assert over_time.label.dims == ("sample",)
+    for n, one in enumerate((first, second)):
+        xr.testing.assert_identical(over_time.isel(time=[n]), one)
+    other = lesde.record(model, "penultimate", images, replicate=1)
+    runs = open_records([other, first], "penultimate")
+    np.testing.assert_array_equal(runs.replicate, [0, 1])
+    xr.testing.assert_identical(runs.sel(replicate=[1]), other)
 
 
 def test_penultimate_needs_a_linear_layer(images):
@@ -361,7 +412,7 @@ def test_model_on_a_device(images):
     np.testing.assert_allclose(found.features, wanted.features, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["recording", "callback", "torch_data"])
+@pytest.mark.parametrize("name", ["recording", "callback", "callback_records", "torch_data"])
 def test_examples_in_the_documentation(name):
     result = doctest.testmod(importlib.import_module(f"lesde.networks.{name}"))
     assert result.attempted > 0
