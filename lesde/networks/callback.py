@@ -18,7 +18,7 @@ from .callback_opening import Key, found_tracks, new_tracks
 from .callback_store import MemoryTrack, Store, StoreTrack, Track
 from .looking import Looker, Loss, Pooling
 from .probe_set import read_probes
-from .recording import checked_layers, entries_of, track_attrs
+from .recording import entries_of, track_attrs
 
 __all__ = ["Recorder"]
 
@@ -132,7 +132,7 @@ class Recorder:
         first = next(iter(self._probes.values()))
         self._looker = Looker(
             model,
-            checked_layers(layers),
+            layers,
             first,
             loss=loss,
             pooling=pooling,

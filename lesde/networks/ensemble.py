@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,10 @@ _AT_ONCE = 2**19
 
 def layer_names(layers: str | Sequence[str]) -> tuple[str, ...]:
     """The layers that are asked for, each once."""
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    given = (layers,) if isinstance(layers, str) else layers
+    names = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"layers must be a name or a sequence of names; got {shown(layers)}.")
     if not names or len(set(names)) < len(names):
         raise ValueError(
             f"layers must hold at least one layer and each only once; got {shown(layers)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from ..checks import check_integer, check_real, shown
+from ..checks import check_integer, check_real
 from .looking import Look, Looker, Loss, Pooling
 from .probe_set import ProbeSet, read_probes
 
-__all__ = ["checked_layers", "entries_of", "packed", "record", "track_attrs"]
+__all__ = ["entries_of", "packed", "record", "track_attrs"]
 
 Entries = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """Variables of one look at one layer, each with its dimensions after ``replicate`` and ``time``."""
@@ -121,7 +121,7 @@ def record(
     replicate = check_integer("replicate", replicate, 0)
     looker = Looker(
         model,
-        checked_layers(layers),
+        layers,
         next(iter(probes.values())),
         loss=loss,
         pooling=pooling,
@@ -143,16 +143,6 @@ def record(
         if isinstance(layers, str):
             found[name] = found[name][layers]
     return found if isinstance(probe, Mapping) else found["probe"]
-
-
-def checked_layers(layers: Any) -> str | tuple[str, ...]:
-    """The asked layers, seen to be a name or several."""
-    if isinstance(layers, str):
-        return layers
-    names = tuple(layers) if isinstance(layers, Iterable) else None
-    if names is None or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"layers must be a name or a sequence of names; got {shown(layers)}.")
-    return names
 
 
 def entries_of(

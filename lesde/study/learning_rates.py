@@ -256,8 +256,8 @@ def compare_learning_rates(
     result["inside"] = (result["predicted_lower"] <= result["network"]) & (
         result["network"] <= result["predicted_upper"]
     )
-    same = np.log(result["network_path"]) - np.log(result["predicted_path"].sel(kernel=KERNELS[0]))
-    result["log_error"] = np.sqrt((same**2).mean(("metric", "time"), skipna=False))
+    apart = np.log(result["network_path"]) - np.log(result["predicted_path"].sel(kernel=KERNELS[0]))
+    result["log_error"] = np.sqrt((apart**2).mean(("metric", "time"), skipna=False))
     result["log_error"].attrs["long_name"] = "error of the logarithm, over metrics and times"
     quality = result["log_error"].mean("learning_rate", skipna=False).fillna(np.inf).values
     result = result.assign_attrs(

@@ -66,6 +66,7 @@ from .architectures import dense
         ({"times": [0.0, 0.01]}, ValueError, r"times must be at least one step apart"),
         ({"layers": ["hidden9"]}, ValueError, r"layers must be among 'logits'.*got 'hidden9'"),
         ({"layers": ["logits", "logits"]}, ValueError, r"layers must hold .* only once"),
+        ({"layers": 3}, TypeError, "layers must be a name or a sequence of names; got 3"),
         ({"loss": "crossentropy"}, ValueError, r"loss .* Did you mean 'cross_entropy'"),
         ({"sampling": "epoch"}, ValueError, r"sampling .* Did you mean 'epochs'"),
         ({"batch_size": 0}, ValueError, r"batch_size must be an integer of at least 1"),
