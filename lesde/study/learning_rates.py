@@ -256,8 +256,9 @@ def compare_learning_rates(
     result["inside"] = (result["predicted_lower"] <= result["network"]) & (
         result["network"] <= result["predicted_upper"]
     )
-    apart = np.log(result["network_path"]) - np.log(result["predicted_path"].sel(kernel=KERNELS[0]))
-    result["log_error"] = np.sqrt((apart**2).mean(("metric", "time"), skipna=False))
+    ratio = result["network_path"] / result["predicted_path"].sel(kernel=KERNELS[0])
+    square = ratio.copy(data=np.log(ratio.values) ** 2)
+    result["log_error"] = square.mean(("metric", "time"), skipna=False) ** 0.5
     result["log_error"].attrs["long_name"] = "error of the logarithm, over metrics and times"
     quality = result["log_error"].mean("learning_rate", skipna=False).fillna(np.inf).values
     result = result.assign_attrs(
