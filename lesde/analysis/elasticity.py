@@ -103,10 +103,11 @@ def fit_elasticity(
         - ``residual_scale``, ``residual_scale_interval (interval)``: σ̂ of a sample, per √time.
         - ``r_squared``, ``r_squared_interval (interval)``: share of Σ n_k|ΔX̄^k|² that the fitted rates explain in replicates they
           were not fitted to (each is predicted with the rates of the others), NaN for one replicate. At most 1; not above 0
-          where the model predicts no better than "nothing moves". Noise counts against it.
+          where the model predicts no better than "nothing moves". Noise counts against it. Far below 0 rates are noise: see Notes.
         - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates have in common,
-          with noise and the fit's own use of it taken off: 1 in expectation where the model is right, however large the noise, so
-          this number tells how far the linear model fits. With ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them
+          with noise and the fit's own use of it taken off: 1 in expectation where the model is right, however large the noise. It
+          looks one interval ahead from the observed means: errors that add up along a path are not in it, so a value near 1
+          does not say that a simulation with these rates stays with the paths. With ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them
           per interval). It needs replicates whose class means move alike (the same start, or logits of
           networks); where they have nothing in common it is a ratio of noises, with an error to match, or NaN.
         - ``r_squared_in_sample``, ``r_squared_in_sample_interval``: the same without leaving a replicate out.
@@ -118,7 +119,8 @@ def fit_elasticity(
     -----
     UserWarning
         When a rate is not identified in some interval (its standard error is inf there, and that of its integral from there
-        on), when no tail index can be given (NaN), when standard errors rest on the model because replicates are few,
+        on), when no tail index can be given (NaN), when ``r_squared`` is below −1 in some group,
+        when standard errors rest on the model because replicates are few,
         when ``transform`` is not that of the recorded model, and when that has a kernel that depends on the features.
 
     Raises
@@ -131,6 +133,10 @@ def fit_elasticity(
     Two-level with H = I: α − β acts on differences of class means, α + (K−1)β on the grand mean. Where
     the grand mean is near zero β (and α) are poorly determined alone, and their standard errors say so;
     α − β, on which separation depends, is not affected.
+
+    Rates are relative to class means. Before the classes stand apart, as at the start of training, their means are hardly
+    known relative to their noise, rates are noise too (``r_squared`` far below 0), and integrals carry it along. Leave out
+    those times: ``paths.sel(time=slice(t, None))``.
 
     E varying within an interval biases the rates by the order of the squared interval (not at all for
     balanced classes with H = I, where the transitions commute). Errors ``"model"`` take the noise to be

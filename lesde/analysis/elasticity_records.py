@@ -102,7 +102,7 @@ def warn_of_features(paths: xr.Dataset) -> None:
         "their class means do not obey the linear law that is fitted. α, β or E are then those of the "
         "linear model that comes closest to the motion of these paths, roughly the strength averaged "
         "over pairs of samples; they change with the initial state and the noise, and their errors hold "
-        "for replicates made the same way. r_squared_common tells how far the linear model fits.",
+        "for replicates made the same way. r_squared_common tells how well they predict one time from the last.",
         UserWarning,
         stacklevel=3,
     )

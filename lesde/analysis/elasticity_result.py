@@ -21,6 +21,10 @@ __all__ = ["TWO_LEVEL", "ElasticityResult"]
 TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
 RATES = ["alpha", "beta", "alpha_minus_beta"]
 INTEGRALS = ["A", "B", "A_minus_B"]
+STACK = 4
+"""Warnings point at the caller of the fit: beside it a method and a function or method that it calls."""
+FAR_OFF = -1.0
+"""r_squared below which rates predict so badly that they say nothing: twice as far off as "nothing moves"."""
 
 
 class ElasticityResult:
@@ -60,7 +64,9 @@ class ElasticityResult:
         if unknown.any():
             n = int(unknown.sum())
             what = "α and β apart" if self.two_level else "every entry of E"
-            _warn_unknown(n, len(unknown), what, float(times[:-1][unknown][0]))
+            # Of groups that tell all rates the difference is known too.
+            difference = self.two_level and bool(self.known[:, unknown, -1].all())
+            _warn_unknown(n, len(unknown), what, float(times[:-1][unknown][0]), difference)
 
     def _ratio(self, jackknife: np.ndarray) -> np.ndarray:
         """Variance of each rate over what the model says, averaged over intervals: (group, f).
@@ -244,6 +250,7 @@ class ElasticityResult:
 
     def add_quality(self) -> None:
         fit = self.fit
+        self._warn_of_noise()
         self._put("residual_scale_interval", fit.noise, ("interval",), "σ̂ of a sample per √time")
         self._put("residual_scale", np.sqrt((fit.noise**2).mean(1)), (), "σ̂ of a sample per √time")
         for name, left, moved in (
@@ -268,19 +275,48 @@ class ElasticityResult:
         dims = ("interval", "level") if self.two_level else ("interval", "class", "class_")
         self._put("identified", self.known, dims, "whether the data tell the raw rate")
 
+    def _warn_of_noise(self) -> None:
+        """Warn where the rates of some group predict far worse than that nothing moves."""
+        left, moved = self.fit.predicted_residual, self.fit.moved
+        share = _share(left.sum(1), moved.sum(1))
+        if not (share < FAR_OFF).any():
+            return
+        g = int(np.nanargmin(share))
+        worst = int(np.nanargmax(left[g] - moved[g]))
+        times = self.data.times
+        start, end = float(times[worst]), float(times[worst + 1])
+        t = "t" if end == times[-1] else f"{end:g}"
+        bad = int((share < FAR_OFF).sum())
+        of = (
+            "" if len(share) == 1 else f" at worst, below {FAR_OFF:g} in {bad} of {len(share)} fits"
+        )
+        warnings.warn(
+            f"r_squared = {share[g]:.3g}{of}: the rates explain less than nothing by far, most of it from "
+            f"t = {start:g} to {end:g}. Rates are relative to class means; where these are hardly known, as before "
+            f"the classes stand apart at the start of training, they are noise. Leave those times out, such as "
+            f"paths.sel(time=slice({t}, None)).",
+            UserWarning,
+            stacklevel=STACK,
+        )
+
 
 def _share(left: np.ndarray, moved: np.ndarray) -> np.ndarray:
     return 1 - left / np.where(moved > 0, moved, np.nan)
 
 
-def _warn_unknown(number: int, of: int, what: str, first: float) -> None:
+def _warn_unknown(number: int, of: int, what: str, first: float, difference: bool) -> None:
+    why = (
+        "α − β is still identified. This is so with H = I where the grand mean of the classes is zero, and with "
+        "H of logits where the mean logits of all classes reach equally far along their own directions. "
+        if difference
+        else ""
+    )
     warnings.warn(
         f"the paths do not tell {what} in {number} of {of} intervals (the first starts at t = {first:g}): "
-        f"standard errors are inf there, and in integrals from there on. With H = I this is so where "
-        f"the grand mean is zero; α − β is then still identified. Start the replicates differently, or "
-        f"leave out those times.",
+        f"standard errors are inf there, and in integrals from there on. {why}Start the replicates "
+        f"differently, or leave out those times.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=STACK,
     )
 
 
@@ -289,5 +325,5 @@ def _warn_tail(reason: str, levels: str, window: tuple[float, float]) -> None:
         f"no {reason} (for {levels}, from t = {window[0]:g} to {window[1]:g}); it is NaN. Give another "
         f"window with tail=, or longer paths.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=STACK,
     )
