@@ -194,13 +194,19 @@ class Clusters:
     def quantile(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Of Student's t; units that carry unequal ``weights`` (unit, ...) count for fewer.
 
-        (Σ w)²/Σ w² of them, less the number of classes where units are draws.
+        Units of one class have (Σ w)²/Σ w² less one degrees of freedom ν_k. Where units are draws of several classes,
+        those of the sum are Satterthwaite's for parts of the variance as large as the classes' weights W_k,
+        (Σ_k W_k)²/Σ_k (W_k²/ν_k): for equal weights as many as units less classes.
         """
         if weights is None:
-            number: Any = float(self.count)
+            freedom = np.asarray(float(self.count - self.n_strata))
         else:
-            square = (weights**2).sum(0)
-            number = weights.sum(0) ** 2 / np.where(square > 0, square, np.nan)
-        strata = self.n_strata if weights is None else 1
-        freedom = np.maximum(np.nan_to_num(np.asarray(number) - strata, nan=1.0), 1.0)
-        return np.asarray(student.ppf((1 + self._confidence) / 2, freedom))
+            parts = np.zeros(weights.shape[1:])
+            for k in np.unique(self._strata):
+                own = weights[self._strata == k]
+                total, square = own.sum(0), (own**2).sum(0)
+                number = total**2 / np.where(square > 0, square, 1.0)
+                # Two units tell a variance with one degree of freedom, however unequal they are.
+                parts = parts + total**2 / np.maximum(number - 1, 1.0)
+            freedom = weights.sum(0) ** 2 / np.where(parts > 0, parts, np.inf)
+        return np.asarray(student.ppf((1 + self._confidence) / 2, np.maximum(freedom, 1.0)))
