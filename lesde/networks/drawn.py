@@ -21,7 +21,7 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     Parameters
     ----------
     drawn : xarray.Dataset
-        The dataset ``"drawn"`` of :func:`record_ensemble`: ``features ([learning_rate,] replicate, draw, feature)`` with
+        The dataset ``"drawn"`` of :func:`record_ensemble`: logits, ``features ([learning_rate,] replicate, draw, feature)``, with
         the coordinates ``label ([learning_rate,] replicate, draw)``, integers 0 to K−1, ``time ([learning_rate,] draw)`` and,
         optionally, ``iteration (draw)``.
     times : int or array (window + 1,), default 50
@@ -42,8 +42,9 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     TypeError
         If ``drawn`` is no dataset, its labels are no integers, or ``times`` is no whole number or list of numbers.
     ValueError
-        If dimensions or coordinates are missing or a class is; if a network drew no sample of some class in some window (the
-        message says how long windows must be); if learning rates differ in their times.
+        If dimensions or coordinates are missing; if a class was never drawn, of which logits have one a class; if features of a
+        draw are not finite; if a network drew no sample of some class in some window (the message says how long windows must
+        be); if learning rates differ in their times.
 
     Examples
     --------
@@ -67,6 +68,9 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     if (count == 0).any():
         raise _too_short(count, labels, moments, edges)
     values = features[..., inside, :].reshape(-1, p).astype(np.float64)
+    bad = ~np.isfinite(values).all(-1)
+    if bad.any():
+        raise _not_finite(bad.reshape(*lead, -1), moments[inside])
     sums = [np.bincount(cell, weights=values[:, j], minlength=size) for j in range(p)]
     means = np.stack(sums, -1).reshape(*lead, W, K, p) / count[..., None]
     draws = np.bincount(window[inside], minlength=W)
@@ -92,7 +96,7 @@ def _read(drawn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 f"drawn.{name} must have the dimensions {wanted}; got {drawn[name].dims}."
             )
     labels = drawn["label"].values
-    check_labels("drawn.label", labels.ravel())
+    _check_classes(drawn, labels)
     moments = np.atleast_2d(drawn["time"].values.astype(np.float64))
     if (moments != moments[0]).any():
         raise ValueError(
@@ -103,6 +107,25 @@ def _read(drawn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if len(moments[0]) < 2 or (np.diff(moments[0]) < 0).any() or moments[0, 0] == moments[0, -1]:
         raise ValueError("drawn.time must increase along draw, over at least two draws.")
     return drawn["features"].values, labels, moments[0]
+
+
+def _check_classes(drawn: xr.Dataset, labels: np.ndarray) -> None:
+    """Raise unless every class was drawn by some replicate."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        check_labels("drawn.label", labels.ravel())  # says what labels must be
+    present = np.unique(labels)
+    if len(present) == 0 or present[0] < 0:
+        check_labels("drawn.label", labels.ravel())
+    K = int(present[-1]) + 1
+    # Logits have a feature for each class; features of a layer that is named otherwise say nothing of how many.
+    if drawn.attrs.get("layer", "logits") == "logits":
+        K = max(K, drawn.sizes["feature"])
+    missing = np.setdiff1d(np.arange(K), present)
+    if len(missing):
+        raise ValueError(
+            f"drawn must hold draws of every class, 0 to {K - 1}; class {', '.join(map(str, missing))} was never drawn. "
+            f"Train for longer, or record networks of the other classes alone."
+        )
 
 
 def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
@@ -134,6 +157,17 @@ def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
             f"{edges[i + 1]:g}. Draws go from {moments[0]:g} to {moments[-1]:g}."
         )
     return edges
+
+
+def _not_finite(bad: np.ndarray, moments: np.ndarray) -> ValueError:
+    """The error where draws (..., replicate, draw) hold NaN or inf."""
+    replicates = np.unique(np.nonzero(bad)[-2])
+    listed = ", ".join(map(str, replicates[:8])) + (", …" if len(replicates) > 8 else "")
+    first = float(moments[bad.reshape(-1, bad.shape[-1]).any(0)][0])
+    return ValueError(
+        f"drawn.features must be finite; {int(bad.sum())} of {bad.size} draws hold NaN or inf, the first at "
+        f"t = {first:g}, in replicate number {listed}. Leave these replicates out, or end with times before it."
+    )
 
 
 def _too_short(

@@ -51,7 +51,7 @@ def measure_impact(
     At every saved time, for every network and each of some drawn training samples, a copy of the network
     takes one step of plain SGD at that sample alone, and the change of the features of all probe samples
     is reduced to what `lesde.fit_impact` needs. The networks that train never see it: they are the same to
-    the last bit as without measuring.
+    the last bit as without measuring. For a network of your own, as it is now, see `lesde.measure_impact`.
 
     Parameters
     ----------
@@ -100,12 +100,15 @@ def measure_impact(
     >>> fit.E.sizes
     Frozen({'time': 4, 'class': 4, 'class_': 4})
     """
+    if not isinstance(data, ImageData):
+        raise TypeError(
+            f"data must be a lesde.networks.ImageData; got {type(data).__name__}. To measure one network as it "
+            f"is now, use lesde.measure_impact(model, loss, samples, probe, learning_rate)."
+        )
     if by is not None:
         check_choice("by", by, DISTANCES)
     if not isinstance(layer, str):
         raise TypeError(f"layer must be the name of one layer; got {shown(layer)}.")
-    if not isinstance(data, ImageData):
-        raise TypeError(f"data must be a lesde.networks.ImageData; got {type(data).__name__}.")
     check_choice("loss", loss, LOSSES)
     probe = ImpactProbe(
         data,

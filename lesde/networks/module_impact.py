@@ -38,7 +38,8 @@ def measure_impact(
 
     For every drawn sample the parameters take one step of plain SGD at that sample alone, from where they
     are now, and the features of the probe are taken before and after. The network itself is left as it was:
-    parameters, buffers, gradients and mode.
+    parameters, buffers, gradients and mode. For networks of an ensemble, measured while they train, see
+    :func:`lesde.networks.measure_impact`.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def measure_impact(
         ``"mse"`` is half the squared distance to the one-hot label. A callable takes the output for one sample,
         (1, ...), and its label, an int64 tensor (1,), and returns a number.
     samples : (array (S, ...), int array (S,))
-        Inputs and labels of the drawn samples, at which steps are taken; several of every class.
+        Inputs and labels of the drawn samples, at which steps are taken; several of every class of the probe.
     probe : (array (n, ...), int array (n,))
         Inputs and labels 0 to K−1 of the samples that are watched.
     learning_rate : float
@@ -72,7 +73,7 @@ def measure_impact(
     Raises
     ------
     TypeError, ValueError
-        For arguments that are not as above, or features that are not finite.
+        For arguments that are not as above, or inputs or features that are not finite.
 
     Notes
     -----
@@ -89,7 +90,11 @@ def measure_impact(
     (4, 4)
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {shown(model)}.")
+        raise TypeError(
+            f"model must be a torch.nn.Module; got {shown(model)}. To train networks on ImageData and measure "
+            f"them on the way, use lesde.networks.measure_impact(data, architecture, learning_rates, "
+            f"replicates, times)."
+        )
     rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
     if by is not None:
         check_choice("by", by, ("r2", "cosine"))
@@ -97,6 +102,7 @@ def measure_impact(
     x, y = watch.inputs("samples", samples)
     probe_x, probe_y = watch.inputs("probe", probe)
     labels = check_labels("probe labels", probe_y.numpy())
+    _check_drawn(y.numpy(), int(labels.max()) + 1)
     cost = _loss(loss, int(labels.max()) + 1)
     with evaluating(model):
         start = {name: p.detach() for name, p in model.named_parameters()}
@@ -119,6 +125,17 @@ def measure_impact(
         bins=bins,
         shares=shares,
     ).assign_attrs(engine="network", layer=layer, architecture=str(model))
+
+
+def _check_drawn(labels: np.ndarray, n_classes: int) -> None:
+    """Raise where a class is drawn that is not watched."""
+    other = np.unique(labels[(labels < 0) | (labels >= n_classes)])
+    if len(other):
+        raise ValueError(
+            f"samples labels must be 0 to {n_classes - 1}, the classes of probe; got "
+            f"{', '.join(map(str, other[:8]))}{', …' if len(other) > 8 else ''}. Renumber them, or watch samples "
+            f"of these classes too."
+        )
 
 
 def _stepped(
@@ -175,6 +192,8 @@ class _Watched:
                 f"{name} must hold one input and one integer label each, at least one; got inputs of shape "
                 f"{tuple(x.shape)} and labels of shape {tuple(y.shape)}, {y.dtype}."
             )
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            raise ValueError(f"{name} must have finite inputs; remove or replace its NaN and inf.")
         x = x.to(self._like.device)
         return (x.to(self._like.dtype) if x.is_floating_point() else x), y.long()
 

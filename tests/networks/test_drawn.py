@@ -155,3 +155,26 @@ def test_draws_of_networks_go_into_the_fit():
     assert np.isfinite(fit.A).all()
     # Networks learn: the means of classes move apart.
     assert float(fit.A_minus_B[0, -1]) > 3 * float(fit.A_minus_B_se[0, -1]) > 0
+
+
+def test_a_class_that_is_never_drawn_is_named():
+    data = draws(p=3)
+    never = data.assign_coords(label=(data.label.dims, data.label.values % 2))
+    with pytest.raises(ValueError, match=r"0 to 2; class 2 was never drawn"):
+        drawn_means(never, 6)
+    with pytest.raises(ValueError, match=r"0 to 2; class 1 was never drawn"):
+        drawn_means(data.assign_coords(label=(data.label.dims, data.label.values // 2 * 2)), 6)
+    # Three features of a hidden layer say nothing of a third class.
+    assert drawn_means(never.assign_attrs(layer="hidden"), 6).sizes["sample"] == 2
+
+
+def test_draws_that_are_not_finite_are_counted():
+    data = draws()
+    data.features[0, 1, [450, 470, 471], 0] = [np.nan, np.inf, np.nan]
+    with pytest.raises(
+        ValueError, match=r"3 of 1800 draws hold NaN or inf, the first at t = 4\.5, in replicate number 1\."
+    ):  # fmt: skip
+        drawn_means(data, 6)
+    # Both remedies that are named do.
+    assert np.isfinite(drawn_means(data.isel(replicate=[0, 2]), 6).features).all()
+    assert np.isfinite(drawn_means(data, [0, 2, 4.5]).features).all()

@@ -340,6 +340,37 @@ def test_what_does_not_fit_is_refused(data):
             lesde.measure_impact(**{**good, **wrong})
 
 
+def test_labels_and_inputs_of_samples_are_checked_as_those_of_the_probe():
+    network, x, y = linear_case()
+    wild = x.clone()
+    wild[3, 0] = np.nan
+    for loss in ("cross_entropy", lambda out, label: out[0, label[0].clamp(0, 2)]):
+        good = dict(model=network, loss=loss, samples=(x, y), probe=(x, y), learning_rate=0.1)
+        for wrong, message in (
+            (
+                {"samples": (x, y + 1)},
+                r"samples labels must be 0 to 2, the classes of probe; got 3\.",
+            ),
+            ({"samples": (x, y - 2)}, r"samples labels must be 0 to 2, .* got -2, -1\."),
+            ({"probe": (wild, y)}, "probe must have finite inputs; remove or replace"),
+            ({"samples": (wild, y)}, "samples must have finite inputs"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                lesde.measure_impact(**{**good, **wrong})
+
+
+def test_each_way_to_measure_names_the_other(data):
+    network, x, y = linear_case()
+    with pytest.raises(
+        TypeError, match=r"got Linear\. To measure one .* lesde\.measure_impact\(model"
+    ):
+        measure_impact(network, "cross_entropy", (x, y), (x, y), 0.01)
+    with pytest.raises(TypeError, match=r"got ImageData.* lesde\.networks\.measure_impact\(data"):
+        lesde.measure_impact(data, dense, RATE, 2, TIMES)
+    assert "lesde.networks.measure_impact" in lesde.measure_impact.__doc__
+    assert "`lesde.measure_impact`" in measure_impact.__doc__
+
+
 def test_within_exceeds_between_as_the_network_learns(data):
     """Null of no local elasticity, α = β, refused at 5 standard errors after training, from 12 networks."""
     (record,) = measure_impact(
