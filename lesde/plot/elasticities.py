@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from lesde.checks import check_dataset
-from lesde.plot.canvas import axis_label, check_panels, panels
-from lesde.plot.limits import limit_to_bands
+from lesde.plot.canvas import axis_label, check_panels, number, panels
+from lesde.plot.limits import FAR, limit_to_bands
 from lesde.plot.rate_key import (
     RateCell,
     band_patch,
@@ -73,9 +73,9 @@ def elasticity(
     Notes
     -----
     Bands are the fit's confidence limits. Where a rate is not identified (infinite standard error)
-    there is neither line nor band. The vertical axis shows all of the bands, but not where a band
-    reaches beyond its curve by more than four times both the range of the curves and the usual
-    (median) reach of the bands: there it is cut off, so that it does not flatten the rest. The axis
+    there is neither line nor band, and the panel says so. The vertical axis shows all of the bands, but not where
+    a band reaches beyond its curve by more than four times both the range of the curves and the usual
+    (median) reach of the bands: there it is cut off, and so may be its curve, so that it does not flatten the rest. The axis
     spans at least half of the largest value shown, so that a constant looks like one.
 
     Examples
@@ -96,7 +96,10 @@ def elasticity(
             x, y = true_curves[name]
             each.plot(x, y, color=INK, linestyle=(0, (4, 2)), linewidth=1.0, zorder=4)
             curves.append((y, y, y))
-        limit_to_bands(each, *(np.concatenate(each_of) for each_of in zip(*curves, strict=True)))
+        _note_unknown(each, cells, name)
+        limit_to_bands(
+            each, *_without_wild(*(np.concatenate(c) for c in zip(*curves, strict=True)))
+        )
         each.set_ylabel(LABELS[name])
         each.set_xlabel(axis_label(fit.coords.get("time"), "time"))
         if ax is None and name in ("A", "B"):
@@ -137,6 +140,50 @@ def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
     low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
     draw_band(ax, x, low, high, colour, not single)
     return values, low, high
+
+
+def _without_wild(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> Curve:
+    """Points without those whose bands are far wider than the usual band and than all that is known better."""
+    reach = np.maximum(high - values, values - low)
+    usual = float(np.median(reach[reach > 0])) if (reach > 0).any() else 0.0
+    better = values[reach <= FAR * usual]
+    most = FAR * max(usual, float(np.ptp(better)) if len(better) else 0.0)
+    known = ~(reach > most) if most > 0 else np.ones(len(reach), bool)
+    return values[known], low[known], high[known]
+
+
+def _note_unknown(ax: Axes, cells: list[RateCell], name: str) -> None:
+    """Say in the panel from where on an estimate has no band, or that it has none at some times."""
+    notes = []
+    for cell in cells:
+        variable = cell.data[name]
+        x = cell.data[variable.dims[0]].values
+        low, high = _band(cell.data, name, variable.values.astype(np.float64))
+        unknown = ~(np.isfinite(low) & np.isfinite(high))
+        if not unknown.any():
+            continue
+        first = int(np.argmax(unknown))
+        # Integrals are unknown from some time on; the first of them, from where they start, is 0.
+        after = unknown[first:].all()
+        span = f"from t = {number(float(x[first]))}" if first > (variable.dims[0] == "time") else ""
+        notes.append(span if after else f"at {int(unknown.sum())} of {len(x)} times")
+    if notes:
+        # Panels are narrow: where rates differ, the key to them is in the figure and not in words.
+        same = len(set(notes)) == 1
+        lines = ["not identified", notes[0] if same else ""]
+        if len(notes) < len(cells) or not same:
+            lines.append(f"({len(notes)} of {len(cells)} learning rates)")
+        ax.text(
+            0.97,
+            0.96,
+            "\n".join(line for line in lines if line),
+            transform=ax.transAxes,
+            ha="right",
+            va="top",
+            fontsize=6.5,
+            color=SECOND_INK,
+            zorder=5,
+        )
 
 
 def _band(data: xr.Dataset, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
 from lesde.checks import check_choice, check_dataset
 from lesde.plot.canvas import check_panels, fix_ticks, number
@@ -23,6 +26,8 @@ BARS = {
     "relative": "relative change",
     "explained": "share explained",
 }
+LARGEST, SMALLEST = 7.0, 4.0
+"""Sizes of text in a cell, in points; matrices whose cells leave less have none."""
 DARK = 0.6
 """Share of the colour scale beyond which values are written in white."""
 
@@ -64,7 +69,8 @@ def impact_matrix(
     -----
     Colours of E are symmetric about zero, red above and blue below, on one scale for all times. It reaches as far as entries
     whose interval leaves out zero; others are written in brackets and may lie beyond it, as those of features near zero do
-    at the start of training.
+    at the start of training. The colour bar shows the part of the scale that is used, and stands in the place that an odd
+    number of panels in two columns leaves.
 
     Examples
     --------
@@ -88,18 +94,16 @@ def impact_matrix(
     values = matrix.transpose(*order).values[at].astype(np.float64)
     clear = _clear(data, variable, order)[at]
     check_panels(ax, len(at))
-    axes = _axes(ax, len(at), values.shape[-1])
+    axes, hole = _axes(ax, len(at), values.shape[-1])
     norm, end = _scale(values, clear, variable)
     cmap = "RdBu_r" if variable == "E" else "cividis"
+    sizes = _text_sizes(axes[0], values, clear)
     for each, frame, sure, title in zip(axes, values, clear, titles, strict=True):
-        image = each.imshow(frame, cmap=cmap, norm=norm, aspect="equal")
-        _write(each, frame, sure, norm, variable)
+        each.imshow(frame, cmap=cmap, norm=norm, aspect="equal")
+        _write(each, frame, sure, norm, variable, sizes)
         _dress(each, len(frame), title)
     _edge_labels(axes)
-    bar = axes[0].figure.colorbar(image, ax=list(axes), aspect=25, pad=0.02, extend=end, shrink=0.9)
-    bar.ax.tick_params(labelsize=7, width=0.6, length=2)
-    bar.set_label(BARS[variable], size=8)
-    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+    _colour_bar(axes, hole, _used_part(norm, cmap, values), end, BARS[variable])
     if note and isinstance(axes[0].figure, Figure) and ax is None:
         axes[0].figure.suptitle(note, fontsize=8)
     return axes
@@ -141,22 +145,48 @@ def _scale(values: np.ndarray, clear: np.ndarray, variable: str) -> tuple[Normal
     return TwoSlopeNorm(0.0, -top, top), end[(bool(beyond[0]), bool(beyond[1]))]
 
 
-def _axes(ax: Any, count: int, n_classes: int) -> np.ndarray:
-    """One axes per time: side by side for few classes, one below the other for many."""
+def _used_part(norm: Normalize, cmap: str, values: np.ndarray) -> ScalarMappable:
+    """The colours from the least to the greatest value, 0 included."""
+    low, high = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
+    finite = values[np.isfinite(values)]
+    if low < 0 < high and len(finite):
+        low, high = max(low, min(finite.min(), 0.0)), min(high, max(finite.max(), 0.0))
+    shades = colormaps[cmap](norm(np.linspace(low, high, 256)))
+    return ScalarMappable(Normalize(low, high), ListedColormap(shades))
+
+
+def _colour_bar(
+    axes: np.ndarray, hole: Axes | None, colours: ScalarMappable, end: Any, label: str
+) -> None:
+    figure = axes[0].figure
+    if hole is None:
+        bar = figure.colorbar(colours, ax=list(axes), aspect=25, pad=0.02, extend=end, shrink=0.9)
+    else:
+        hole.set_axis_off()
+        place = hole.inset_axes((0.08, 0.5, 0.84, 0.06))
+        bar = figure.colorbar(colours, cax=place, orientation="horizontal", extend=end)
+        # Beside the bar a bracket has room; under it not.
+        label = label.replace("  (", "\n(")
+    bar.ax.tick_params(labelsize=7, width=0.6, length=2)
+    bar.set_label(label, size=8)
+    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+
+
+def _axes(ax: Any, count: int, n_classes: int) -> tuple[np.ndarray, Axes | None]:
+    """One axes per time, side by side for few classes, one below the other for many; and one that is left."""
     if ax is not None:
-        return np.asarray(ax, dtype=object).ravel()
+        return np.asarray(ax, dtype=object).ravel(), None
     import matplotlib.pyplot as plt
 
     columns = min(count, 2 if n_classes <= 4 else 1)
     rows = -(-count // columns)
-    side = (COLUMN - 0.85) / columns  # colour bar and labels beside
+    left = rows * columns > count
+    side = (COLUMN - (0.5 if left else 0.85)) / columns  # labels and colour bar beside
     figure = plt.figure(figsize=(COLUMN, rows * (side + 0.3) + 0.3))
     every = figure.subplots(rows, columns, squeeze=False).ravel()
-    for each in every[count:]:
-        each.remove()
-    for each in every[:count]:
+    for each in every:
         fix_ticks(each)
-    return every[:count]
+    return every[:count], every[count] if left else None
 
 
 def _dress(ax: Axes, n_classes: int, title: str) -> None:
@@ -192,12 +222,34 @@ def _edge_labels(axes: np.ndarray) -> None:
             each.set_ylabel("class moved $k$")
 
 
-def _write(ax: Axes, values: np.ndarray, clear: np.ndarray, norm: Normalize, variable: str) -> None:
+def _text_sizes(ax: Axes, values: np.ndarray, clear: np.ndarray) -> tuple[float, float]:
+    """Sizes of what is written plainly and in brackets, in all panels, so that the longest fits its cell."""
+    K = values.shape[-1]
+    # The panel is square, and its frame may not be yet.
+    box = ax.get_position()
+    width, height = ax.figure.bbox.width * box.width, ax.figure.bbox.height * box.height
+    cell = 0.9 * min(width, height) * 72 / ax.figure.dpi / K
+    largest = min(LARGEST, 62.0 / K)
+    sizes = []
+    for which, form in ((clear, "{}"), (~clear, "({})")):
+        texts = {form.format(_short(float(v))) for v in values[which & np.isfinite(values)]}
+        widths = [TextPath((0, 0), text, size=100).get_extents().width / 100 for text in texts]
+        sizes.append(min([largest, *(cell / w for w in widths)]))
+    return sizes[0], sizes[1]
+
+
+def _write(
+    ax: Axes,
+    values: np.ndarray,
+    clear: np.ndarray,
+    norm: Normalize,
+    variable: str,
+    sizes: tuple[float, float],
+) -> None:
     """Values in the cells, as far as they can be read there."""
-    K = len(values)
-    size = min(7.0, 62.0 / K)
-    if size < 4.0:
+    if 62.0 / len(values) < SMALLEST:
         return
+    size = sizes[0]
     for k, l in np.ndindex(*values.shape):
         if not np.isfinite(values[k, l]):
             ax.text(l, k, "–", ha="center", va="center", fontsize=size)
@@ -212,7 +264,7 @@ def _write(ax: Axes, values: np.ndarray, clear: np.ndarray, norm: Normalize, var
             text if clear[k, l] else f"({text})",
             ha="center",
             va="center",
-            fontsize=size if clear[k, l] else 0.68 * size,
+            fontsize=sizes[0 if clear[k, l] else 1],
             color="white" if dark else "black",
         )
 

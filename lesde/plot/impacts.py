@@ -14,7 +14,7 @@ from lesde.checks import check_choice, check_dataset, check_real, shown
 from lesde.feature_kernel import FeatureKernel
 from lesde.plot.canvas import axis_label, check_panels, legend_above, number, panels
 from lesde.plot.frames import select_rate
-from lesde.plot.limits import limit_to_bands
+from lesde.plot.limits import FAR, limit_to_bands
 from lesde.plot.rate_key import (
     RateCell,
     band_patch,
@@ -139,7 +139,13 @@ def _limit(ax: Axes, drawn: list[Curve]) -> None:
     values, low, high = (np.concatenate(part) for part in zip(*drawn, strict=True))
     width = high - low
     usual = np.nanmedian(width) if np.isfinite(width).any() else np.inf
-    known = ~(width > 4 * usual)
+    known = ~(width > FAR * usual)
+    # Of a wide bar the middle is shown all the same, unless it is far off too.
+    better = np.append(values[known & np.isfinite(values)], 0)
+    room = np.ptp(better)
+    near = ~known & (values > better.min() - room) & (values < better.max() + room)
+    low, high = np.where(near, values, low), np.where(near, values, high)
+    known |= near
     limit_to_bands(
         ax, np.append(values[known], 0), np.append(low[known], 0), np.append(high[known], 0)
     )
@@ -184,7 +190,8 @@ def impact_by_distance(
     Notes
     -----
     Bars are the confidence limits. A bin that a single drawn sample (or replicate) has pairs in has no error, and
-    an empty mark.
+    an empty mark. The vertical axis shows all bars but those more than four times as long as usual, as of bins of few
+    pairs, which may be cut off. A kernel that is the same within classes and between them is one black line.
 
     Examples
     --------
@@ -236,11 +243,19 @@ def impact_by_distance(
         target.set_xscale("log")
     if kernel is not None and reach[1] >= reach[0]:
         lines = _kernel_lines(target, kernel, str(strength.attrs.get("by")), reach, scale, at)
-        drawn += [(y, y, y) for y in lines]
-        handles.append(Line2D([], [], color=INK, label="kernel"))
+        # A kernel has no bars, which those of the bins could be measured by.
+        none = np.full(POINTS, np.nan)
+        drawn += [(np.asarray(line.get_ydata()), none, none) for line in lines]
+        handles += [
+            Line2D([], [], color=line.get_color(), label=label)
+            for line, label in zip(
+                lines,
+                ("kernel, same", "kernel, other") if len(lines) > 1 else ("kernel",),
+                strict=True,
+            )
+        ]
     target.axhline(0, color=SECOND_INK, linewidth=0.6, zorder=0)
-    values, low, high = (np.concatenate(part) for part in zip(*drawn, strict=True))
-    limit_to_bands(target, np.append(values, 0), np.append(low, 0), np.append(high, 0))
+    _limit(target, drawn)
     target.set_xlabel(axis_label(data["distance"], "distance"))
     target.set_ylabel("strength $\\hat{\\kappa}$")
     legend_above(target, handles, ", ".join(notes) or None)
@@ -249,8 +264,8 @@ def impact_by_distance(
 
 def _kernel_lines(
     ax: Axes, kernel: Any, by: str, reach: list[float], scale: str, time: float
-) -> list[np.ndarray]:
-    """Draw a kernel for one class and for several; its values."""
+) -> list[Line2D]:
+    """Draw a kernel within classes and between them, or as one line where these are the same."""
     if not isinstance(kernel, FeatureKernel):
         raise TypeError(f"kernel must be a lesde.FeatureKernel; got {shown(kernel)}.")
     variable = {"r2": "r2", "cosine": "c"}.get(by)
@@ -263,7 +278,12 @@ def _kernel_lines(
     space = np.geomspace if scale == "log" else np.linspace
     x = space(reach[0], reach[1], POINTS)
     r2, c = (x, 0.0) if variable == "r2" else (0.0, x)
-    lines = [np.broadcast_to(kernel.formula(r2, 0.0, c, s, time), x.shape) for s in (1.0, 0.0)]
-    for y, level in zip(lines, ("alpha", "beta"), strict=True):
-        ax.plot(x, y, color=LEVELS[level], linewidth=0.9, zorder=2)
-    return lines
+    within, between = (
+        np.broadcast_to(kernel.formula(r2, 0.0, c, s, time), x.shape) for s in (1.0, 0.0)
+    )
+    if np.array_equal(within, between):
+        return ax.plot(x, within, color=INK, linewidth=0.9, zorder=2)
+    return [
+        ax.plot(x, y, color=LEVELS[level], linewidth=0.9, zorder=2)[0]
+        for y, level in ((within, "alpha"), (between, "beta"))
+    ]

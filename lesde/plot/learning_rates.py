@@ -88,7 +88,10 @@ def learning_rate_range(
             target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
             if ax is None and row + 1 < len(quantities):
                 target.xaxis.label.set_visible(False)
-    legend_above(axes, _key(colours), "shaded: networks in the model's interval")
+    outside = ~data["inside"].astype(bool).any("model")
+    legend_above(
+        axes, _key(colours, bool(outside.any())), "shaded: networks in the model's interval"
+    )
     return axes
 
 
@@ -177,12 +180,18 @@ def _label(ax: Axes, quantity: str, name: str, comparison: xr.Dataset) -> None:
         ax.set_ylabel(f"rate of {name} (1/time)" if quantity == "rate" else quantity)
 
 
-def _key(colours: dict[str, str]) -> list[Any]:
-    network = Line2D(
-        [], [], color=INK, marker="o", markersize=3.2, linestyle="none", label="networks"
-    )
+def _key(colours: dict[str, str], some_outside: bool) -> list[Any]:
+    """Legend entries; open points have one where there are any."""
+    points = [("networks", INK), ("networks in no interval", "white")]
+    networks = [
+        Line2D(
+            [], [], color=INK, marker="o", markersize=3.2, markerfacecolor=face,
+            markeredgewidth=0.8, linestyle="none", label=label,
+        )
+        for label, face in points[: 1 + some_outside]
+    ]  # fmt: skip
     models = [
         Patch(facecolor=colour, alpha=0.45, linewidth=0, label=str(name))
         for name, colour in colours.items()
     ]
-    return [network, *models]
+    return [*networks, *models]

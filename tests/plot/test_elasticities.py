@@ -101,6 +101,59 @@ def test_what_is_not_identified_is_not_drawn_and_wide_bands_are_cut():
     axes[0, 0].figure.canvas.draw()
 
 
+def unknown(fit, name, at):
+    for end, value in (("lower", -np.inf), ("upper", np.inf), ("se", np.inf)):
+        fit[f"{name}_{end}"][at] = value
+
+
+def notes(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_panels_say_what_is_not_identified():
+    fit = make_fit()
+    unknown(fit, "A", slice(1, None))
+    unknown(fit, "B", slice(4, None))
+    unknown(fit, "beta", [2, 5])
+    axes = plot.elasticity(fit).ravel()
+    wanted = [
+        ["not identified"],
+        ["not identified\nfrom t = 2.5"],
+        [],
+        ["not identified\nat 2 of 8 times"],
+    ]
+    assert [notes(ax) for ax in axes] == wanted
+    assert all(text.get_fontsize() < 8 for ax in axes for text in ax.texts)
+    both = make_fit([0.1, 0.2, 0.4])
+    unknown(both, "A", (1, slice(4, None)))
+    unknown(both, "B", (slice(None), slice(1, None)))
+    for end in ("lower", "upper", "se"):
+        both[f"alpha_{end}"][:2] = np.inf
+    axes = plot.elasticity(both).ravel()
+    assert notes(axes[0]) == ["not identified\nfrom t = 2.5\n(1 of 3 learning rates)"]
+    assert notes(axes[1]) == ["not identified"]
+    assert notes(axes[2]) == ["not identified\n(2 of 3 learning rates)"]
+    axes[0].figure.canvas.draw()
+    for ax in axes:
+        for text in ax.texts:
+            assert text.get_window_extent().x0 > ax.bbox.x0
+
+
+def test_a_wild_point_does_not_flatten_the_rest():
+    fit = make_fit()
+    before = [ax.get_ylim() for ax in plot.elasticity(fit).ravel()]
+    for name in ("B", "alpha"):
+        fit[name][3], fit[f"{name}_lower"][3], fit[f"{name}_upper"][3] = 500.0, -2e3, 3e3
+    after = [ax.get_ylim() for ax in plot.elasticity(fit).ravel()]
+    for (low, high), (bottom, top) in zip(before, after, strict=True):
+        assert top - bottom < 1.2 * (high - low)
+        assert bottom < low + 0.2 * (high - low)
+        assert top > high - 0.2 * (high - low)
+    # One that is far off but well known is shown.
+    fit["alpha_lower"][3], fit["alpha_upper"][3] = 499.0, 501.0
+    assert plot.elasticity(fit)[1, 0].get_ylim()[1] > 500
+
+
 def test_a_flat_estimate_does_not_hide_how_uncertain_it_is():
     fit = make_fit()
     fit["alpha"] = 1.0 + 1e-3 * fit.alpha
