@@ -12,6 +12,9 @@ from lesde.cli_errors import fail, failed, interrupted
 
 __all__ = ["demo", "rates", "reproduce"]
 
+Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print the settings and exit.")]
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, figures and report.")] = Path(
@@ -20,10 +23,8 @@ def demo(
     config: Annotated[
         Path | None, typer.Option(help="JSON file with settings; see `lesde demo --show-config`.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
-    show_config: Annotated[
-        bool, typer.Option("--show-config", help="Print the settings and exit.")
-    ] = False,
+    seed: Seed = None,
+    show_config: ShowConfig = False,
 ) -> None:
     """Train networks on handwritten digits, fit and simulate their LE-SDE, compare, report.
 
@@ -59,10 +60,8 @@ def rates(
     config: Annotated[
         Path | None, typer.Option(help="JSON file with settings; see `lesde rates --show-config`.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
-    show_config: Annotated[
-        bool, typer.Option("--show-config", help="Print the settings and exit.")
-    ] = False,
+    seed: Seed = None,
+    show_config: ShowConfig = False,
 ) -> None:
     """NC1 and NC2 of networks on digits against the learning rate, beside the LE-SDE fitted to other networks.
 
@@ -131,14 +130,12 @@ def reproduce(
     trials: Annotated[
         int | None, typer.Option(help="Independent networks at each noise level, 3 or more.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
+    seed: Seed = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file with settings in place of the preset's.")
     ] = None,
-    show_config: Annotated[
-        bool, typer.Option("--show-config", help="Print the settings and exit.")
-    ] = False,
+    show_config: ShowConfig = False,
 ) -> None:
     """Reproduce figures of Zhang, Wang and Su (NeurIPS 2021): train, estimate, draw, report.
 
