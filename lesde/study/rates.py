@@ -16,7 +16,7 @@ from lesde.study.digit_networks import bar, trained
 from lesde.study.learning_rates import compare_learning_rates
 from lesde.study.report import Report
 from lesde.study.store import write
-from lesde.study.tables import print_rows
+from lesde.study.tables import print_rows, with_interval
 
 __all__ = ["comparison_table", "run"]
 
@@ -149,7 +149,7 @@ def _readable(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def _interval(row: Any, name: str) -> str:
     value, low, high = (row[name + end] for end in ("", "_lower", "_upper"))
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]" if np.isfinite(value) else "diverges"
+    return with_interval(value, low, high) if np.isfinite(value) else "diverges"
 
 
 def _publish(report: Report, path: Path, axes: Any, words: str) -> None:

@@ -166,7 +166,7 @@ class _Study:
         table = tables.separation_table(paths, self.names, self.protocol.confidence)
         words = (
             "Logits of drawn training samples at the start, in the middle and at the end; lines are class means "
-            "over windows of training, averaged over trials. Below, projections on the gap of the class means "
+            "over windows of training, averaged over trials, and in grey what joins them. Below, projections on the gap of the class means "
             f"of {self.names[1]} → {self.names[0]} at the end: drawn samples, and each trial's class means."
         )
         self._publish("fig1", "Figure 1: separation of logits", figure, words, table, paths)

@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
 
 from lesde import plot
 from lesde.plot.canvas import class_handles
@@ -109,12 +110,15 @@ def _projections(ax: Any, paths: xr.Dataset, direction: np.ndarray) -> None:
     time, K = paths["time"].values, values.shape[-1]
     for k in range(K):
         colour = palette(K)[k]
-        ax.plot(time, values[..., k].T, color=colour, linewidth=0.4, alpha=0.35)
+        # Many trials are a shade, on which the mean still shows.
+        faint = min(0.35, 8 / len(values))
+        ax.plot(time, values[..., k].T, color=colour, linewidth=0.4, alpha=faint)
         ax.plot(
             time,
             values[..., k].mean(0),
             color=colour,
             linewidth=1.4,
+            path_effects=[Stroke(linewidth=2.6, foreground="white"), Normal()],
             marker=class_marker(k),
             markevery=max(1, len(time) // 5),
             markeredgecolor="white",

@@ -129,6 +129,7 @@ def _through_zero(ax: Any, values: np.ndarray, confidence: float) -> None:
     ax.yaxis.set_major_locator(FixedLocator(shown))
     ax.yaxis.set_major_formatter(FixedFormatter([number(v) for v in shown]))
     ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(-2 * bottom if bottom > 0 else None, 3 * float(far.max()))
 
 
 def _differences(

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from lesde.study.reproduce_analysis import RANGES, contrast, mean_interval, told
 from lesde.study.reproduce_protocol import Protocol
 from lesde.study.reproduce_transition import Crossing
+from lesde.study.tables import with_interval
 
 __all__ = [
     "beside_the_paper",
@@ -51,17 +52,13 @@ def readable(table: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
         for name in header:
             if name in with_ends:
                 low, high = ("lower", "upper") if plain else (f"{name}_lower", f"{name}_upper")
-                cells.append(interval(row[name], row[low], row[high]))
+                cells.append(with_interval(row[name], row[low], row[high]))
+            elif name in ("theory", "published") and np.isfinite(row[name]):
+                cells.append(f"{row[name]:.5g}")  # as many digits as what is beside it
             else:
                 cells.append(row[name])
         rows.append(cells)
     return [name.replace("_", " ") for name in header], rows
-
-
-def interval(value: float, low: float, high: float) -> str:
-    """A number with its interval in brackets, to three digits."""
-    text = f"{value:.3g}" if np.isfinite(value) else "–"
-    return text if np.isnan(low) and np.isnan(high) else f"{text} [{low:.3g}, {high:.3g}]"
 
 
 def separation_table(paths: xr.Dataset, names: tuple[str, ...], confidence: float) -> pd.DataFrame:

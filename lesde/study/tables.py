@@ -22,6 +22,7 @@ __all__ = [
     "print_dataset",
     "print_fit",
     "print_rows",
+    "with_interval",
     "write_table",
 ]
 
@@ -41,6 +42,17 @@ def format_number(value: Any) -> str:
     except (TypeError, ValueError):
         return str(value)
     return "–" if np.isnan(number) else f"{number:.4g}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A number with its interval in brackets, to three digits, or as many as its width tells."""
+    digits = 3
+    width, size = high - low, max(abs(low), abs(high))
+    if math.isfinite(width) and 0 < width < size:
+        digits = max(3, min(6, math.floor(math.log10(size)) - math.floor(math.log10(width)) + 2))
+    text = f"{value:.{digits}g}" if math.isfinite(value) else "–"
+    both_nan = math.isnan(low) and math.isnan(high)
+    return text if both_nan else f"{text} [{low:.{digits}g}, {high:.{digits}g}]"
 
 
 def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -13,6 +13,7 @@ from lesde.cli import app
 from lesde.study import digit_networks, rates
 from lesde.study.config import RateConfig
 from lesde.study.store import read
+from lesde.study.tables import with_interval
 
 SMALL = RateConfig(
     train_per_class=20,
@@ -61,7 +62,7 @@ def test_the_table_holds_the_comparison(finished: Path) -> None:
             np.testing.assert_allclose(row[name], float(one[name]), rtol=1e-9)
         assert row.inside == bool(one["inside"])
     table = every[every.model == found.attrs["preferred"]].reset_index()
-    line = f"{table.network[0]:.3g} [{table.network_lower[0]:.3g}, {table.network_upper[0]:.3g}]"
+    line = with_interval(table.network[0], table.network_lower[0], table.network_upper[0])
     assert line in (finished / "report.md").read_text()
 
 

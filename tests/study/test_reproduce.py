@@ -33,6 +33,7 @@ from lesde.study.reproduce_figures import draw_separation
 from lesde.study.reproduce_protocol import LEVELS, PRESETS, levels_for, load_protocol
 from lesde.study.reproduce_training import Trainings
 from lesde.study.store import read, write
+from lesde.study.tables import with_interval
 
 # Images and steps are few, the learning rate is large: the networks learn something of the shapes.
 TINY = {
@@ -465,3 +466,20 @@ def test_two_classes_are_drawn_in_a_plane() -> None:
         assert ax.collections
         assert ax.get_xlabel() == "logit 0"
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (1.0998, 1.0991, 1.1005, "1.0998 [1.0991, 1.1005]"),
+        (0.664, 0.6576, 0.673, "0.664 [0.658, 0.673]"),
+        (13.3, -10.0, 36.6, "13.3 [-10, 36.6]"),
+        (float("nan"), 0.589, float("inf"), "– [0.589, inf]"),
+        (0.25, float("nan"), float("nan"), "0.25"),
+        (1.0, 1.0, 1.0, "1 [1, 1]"),
+    ],
+)
+def test_intervals_have_the_digits_that_their_width_tells(
+    value: float, low: float, high: float, text: str
+) -> None:
+    assert with_interval(value, low, high) == text
