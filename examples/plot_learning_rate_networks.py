@@ -102,4 +102,4 @@ for name, each in (("covariance", found), ("constant", constant)):
 # predicted at each, t from 2 to 32, 40 draws. What it says is in :doc:`the published experiments </experiments>`, with its figure.
 #
 # What the model lacks at large learning rates is that the gradient of a sample vanishes once it is classified well. Its noise of drawing
-# samples grows with the features instead, and with h, and keeps NC1 and NC2 from falling.
+# samples grows with the features instead, and with h, and slows the fall of NC1 and NC2.
