@@ -21,11 +21,11 @@ __all__ = ["fit_feature_kernel", "impact_by_distance"]
 
 MOST_STEPS = 200
 APART = 1e6
+"""Condition of the slopes from which parameters are not told apart: that of numerical derivatives."""
 NEARBY = (0.1, 10.0, 0.01, 100.0)
 """Factors of the starts of a search beside the one asked for."""
 FELT, FAR = 1e-5, 1e3
 """Share of the strengths that a parameter must move, and how far from its start it then may be all the same."""
-"""Condition of the slopes from which parameters are not told apart: that of numerical derivatives."""
 
 
 def impact_by_distance(
