@@ -11,7 +11,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from lesde.study.config import DigitNetworks
-from lesde.study.store import read, write
+from lesde.study.store import read_whole, write
 
 __all__ = ["LAYERS", "bar", "digit_records", "train", "trained"]
 
@@ -94,7 +94,9 @@ def trained(config: DigitNetworks, folder: Path) -> tuple[xr.Dataset, xr.Dataset
         return {layer: folder / f"network_{layer}_h{rate}.zarr" for layer in LAYERS}
 
     done = 0
-    while done < len(config.learning_rates) and all(p.exists() for p in stores(done).values()):
+    while done < len(config.learning_rates) and all(
+        (p / "zarr.json").exists() for p in stores(done).values()
+    ):
         done += 1
     if done < len(config.learning_rates):
         with bar("training the networks") as progress:
@@ -103,7 +105,7 @@ def trained(config: DigitNetworks, folder: Path) -> tuple[xr.Dataset, xr.Dataset
                     write(record[layer], path)
     joined = [
         xr.concat(
-            [read(stores(i)[layer]) for i in range(len(config.learning_rates))],
+            [read_whole(stores(i)[layer]) for i in range(len(config.learning_rates))],
             "learning_rate",
             combine_attrs="drop_conflicts",
         )

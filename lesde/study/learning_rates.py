@@ -19,7 +19,12 @@ from lesde.study.learning_rates_kernel import (
 from lesde.study.learning_rates_predict import compared_frames, model_limits, observe, predict
 from lesde.study.learning_rates_range import state_ranges
 
-__all__ = ["LearningRateExperiment", "compare_learning_rates", "learning_rate_experiment"]
+__all__ = [
+    "LearningRateExperiment",
+    "compare_learning_rates",
+    "learning_rate_experiment",
+    "whole_errors",
+]
 
 KERNELS = ("the same rate", "the other rates")
 MODELS = {"identity": "I-model", "logits": "L-model"}
@@ -171,7 +176,8 @@ def compare_learning_rates(
         Dimensions ``model``, ``kernel``, ``quantity``, ``metric`` and ``learning_rate`` (increasing).
 
         - ``model``: "I-model" or "L-model". Attribute ``preferred``: that which predicts the held-out networks better over the
-          whole way, by the smaller mean over learning rates of ``log_error (model, learning_rate)``.
+          whole way, by the smaller mean of ``log_error (model, learning_rate)`` over the learning rates at which no model diverges; before that, the
+          one that diverges at fewer.
         - ``log_error (model, learning_rate)``: root of the mean square of log(network/predicted) over metrics and times, with
           the kernel of the same rate. ``r_squared_common (model, learning_rate)``: of the movement from one time to the next that
           fitted networks have in common, the share that the fit explains; errors that add up along the way are not in it.
@@ -260,9 +266,8 @@ def compare_learning_rates(
     square = ratio.copy(data=np.log(ratio.values) ** 2)
     result["log_error"] = square.mean(("metric", "time"), skipna=False) ** 0.5
     result["log_error"].attrs["long_name"] = "error of the logarithm, over metrics and times"
-    quality = result["log_error"].mean("learning_rate", skipna=False).fillna(np.inf).values
     result = result.assign_attrs(
-        preferred=MODELS[names[int(np.argmin(quality))]],
+        preferred=min(whole_errors(result).items(), key=lambda item: item[1])[0],
         start=float(frames.time[0]),
         at=float(frames.time[-1]),
         spread=spread,
@@ -273,6 +278,18 @@ def compare_learning_rates(
         seed=seed,
     )
     return state_ranges(result)
+
+
+def whole_errors(result: xr.Dataset) -> dict[str, tuple[int, float]]:
+    """Of each model, at how many learning rates it diverges, and the mean ``log_error`` over those at which none does."""
+    error = result["log_error"].transpose("model", "learning_rate").values
+    fine = np.isfinite(error)
+    common = fine.all(0)
+    means = error[:, common].mean(1) if common.any() else np.full(len(error), np.inf)
+    return {
+        str(name): (int((~one).sum()), float(mean))
+        for name, one, mean in zip(result["model"].values, fine, means, strict=True)
+    }
 
 
 def _transforms(given: Any, K: int, p: int) -> list[str]:

@@ -13,7 +13,7 @@ import lesde
 from lesde import plot
 from lesde.study.config import RateConfig, claim
 from lesde.study.digit_networks import bar, trained
-from lesde.study.learning_rates import compare_learning_rates
+from lesde.study.learning_rates import compare_learning_rates, whole_errors
 from lesde.study.report import Report
 from lesde.study.store import write
 from lesde.study.tables import print_rows, with_interval
@@ -90,11 +90,12 @@ def run(config: RateConfig, out: str | Path) -> Path:
         _publish(report, pictures / name, axes, words)
     title = f"Networks and the {best}"
     errors = ", ".join(
-        f"{name}: {float(found['log_error'].sel(model=name).mean()):.2g}" for name in tables
+        f"{name}: {error:.2g}" + (f" (diverges at {number} learning rates)" if number else "")
+        for name, (number, error) in whole_errors(found).items()
     )
     words = (
         f"The {best} is nearer to the networks over the whole way. Error of the logarithm of NC1 and NC2, mean over learning "
-        f"rates: {errors}. The table of every model is in `data/comparison.csv`."
+        f"rates at which no model diverges: {errors}. The table of every model is in `data/comparison.csv`."
     )
     report.add(f"## {title}", words)
     report.table(header, rows)

@@ -27,10 +27,13 @@ class Report:
     title: str
     top: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
+    hold: bool = False
 
     def add(self, *paragraphs: str) -> None:
-        """Append paragraphs and write the file."""
+        """Append paragraphs and write the file, unless it is on hold."""
         self.parts += paragraphs
+        if self.hold:
+            return
         write_text(self.path, "\n\n".join([f"# {self.title}", *self.top, *self.parts]) + "\n")
 
     def summarise(self, *paragraphs: str) -> None:

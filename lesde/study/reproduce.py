@@ -121,21 +121,22 @@ class _Study:
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
         """Collect what a figure adds to the report, which holds the figures of earlier runs too, if their settings were these."""
-        self.report.parts = []
-        yield
-        mine: dict[str, Any] = {
-            "settings": self.protocol.model_dump_json(),
-            "parts": self.report.parts,
-        }
-        write_text(self.data / f"{name}.json", json.dumps(mine, indent=2))
-        sections: list[str] = []
-        for other in FIGURES:
-            file = self.data / f"{other}.json"
-            held = json.loads(file.read_text()) if file.exists() else {}
-            if held.get("settings") == mine["settings"]:
-                sections += held["parts"]
-        self.report.parts = [self._introduction]
-        self.report.add(*sections)
+        settings = self.protocol.model_dump_json()
+        self.report.parts, self.report.hold = [], True
+        try:
+            yield
+            mine = {"settings": settings, "parts": self.report.parts}
+            write_text(self.data / f"{name}.json", json.dumps(mine, indent=2))
+        finally:
+            # Also after an interrupt: the figures that are done.
+            sections: list[str] = []
+            for other in FIGURES:
+                file = self.data / f"{other}.json"
+                held = json.loads(file.read_text()) if file.exists() else {}
+                if held.get("settings") == settings:
+                    sections += held["parts"]
+            self.report.parts, self.report.hold = [self._introduction], False
+            self.report.add(*sections)
 
     def clean(self) -> xr.Dataset:
         """Trials without label noise."""
@@ -301,7 +302,7 @@ def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing
     say something again beyond it: the critical level is between the levels at which the index, over trials, rises to 1 and
     those at which it falls from there, and the interval reaches over both.
 
-    The contrast is of every size from that of untrained networks to a thousand times it, so that it is interpolated and
+    The contrast is of every size from that of untrained networks to thousands of times it, so that it is interpolated and
     averaged as arsinh(contrast/s), s being the standard deviation between untrained networks: linear about zero, logarithmic
     beyond.
     """

@@ -168,29 +168,48 @@ def ode_error(law: xr.Dataset, paths: xr.Dataset) -> float:
 
 
 def ode_errors(paths: xr.Dataset, protocol: Protocol) -> dict[str, tuple[float, float, float]]:
-    """`ode_error` of each model with its interval: the jackknife over at most :data:`GROUPS` groups of trials.
+    """`ode_error` of each model with its interval: the jackknife over trials, or :data:`GROUPS` groups of more than twice as many.
 
-    The limits are NaN with fewer than four trials, as fits need three.
+    Its square is to second order a quadratic function of the class means, to which their noise adds: the jackknife takes that
+    off. All fits begin where that of all trials does: the error depends on the start, and the interval is for this
+    one. Limits are NaN with fewer than four trials, as fits need three, and where some fit does not tell the rates as long as that of all trials; the noise then
+    is not taken off.
     """
     first, _ = first_known(paths)
     R = paths.sizes["replicate"]
-    number = min(GROUPS, R)
+    # Groups of one size, or nearly: few trials one by one.
+    number = R if R <= 2 * GROUPS else GROUPS
     group = np.arange(R) % number
 
-    def errors(part: xr.Dataset) -> np.ndarray:
+    def laws_of(part: xr.Dataset) -> dict[str, xr.Dataset]:
         with noted():  # the fits to fewer trials say the same again
             fits, _ = fit_models(part, protocol, first)
-            laws = run_odes(fits, part)
-        return np.array([ode_error(laws[name], part) for name in MODELS.values()])
+            return {name: told(law) for name, law in run_odes(fits, part).items()}
 
-    whole = errors(paths)
+    whole = laws_of(paths)
+    errors = {name: ode_error(law, paths) for name, law in whole.items()}
     if R < 4:
-        return {m: (float(v), np.nan, np.nan) for m, v in zip(MODELS.values(), whole, strict=True)}
-    without = np.stack([errors(paths.isel(replicate=group != g)) for g in range(number)])
-    scatter = np.sqrt((number - 1) / number * ((without - without.mean(0)) ** 2).sum(0))
-    reach = student.ppf((1 + protocol.confidence) / 2, number - 1) * scatter
-    ends = zip(MODELS.values(), whole, np.maximum(whole - reach, 0.0), whole + reach, strict=True)
-    return {name: (float(v), float(low), float(high)) for name, v, low, high in ends}
+        return {name: (error, np.nan, np.nan) for name, error in errors.items()}
+    without: dict[str, list[float]] = {name: [] for name in whole}
+    for g in range(number):
+        part = paths.isel(replicate=group != g)
+        for name, law in laws_of(part).items():
+            end = whole[name]["time"].values[-1]
+            reaches = law["time"].values[-1] >= end
+            cut = law.sel(time=slice(None, end))
+            without[name].append(ode_error(cut, part) if reaches else np.nan)
+    result = {}
+    for name, error in errors.items():
+        each = np.array(without[name]) ** 2
+        if not np.isfinite(each).all():
+            result[name] = (error, np.nan, np.nan)
+            continue
+        square = error**2 - (number - 1) * (each.mean() - error**2)
+        scatter = np.sqrt((number - 1) / number * ((each - each.mean()) ** 2).sum())
+        reach = student.ppf((1 + protocol.confidence) / 2, number - 1) * scatter
+        ends = np.sqrt(np.maximum([square, square - reach, square + reach], 0.0))
+        result[name] = (float(ends[0]), float(ends[1]), float(ends[2]))
+    return result
 
 
 def measure_level(trained: xr.Dataset, protocol: Protocol) -> tuple[xr.Dataset, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -73,6 +74,11 @@ class Protocol(BaseModel):
             raise ValueError("iterations must be at least as many as recordings and windows")
         most = self._most_windows()
         if self.windows > most:
+            if most < 8:
+                raise ValueError(
+                    f"iterations must be at least {8 * self._draws_in(8)} with {self.classes} classes and so many trials: in "
+                    f"8 windows, the fewest there may be, some trial would draw no sample of some class"
+                )
             raise ValueError(
                 f"windows must be at most {most} with {self.iterations} iterations, {self.classes} classes and so many "
                 f"trials: in more, some trial would draw no sample of some class"
@@ -83,14 +89,15 @@ class Protocol(BaseModel):
             )
         return self
 
+    def _draws_in(self, windows: int) -> int:
+        """Draws a window must have so that a class that nobody drew is expected less than once in a hundred such studies."""
+        every = windows * self.classes * sum(self.trials_at(p) for p in self.noise_levels)
+        return math.ceil(math.log(0.01 / every) / math.log1p(-1 / self.classes))
+
     def _most_windows(self) -> int:
-        """Windows in which a class that nobody drew is expected less than once in a hundred such studies."""
-        every = self.classes * sum(self.trials_at(level) for level in self.noise_levels)
+        """The most windows with that many draws each."""
         most = self.iterations
-        while most > 1:
-            drawn = self.iterations // most
-            if every * most * (1 - 1 / self.classes) ** drawn < 0.01:
-                break
+        while most > 1 and self.iterations // most < self._draws_in(most):
             most -= 1
         return most
 

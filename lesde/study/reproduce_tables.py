@@ -186,6 +186,12 @@ def in_words(
     if below and above:
         return f"{name}: not determined by these trials; {theory}."
     inside = found.lower <= critical <= found.upper
+    if quantity.startswith("tail index") and not (below or above):
+        where = "lies in this range" if inside else "lies outside of this range"
+        return (
+            f"{quantity[0].upper()}{quantity[1:]}: not below 1 ({confidence:.0%}) for p in [{found.lower:.3f}, {found.upper:.3f}]; "
+            f"{theory}, which {where}."
+        )
     if below or above:
         bound = f"below {found.upper:.3f}" if below else f"above {found.lower:.3f}"
         side = "below" if below else "above"
@@ -194,7 +200,8 @@ def in_words(
     where = "lies in the interval" if inside else "lies outside of the interval"
     value = f"{found.value:.3f} " if np.isfinite(found.value) else "in "
     text = f"{name}: {value}[{found.lower:.3f}, {found.upper:.3f}] ({confidence:.0%}); {theory}, which {where}."
-    if inside or levels is None:
+    # At a level there is nothing to interpolate.
+    if inside or levels is None or np.isclose(levels, critical).any():
         return text
     # Between levels a straight line stands in for the curve.
     low, high = sorted((critical, found.lower if critical < found.lower else found.upper))

@@ -25,7 +25,7 @@ from lesde.networks import (
 )
 from lesde.study.config import held_settings
 from lesde.study.reproduce_protocol import Protocol
-from lesde.study.store import read, write, write_text
+from lesde.study.store import damaged, read_whole, write, write_text
 
 __all__ = ["Batch", "Trainings", "duration", "load_data"]
 
@@ -64,7 +64,7 @@ def load_data(protocol: Protocol, cifar: Path | None) -> ImageData:
             protocol.validation_per_class,
             seed=protocol.seed,
         )
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ValueError(f"--cifar: {error}") from None
 
 
@@ -283,24 +283,20 @@ def _kept(record: dict[str, xr.Dataset], batch: Batch) -> xr.Dataset:
 
 def _level(path: Path) -> float | None:
     """The noise level that a store says it holds; None where there is no store."""
-    try:
-        return float(json.loads((path / "zarr.json").read_text())["attributes"]["noise_level"])
-    except (OSError, ValueError, KeyError):
+    file = path / "zarr.json"
+    if not file.exists():
         return None
+    try:
+        return float(json.loads(file.read_text())["attributes"]["noise_level"])
+    except (ValueError, KeyError):
+        raise damaged(path) from None
 
 
 def _whole(path: Path, trials: tuple[int, ...]) -> xr.Dataset:
     """A store, checked to hold these trials and no gaps."""
-    try:
-        dataset = read(path)
-        missing = [str(n) for n, v in dataset.items() if v.dtype.kind == "f" and v.isnull().any()]
-        fine = not missing and dataset["replicate"].values.tolist() == list(trials)
-    except (OSError, ValueError, KeyError):
-        fine = False
-    if not fine:
-        raise ValueError(
-            f"--out: {path} is damaged. Remove it and run the command again: its trials are then trained anew."
-        )
+    dataset = read_whole(path)
+    if dataset["replicate"].values.tolist() != list(trials):
+        raise damaged(path)
     return dataset
 
 

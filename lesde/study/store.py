@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-__all__ = ["read", "write", "write_text"]
+__all__ = ["damaged", "read", "read_whole", "write", "write_text"]
 
 
 def _plain(value: Any) -> Any:
@@ -72,3 +72,28 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a store into memory."""
     with xr.open_zarr(path, consolidated=False) as dataset:
         return dataset.load()
+
+
+def read_whole(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a store of what was trained, none of whose numbers may be missing.
+
+    Raises
+    ------
+    ValueError
+        Where it cannot be read, or has gaps; the message says what to do.
+    """
+    try:
+        dataset = read(path)
+        gaps = [n for n, v in dataset.items() if v.dtype.kind == "f" and bool(v.isnull().any())]
+    except (OSError, ValueError, KeyError):
+        raise damaged(path) from None
+    if gaps:
+        raise damaged(path)
+    return dataset
+
+
+def damaged(path: str | os.PathLike[str]) -> ValueError:
+    """What to say of a store that is not whole; to be raised."""
+    return ValueError(
+        f"--out: {os.fspath(path)} is damaged. Remove it and run the command again: what it held is then trained anew."
+    )

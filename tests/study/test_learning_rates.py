@@ -13,7 +13,11 @@ import matplotlib.pyplot as plt
 
 import lesde
 from lesde.analysis.decay import fit_line
-from lesde.study.learning_rates import compare_learning_rates, learning_rate_experiment
+from lesde.study.learning_rates import (
+    compare_learning_rates,
+    learning_rate_experiment,
+    whole_errors,
+)
 from lesde.study.learning_rates_kernel import average_kernels, class_moments, draw_kernels
 from lesde.study.learning_rates_predict import model_limits, predict
 from lesde.study.learning_rates_process import Kernels, frames_of_kernels
@@ -360,3 +364,14 @@ def test_the_preferred_model_predicts_the_held_out_networks_better(truth: xr.Dat
     one = both.isel(learning_rate=0).sel(model="I-model")
     apart = np.log(one["network_path"] / one["predicted_path"].sel(kernel="the same rate"))
     assert float(one["log_error"]) == pytest.approx(float(np.sqrt((apart.values**2).mean())))
+
+
+def test_a_model_that_diverges_is_not_preferred() -> None:
+    errors = xr.Dataset(
+        {"log_error": (("model", "learning_rate"), [[0.9, 1.0], [0.1, np.nan]])},
+        {"model": ["I-model", "L-model"], "learning_rate": [0.1, 0.2]},
+    )
+    assert whole_errors(errors) == {"I-model": (0, 0.9), "L-model": (1, 0.1)}
+    assert min(whole_errors(errors).items(), key=lambda item: item[1])[0] == "I-model"
+    neither = whole_errors(errors * np.nan)
+    assert neither == {"I-model": (2, np.inf), "L-model": (2, np.inf)}

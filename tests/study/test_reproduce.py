@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from lesde.cli import app
 from lesde.study import reproduce_training as training
+from lesde.study.report import Report
 from lesde.study.reproduce import FIGURES
 from lesde.study.reproduce_analysis import (
     MODELS,
@@ -26,6 +27,8 @@ from lesde.study.reproduce_analysis import (
     first_known,
     fit_models,
     measure_level,
+    ode_error,
+    ode_errors,
     run_odes,
     told,
 )
@@ -286,6 +289,7 @@ def test_a_folder_with_other_settings_is_refused(
         ({"windows": 600, "iterations": 500}, "iterations must be at least"),
         ({"speed": 3}, "speed: .*Known settings"),
         ({"windows": 40, "iterations": 500}, r"windows must be at most \d+ with 500 iterations"),
+        ({"iterations": 150}, r"iterations must be at least \d+ with 3 classes"),
         ({"trials": 5, "clean_trials": 4}, "clean_trials must be at least trials"),
     ],
 )
@@ -317,6 +321,21 @@ def test_the_report_holds_the_figures_of_earlier_runs(
     assert "old" not in text
     assert "## Figure 1" not in text
     assert text.count("\n## Figure ") == len(FIGURES) - 1
+
+
+def test_an_interrupt_in_a_figure_keeps_the_report_of_the_others(
+    finished: tuple[Path, str], settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    before = (out / "report.md").read_text()
+
+    def interrupted(self: Report, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Report, "table", interrupted)
+    assert command("fig1", "--config", settings, "--out", out)[0] == 130
+    assert (out / "report.md").read_text() == before
 
 
 def test_damaged_stores_are_named_or_trained_anew(
@@ -364,6 +383,7 @@ def test_a_folder_that_cannot_be_is_one_line(settings: Path, tmp_path: Path) -> 
     code, printed = command("fig1", "--config", settings, "--out", file)
     assert code == 2
     assert "cannot be used" in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
 def test_levels_lie_about_the_critical_one_for_any_number_of_classes() -> None:
@@ -379,10 +399,10 @@ def test_levels_lie_about_the_critical_one_for_any_number_of_classes() -> None:
     assert given.noise_levels == levels_for(10)
 
 
-def paths_of(means: np.ndarray, scatter: float, seed: int = 0) -> xr.Dataset:
-    """Class means (time, class, class) in 12 trials, with a scatter of their own."""
+def paths_of(means: np.ndarray, scatter: float, seed: int = 0, trials: int = 12) -> xr.Dataset:
+    """Class means (time, class, class) in trials with a scatter of their own."""
     rng = np.random.default_rng(seed)
-    values = means + rng.normal(0, scatter, (12, *means.shape))
+    values = means + rng.normal(0, scatter, (trials, *means.shape))
     K = means.shape[-1]
     return xr.Dataset(
         {"features": (("replicate", "time", "sample", "feature"), values)},
@@ -405,6 +425,28 @@ def test_an_ode_ends_where_the_rates_are_not_told() -> None:
     law = run_odes({"I-model": fit}, paths_of(growth, 0.02))["I-model"]
     finite = np.isfinite(law["mean"]).all(("class", "feature")).values
     np.testing.assert_array_equal(finite, np.arange(len(finite)) <= 4)
+
+
+def test_the_interval_of_the_error_of_an_ode_holds_that_of_many_trials() -> None:
+    """Null: the 95 % interval from 12 trials holds the error of 200 others; 6 data sets, of which at most 2 may miss.
+
+    With 95 % coverage 3 or more of 6 miss in 0.2 % of cases. One class slows down, which no two-level kernel can follow;
+    without the jackknife's correction the errors of few trials are too large by their noise.
+    """
+    steps = np.arange(12)
+    means = np.exp(0.3 * steps)[:, None, None] * np.array([[1, 0.3, 0], [0.3, 1, 0], [0, 0, 1.0]])
+    means += 0.4 * np.sin(steps)[:, None, None]
+    means[:, 2, 2] *= np.exp(-0.1 * steps)
+    protocol = load_protocol("quick")
+    many = paths_of(means, 0.1, seed=99, trials=200)
+    fits, _ = fit_models(many, protocol)
+    truth = ode_error(run_odes(fits, many)["I-model"], many)
+    found = np.array([ode_errors(paths_of(means, 0.1, s), protocol)["I-model"] for s in range(6)])
+    error, low, high = found.T
+    assert 0.2 < truth < 0.5
+    assert ((low <= error) & (error <= high)).all()
+    assert ((truth < low) | (truth > high)).sum() <= 2
+    assert (high - low < 0.2).all()
 
 
 def test_noise_has_no_start_and_the_report_says_so() -> None:
@@ -436,18 +478,19 @@ def trained_noise(R: int, seed: int) -> xr.Dataset:
 
 
 def test_the_error_of_a_tail_index_falls_with_the_trials() -> None:
-    """Null: at the critical level, four times the trials halve the standard error of the mean tail index.
+    """Null: at the critical level, sixteen times the trials make the standard error of the mean tail index a fourth.
 
-    Standard errors from 16 and 64 trials are known to 18 % and 9 %: their ratio is 2 within 0.4 a standard error; 3 of them.
+    Standard errors from 16 and 256 trials are known to 18 % and 4 %: their ratio is 4 within 0.76 a standard error; 3 of them. An
+    index of averages over all trials has errors that do not fall: a ratio of about 1.
     """
     protocol = load_protocol("quick", {"iterations": 2000, "windows": 20})
     errors = []
-    for R in (16, 64):
+    for R in (16, 256):
         level, _ = measure_level(trained_noise(R, R), protocol)
         index = level["tail_index"].sel(model="I-model", rate="alpha").values
         assert index.shape == (R,)
         errors.append(index.std(ddof=1) / np.sqrt(R))
-    assert abs(errors[0] / errors[1] - 2) < 3 * 0.4
+    assert abs(errors[0] / errors[1] - 4) < 3 * 0.76
 
 
 def test_two_classes_are_drawn_in_a_plane() -> None:

@@ -89,12 +89,16 @@ def test_words_say_whether_the_theory_is_inside() -> None:
         "Critical p by accuracy: 0.660 [0.650, 0.680] (95%); theory 0.667, which lies in the interval."
     )
     somewhere = in_words("tail index", Crossing(np.nan, 0.55, 0.79), 2 / 3, 0.95)
-    assert "in [0.550, 0.790] (95%); theory 0.667, which lies in the interval" in somewhere
+    assert somewhere == (
+        "Tail index: not below 1 (95%) for p in [0.550, 0.790]; theory 0.667, which lies in this range."
+    )
     nothing = in_words("contrast", Crossing(0.6, -np.inf, np.inf), 2 / 3, 0.95)
     assert "not determined" in nothing
     assert "outside" in in_words("contrast", Crossing(0.6, 0.55, 0.65), 2 / 3, 0.95)
     coarse = in_words("contrast", Crossing(0.47, 0.45, 0.48), 0.5, 0.95, np.array([0, 0.3, 0.6]))
     assert "outside" in coarse
     assert "from p = 0.3 to 0.6 is not known: add levels there" in coarse
+    at_a_level = in_words("contrast", Crossing(0.68, 0.672, 0.69), 2 / 3, 0.95, LEVELS)
+    assert at_a_level.endswith("lies outside of the interval.")
     fine = in_words("contrast", Crossing(0.4, 0.35, 0.45), 0.6, 0.95, np.array([0.3, 0.5, 0.7]))
     assert fine.endswith("lies outside of the interval.")
