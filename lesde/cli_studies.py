@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,33 @@ __all__ = ["demo", "rates", "reproduce"]
 
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
 ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print the settings and exit.")]
+
+
+def _as_it_is(error: Exception) -> typer.Exit:
+    """Settings keep the names that they have in the file."""
+    return failed(str(error))
+
+
+@contextmanager
+def _ending(
+    done: str,
+    folder: Callable[[], Path | None],
+    say: Callable[[Exception], typer.Exit] = _as_it_is,
+) -> Iterator[None]:
+    """How a study ends early: with one line on what was wrong, or on where what is ``done`` lies.
+
+    ``folder`` is asked at the end, as it may depend on the settings.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise say(error) from None
+    except OSError as error:
+        out = folder()
+        why = f"{error.strerror or error}: {error.filename or out}"
+        raise failed(f"--out: {out} cannot be used ({why}); give another folder.") from None
+    except KeyboardInterrupt:
+        raise interrupted(done, folder()) from None
 
 
 def demo(
@@ -33,7 +62,7 @@ def demo(
     """
     from lesde.study.config import DemoConfig, load_config
 
-    try:
+    with _ending("what was done is", lambda: out, fail):
         settings = load_config(DemoConfig, config, {"seed": seed})
         if show_config:
             typer.echo(settings.model_dump_json(indent=2))
@@ -41,12 +70,6 @@ def demo(
         from lesde.study.demo import run
 
         run(settings, out)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise fail(error) from None
-    except OSError as error:
-        raise failed(_unwritable(out, error)) from None
-    except KeyboardInterrupt:
-        raise interrupted("what was done is", out) from None
 
 
 def rates(
@@ -70,7 +93,7 @@ def rates(
     """
     from lesde.study.config import RateConfig, load_config
 
-    try:
+    with _ending("what was done is", lambda: out):
         settings = load_config(RateConfig, config, {"replicates": replicates, "seed": seed})
         if show_config:
             typer.echo(settings.model_dump_json(indent=2))
@@ -78,13 +101,6 @@ def rates(
         from lesde.study.rates import run
 
         run(settings, out)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        # Settings keep the names that they have in the file.
-        raise failed(str(error)) from None
-    except OSError as error:
-        raise failed(_unwritable(out, error)) from None
-    except KeyboardInterrupt:
-        raise interrupted("what was done is", out) from None
 
 
 class Reproduced(StrEnum):
@@ -145,7 +161,7 @@ def reproduce(
     from lesde.study.reproduce_protocol import load_protocol
 
     folder = out
-    try:
+    with _ending("the trials that were done are", lambda: folder):
         given = {"data": data and data.value, "trials": trials, "seed": seed}
         settings = load_protocol(preset.value, given, config)
         if cifar is not None and settings.data != "cifar10":
@@ -157,18 +173,3 @@ def reproduce(
 
         folder = out or Path(f"runs/reproduce-{settings.data}")
         run(FIGURES if figure.value == "all" else (figure.value,), settings, folder, cifar, device)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        # Settings keep the names that they have in the file.
-        raise failed(str(error)) from None
-    except OSError as error:
-        raise failed(_unwritable(folder, error)) from None
-    except KeyboardInterrupt:
-        raise interrupted("the trials that were done are", folder) from None
-
-
-def _unwritable(folder: Path | None, error: OSError) -> str:
-    """What to say of a folder that cannot be written or read."""
-    where = error.filename or folder
-    return (
-        f"--out: {folder} cannot be used ({error.strerror or error}: {where}); give another folder."
-    )
