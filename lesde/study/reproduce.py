@@ -242,7 +242,7 @@ class _Study:
         fits, paths = self.fits(), self.paths()
         laws = analysis.run_odes(fits, paths)
         figure = draw_dynamics(paths, laws, self.names)
-        errors = analysis.ode_errors(paths, self.protocol)
+        errors = analysis.ode_errors(paths, laws, self.protocol)
         table = tables.dynamics_table(paths, laws, fits, errors, self.protocol.confidence)
         words = (
             "The LE-ODE with the estimated α̂, β̂ (lines), started at the networks' class means at the beginning of the "

@@ -167,8 +167,10 @@ def ode_error(law: xr.Dataset, paths: xr.Dataset) -> float:
     return float(np.sqrt((apart**2).sum() / (mean**2).sum()))
 
 
-def ode_errors(paths: xr.Dataset, protocol: Protocol) -> dict[str, tuple[float, float, float]]:
-    """`ode_error` of each model with its interval: the jackknife over trials, or :data:`GROUPS` groups of more than twice as many.
+def ode_errors(
+    paths: xr.Dataset, laws: dict[str, xr.Dataset], protocol: Protocol
+) -> dict[str, tuple[float, float, float]]:
+    """`ode_error` of the LE-ODE of each model with its interval: the jackknife over trials, or :data:`GROUPS` groups of more than twice as many.
 
     Its square is to second order a quadratic function of the class means, to which their noise adds: the jackknife takes that
     off. All fits begin where that of all trials does: the error depends on the start, and the interval is for this
@@ -181,21 +183,19 @@ def ode_errors(paths: xr.Dataset, protocol: Protocol) -> dict[str, tuple[float, 
     number = R if R <= 2 * GROUPS else GROUPS
     group = np.arange(R) % number
 
-    def laws_of(part: xr.Dataset) -> dict[str, xr.Dataset]:
-        with noted():  # the fits to fewer trials say the same again
-            fits, _ = fit_models(part, protocol, first)
-            return {name: told(law) for name, law in run_odes(fits, part).items()}
-
-    whole = laws_of(paths)
+    whole = {name: told(law) for name, law in laws.items()}
     errors = {name: ode_error(law, paths) for name, law in whole.items()}
     if R < 4:
         return {name: (error, np.nan, np.nan) for name, error in errors.items()}
     without: dict[str, list[float]] = {name: [] for name in whole}
     for g in range(number):
         part = paths.isel(replicate=group != g)
-        for name, law in laws_of(part).items():
+        with noted():  # the fits to fewer trials say the same again
+            fits, _ = fit_models(part, protocol, first)
+            others = run_odes(fits, part)
+        for name, law in others.items():
             end = whole[name]["time"].values[-1]
-            reaches = law["time"].values[-1] >= end
+            reaches = told(law)["time"].values[-1] >= end
             cut = law.sel(time=slice(None, end))
             without[name].append(ode_error(cut, part) if reaches else np.nan)
     result = {}
