@@ -25,6 +25,7 @@ _HOMES = {
     "FeatureKernel": "lesde.feature_kernel",
     "LESDE": "lesde.model",
     "Diverged": "lesde.errors",
+    "from_arrays": "lesde.paths",
     "simulate": "lesde.simulation",
     "moments": "lesde.class_moments",
     "separation_probability": "lesde.analysis",
@@ -61,6 +62,7 @@ __all__ = [
     "fit_feature_kernel",
     "fit_impact",
     "fitted_kernel",
+    "from_arrays",
     "impact_by_distance",
     "kernel",
     "layer_collapse",
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
     from lesde.model import LESDE
     from lesde.networks import Recorder, record
     from lesde.networks.module_impact import measure_impact
+    from lesde.paths import from_arrays
     from lesde.simulation import simulate
 
 

@@ -178,7 +178,7 @@ def check_paths(
     """The features and labels of a dataset of paths that has at least the given dimensions."""
     if is_statistics(value):
         raise need_samples(name)
-    check_dataset(name, value, ["features"], "lesde.simulate or a recorder")
+    check_dataset(name, value, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
     features = value["features"]
     if any(dim not in features.dims for dim in dims):
         *first, last = map(repr, dims)

@@ -22,7 +22,7 @@ from lesde.plot.canvas import axis_label, number
 
 __all__ = ["Frames", "at_times", "class_average", "read_frames", "select_rate", "spread_over"]
 
-SOURCE = "lesde.simulate or a recorder"
+SOURCE = "lesde.simulate, lesde.from_arrays or a recorder"
 
 
 @dataclass(frozen=True)
