@@ -84,10 +84,14 @@ def simulate(
         Same seed, same result: the noise depends on the seed, the index of the learning rate and the
         number of the replicate, not on how many replicates are asked for. Learning rates have
         independent noise, random initial means included: give ``initial`` to compare them from one start.
+        So do "float32" and "float64" where samples are drawn; see ``dtype``.
     device : optional
         A torch device such as "cuda". Results differ between kinds of devices.
     dtype : {"float32", "float64"}
-        Precision of the paths.
+        Precision of the paths. The samples' noise is drawn in it (in double precision it would cost almost
+        three times as much), so for one seed the paths of the two precisions are different draws, with the
+        same law. Only class means of "exact", and of "torchsde" for a plain SDE with a kernel of classes and
+        time, are drawn in double precision always and agree between the two.
     progress : bool, default False
         Whether to show a progress bar.
     method : {"euler", "milstein", "srk"}
