@@ -12,6 +12,7 @@ import xarray as xr
 from lesde.checks import check_choice, check_finite_array, check_real, check_times, shown
 from lesde.errors import Diverged
 from lesde.initial import Initial, read_initial
+from lesde.iterations import seen_times, with_asked_times
 from lesde.moment_equations import MomentEquations, Moments
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def moments(
     model : LESDE
         With a kernel that depends on classes and time only, and at most 300 class-mean features.
     times : array, shape (time,)
-        Strictly increasing; ``times[0]`` is the time of the initial state. Those of ``"sgd"`` are
-        rounded to the nearest iteration, as in :func:`lesde.simulate`.
+        Strictly increasing; ``times[0]`` is the time of the initial state. With ``"sgd"`` all
+        processes are taken at the times of the nearest iterations, as in :func:`lesde.simulate`.
     initial : None or array, optional
         (class, feature) class means, every sample at its mean; (sample, feature) samples sorted by
         class; None, the default, for random means N(0, I/p), whose covariance is then included.
@@ -70,8 +71,8 @@ def moments(
         class means; ``within`` (time, class, feature, feature_), the expectation of the empirical
         covariance within classes (divisor n_k), initial deviations included. Dimensions ``process`` and
         ``learning_rate`` come first where asked for. Coordinates ``label`` (sample), ``count`` (class),
-        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time). All
-        float64: the recursion and the Euler scheme to rounding, the SDEs to about 1e-11 relative.
+        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time) and,
+        where times lie between iterations, ``asked_time``. All float64: the recursion and the Euler scheme to rounding, the SDEs to about 1e-11 relative.
 
     Raises
     ------
@@ -116,19 +117,32 @@ def moments(
             )
     coefficients = model.derive().coefficients()
     _check_model(model, coefficients)
+    asked: np.ndarray = saved
+    iterations: list[np.ndarray] = []
+    if "sgd" in names:
+        from lesde.simulation.sgd import iteration_counts  # the engine's, which loads torch
+
+        steps = [rate for rate in rates if rate is not None]
+        iterations = [iteration_counts(asked, rate) for rate in steps]
+        saved = seen_times(asked, steps, iterations)
     coefficients.weights(saved)  # a kernel that is not finite there says so by name
     coefficients.noise.factor(saved)
 
     cells: list[Moments] = []
-    iterations: list[np.ndarray] = []
     for name in names:
         track: list[Moments] = []
-        for rate in rates:
+        for i, rate in enumerate(rates):
             if name != "plain" or not track:
-                track, counts = _track(coefficients, saved, start, name, rate, dt)
-                iterations += [] if counts is None else [counts]
+                counts = iterations[i] if name == "sgd" else None
+                track = _track(coefficients, saved, start, name, rate, dt, counts)
             cells += track
-    return _dataset(model, saved, start, names, several, rates, batched, cells, iterations, dt)
+    clock = with_asked_times({"time": ("time", saved, {"long_name": "time"})}, asked)
+    if iterations:
+        about = {"long_name": "iteration"}
+        values = np.stack(iterations) if batched else iterations[0]
+        lead = ("learning_rate",) if batched else ()
+        clock["iteration"] = ((*lead, "time"), values, about)
+    return _dataset(model, clock, start, names, several, rates, batched, cells, dt)
 
 
 def _processes(value: Any) -> tuple[list[str], bool]:
@@ -188,17 +202,14 @@ def _track(
     process: str,
     rate: float | None,
     dt: float | None,
-) -> tuple[list[Moments], np.ndarray | None]:
-    """The moments of one process at one learning rate at all times; for SGD also its iterations."""
+    counts: np.ndarray | None,
+) -> list[Moments]:
+    """The moments of one process at one learning rate at all times, for SGD after so many iterations."""
     h = 0.0 if process == "plain" or rate is None else rate
     equations = MomentEquations(coefficients, process, h, float(times[0]), float(times[-1]))
     state = _initial_moments(coefficients, start)
-    track, counts = [state], None
-    if process == "sgd":
-        from lesde.simulation.sgd import iteration_counts  # the engine's, which loads torch
-
-        counts = iteration_counts(times, h)
-    elif dt is not None:
+    track = [state]
+    if dt is not None:
         from lesde.simulation.steps import StepGrid
 
         grid = StepGrid.regular(times, dt)
@@ -215,7 +226,7 @@ def _track(
             if not np.isfinite(state.packed()).all():
                 raise Diverged(times[i], "the moments", "end `times` earlier or weaken the kernel")
             track.append(state)
-    return track, counts
+    return track
 
 
 def _initial_moments(coefficients: Coefficients, start: Initial) -> Moments:
@@ -235,17 +246,16 @@ def _initial_moments(coefficients: Coefficients, start: Initial) -> Moments:
 
 def _dataset(
     model: LESDE,
-    times: np.ndarray,
+    clock: dict[str, Any],
     start: Initial,
     names: list[str],
     several: bool,
     rates: list[float | None],
     batched: bool,
     cells: list[Moments],
-    iterations: list[np.ndarray],
     dt: float | None,
 ) -> xr.Dataset:
-    K, p, T = model.n_classes, model.n_features, len(times)
+    K, p, T = model.n_classes, model.n_features, len(clock["time"][1])
     lead = [("process", len(names))] if several else []
     lead += [("learning_rate", len(rates))] if batched else []
     dims, sizes = [d for d, _ in lead], [n for _, n in lead]
@@ -271,7 +281,7 @@ def _dataset(
         ),
     }
     coords: dict[str, Any] = {
-        "time": ("time", times, {"long_name": "time"}),
+        **clock,
         "label": ("sample", model.labels),
         "count": ("class", model.counts),
     }
@@ -281,13 +291,6 @@ def _dataset(
         about = {"long_name": "learning rate"}
         coords["learning_rate"] = (
             ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
-        )
-    if iterations:
-        about = {"long_name": "iteration"}
-        coords["iteration"] = (
-            (("learning_rate", "time"), np.stack(iterations), about)
-            if batched
-            else ("time", iterations[0], about)
         )
     attrs: dict[str, Any] = {
         "model": json.dumps(model.describe()),

@@ -10,6 +10,8 @@ import torch
 import xarray as xr
 from torch import nn
 
+from ..checks import shown
+from ..iterations import with_asked_times
 from .datasets import ImageData
 from .runs import EnsembleRun, Observer
 from .training import train_ensemble
@@ -60,7 +62,8 @@ def record_ensemble(
         draw)``, ``iteration (draw)``, the steps done before, and ``time (learning_rate, draw)``.
 
         Coordinates ``learning_rate``, ``replicate``, ``time``, ``label(sample)`` and
-        ``iteration(learning_rate, time)``; attributes say what was trained, how, and with which versions.
+        ``iteration(learning_rate, time)``, and ``asked_time (time)``, the times as given, where one of
+        them lies between iterations; attributes say what was trained, how, and with which versions.
 
     Raises
     ------
@@ -133,6 +136,15 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
                 f"records must all hold the same layers; got {sorted(given[0])} and "
                 f"{sorted(record)}."
             )
+        for layer in record:
+            times, first = record[layer]["time"].values, given[0][layer]["time"].values
+            if layer != "drawn" and not np.array_equal(times, first):
+                raise ValueError(
+                    f"records must all hold the same times, for one axis of time to hold for all; got "
+                    f"{shown(first.tolist())} and {shown(times.tolist())}. Record at times that fall on iterations "
+                    f"of every learning rate, as lesde.networks.saving_times makes them, or analyse each record by "
+                    f"itself."
+                )
     if len(given) > 1 and "drawn" in given[0]:
         raise ValueError(
             "records hold the drawn samples of several learning rates, which differ in number; take "
@@ -188,15 +200,16 @@ def _pack(
         variables["weights"] = ((*over_time, "class", "feature_in"), run.weights[None])
         if run.bias is not None:
             variables["bias"] = ((*over_time, "class"), run.bias[None])
-    time_attrs = {"long_name": "time", "description": "learning rate x iteration, rounded to it"}
+    time_attrs = {"long_name": "time", "description": "learning rate x iteration"}
+    coords = {
+        "learning_rate": ("learning_rate", [run.learning_rate], {"long_name": "learning rate"}),
+        "replicate": run.replicates,
+        "time": ("time", run.times, time_attrs),
+        "label": ("sample", data.probe_y),
+        "iteration": (("learning_rate", "time"), run.iterations[None]),
+    }
     return xr.Dataset(
         variables,
-        coords={
-            "learning_rate": ("learning_rate", [run.learning_rate], {"long_name": "learning rate"}),
-            "replicate": run.replicates,
-            "time": ("time", run.times, time_attrs),
-            "label": ("sample", data.probe_y),
-            "iteration": (("learning_rate", "time"), run.iterations[None]),
-        },
+        coords=with_asked_times(coords, run.asked_times),
         attrs={"architecture": run.architecture, "layer": layer, **attrs},
     )

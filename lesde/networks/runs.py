@@ -30,10 +30,11 @@ class EnsembleRun:
     learning_rate : float
     replicates : int array (R,)
     times : float array (T,)
-        As asked for.
+        At which the networks were seen, ``learning_rate * iterations`` up to rounding.
+    asked_times : float array (T,)
+        As asked for; ``times`` are those of the nearest iterations.
     iterations : int array (T,)
-        SGD steps taken at each saved time; ``learning_rate * iterations`` is within half a learning
-        rate of ``times``.
+        SGD steps taken at each saved time.
     features : dict of str to array (R, T, sample, feature)
         By layer.
     loss, accuracy : float64 array (R, T)
@@ -52,6 +53,7 @@ class EnsembleRun:
     learning_rate: float
     replicates: np.ndarray
     times: np.ndarray
+    asked_times: np.ndarray
     iterations: np.ndarray
     features: dict[str, np.ndarray]
     loss: np.ndarray
@@ -70,6 +72,7 @@ class Job:
     data: ImageData
     architecture: Callable[[], nn.Module]
     replicates: list[int]
+    asked: np.ndarray
     times: np.ndarray
     layers: tuple[str, ...]
     loss: str
@@ -168,6 +171,7 @@ class Record:
             learning_rate=self.rate,
             replicates=np.asarray(self.job.replicates),
             times=self.job.times,
+            asked_times=self.job.asked,
             iterations=iterations,
             features={layer: self.arrays[f"features {layer}"] for layer in self.job.layers},
             loss=self.arrays["loss"],

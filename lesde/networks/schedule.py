@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..checks import check_integer, check_real, shown
+from ..iterations import common_step
 
 __all__ = ["check_rates", "iterations_of", "saving_times"]
 
@@ -21,15 +22,14 @@ def saving_times(
 ) -> np.ndarray:
     """Times at which to record, denser early, that fall on iterations of every learning rate.
 
-    The times ``total * (i / count) ** power`` are rounded to multiples of the largest learning rate
-    and repeated ones dropped, so there may be fewer than asked for. Where the other learning rates
-    divide the largest, every time falls exactly on an iteration; otherwise to within half a learning
-    rate.
+    The times ``total * (i / count) ** power`` are rounded to multiples of the smallest time that is a
+    whole number of steps at every learning rate, and repeated ones dropped, so there may be fewer than
+    asked for. That is the largest learning rate where the others divide it.
 
     Parameters
     ----------
     total : float
-        Time at which training ends, at least the largest learning rate.
+        Time at which training ends, at least that smallest time.
     learning_rates : float or sequence of float
     count : int
         Recorded times at most, not counting time 0.
@@ -46,15 +46,23 @@ def saving_times(
     >>> saving_times(40.0, (0.1, 0.5), count=4)
     array([ 0. ,  2.5, 10. , 22.5, 40. ])
     """
-    largest = max(check_rates(learning_rates))
-    total = check_real("total", total, largest)
+    rates = check_rates(learning_rates)
+    total = check_real("total", total, max(rates))
+    step = common_step(rates)
+    if step is None or step > total:
+        raise ValueError(
+            f"learning_rates must share iterations up to total = {total:g}; those of "
+            f"{', '.join(f'{rate:g}' for rate in rates)} first meet at "
+            f"{'no time' if step is None else f'{step:g}'}. Give learning rates that divide one another, "
+            f"such as 0.01, 0.02 and 0.04, or take times for each learning rate by itself."
+        )
     count = check_integer("count", count)
     power = check_real("power", power, 0.0, open_minimum=True)
     wanted = total * (np.arange(count + 1) / count) ** power
-    steps = np.unique(np.rint(wanted / largest))
+    steps = np.unique(np.rint(wanted / step))
     # One division rather than a product: 3 / 10 prints as 0.3, 3 * 0.1 does not.
-    inverse = 1 / largest
-    return steps / inverse if float(inverse).is_integer() else steps * largest
+    inverse = 1 / step
+    return steps / inverse if float(inverse).is_integer() else steps * step
 
 
 def check_rates(learning_rates: float | Sequence[float]) -> list[float]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..checks import check_choice, check_integer, check_times, shown
+from ..iterations import seen_times
 from ..simulation.request import read_device
 from .datasets import ImageData
 from .engine import STEPS, Trainer
@@ -63,8 +64,9 @@ def train_ensemble(
     replicates : int or sequence of int
         How many networks for each learning rate, or their numbers (to add to an earlier run).
     times : array (T,)
-        When features are recorded; the first is 0, before training. Each is rounded to the nearest
-        iteration of each learning rate. :func:`lesde.networks.saving_times` makes them.
+        When features are recorded; the first is 0, before training. Each is recorded at the nearest
+        iteration, and the time of that iteration is kept with the record. Several learning rates must be
+        seen at the same times: :func:`lesde.networks.saving_times` makes such.
     layers : sequence of str
         ``"logits"``, ``"penultimate"`` (what the last linear layer reads) or names of submodules.
     loss : {"cross_entropy", "mse"}
@@ -104,8 +106,8 @@ def train_ensemble(
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, the network does not fit the data, or two times fall on one
-        iteration.
+        If an argument is out of range, the network does not fit the data, two times fall on one
+        iteration, or learning rates would be seen at different times.
     Diverged
         If the loss of a network stops being finite; the message names the learning rate.
 
@@ -137,11 +139,13 @@ def train_ensemble(
             f"progress must be True, False or a function of (steps done, steps in all); got "
             f"{shown(progress)}."
         )
+    asked = _check_start(check_times("times", times))
     job = Job(
         data=data,
         architecture=architecture,
         replicates=_replicate_numbers(replicates),
-        times=_check_start(check_times("times", times)),
+        asked=asked,
+        times=asked,
         layers=layer_names(layers),
         loss=loss,
         batch_size=check_integer("batch_size", batch_size),
@@ -160,7 +164,9 @@ def train_ensemble(
     if labels is not None:
         job = replace(job, labels=_check_own_labels(labels, job))
     rates = check_rates(learning_rates)
-    plan = [(rate, iterations_of(job.times, rate)) for rate in rates]
+    iterations = [iterations_of(job.asked, rate) for rate in rates]
+    job = replace(job, times=seen_times(job.asked, rates, iterations))
+    plan = list(zip(rates, iterations, strict=True))
     with threads(1, 1):
         job.ensemble(
             first_only=True

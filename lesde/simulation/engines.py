@@ -33,14 +33,15 @@ def _expected_directions(plan: Plan, model: LESDE) -> np.ndarray | None:
     means = plan.start.means
     if plan.coefficients.depends_on_features or means is None or means.ndim == 3:
         return None
-    try:
-        steps = model.derive().transitions(plan.times)
-    except ValueError:  # matrices too large to form
-        return None
-    # Without the grand mean, whose growth would drown the gaps.
-    state = steps[0].basis.T @ means
-    rows = [state]
+    rows: list[np.ndarray] = []
     with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            steps = model.derive().transitions(plan.times)
+        except ValueError:  # matrices too large to form
+            return None
+        # Without the grand mean, whose growth would drown the gaps.
+        state = steps[0].basis.T @ means
+        rows.append(state)
         for step in steps:
             state = step.apply(step.phi, state)
             rows.append(state)

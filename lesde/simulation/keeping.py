@@ -93,10 +93,11 @@ class Keeper(ABC):
         torch.from_numpy(target).view(len(target), *values.shape[1:]).copy_(values[: len(target)])
 
     def check(self, index: int, values: Any) -> None:
-        """Raise Diverged where values are not finite."""
+        """Raise Diverged where values are not finite in the precision of the paths."""
         # One sum is cheaper than a mask; where it overflows the mask decides.
         if isinstance(values, np.ndarray):
-            values = torch.from_numpy(values)
+            values = torch.from_numpy(np.ascontiguousarray(values))
+        values = values.to(self.plan.dtype)
         if not math.isfinite(float(values.sum())) and not bool(torch.isfinite(values).all()):
             raise self.plan.diverged(index)
 
@@ -199,6 +200,7 @@ class Statistics(Keeper):
     ) -> None:
         """Take the statistics of a saved time, each (replicate, …)."""
         self.check(index, mean)
+        self.check(index, within)
         self.write("mean", cell, block, index, mean)
         self.write("within", cell, block, index, within)
         self.write("reach", cell, block, index, reach)

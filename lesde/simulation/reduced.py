@@ -83,7 +83,7 @@ class SampleEngine:
     def _check(self, first: int, means: torch.Tensor) -> None:
         """Raise Diverged at the first of some saved times at which class means are not finite.
 
-        Deviations are finite; means may not be, or not in the paths' precision.
+        Or not in the paths' precision.
         """
         rounded = means.to(self.plan.dtype)
         if not math.isfinite(float(rounded.sum())):  # one sum is cheaper than a mask
@@ -105,6 +105,9 @@ class SampleEngine:
             if isinstance(self.keeper, Features):
                 out = self.keeper.view(cell, block, times)
                 own.place(values[b], means[:, b], out)
+                if not math.isfinite(float(out.sum())):
+                    for i, frame in enumerate(out):
+                        self.keeper.check(first + i, frame)
                 continue
             samples = torch.empty_like(values[b])
             own.place(values[b], means[:, b], samples)

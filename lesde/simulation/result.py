@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from lesde.iterations import with_asked_times
+
 if TYPE_CHECKING:
     from lesde.model import LESDE
     from lesde.simulation.keeping import Keeper
@@ -73,6 +75,7 @@ def as_dataset(
     model: LESDE,
     keeper: Keeper,
     batched: bool,
+    asked: np.ndarray,
     iterations: np.ndarray | None,
     first_replicate: int,
     settings: dict[str, Any],
@@ -83,6 +86,8 @@ def as_dataset(
     ----------
     batched : bool
         Whether the cells are a dimension ``learning_rate``.
+    asked : ndarray (time,)
+        The times asked for.
     iterations : ndarray of int (cell, time), or None
     """
     plan = keeper.plan
@@ -93,6 +98,7 @@ def as_dataset(
         "time": ("time", plan.times, {"long_name": "time"}),
         **keeper.coords(),
     }
+    coords = with_asked_times(coords, asked)
     if plan.rates is not None:
         about = {"long_name": "learning rate"}
         rates = plan.rates if batched else plan.rates[0]

@@ -9,6 +9,7 @@ import numpy as np
 
 from lesde.checks import check_choice, check_integer, check_real, check_times, shown
 from lesde.initial import read_initial
+from lesde.iterations import seen_times
 from lesde.simulation.request import (
     ENGINES,
     SDES,
@@ -71,7 +72,8 @@ def simulate(
     engine : {"auto", "exact", "torchsde", "sgd"}
         "exact" draws from the law of the LE-SDE at the saved times. "torchsde" integrates the LE-SDE
         step by step. "sgd" is the discrete process the LE-SDE approximates: at every iteration one
-        sample is drawn and moves all others; saved times are rounded to the nearest iteration.
+        sample is drawn and moves all others; the state is saved at the iteration nearest to each
+        time, and ``time`` of the result is the time of that iteration.
         "auto" is "torchsde" where ``dt`` or another ``method`` than "euler" is given, else "sgd"
         where ``learning_rate`` is given, else "exact", or "torchsde" for a model whose exact law
         needs matrices too large to form.
@@ -82,10 +84,14 @@ def simulate(
         Same seed, same result: the noise depends on the seed, the index of the learning rate and the
         number of the replicate, not on how many replicates are asked for. Learning rates have
         independent noise, random initial means included: give ``initial`` to compare them from one start.
+        So do "float32" and "float64" where samples are drawn; see ``dtype``.
     device : optional
         A torch device such as "cuda". Results differ between kinds of devices.
     dtype : {"float32", "float64"}
-        Precision of the paths.
+        Precision of the paths. The samples' noise is drawn in it (in double precision it would cost almost
+        three times as much), so for one seed the paths of the two precisions are different draws, with the
+        same law. Only class means of "exact", and of "torchsde" for a plain SDE with a kernel of classes and
+        time, are drawn in double precision always and agree between the two.
     progress : bool, default False
         Whether to show a progress bar.
     method : {"euler", "milstein", "srk"}
@@ -133,7 +139,8 @@ def simulate(
         the expected gap, and ``direction`` (time, class, class_, feature), the unit vectors of that.
         Coordinates ``time``, ``label`` (sample), ``replicate``; ``learning_rate`` where given, and for
         "sgd" ``iteration`` ([learning_rate,] time), the number m of iterations done at a saved
-        time, t = t₀ + m h. ``count`` (class) for statistics. Attributes record the
+        time, t = t₀ + m h, and ``asked_time`` (time), the times as given, where one of them lies
+        between iterations. ``count`` (class) for statistics. Attributes record the
         model (JSON), the engine, seed and versions (JSON).
 
     Raises
@@ -210,7 +217,12 @@ def simulate(
     from lesde.simulation.keeping import KEEPERS
     from lesde.simulation.noise import BLOCK
     from lesde.simulation.plan import Plan
+    from lesde.simulation.sgd import iteration_counts
 
+    asked, iterations = saved, None
+    if engine == "sgd" and rates is not None:
+        iterations = np.stack([iteration_counts(asked, rate) for rate in rates.tolist()])
+        saved = seen_times(asked, rates.tolist(), iterations)
     if first_replicate % BLOCK:
         raise ValueError(
             f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
@@ -243,8 +255,7 @@ def simulate(
     if engine == "torchsde":
         settings |= {"method": method, "dt": steps if batched else steps[0]}
     warn_of_lost_digits(keeper.last_means(), dtype)
-    iterations = np.stack(runner.iterations) if engine == "sgd" else None
-    return as_dataset(model, keeper, batched, iterations, first_replicate, settings)
+    return as_dataset(model, keeper, batched, asked, iterations, first_replicate, settings)
 
 
 def _shape_text(plan: Plan, keep: str) -> str:

@@ -182,10 +182,10 @@ def weighted_slope(x, y, error):
 
 def test_saved_times_round_to_the_nearest_iteration():
     system = make_system(*PAIRS[0])
-    paths = simulate(system.model, [1.0, 1.24, 1.37], MEANS, 32, learning_rate=[0.1, 0.05])
+    paths = simulate(system.model, [1.0, 1.22, 1.37], MEANS, 32, learning_rate=[0.1, 0.2])
     assert paths.iteration.dims == ("learning_rate", "time")
-    assert paths.iteration.values.tolist() == [[0, 2, 4], [0, 5, 7]]
-    assert paths.learning_rate.values.tolist() == [0.1, 0.05]
+    assert paths.iteration.values.tolist() == [[0, 2, 4], [0, 1, 2]]
+    assert paths.learning_rate.values.tolist() == [0.1, 0.2]
 
 
 def test_times_closer_than_the_learning_rate_are_refused():
