@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/numerics.md"]
+PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/process.md", "docs/numerics.md"]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 NUMBER = re.compile(r"-?\d+\.\d+|-?\d+")
 

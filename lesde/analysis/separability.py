@@ -46,12 +46,12 @@ def separation_probability(
 
     Parameters
     ----------
-    paths : xarray.Dataset or LESDE
+    paths : xarray.Dataset, LESDE or another process
         Trajectories, simulated or recorded: variable ``features`` with the dims sample and feature,
         replicate, and any others, which are kept; coordinate ``label`` (sample). Without replicate
         there is one trial. Or a dataset of statistics, as `lesde.statistics` or
         ``lesde.simulate(..., keep="statistics")`` returns: variables ``mean`` and ``reach``, coordinate
-        ``count``. Or a model, which is then simulated batch by batch, with the keywords of
+        ``count``. Or a model or process, which is then simulated batch by batch, with the keywords of
         ``lesde.simulate`` in ``simulation``, ``keep`` among them; only counts are kept, so memory does
         not grow.
     criterion : str
@@ -161,10 +161,10 @@ def separation_probability(
                 f"with the keywords of lesde.simulate, to add replicates."
             )
     else:
-        if not (hasattr(paths, "kernel") and hasattr(paths, "n_classes")):
+        if not hasattr(paths, "counts"):
             raise TypeError(
-                f"paths must be an xarray.Dataset of trajectories or a LESDE model; got "
-                f"{shown(type(paths).__name__)}."
+                f"paths must be an xarray.Dataset of trajectories, or a lesde.LESDE or another process to "
+                f"simulate; got {shown(type(paths).__name__)}."
             )
         _simulate(counter, paths, precision, limit, confidence, interval, progress, simulation)
     if not counter.joint:
@@ -239,11 +239,16 @@ def _simulate(
 
 def _batch(model: Any, times: Any, options: dict[str, Any]) -> int:
     """Replicates per call, in whole blocks, so that a batch stays within ``BATCH_BYTES``."""
-    rates = max(1, np.size(options.get("learning_rate", 1)))
-    K, p = model.n_classes, model.n_features
-    kept = options.get("keep") == "statistics"
-    numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
-    each = 4.0 * rates * np.size(times) * numbers
+    if hasattr(model, "n_features"):
+        rates = max(1, np.size(options.get("learning_rate", 1)))
+        K, p = len(model.counts), model.n_features
+        kept = options.get("keep") == "statistics"
+        numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
+        each = 4.0 * rates * np.size(times) * numbers
+    else:  # a process that does not say what it gives is looked at
+        from lesde.simulation import simulate
+
+        each = simulate(model, times, replicates=BLOCK, **options).nbytes / BLOCK
     return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))
 
 

@@ -80,7 +80,9 @@ def class_means(
     >>> axes = lesde.plot.class_means(paths, fitted.law(paths.time, initial=means))  # doctest: +SKIP
     """
     if not is_statistics(observed):
-        check_dataset("observed", observed, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
+        check_dataset(
+            "observed", observed, ["features"], "lesde.simulate, lesde.from_arrays or a recorder"
+        )
     seen, note = _average(observed, "observed", learning_rate)
     model, other = _average(law, "law", learning_rate)
     if seen.mean.shape[1:] != model.mean.shape[1:]:

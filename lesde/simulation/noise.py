@@ -18,7 +18,7 @@ __all__ = ["BLOCK", "STREAMS", "BlockNoise"]
 BLOCK = 32
 """Replicates in a block. Changing it changes every stream of random numbers."""
 
-STREAMS = {"start": 0, "means": 1, "deviations": 2, "reach": 3}
+STREAMS = {"start": 0, "means": 1, "deviations": 2, "reach": 3, "process": 4}
 """What a block draws random numbers for."""
 
 # Where torch keeps the 624 words of its Mersenne twister inside Generator.get_state().
@@ -83,6 +83,13 @@ class BlockNoise:
             return torch.from_numpy(self._numpy.standard_exponential(shape))
         empty = torch.empty(shape, dtype=torch.float64, device=self.device)
         return empty.exponential_(generator=self._torch)
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Uniform float64 numbers in [0, 1)."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self._numpy.random(shape))
+        empty = torch.empty(shape, dtype=torch.float64, device=self.device)
+        return empty.uniform_(generator=self._torch)
 
     def chi_square(self, degrees: np.ndarray, rows: int) -> np.ndarray:
         """Chi-square variables (row, degree), float64, of the given degrees of freedom."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENGINES",
     "SDES",
+    "check_process",
     "choose_engine",
     "read_device",
     "read_learning_rates",
@@ -57,6 +58,36 @@ def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
             f"one learning rate ask for more replicates."
         )
     return rates, True
+
+
+FOR_LESDE = {
+    "initial": None,
+    "engine": "auto",
+    "dt": None,
+    "method": "euler",
+    "sde": "plain",
+    "differentiable": False,
+    "parameters": None,
+}
+"""Arguments that are for a LE-SDE alone, with their defaults."""
+
+
+def check_process(process: Any, **given: Any) -> None:
+    """Refuse what is no process, and the settings of an engine of LE-SDEs beside one."""
+    parts = ("start", "advance", "observe", "counts")
+    missing = [part for part in parts if not hasattr(process, part)]
+    if missing or isinstance(process, type):
+        lacks = f"which lacks {', '.join(missing)}" if missing else "a class, not an object of it"
+        raise TypeError(
+            f"model must be a lesde.LESDE, or a process with start, advance, observe and counts; got "
+            f"{shown(process)}, {lacks}."
+        )
+    for name, value in given.items():
+        if value is not FOR_LESDE[name] and value != FOR_LESDE[name]:
+            raise ValueError(
+                f"{name} is for a lesde.LESDE; {type(process).__name__} is a process, which knows its own "
+                f"start and steps. Leave {name} out."
+            )
 
 
 def choose_engine(

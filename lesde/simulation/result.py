@@ -9,16 +9,12 @@ import re
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lesde.iterations import with_asked_times
-
-if TYPE_CHECKING:
-    from lesde.model import LESDE
-    from lesde.simulation.keeping import Keeper
 
 __all__ = ["as_dataset", "available_memory", "warn_of_lost_digits"]
 
@@ -72,47 +68,65 @@ def _control_group_limit() -> float | None:
 
 
 def as_dataset(
-    model: LESDE,
-    keeper: Keeper,
-    batched: bool,
-    asked: np.ndarray,
-    iterations: np.ndarray | None,
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]],
+    coords: dict[str, Any],
+    times: np.ndarray,
     first_replicate: int,
+    rates: np.ndarray | None,
+    batched: bool,
+    about: dict[str, Any],
     settings: dict[str, Any],
+    *,
+    fixed: dict[str, tuple[tuple[str, ...], np.ndarray]] | None = None,
+    asked: np.ndarray | None = None,
+    iterations: np.ndarray | None = None,
 ) -> xr.Dataset:
     """Paths with their coordinates and attributes.
 
     Parameters
     ----------
+    variables : dict
+        Name to the dimensions after (learning_rate, replicate, time), and the array (cell, replicate,
+        time, ...).
+    coords : dict
+        Coordinates of the variables' own dimensions.
+    rates : ndarray (cell,), or None
+        Learning rates.
     batched : bool
         Whether the cells are a dimension ``learning_rate``.
-    asked : ndarray (time,)
-        The times asked for.
-    iterations : ndarray of int (cell, time), or None
+    about, settings : dict
+        The attribute ``model``, and further attributes.
+    fixed : dict, optional
+        Name to dimensions and values of variables that are the same for all cells and replicates.
+    asked : ndarray (time,), optional
+        The times asked for, where the state was seen at others.
+    iterations : ndarray of int (cell, time), optional
     """
-    plan = keeper.plan
     lead = ("learning_rate",) if batched else ()
-    replicate = np.arange(first_replicate, first_replicate + plan.replicates)
-    coords: dict[str, Any] = {
+    replicates = next(iter(variables.values()))[1].shape[1]
+    replicate = np.arange(first_replicate, first_replicate + replicates)
+    coords = {
         "replicate": ("replicate", replicate, {"long_name": "replicate"}),
-        "time": ("time", plan.times, {"long_name": "time"}),
-        **keeper.coords(),
+        "time": ("time", times, {"long_name": "time"}),
+        **coords,
     }
-    coords = with_asked_times(coords, asked)
-    if plan.rates is not None:
-        about = {"long_name": "learning rate"}
-        rates = plan.rates if batched else plan.rates[0]
-        coords["learning_rate"] = (lead, rates, about)
+    if asked is not None:
+        coords = with_asked_times(coords, asked)
+    if rates is not None:
+        coords["learning_rate"] = (
+            lead,
+            rates if batched else rates[0],
+            {"long_name": "learning rate"},
+        )
     if iterations is not None:
         values = iterations if batched else iterations[0]
         coords["iteration"] = ((*lead, "time"), values, {"long_name": "iteration"})
     data: dict[str, Any] = {}
-    for name, dims in keeper.variables().items():
-        array = keeper.arrays[name]
+    for name, (dims, array) in variables.items():
         full = (*lead, "replicate", "time", *dims)
-        data[name] = (full, array if batched else array[0], TEXTS[name])
-    data |= {name: (dims, values, TEXTS[name]) for name, (dims, values) in keeper.fixed().items()}
-    attrs = {"model": json.dumps(model.describe()), **settings, "versions": _versions()}
+        data[name] = (full, array if batched else array[0], TEXTS.get(name, {}))
+    data |= {name: (dims, values, TEXTS[name]) for name, (dims, values) in (fixed or {}).items()}
+    attrs = {"model": json.dumps(about), **settings, "versions": _versions()}
     return xr.Dataset(data, coords, attrs)
 
 

@@ -13,6 +13,7 @@ from lesde.iterations import seen_times
 from lesde.simulation.request import (
     ENGINES,
     SDES,
+    check_process,
     choose_engine,
     read_device,
     read_learning_rates,
@@ -54,7 +55,10 @@ def simulate(
 
     Parameters
     ----------
-    model : LESDE
+    model : LESDE, or any process
+        A process is an object with ``start``, ``advance``, ``observe`` and ``counts``; see
+        :class:`lesde.simulation.process.Process`. It knows its own start and steps, so ``initial``,
+        ``engine``, ``dt``, ``method``, ``sde``, ``differentiable`` and ``parameters`` are not for it.
     times : array, shape (time,)
         Saved times, strictly increasing; ``times[0]`` is the time of the initial state.
     initial : None or array, optional
@@ -160,10 +164,20 @@ def simulate(
     """
     from lesde.model import LESDE
 
-    if not isinstance(model, LESDE):
-        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
     if not isinstance(differentiable, bool):
         raise TypeError(f"differentiable must be True or False; got {shown(differentiable)}.")
+    own_process = not isinstance(model, LESDE)
+    if own_process:
+        check_process(
+            model,
+            initial=initial,
+            engine=engine,
+            dt=dt,
+            method=method,
+            sde=sde,
+            differentiable=differentiable,
+            parameters=parameters,
+        )
     if differentiable:
         from lesde.differentiable.paths import tensor_paths
 
@@ -207,15 +221,39 @@ def simulate(
         dt = check_real("dt", dt, 0.0, open_minimum=True)
     limit = read_memory(memory_limit)
     rates, batched = read_learning_rates(learning_rate)
+    import torch
+
+    from lesde.simulation.noise import BLOCK
+
+    if first_replicate % BLOCK:
+        raise ValueError(
+            f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
+            f"numbers; got {first_replicate}."
+        )
+    on = read_device(device)
+    if own_process:
+        from lesde.simulation.process import process_paths
+
+        return process_paths(
+            model,
+            saved,
+            replicates=replicates,
+            first_replicate=first_replicate,
+            rates=rates,
+            batched=batched,
+            seed=seed,
+            device=on,
+            dtype=getattr(torch, dtype),
+            keep=keep,
+            memory=limit,
+            progress=progress,
+        )
     start = read_initial(model, initial, replicates)
     coefficients = model.derive().coefficients()
     engine = choose_engine(engine, coefficients, rates is not None, dt, method, sde)
 
-    import torch
-
     from lesde.simulation.engines import make_engine, make_keeper, run_engine
     from lesde.simulation.keeping import KEEPERS
-    from lesde.simulation.noise import BLOCK
     from lesde.simulation.plan import Plan
     from lesde.simulation.sgd import iteration_counts
 
@@ -223,12 +261,6 @@ def simulate(
     if engine == "sgd" and rates is not None:
         iterations = np.stack([iteration_counts(asked, rate) for rate in rates.tolist()])
         saved = seen_times(asked, rates.tolist(), iterations)
-    if first_replicate % BLOCK:
-        raise ValueError(
-            f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
-            f"numbers; got {first_replicate}."
-        )
-    on = read_device(device)
     plan = Plan(
         coefficients=coefficients,
         times=saved,
@@ -255,7 +287,19 @@ def simulate(
     if engine == "torchsde":
         settings |= {"method": method, "dt": steps if batched else steps[0]}
     warn_of_lost_digits(keeper.last_means(), dtype)
-    return as_dataset(model, keeper, batched, asked, iterations, first_replicate, settings)
+    return as_dataset(
+        {name: (dims, keeper.arrays[name]) for name, dims in keeper.variables().items()},
+        keeper.coords(),
+        saved,
+        first_replicate,
+        rates,
+        batched,
+        model.describe(),
+        settings,
+        fixed=keeper.fixed(),
+        asked=asked,
+        iterations=iterations,
+    )
 
 
 def _shape_text(plan: Plan, keep: str) -> str:

@@ -253,7 +253,7 @@ def test_errors_of_the_data(fake):
     model, _ = fake
     paths = make_paths()
     with pytest.raises(
-        TypeError, match=r"paths must be an xarray\.Dataset of trajectories or a LESDE"
+        TypeError, match=r"paths must be an xarray\.Dataset of trajectories, or a lesde\.LESDE"
     ):
         separation_probability(np.zeros((3, 4)))
     with pytest.raises(TypeError, match="times is required with a model"):

@@ -116,7 +116,9 @@ def test_refusals_of_datasets_name_the_remedy():
     paths = make_paths(rates=[0.1, 0.2])
     with pytest.raises(ValueError, match=r"learning_rate must be one of 0\.1, 0\.2; got 0\.3"):
         plot.separation_fan(paths, learning_rate=0.3)
-    with pytest.raises(ValueError, match=r"as lesde.simulate, lesde.from_arrays or a recorder returns"):
+    with pytest.raises(
+        ValueError, match=r"as lesde.simulate, lesde.from_arrays or a recorder returns"
+    ):
         plot.separation_fan(paths.rename(features="activations"))
     with pytest.raises(TypeError, match=r"paths must be an xarray\.Dataset"):
         plot.separation_fan(paths.features)

@@ -357,7 +357,9 @@ def test_an_endless_default_step_is_refused():
 
 
 def test_a_model_is_asked_for():
-    with pytest.raises(TypeError, match=r"model must be a lesde\.LESDE; got \{\}"):
+    with pytest.raises(
+        TypeError, match=r"model must be a lesde\.LESDE, or a process with .*; got \{\}"
+    ):
         lesde.simulate({}, [0, 1])
 
 
