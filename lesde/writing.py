@@ -227,7 +227,7 @@ def recover(parent: Path) -> None:
         scratch = parent / name
         with contextlib.suppress(OSError):
             if not scratch.is_symlink() and scratch.is_dir() and _put_back(scratch):
-                shutil.rmtree(scratch, ignore_errors=True)
+                _remove(scratch)
 
 
 def _put_back(scratch: Path) -> bool:
@@ -259,7 +259,14 @@ def _scratch(place: Path) -> Iterator[Path]:
         if file is not None:
             with contextlib.suppress(OSError):  # a full disk
                 file.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(scratch: Path) -> None:
+    """Remove a folder, last what tells whose it is, so that the rest of it can be told after a kill."""
+    for part in ("new", "old"):
+        shutil.rmtree(scratch / part, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _take(file: IO[str], wait: bool = False) -> bool | None:

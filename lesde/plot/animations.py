@@ -46,7 +46,7 @@ def animate(
     paths : xarray.Dataset
         As for `lesde.plot.separation_fan`; at least two features and two times.
     file : str or path, optional
-        GIF to write; folders are made. Default: none is written.
+        GIF to write; folders are made, and a file that is there is replaced, whole. Default: none is written.
     replicate : int, default 0
         Position of the replicate shown.
     learning_rate : float, optional

@@ -34,7 +34,7 @@ def save(
     figure : matplotlib Figure, Axes or array of Axes
         What a figure function returned.
     path : str or path
-        File name; folders are made. With the ending of a known format only that one is written,
+        File name; folders are made, and a file that is there is replaced, whole. With the ending of a known format only that one is written,
         without it one file per entry of ``formats``.
     formats : str or sequence of str, default ("pdf", "png")
         Of "pdf", "png", "svg", "eps". Text in PDF and EPS is embedded as TrueType (type 42).

@@ -90,8 +90,8 @@ def train(
 @contextmanager
 def digits_folder(out: str | Path, kind: str, config: DigitNetworks) -> Iterator[StudyFolder]:
     """Have a folder for a study with these settings; see `StudyFolder`."""
-    writes = ("report.md", "data/*.zarr", "data/*.csv")
-    writes += tuple(f"figures/*.{ending}" for ending in ("png", "pdf", "gif"))
+    figures = (f"figures/*.{ending}" for ending in ("png", "pdf", "gif"))
+    writes = ("report.md", "data/*.zarr", "data/*.csv", *figures)
     folder = StudyFolder(Path(out), kind, "config.json", settings_of(config), writes)
     with folder.taken():
         yield folder
