@@ -161,13 +161,8 @@ class Target:
         elif not self.folder:
             os.replace(new, place)
         elif not _exchange(new, place):
-            os.rename(place, old)
-            try:
-                os.rename(new, place)
-            except BaseException:
-                if not os.path.lexists(place):
-                    os.rename(old, place)
-                raise
+            os.rename(place, old)  # put back by whoever removes the scratch folder
+            os.rename(new, place)
 
     def _refused(self, why: str, what_to_do: str = "give another name") -> ValueError:
         shown = str(self.path)
@@ -226,25 +221,22 @@ def recover(parent: Path) -> None:
     for name in names:
         scratch = parent / name
         with contextlib.suppress(OSError):
-            if not scratch.is_symlink() and scratch.is_dir() and _put_back(scratch):
-                _remove(scratch)
+            if not scratch.is_symlink() and scratch.is_dir():
+                _remove_dead(scratch)
 
 
-def _put_back(scratch: Path) -> bool:
-    """Whether the process of a left-over is dead; what it had set aside is put back."""
+def _remove_dead(scratch: Path) -> None:
+    """Remove a left-over if its process is dead."""
     about = about_lock(scratch / _LOCK)
     if not about:  # it is just being made, or the process was killed as it made it
         old = time.time() - scratch.stat().st_mtime > _UNBORN
-        return old and set(os.listdir(scratch)) <= {_LOCK}
-    if about.get("host") != platform.node() or not about.get("locks"):
-        return False
-    with open(scratch / _LOCK, "a+", encoding="utf-8") as file:
-        if _take(file) is not True:
-            return False
-        place = scratch.parent / Path(str(about.get("name"))).name
-        if (scratch / "old").exists() and not os.path.lexists(place):
-            os.rename(scratch / "old", place)
-    return True
+        if old and set(os.listdir(scratch)) <= {_LOCK}:
+            shutil.rmtree(scratch)
+    elif about.get("host") == platform.node() and about.get("locks"):
+        with open(scratch / _LOCK, "a+", encoding="utf-8") as file:
+            dead = _take(file) is True
+        if dead:
+            _remove(scratch, scratch.parent / Path(str(about.get("name"))).name)
 
 
 @contextlib.contextmanager
@@ -259,11 +251,16 @@ def _scratch(place: Path) -> Iterator[Path]:
         if file is not None:
             with contextlib.suppress(OSError):  # a full disk
                 file.close()
-        _remove(folder)
+        _remove(folder, place)
 
 
-def _remove(scratch: Path) -> None:
-    """Remove a folder, last what tells whose it is, so that the rest of it can be told after a kill."""
+def _remove(scratch: Path, place: Path) -> None:
+    """Remove a scratch folder, last what tells whose it is, so that the rest of it can be told after a kill.
+
+    What was set aside is put back if nothing came in its place.
+    """
+    if (scratch / "old").exists() and not os.path.lexists(place):
+        os.rename(scratch / "old", place)
     for part in ("new", "old"):
         shutil.rmtree(scratch / part, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -114,6 +114,8 @@ class StudyFolder:
     def _check(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--out = {self.path} cannot be used: it is no folder. Give another.")
+        for part in (self.path, self.path / "data", self.path / "figures"):
+            Target(part / _LOCK, "--out", overwrite=True).check()
         if self._settings.exists():
             claim(self._settings, self.study)
         for pattern in self._writes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -83,6 +84,8 @@ def finished(
         ("reproduce", "data/protocol.json"),
         ("demo", "figures/collapse.gif"),
         ("demo", "config.json"),
+        ("rates", "data"),
+        ("demo", "figures"),
     ],
 )
 def test_foreign_files_are_named_before_anything_is_trained(
@@ -211,6 +214,20 @@ def test_learning_rates_that_differ_in_the_eighth_digit_have_their_own_stores(
     assert sorted(found.values()) == [[rate] for rate in rates]
     assert all(stem.endswith(f"_h{rate[0]!r}") for stem, rate in found.items())
     assert run("rates", "--config", config, "--out", out)[0] == 0
+
+
+def test_a_file_system_without_locks_is_told(
+    finished: Path, settings: dict[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.warns(UserWarning, match="has no locks, so that a second run there"):
+        code, said = run(*settings["rates"], "--out", finished)
+    assert code == 0, said
 
 
 NURSERY = textwrap.dedent(
