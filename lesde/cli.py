@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lesde.cli_errors import fail, in_options
+from lesde.cli_errors import ending, in_options, say
 from lesde.cli_model import build_model
 from lesde.cli_options import (
     SDE,
@@ -24,6 +24,7 @@ from lesde.cli_options import (
     MemoryLimit,
     Method,
     Noise,
+    Overwrite,
     ParameterValues,
     PathsArgument,
     PerClass,
@@ -32,6 +33,8 @@ from lesde.cli_options import (
     TransformName,
 )
 from lesde.cli_studies import demo, rates, reproduce
+from lesde.plain_text import can_hold, put_in_ascii, that_fits
+from lesde.writing import recover
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,6 +54,8 @@ def _open(path: Path) -> Any:
     import xarray as xr
 
     if not path.exists():
+        recover(path.parent)  # a killed command may have set it aside
+    if not path.exists():
         raise ValueError(f"PATHS must be a Zarr store; {path} does not exist.")
     return xr.open_zarr(path, consolidated=False)
 
@@ -63,7 +68,7 @@ def root(
     if version:
         from lesde import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -82,15 +87,16 @@ def derive(
     latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX document.")] = False,
 ) -> None:
     """Derive drift, diffusion, modes, closed forms and rates."""
-    try:
+    with ending():
         model = build_model(
             alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
             parameter,
         )  # fmt: skip
         derivation = model.derive()
-        typer.echo(derivation.latex(document=True) if latex else derivation.text(), nl=False)
-    except (ValueError, TypeError) as error:
-        raise fail(error) from None
+        text = derivation.latex(document=True) if latex else derivation.text()
+        if not latex and not can_hold(text):
+            text = derivation.text(unicode=False)
+        say(text.removesuffix("\n"))
 
 
 @app.command(
@@ -122,7 +128,7 @@ def simulate(
     memory_limit: MemoryLimit = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate trajectories and write them to a Zarr store.
 
@@ -131,15 +137,15 @@ def simulate(
     import numpy as np
 
     import lesde
-    from lesde.study.store import write
+    from lesde.study.store import target, write
 
-    try:
+    with ending():
+        place = target(out, "OUT", overwrite)
+        place.check()
         model = build_model(
             alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
             parameter, needs_values=True,
         )  # fmt: skip
-        if out.exists() and not overwrite:
-            raise ValueError(f"OUT = {out} exists; give another name, or --overwrite.")
         if points < 2:
             raise ValueError(f"--points must be at least 2; got {points}.")
         if until <= start:
@@ -164,11 +170,9 @@ def simulate(
             device=device,
             progress=_on_terminal(),
         )
-        write(paths, out)
+        write(paths, place)
         shape = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
-        typer.echo(f"wrote {out} ({shape}; engine {paths.attrs['engine']})")
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise fail(error) from None
+        say(f"wrote {out} ({shape}; engine {paths.attrs['engine']})")
 
 
 @app.command(epilog="Example: `lesde separation paths.zarr --criterion linear`")
@@ -179,24 +183,23 @@ def separation(
     ] = "projection",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     out: TableFile = None,
+    overwrite: Overwrite = False,
     every: AllRows = False,
 ) -> None:
     """Estimate the probability that all classes are separated, over time."""
     import lesde
-    from lesde.study.tables import check_table_file, print_dataset, write_table
+    from lesde.study.tables import print_dataset, table_target, write_table
 
-    try:
-        check_table_file(out)
+    with ending():
+        place = table_target(out, overwrite, paths) if out is not None else None
         result = lesde.separation_probability(
             _open(paths), criterion=criterion, confidence=confidence
         )
         names = ["probability", "lower", "upper"]
         print_dataset(result, names, f"Separation probability ({criterion})", every)
-        if out is not None:
-            write_table(result, names, out)
-            typer.echo(f"wrote {out}")
-    except (ValueError, TypeError) as error:
-        raise fail(error) from None
+        if place is not None:
+            write_table(result, names, place)
+            say(f"wrote {out}")
 
 
 @app.command(epilog="Example: `lesde collapse paths.zarr`")
@@ -204,6 +207,7 @@ def collapse(
     paths: PathsArgument,
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     out: TableFile = None,
+    overwrite: Overwrite = False,
     every: AllRows = False,
 ) -> None:
     """Neural-collapse metrics over time, and how fast they converge.
@@ -211,10 +215,10 @@ def collapse(
     A .csv file of --out holds the medians over replicates, a .zarr store the metrics of each.
     """
     import lesde
-    from lesde.study.tables import check_table_file, print_dataset, write_table
+    from lesde.study.tables import print_dataset, table_target, write_table
 
-    try:
-        check_table_file(out)
+    with ending():
+        place = table_target(out, overwrite, paths) if out is not None else None
         metrics = lesde.neural_collapse(_open(paths))
         middle = metrics.median("replicate") if "replicate" in metrics.dims else metrics
         names = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]
@@ -223,11 +227,9 @@ def collapse(
         print_dataset(
             rates, ["law", "rate", "rate_lower", "rate_upper"], "Convergence, per unit of the clock"
         )
-        if out is not None:
-            write_table(middle if out.suffix == ".csv" else metrics, names, out)
-            typer.echo(f"wrote {out}")
-    except (ValueError, TypeError) as error:
-        raise fail(error) from None
+        if place is not None:
+            write_table(metrics if place.folder else middle, names, place)
+            say(f"wrote {out}")
 
 
 @app.command(epilog="Example: `lesde fit paths.zarr --out fit.zarr`")
@@ -235,6 +237,7 @@ def fit(
     paths: PathsArgument,
     transform: FitTransform = None,
     out: Annotated[Path | None, typer.Option(help="Also write the fit to this Zarr store.")] = None,
+    overwrite: Overwrite = False,
     every: AllRows = False,
 ) -> None:
     """Fit the elasticity kernel α(t), β(t) to paths.
@@ -242,19 +245,20 @@ def fit(
     Prints their integrals A and B, the rates, and the index r of a tail t^−r.
     """
     import lesde
-    from lesde.study.store import write
+    from lesde.study.store import target, write
     from lesde.study.tables import print_fit
 
-    try:
+    with ending():
         if out is not None and out.suffix == ".csv":
             raise ValueError(f"--out must be a Zarr store, a fit being several tables; got {out}.")
+        place = target(out, "--out", overwrite, [paths]) if out is not None else None
+        if place is not None:
+            place.check()
         result = lesde.fit_elasticity(_open(paths), transform=transform)
         print_fit(result, every)
-        if out is not None:
-            write(result, out)
-            typer.echo(f"wrote {out}")
-    except (ValueError, TypeError) as error:
-        raise fail(error) from None
+        if place is not None:
+            write(result, place)
+            say(f"wrote {out}")
 
 
 @app.command(epilog="Example: `lesde plot fan paths.zarr --out fan.pdf`")
@@ -264,16 +268,17 @@ def plot(
     out: Annotated[Path, typer.Option(help="PNG, PDF or SVG file; GIF for the animation.")] = Path(
         "figure.png"
     ),
+    overwrite: Overwrite = False,
     transform: FitTransform = None,
 ) -> None:
     """Draw a figure of paths."""
-    from lesde.study.drawing import draw
+    from lesde.study.drawing import draw, figure_target
 
-    try:
-        draw(figure.value, _open(paths), out, transform, _on_terminal())
-        typer.echo(f"wrote {out}")
-    except (ValueError, TypeError) as error:
-        raise fail(error) from None
+    with ending():
+        place = figure_target(figure.value, out, overwrite, paths)
+        data, shown = _open(paths), _on_terminal()
+        place.put(lambda new: draw(figure.value, data, new, transform, shown))
+        say(f"wrote {out}")
 
 
 app.command(epilog="Example: `lesde demo --out runs/demo`")(demo)
@@ -286,10 +291,21 @@ def main() -> None:
     import warnings
 
     def one_line(message: Any, category: Any, *rest: Any, **keywords: Any) -> None:
-        typer.secho(f"warning: {in_options(str(message))}", fg="yellow", err=True)
+        say(f"warning: {in_options(str(message))}", fg="yellow", err=True)
 
     warnings.showwarning = one_line
-    app()
+    put_in_ascii()
+    command = typer.main.get_command(app)
+    _fit(command)
+    command()
+
+
+def _fit(command: Any) -> None:
+    """Put what the terminal cannot show into ASCII before help is laid out."""
+    for each in (command, *command.params):
+        each.help = that_fits(each.help) if getattr(each, "help", None) else None
+    for one in getattr(command, "commands", {}).values():
+        _fit(one)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
-__all__ = ["fail", "failed", "in_options", "interrupted"]
+from lesde.plain_text import that_fits
+
+__all__ = ["ending", "fail", "failed", "in_options", "interrupted", "say"]
 
 # Arguments whose option has another name than theirs with dashes.
 _RENAMED = {
@@ -61,6 +67,25 @@ def _option(name: str) -> str:
     return _RENAMED.get(name, "--" + name.replace("_", "-"))
 
 
+def say(text: str, *, err: bool = False, fg: str | None = None) -> None:
+    """Print a line, in ASCII where the stream does not have its characters."""
+    typer.secho(that_fits(text, sys.stderr if err else sys.stdout), fg=fg, err=err)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """How a command ends early: with one line on what was wrong."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise fail(error) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # nobody reads on
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        raise failed(f"{error.strerror or error}{where}.") from None
+
+
 def fail(error: Exception) -> typer.Exit:
     """Say what went wrong, in the words of the command line; to be raised."""
     return failed(in_options(str(error)))
@@ -68,13 +93,13 @@ def fail(error: Exception) -> typer.Exit:
 
 def failed(message: str) -> typer.Exit:
     """Say what went wrong, in these words; to be raised."""
-    typer.secho(f"error: {message}", fg="red", err=True)
+    say(f"error: {message}", fg="red", err=True)
     return typer.Exit(2)
 
 
 def interrupted(what: str, folder: Path | None) -> typer.Exit:
     """Say where ``what`` is after Ctrl-C; to be raised."""
-    typer.secho(
+    say(
         f"\ninterrupted; {what} in {folder}. Run the command again to continue.",
         fg="yellow",
         err=True,

@@ -78,6 +78,13 @@ TableFile = Annotated[
         help="Also write it: the whole table to a .csv file, or all results to a .zarr store.",
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what is there: a file, or a Zarr store that this package wrote.",
+    ),
+]
 FitTransform = Annotated[
     str | None,
     typer.Option(

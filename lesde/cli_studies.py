@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from lesde.cli_errors import fail, failed, interrupted
+from lesde.cli_errors import fail, failed, interrupted, say
 
 __all__ = ["demo", "rates", "reproduce"]
 
@@ -38,6 +39,8 @@ def _ending(
     except (ValueError, TypeError, ArithmeticError) as error:
         raise say(error) from None
     except OSError as error:
+        if error.errno == errno.EPIPE:  # nobody reads on
+            raise
         out = folder()
         why = f"{error.strerror or error}: {error.filename or out}"
         raise failed(f"--out: {out} cannot be used ({why}); give another folder.") from None
@@ -65,7 +68,7 @@ def demo(
     with _ending("what was done is", lambda: out, fail):
         settings = load_config(DemoConfig, config, {"seed": seed})
         if show_config:
-            typer.echo(settings.model_dump_json(indent=2))
+            say(settings.model_dump_json(indent=2))
             raise typer.Exit
         from lesde.study.demo import run
 
@@ -96,7 +99,7 @@ def rates(
     with _ending("what was done is", lambda: out):
         settings = load_config(RateConfig, config, {"replicates": replicates, "seed": seed})
         if show_config:
-            typer.echo(settings.model_dump_json(indent=2))
+            say(settings.model_dump_json(indent=2))
             raise typer.Exit
         from lesde.study.rates import run
 
@@ -167,7 +170,7 @@ def reproduce(
         if cifar is not None and settings.data != "cifar10":
             raise ValueError("--cifar is for --data cifar10; give both, or neither for GeoMNIST.")
         if show_config:
-            typer.echo(settings.model_dump_json(indent=2))
+            say(settings.model_dump_json(indent=2))
             raise typer.Exit
         from lesde.study.reproduce import FIGURES, run
 

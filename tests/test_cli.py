@@ -249,7 +249,7 @@ def test_the_figure_of_elasticity_takes_the_recorded_transform(
     out = str(tmp_path / "figure.png")
     assert lesde("plot", "elasticity", str(logits), "--out", out).exit_code == 0
     assert not [w for w in recwarn if "by their attributes" in str(w.message)]
-    lesde("plot", "elasticity", str(logits), "--out", out, "--transform", "identity")
+    lesde("plot", "elasticity", str(logits), "--out", out, "--transform", "identity", "--overwrite")
     assert [w for w in recwarn if "by their attributes" in str(w.message)]
 
 

@@ -237,12 +237,12 @@ class Derivation:
 
         return latex_report(sections(self), document)
 
-    def text(self) -> str:
-        """The derivation as plain text with formulas set in Unicode."""
+    def text(self, *, unicode: bool = True) -> str:
+        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
         from lesde.derivation.report import text_report
         from lesde.derivation.sections import sections
 
-        return text_report(sections(self))
+        return text_report(sections(self), unicode)
 
     def __repr__(self) -> str:
         closed = "closed form" if self.is_closed else "no closed form"

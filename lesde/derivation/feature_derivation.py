@@ -247,9 +247,9 @@ class FeatureDerivation:
         """
         return latex_report(feature_sections(self), document)
 
-    def text(self) -> str:
-        """The derivation as plain text with formulas set in Unicode."""
-        return text_report(feature_sections(self))
+    def text(self, *, unicode: bool = True) -> str:
+        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
+        return text_report(feature_sections(self), unicode)
 
     def __repr__(self) -> str:
         return f"Derivation of {self.model!r}: strength {self.strength.expression}, no closed form"

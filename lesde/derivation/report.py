@@ -7,6 +7,7 @@ import re
 import sympy as sp
 
 from lesde.derivation.sections import Section
+from lesde.plain_text import in_ascii
 
 __all__ = ["latex_report", "text_report"]
 
@@ -173,10 +174,13 @@ def latex_report(sections: list[Section], document: bool) -> str:
 _SUBSCRIPTS = str.maketrans("0123456789klmi", "₀₁₂₃₄₅₆₇₈₉ₖₗₘᵢ")
 
 
-def _plain(expression: sp.Basic) -> sp.Basic:
+def _plain(expression: sp.Basic, unicode: bool) -> sp.Basic:
     """Symbols under the names that a terminal shows well."""
 
     def name(symbol: sp.Symbol) -> str:
+        return shown(symbol) if unicode else in_ascii(shown(symbol))
+
+    def shown(symbol: sp.Symbol) -> str:
         if match := re.fullmatch(r"(\w+)_(\w+)\^T", symbol.name):
             base = "σ" if match[1] == "sigma" else match[1]
             return base + match[2].translate(_SUBSCRIPTS) + "ᵀ"
@@ -192,15 +196,15 @@ def _plain(expression: sp.Basic) -> sp.Basic:
     return expression.xreplace(swaps)
 
 
-def text_report(sections: list[Section]) -> str:
+def text_report(sections: list[Section], unicode: bool) -> str:
     """A derivation's sections as text; see :meth:`lesde.derivation.Derivation.text`."""
     blocks: list[str] = []
     for section in sections:
         blocks.append(f"{section.title}\n{'─' * len(section.title)}")
         for left, right in section.equations:
-            equation = sp.Eq(_plain(left), _plain(right), evaluate=False)
-            text = sp.pretty(equation, use_unicode=True, wrap_line=False)
+            equation = sp.Eq(_plain(left, unicode), _plain(right, unicode), evaluate=False)
+            text = sp.pretty(equation, use_unicode=unicode, wrap_line=False)
             blocks.append("\n".join("    " + line for line in text.splitlines()))
         blocks += ["  " + note for note in section.notes]
     text = "\n\n".join(blocks) + "\n"
-    return text.replace("Xbar", "X̄")
+    return text.replace("Xbar", "X̄") if unicode else in_ascii(text)

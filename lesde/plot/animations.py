@@ -17,6 +17,7 @@ from lesde.plot.frames import at_times, read_frames
 from lesde.plot.geometry import joins
 from lesde.plot.simplices import Scene, draw_plane, make_scene, target_handles
 from lesde.plot.style import style
+from lesde.writing import Target
 
 __all__ = ["animate"]
 
@@ -45,7 +46,7 @@ def animate(
     paths : xarray.Dataset
         As for `lesde.plot.separation_fan`; at least two features and two times.
     file : str or path, optional
-        GIF to write; folders are made. Default: none is written.
+        GIF to write; folders are made, and a file that is there is replaced, whole. Default: none is written.
     replicate : int, default 0
         Position of the replicate shown.
     learning_rate : float, optional
@@ -87,6 +88,9 @@ def animate(
     check_real("dpi", dpi, 0.0, open_minimum=True)
     if file is not None and Path(file).suffix.lower() != ".gif":
         raise ValueError(f"file must end in .gif; got {shown(str(file))}.")
+    place = None if file is None else Target(Path(file), "file", overwrite=True)
+    if place is not None:
+        place.check()
     times = trajectory.times
     indices = np.arange(len(times))
     if len(times) > frames:
@@ -138,8 +142,8 @@ def animate(
         return [clock]
 
     film = FuncAnimation(figure, show, frames=len(indices), interval=1000.0 / fps, repeat=False)
-    if file is not None:
-        _write(film, Path(file), fps, dpi, len(indices), progress)
+    if place is not None:
+        place.put(lambda new: _write(film, new, fps, dpi, len(indices), progress))
     return film
 
 
@@ -160,7 +164,6 @@ def _write(
 ) -> None:
     from tqdm import tqdm
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=total, disable=not progress, desc="animate", unit="frame") as bar:
         film.save(
             str(file),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from lesde.checks import check_real, shown
 from lesde.plot.style import style
+from lesde.writing import Target
 
 __all__ = ["save"]
 
@@ -32,7 +34,7 @@ def save(
     figure : matplotlib Figure, Axes or array of Axes
         What a figure function returned.
     path : str or path
-        File name; folders are made. With the ending of a known format only that one is written,
+        File name; folders are made, and a file that is there is replaced, whole. With the ending of a known format only that one is written,
         without it one file per entry of ``formats``.
     formats : str or sequence of str, default ("pdf", "png")
         Of "pdf", "png", "svg", "eps". Text in PDF and EPS is embedded as TrueType (type 42).
@@ -47,7 +49,7 @@ def save(
     Raises
     ------
     TypeError, ValueError
-        For something that is no figure, or an unknown format.
+        For something that is no figure, an unknown format, or a path where no file can be.
 
     Examples
     --------
@@ -67,13 +69,15 @@ def save(
     else:
         # A dot in a name such as "rate-0.1" is not an ending.
         files = [target.with_name(f"{target.name}.{f}") for f in wanted]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for file in files:
+    places = [Target(file, overwrite=True) for file in files]
+    for place in places:
+        place.check()
+    for file, place in zip(files, places, strict=True):
         # Without a date the same figure gives the same file.
         metadata = {"CreationDate": None} if file.suffix.lower() == ".pdf" else None
         if file.suffix.lower() == ".svg":
             metadata = {"Date": None}
-        found.savefig(file, dpi=dpi, metadata=metadata)
+        place.put(partial(found.savefig, dpi=dpi, metadata=metadata))
     return files
 
 

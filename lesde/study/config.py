@@ -1,4 +1,4 @@
-"""Settings of the studies on digits, and how settings are read and a folder taken for them."""
+"""Settings of the studies on digits, and how settings are read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from lesde.study.store import write_text
-
 __all__ = [
     "DemoConfig",
     "DigitNetworks",
     "RateConfig",
-    "claim",
-    "held_settings",
     "load_config",
     "read_settings",
     "validated",
@@ -140,7 +136,7 @@ def read_settings(path: Path | None, given: Mapping[str, Any] | None = None) -> 
     settings: Any = {}
     if path is not None:
         try:
-            settings = json.loads(Path(path).read_text())
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"--config must be a JSON file with settings; {path}: {error}"
@@ -164,32 +160,3 @@ def validated(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
             lines.append(f"{where or 'together'}: {item['msg'].removeprefix('Value error, ')}{got}")
         known = ", ".join(kind.model_fields)
         raise ValueError(f"settings: {'; '.join(lines)}. Known settings: {known}.") from None
-
-
-def claim(folder: Path, settings: BaseModel) -> None:
-    """Take a folder for a study with these settings, or say whose it is."""
-    file = folder / "config.json"
-    wanted = json.loads(settings.model_dump_json())
-    held = held_settings(file)
-    if held is not None and held != wanted:
-        raise ValueError(
-            f"--out = {folder} holds a study with other settings (see {file}); give another folder or "
-            f"remove it."
-        )
-    write_text(file, json.dumps(wanted, indent=2) + "\n")
-
-
-def held_settings(file: Path) -> dict[str, Any] | None:
-    """The settings that a folder was taken with, None for a new one."""
-    if not file.exists():
-        return None
-    try:
-        held = json.loads(file.read_text())
-    except ValueError:
-        held = None
-    if not isinstance(held, dict):
-        raise ValueError(
-            f"--out: {file} is damaged, so that the settings of what lies beside it are not known; give another "
-            f"folder or remove it."
-        )
-    return held

@@ -9,10 +9,10 @@ import xarray as xr
 
 from lesde.study import demo_figures as figures
 from lesde.study import demo_steps as steps
-from lesde.study.config import DemoConfig, claim
-from lesde.study.digit_networks import bar, trained
+from lesde.study.config import DemoConfig
+from lesde.study.digit_networks import bar, digits_folder, trained
+from lesde.study.folder import StudyFolder
 from lesde.study.report import Report, numbers, summary, verdict
-from lesde.study.store import write
 from lesde.study.tables import format_number, print_rows
 
 __all__ = ["run"]
@@ -36,14 +36,20 @@ def run(config: DemoConfig, out: str | Path) -> Path:
     Raises
     ------
     ValueError
-        When ``out`` holds a study with other settings.
+        When ``out`` holds a study with other settings or somebody else's files under the study's names, or when another
+        run is in it.
     """
-    folder = Path(out)
-    claim(folder, config)
-    data = folder / "data"
-    draw = figures.Drawer(folder / "figures")
+    with digits_folder(out, "demo", config) as folder:
+        return _run(config, folder)
+
+
+def _run(config: DemoConfig, folder: StudyFolder) -> Path:
+    data, write = folder.path / "data", folder.put_store
+    draw = figures.Drawer(folder)
     report = Report(
-        folder / "report.md", "Neural networks on digits, and their locally elastic SDE"
+        folder.path / "report.md",
+        "Neural networks on digits, and their locally elastic SDE",
+        put=folder.put_text,
     )
     report.add("## What was run", _introduction(config))
 

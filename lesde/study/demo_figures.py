@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde.study.folder import StudyFolder
 from lesde.study.report import Report
 
 __all__ = ["Drawer"]
@@ -91,19 +92,17 @@ class Drawer:
 
     Parameters
     ----------
-    folder : path
-        Made when needed.
+    folder : StudyFolder
+        Figures go into its folder ``figures``.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: StudyFolder):
         self.folder = folder
 
     def _save(self, report: Report, drawn: Any, name: str, caption: str) -> None:
         import matplotlib.pyplot as plt
 
-        from lesde import plot
-
-        plot.save(drawn, self.folder / name, dpi=200)
+        self.folder.put_figure(self.folder.path / "figures" / name, drawn)
         plt.close(np.asarray(drawn, dtype=object).ravel()[0].get_figure(root=True))
         report.figure(f"{name}.png", caption)
 
@@ -125,10 +124,11 @@ class Drawer:
         progress(3, 4)
         import matplotlib.pyplot as plt
 
-        film = plot.animate(
-            network, self.folder / "collapse.gif", learning_rate=h, frames=40, dpi=100
-        )
-        plt.close(film._fig)  # type: ignore[attr-defined]
+        def film(new: Path) -> None:
+            made = plot.animate(network, new, learning_rate=h, frames=40, dpi=100)
+            plt.close(made._fig)  # type: ignore[attr-defined]
+
+        self.folder.put(self.folder.path / "figures" / "collapse.gif", film)
         report.add("[Animation of the collapse](figures/collapse.gif)")
         progress(4, 4)
 

@@ -11,9 +11,10 @@ import xarray as xr
 from tqdm import tqdm
 
 from lesde.study.config import DigitNetworks
-from lesde.study.store import read_whole, write
+from lesde.study.folder import StudyFolder, settings_of
+from lesde.study.store import damaged, read_whole, write
 
-__all__ = ["LAYERS", "bar", "digit_records", "train", "trained"]
+__all__ = ["LAYERS", "bar", "digit_records", "digits_folder", "train", "trained"]
 
 LAYERS = ("logits", "penultimate")
 Progress = Callable[[int, int], None]
@@ -86,12 +87,24 @@ def train(
     )
 
 
+@contextmanager
+def digits_folder(out: str | Path, kind: str, config: DigitNetworks) -> Iterator[StudyFolder]:
+    """Have a folder for a study with these settings; see `StudyFolder`."""
+    figures = (f"figures/*.{ending}" for ending in ("png", "pdf", "gif"))
+    writes = ("report.md", "data/*.zarr", "data/*.csv", *figures)
+    folder = StudyFolder(Path(out), kind, "config.json", settings_of(config), writes)
+    with folder.taken():
+        yield folder
+
+
 def trained(config: DigitNetworks, folder: Path) -> tuple[xr.Dataset, xr.Dataset]:
     """The recorded features of both layers; training resumes after the learning rates already on disk."""
+    study = settings_of(config)
 
     def stores(index: int) -> dict[str, Path]:
-        rate = f"{config.learning_rates[index]:g}"
-        return {layer: folder / f"network_{layer}_h{rate}.zarr" for layer in LAYERS}
+        # All digits of the learning rate: rates that differ in the seventh have stores of their own.
+        rate = float(config.learning_rates[index])
+        return {layer: folder / f"network_{layer}_h{rate!r}.zarr" for layer in LAYERS}
 
     done = 0
     while done < len(config.learning_rates) and all(
@@ -102,13 +115,21 @@ def trained(config: DigitNetworks, folder: Path) -> tuple[xr.Dataset, xr.Dataset
         with bar("training the networks") as progress:
             for index, record in enumerate(train(config, progress, done), start=done):
                 for layer, path in stores(index).items():
-                    write(record[layer], path)
+                    write(record[layer], path, study)
     joined = [
         xr.concat(
-            [read_whole(stores(i)[layer]) for i in range(len(config.learning_rates))],
+            [_whole(stores(i)[layer], study, rate) for i, rate in enumerate(config.learning_rates)],
             "learning_rate",
             combine_attrs="drop_conflicts",
         )
         for layer in LAYERS
     ]
     return joined[0], joined[1]
+
+
+def _whole(path: Path, study: str, rate: float) -> xr.Dataset:
+    """A store, checked to be of this learning rate."""
+    dataset = read_whole(path, study)
+    if dataset["learning_rate"].values.tolist() != [rate]:
+        raise damaged(path)
+    return dataset

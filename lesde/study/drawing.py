@@ -8,8 +8,19 @@ from typing import Any
 import xarray as xr
 
 import lesde
+from lesde.writing import Target
 
-__all__ = ["draw"]
+__all__ = ["draw", "figure_target"]
+
+
+def figure_target(figure: str, path: Path, overwrite: bool, paths: Path) -> Target:
+    """Where the named figure of ``paths`` goes; refused before anything is computed."""
+    wanted = (".gif",) if figure == "animation" else (".png", ".pdf", ".svg")
+    if path.suffix not in wanted:
+        raise ValueError(f"--out must end in {' or '.join(wanted)} for {figure}; got {path}.")
+    place = Target(path, "--out", overwrite=overwrite, inputs=[paths])
+    place.check()
+    return place
 
 
 def draw(
@@ -35,9 +46,6 @@ def draw(
     """
     from lesde import plot
 
-    wanted = (".gif",) if figure == "animation" else (".png", ".pdf", ".svg")
-    if out.suffix not in wanted:
-        raise ValueError(f"--out must end in {' or '.join(wanted)} for {figure}; got {out}.")
     if figure == "animation":
         plot.animate(paths, out, progress=progress)
         return

@@ -11,11 +11,11 @@ import xarray as xr
 
 import lesde
 from lesde import plot
-from lesde.study.config import RateConfig, claim
-from lesde.study.digit_networks import bar, trained
+from lesde.study.config import RateConfig
+from lesde.study.digit_networks import bar, digits_folder, trained
+from lesde.study.folder import StudyFolder
 from lesde.study.learning_rates import compare_learning_rates, whole_errors
 from lesde.study.report import Report
-from lesde.study.store import write
 from lesde.study.tables import print_rows, with_interval
 
 __all__ = ["comparison_table", "run"]
@@ -41,24 +41,31 @@ def run(config: RateConfig, out: str | Path) -> Path:
     Raises
     ------
     ValueError
-        When ``out`` holds a study with other settings, or the time is too short for the model to be fitted.
+        When ``out`` holds a study with other settings or somebody else's files under the study's names, when another run is
+        in it, or when the time is too short for the model to be fitted.
     Diverged
         When a network does.
     """
-    folder = Path(out)
-    claim(folder, config)
-    data, pictures = folder / "data", folder / "figures"
+    with digits_folder(out, "rates", config) as folder:
+        return _run(config, folder)
+
+
+def _run(config: RateConfig, folder: StudyFolder) -> Path:
+    data = folder.path / "data"
     report = Report(
-        folder / "report.md", "Collapse of networks against the learning rate, and the LE-SDE"
+        folder.path / "report.md",
+        "Collapse of networks against the learning rate, and the LE-SDE",
+        put=folder.put_text,
     )
     report.add(_introduction(config))
 
     network, _ = trained(config, data)
     metrics = lesde.neural_collapse(network, ["nc1", "nc2_etf"])
-    write(metrics, data / "collapse.zarr")
+    folder.put_store(metrics, data / "collapse.zarr")
     _publish(
         report,
-        pictures / "networks",
+        folder,
+        "networks",
         plot.collapse(metrics),
         "NC1 and NC2 of the logits of the networks over time, by learning rate.",
     )
@@ -73,11 +80,11 @@ def run(config: RateConfig, out: str | Path) -> Path:
             seed=config.seed,
             progress=progress,
         )
-    write(found, data / "comparison.zarr")
+    folder.put_store(found, data / "comparison.zarr")
     best = found.attrs["preferred"]
     tables = {str(m): comparison_table(found.sel(model=m)) for m in found["model"].values}
     together = pd.concat(tables, names=["model", None]).reset_index(level="model")
-    together.to_csv(data / "comparison.csv", index=False)
+    folder.put(data / "comparison.csv", lambda new: together.to_csv(new, index=False))
     header, rows = _readable(tables[best])
     report.add("## Networks and models")
     for kernel in found["kernel"].values:
@@ -87,7 +94,7 @@ def run(config: RateConfig, out: str | Path) -> Path:
             f"Values at t = {found.attrs['at']:g} and rates of decay: networks (points) and models (lines, bands "
             f"in which they put the networks), with the kernel of {kernel}. Shaded: where the networks are in it."
         )
-        _publish(report, pictures / name, axes, words)
+        _publish(report, folder, name, axes, words)
     title = f"Networks and the {best}"
     errors = ", ".join(
         f"{name}: {error:.2g}" + (f" (diverges at {number} learning rates)" if number else "")
@@ -153,12 +160,12 @@ def _interval(row: Any, name: str) -> str:
     return with_interval(value, low, high) if np.isfinite(value) else "diverges"
 
 
-def _publish(report: Report, path: Path, axes: Any, words: str) -> None:
+def _publish(report: Report, folder: StudyFolder, name: str, axes: Any, words: str) -> None:
     import matplotlib.pyplot as plt
 
-    plot.save(axes, path, dpi=200)
+    folder.put_figure(folder.path / "figures" / name, axes)
     plt.close("all")
-    report.figure(f"{path.name}.png", words)
+    report.figure(f"{name}.png", words)
 
 
 def _introduction(config: RateConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,17 +11,20 @@ import numpy as np
 import xarray as xr
 
 from lesde.study.config import DemoConfig
-from lesde.study.store import write_text
 from lesde.study.tables import format_number
 
 __all__ = ["Report", "numbers", "summary", "verdict", "with_error"]
+
+
+def _put(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 @dataclass
 class Report:
     """Markdown that is written anew after every step, so that an interrupt leaves what is done.
 
-    The paragraphs ``top``, known last, stand below the title.
+    The paragraphs ``top``, known last, stand below the title. ``put`` writes a text file.
     """
 
     path: Path
@@ -28,13 +32,14 @@ class Report:
     top: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
     hold: bool = False
+    put: Callable[[Path, str], object] = _put
 
     def add(self, *paragraphs: str) -> None:
         """Append paragraphs and write the file, unless it is on hold."""
         self.parts += paragraphs
         if self.hold:
             return
-        write_text(self.path, "\n\n".join([f"# {self.title}", *self.top, *self.parts]) + "\n")
+        self.put(self.path, "\n\n".join([f"# {self.title}", *self.top, *self.parts]) + "\n")
 
     def summarise(self, *paragraphs: str) -> None:
         """Put paragraphs below the title and write the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -13,19 +14,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from lesde import plot
 from lesde.analysis.published_ratios import published_elasticity
 from lesde.networks.cifar import CIFAR10_CLASSES
 from lesde.networks.geometric import SHAPES
 from lesde.study import reproduce_analysis as analysis
 from lesde.study import reproduce_tables as tables
+from lesde.study.folder import StudyFolder, settings_of
 from lesde.study.report import Report
 from lesde.study.reproduce_figures import draw_dynamics, draw_elasticity, draw_separation
 from lesde.study.reproduce_phases import draw_phases
 from lesde.study.reproduce_protocol import Protocol
-from lesde.study.reproduce_training import Trainings, duration
+from lesde.study.reproduce_training import FREE, SETTINGS, Trainings, duration
 from lesde.study.reproduce_transition import Crossing, crossing
-from lesde.study.store import write, write_text
 from lesde.study.tables import format_number, print_rows
 
 __all__ = ["FIGURES", "run"]
@@ -66,13 +66,30 @@ def run(
     Raises
     ------
     ValueError
-        For a figure that does not exist, a folder that holds trainings with other settings, or a missing CIFAR-10.
+        For a figure that does not exist, a folder that holds trainings with other settings or somebody else's files under
+        the names of the figures, one that another run is in, or a missing CIFAR-10.
     """
     unknown = [name for name in figures if name not in FIGURES]
     if unknown or not figures:
         raise ValueError(f"figures must be of {', '.join(FIGURES)}; got {list(figures)}.")
-    folder = Path(out)
-    trainings = Trainings(protocol, folder / "data", cifar, device)
+    writes = (
+        "report.md",
+        *(f"{place}/{name}*" for name in figures for place in ("data", "figures")),
+    )
+    study = settings_of(protocol, without=FREE)
+    folder = StudyFolder(Path(out), "reproduce", f"data/{SETTINGS}", study, writes)
+    with folder.taken():
+        return _run(figures, protocol, folder, cifar, device)
+
+
+def _run(
+    figures: Sequence[str],
+    protocol: Protocol,
+    folder: StudyFolder,
+    cifar: Path | None,
+    device: str | None,
+) -> Path:
+    trainings = Trainings(protocol, folder.path / "data", cifar, device)
     levels = protocol.noise_levels if "fig4" in figures else (0.0,)
     if "fig4" in figures and levels[-1] <= protocol.critical:
         print(
@@ -109,10 +126,12 @@ def _train(trainings: Trainings, levels: Sequence[float]) -> None:
 class _Study:
     """The trainings that figures share, and where figures and numbers go."""
 
-    def __init__(self, protocol: Protocol, folder: Path, trainings: Trainings):
-        self.protocol, self.trainings = protocol, trainings
-        self.data, self.pictures = folder / "data", folder / "figures"
-        self.report = Report(folder / "report.md", "The published experiments, reproduced")
+    def __init__(self, protocol: Protocol, folder: StudyFolder, trainings: Trainings):
+        self.protocol, self.trainings, self.folder = protocol, trainings, folder
+        self.data = folder.path / "data"
+        self.report = Report(
+            folder.path / "report.md", "The published experiments, reproduced", put=folder.put_text
+        )
         self._introduction = _introduction(protocol)
         names = SHAPES if protocol.data == "geomnist" else CIFAR10_CLASSES
         self.names = names[: protocol.classes]
@@ -126,15 +145,15 @@ class _Study:
         try:
             yield
             mine = {"settings": settings, "parts": self.report.parts}
-            write_text(self.data / f"{name}.json", json.dumps(mine, indent=2))
+            self.folder.put_text(self.data / f"{name}.json", json.dumps(mine, indent=2))
         finally:
             # Also after an interrupt: the figures that are done.
             sections: list[str] = []
             for other in FIGURES:
-                file = self.data / f"{other}.json"
-                held = json.loads(file.read_text()) if file.exists() else {}
-                if held.get("settings") == settings:
-                    sections += held["parts"]
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    held = json.loads((self.data / f"{other}.json").read_text(encoding="utf-8"))
+                    if held["settings"] == settings:
+                        sections += held["parts"]
             self.report.parts, self.report.hold = [self._introduction], False
             self.report.add(*sections)
 
@@ -274,15 +293,15 @@ class _Study:
         """Save a figure and what is behind it, and put it into the report."""
         import matplotlib.pyplot as plt
 
-        plot.save(figure, self.pictures / name, dpi=200)
+        self.folder.put_figure(self.folder.path / "figures" / name, figure)
         plt.close(figure)
-        write(numbers, self.data / f"{name}.zarr")
+        self.folder.put_store(numbers, self.data / f"{name}.zarr")
         self.report.add(f"## {title}")
         self.report.figure(f"{name}.png", words)
         self._table(name, title, table)
 
     def _table(self, name: str, title: str, table: pd.DataFrame) -> None:
-        table.to_csv(self.data / f"{name}.csv", index=False)
+        self.folder.put(self.data / f"{name}.csv", lambda new: table.to_csv(new, index=False))
         header, rows = tables.readable(table)
         print_rows(title, header, rows)
         self.report.table(header, [[format_number(cell) for cell in row] for row in rows])

@@ -23,12 +23,13 @@ from lesde.networks import (
     training_time,
     with_label_noise,
 )
-from lesde.study.config import held_settings
+from lesde.study.folder import claim, settings_of
 from lesde.study.reproduce_protocol import Protocol
-from lesde.study.store import damaged, read_whole, write, write_text
+from lesde.study.store import damaged, read_whole, write
 
-__all__ = ["Batch", "Trainings", "duration", "load_data"]
+__all__ = ["FREE", "SETTINGS", "Batch", "Trainings", "duration", "load_data"]
 
+SETTINGS = "protocol.json"
 # What may differ between two runs in one folder: more trials are added, the rest is analysis.
 FREE = ("trials", "clean_trials", "batch", "windows", "confidence", "noise_levels")
 
@@ -99,27 +100,18 @@ class Trainings:
     ):
         self.protocol, self.folder, self._cifar, self._device = protocol, folder, cifar, device
         self._images: ImageData | None = None
+        self._study = settings_of(protocol, without=FREE)
         self._claim()
 
     def _claim(self) -> None:
         """Take the folder for these settings, or say whose it is."""
-        file = self.folder / "protocol.json"
-        wanted = json.loads(self.protocol.model_dump_json(exclude=set(FREE)))
-        held = held_settings(file)
-        if any(self.folder.glob("train_p*.zarr")):
-            if held is None:
-                raise ValueError(
-                    f"--out: {self.folder} holds trainings without {file.name}, so that their settings are not known; "
-                    f"give another folder or remove it."
-                )
-            other = [name for name in wanted if held.get(name) != wanted[name]]
-            if other:
-                different = ", ".join(f"{n} = {held.get(n)}, not {wanted[n]}" for n in other)
-                raise ValueError(
-                    f"--out: {self.folder} holds trainings with other settings ({different}); give another "
-                    f"folder or remove it."
-                )
-        write_text(file, json.dumps(wanted, indent=2) + "\n")
+        file = self.folder / SETTINGS
+        if not file.exists() and any(self.folder.glob("train_p*.zarr")):
+            raise ValueError(
+                f"--out: {self.folder} holds trainings without {file.name}, so that their settings are not known; "
+                f"give another folder or remove it."
+            )
+        claim(file, self._study)
 
     @property
     def times(self) -> np.ndarray:
@@ -185,7 +177,8 @@ class Trainings:
             for batch in missing:
                 dataset = self._train(batch, advance)
                 first, last = batch.trials[0], batch.trials[-1]
-                write(dataset, self.folder / f"train_p{batch.level:.3f}_{first}-{last}.zarr")
+                name = f"train_p{batch.level:.3f}_{first}-{last}.zarr"
+                write(dataset, self.folder / name, self._study)
                 done += len(batch.trials)
                 if not shown:
                     left = (time.monotonic() - began) * (wanted / done - 1)
@@ -198,7 +191,7 @@ class Trainings:
 
     def load(self, level: float) -> xr.Dataset:
         """All stored trials of a noise level, up to the number asked for."""
-        parts = [_whole(path, trials) for path, trials in self.stores(level).items()]
+        parts = [_whole(path, self._study, trials) for path, trials in self.stores(level).items()]
         joined = xr.concat(
             parts,
             "replicate",
@@ -292,9 +285,9 @@ def _level(path: Path) -> float | None:
         raise damaged(path) from None
 
 
-def _whole(path: Path, trials: tuple[int, ...]) -> xr.Dataset:
+def _whole(path: Path, study: str, trials: tuple[int, ...]) -> xr.Dataset:
     """A store, checked to hold these trials and no gaps."""
-    dataset = read_whole(path)
+    dataset = read_whole(path, study)
     if dataset["replicate"].values.tolist() != list(trials):
         raise damaged(path)
     return dataset

@@ -14,14 +14,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lesde.study.store import write
+from lesde.plain_text import that_fits
+from lesde.study.store import target, write
+from lesde.writing import Target
 
 __all__ = [
-    "check_table_file",
     "format_number",
     "print_dataset",
     "print_fit",
     "print_rows",
+    "table_target",
     "with_interval",
     "write_table",
 ]
@@ -57,11 +59,11 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """One table, numbers to the right."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(title=that_fits(title), title_justify="left", box=box.SIMPLE)
     for name in header:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(that_fits(name), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(format_number, row))
+        table.add_row(*(that_fits(format_number(cell)) for cell in row))
     console = Console()
     # A narrow terminal breaks lines; a table must not drop digits.
     wide = console.options.update(max_width=1000)
@@ -113,21 +115,26 @@ def evenly(size: int, most: int) -> list[int]:
     return kept if kept[-1] == size - 1 else [*kept, size - 1]
 
 
-def check_table_file(path: Path | None) -> None:
-    """Refuse a file that :func:`write_table` does not know, before anything is computed."""
-    if path is not None and path.suffix not in (".csv", ".zarr"):
+def table_target(path: Path, overwrite: bool, paths: Path) -> Target:
+    """Where `write_table` is to write what is made of ``paths``; refused before anything is computed."""
+    if path.suffix not in (".csv", ".zarr"):
         raise ValueError(f"--out must end in .csv or .zarr; got {path}.")
-
-
-def write_table(dataset: xr.Dataset, variables: Sequence[str], path: Path) -> None:
-    """Variables as a .csv file with all rows, or the whole dataset as a .zarr store."""
-    check_table_file(path)
     if path.suffix == ".zarr":
-        write(dataset, path)
+        place = target(path, "--out", overwrite, [paths])
+    else:
+        place = Target(path, "--out", overwrite=overwrite, inputs=[paths])
+    place.check()
+    return place
+
+
+def write_table(dataset: xr.Dataset, variables: Sequence[str], place: Target) -> None:
+    """Variables as a .csv file with all rows, or the whole dataset as a .zarr store."""
+    if place.folder:
+        write(dataset, place)
         return
     header, rows = _table(_columns(dataset, variables), variables)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=header).to_csv(path, index=False)
+    table = pd.DataFrame(rows, columns=header)
+    place.put(lambda new: table.to_csv(new, index=False))
 
 
 def _columns(dataset: xr.Dataset, variables: Sequence[str]) -> xr.Dataset:

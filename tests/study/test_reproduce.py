@@ -276,7 +276,7 @@ def test_a_folder_with_other_settings_is_refused(
 ) -> None:
     code, printed = command("fig1", "--config", settings, "--out", finished[0], "--seed", "5")
     assert code == 2
-    assert "holds trainings with other settings (seed = 0, not 5)" in " ".join(printed.split())
+    assert "holds a study with other settings (seed = 0, not 5;" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(
@@ -352,10 +352,10 @@ def test_damaged_stores_are_named_or_trained_anew(
     # and a store with a gap is refused, not averaged over.
     whole = read(finished[0] / "data" / store.name)
     whole["accuracy"][0, 0] = np.nan
-    write(whole, store)
+    write(whole, store, whole.attrs["lesde_study"])
     with pytest.raises(ValueError, match=r"train_p0\.000_0-1\.zarr is damaged\. Remove it"):
         Trainings(protocol, data).load(0.0)
-    write(whole.isel(replicate=[0]).fillna(0.5), store)
+    write(whole.isel(replicate=[0]).fillna(0.5), store, whole.attrs["lesde_study"])
     with pytest.raises(ValueError, match="is damaged"):
         Trainings(protocol, data).load(0.0)
 

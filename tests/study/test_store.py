@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +54,23 @@ def test_a_write_that_breaks_leaves_the_old_store(
 def test_an_interrupt_between_the_two_moves_keeps_the_old_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where two names cannot be exchanged in one step."""
     target = tmp_path / "one.zarr"
     write(xr.Dataset({"x": ("i", [1.0])}), target)
-    whole = Path.rename
+    whole = os.rename
+    moved: list[str] = []
 
-    def interrupted(self: Path, to: Path) -> Path:
-        if self.name == "new":
+    def interrupted(old: Path, new: Path) -> None:
+        if Path(new) == target and not moved:
+            moved.append(str(new))
             raise KeyboardInterrupt
-        return whole(self, to)
+        whole(old, new)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(xr.Dataset({"x": ("i", [2.0])}), target)
     monkeypatch.undo()
+    assert moved
     assert read(target).x.values.tolist() == [1.0]
     assert [path.name for path in tmp_path.iterdir()] == ["one.zarr"]
