@@ -206,7 +206,8 @@ def is_statistics(value: Any) -> bool:
         isinstance(value, xr.Dataset)
         and "features" not in value
         and "mean" in value
-        and ("reach" in value or value.attrs.get("keep") == "statistics")
+        and "covariance" not in value  # that is a law
+        and any(name in value.variables for name in ("reach", "within", "count"))
     )
 
 

@@ -43,7 +43,7 @@ class PathCenters:
         n_samples, n_features = self._source.shape[-2:]
         count = int(np.prod(sizes, dtype=int))
         read = partial(_read, self._source, own, (count, -1, n_features))
-        means = ClassFrames(read, (count, n_samples, n_features), self._labels).means
+        means = ClassFrames(read, (count, n_samples, n_features), self._labels).averages
         if not np.isfinite(means).all():
             try:
                 refuse(self._source, own, lambda index: f"index {index}")

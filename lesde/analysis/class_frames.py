@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lesde.analysis.class_geometry import ClassGeometry
+from lesde.analysis.class_geometry import LEAST, MOST, ClassGeometry, rounding_of, units
 
 __all__ = ["ClassFrames"]
 
@@ -45,15 +45,23 @@ class Block(NamedTuple):
         """Sums of ``values`` (F, n, q) over the samples of each class present."""
         if values.shape[-1] <= _FEW_FEATURES:
             return np.add.reduceat(values, self.starts, axis=1)
-        stops = np.append(self.starts[1:], len(self.labels))
-        sums = [values[:, a:b].sum(axis=1) for a, b in zip(self.starts, stops, strict=True)]
-        return np.stack(sums, axis=1)
+        parts = zip(self.starts, self._stops, strict=True)
+        return np.stack([values[:, a:b].sum(axis=1) for a, b in parts], axis=1)
 
     def less(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """``values`` (F, n, q) less the row (F, K, q) of each sample's class."""
+        if values.shape[-1] <= _FEW_FEATURES and rows.shape[1] <= _FEW_FEATURES:
+            return (
+                values - np.eye(rows.shape[1])[self.labels] @ rows
+            )  # faster than picking the rows
         result = np.empty((*values.shape[:2], rows.shape[-1]))
-        np.take(rows, self.labels, axis=1, out=result, mode="clip")  # "clip" writes without a copy
-        return np.subtract(values, result, out=result)
+        for k, a, b in zip(self.classes, self.starts, self._stops, strict=True):
+            np.subtract(values[:, a:b], rows[:, k, None], out=result[:, a:b])
+        return result
+
+    @property
+    def _stops(self) -> np.ndarray:
+        return np.append(self.starts[1:], len(self.labels))
 
 
 class ClassFrames(ClassGeometry):
@@ -85,13 +93,16 @@ class ClassFrames(ClassGeometry):
         centers: np.ndarray | None = None,
     ):
         super().__init__(shape[0], shape[2], np.bincount(labels), weights, bias)
-        self._given = centers
+        self._centers = centers
         self._read, self._labels = read, labels
         size = max(1, BLOCK_VALUES // max(1, self.n_frames * self.n_features))
         self._blocks = [
             slice(a, min(a + size, self.n_samples)) for a in range(0, self.n_samples, size)
         ]
         self._kept: Block | None = None
+        self._exponent = np.zeros(shape[0], dtype=int)
+        self._stored: np.ndarray | None = None
+        self._examined = 0  # samples of which the precision is in `_stored`
 
     def blocks(self) -> Iterator[Block]:
         """The samples, a block at a time, sorted by class within each block."""
@@ -100,22 +111,78 @@ class ClassFrames(ClassGeometry):
             return
         for block in self._blocks:
             labels, values = self._labels[block], self._read(block)
+            if block.start >= self._examined:
+                self._stored = rounding_of(values, self._stored)
+                self._examined = block.stop
             if (np.diff(labels) < 0).any():
                 order = np.argsort(labels, kind="stable")
                 labels, values = labels[order], values[:, order]
             starts = np.flatnonzero(np.diff(labels, prepend=-1))
-            found = Block(labels, starts, np.asarray(values, dtype=np.float64))
+            values = np.asarray(values, dtype=np.float64)
+            if self._exponent.any():
+                values = np.ldexp(values, -self._exponent[:, None, None])
+            found = Block(labels, starts, values)
             if len(self._blocks) == 1:
                 self._kept = found
             yield found
 
-    @cached_property
-    def means(self) -> np.ndarray:
+    @property
+    def averages(self) -> np.ndarray:
+        """Class means in the units of the features, (F, K, p), without what the metrics need besides."""
         sums = np.zeros((self.n_frames, self.n_classes, self.n_features))
         with np.errstate(invalid="ignore", over="ignore"):  # the caller reports non-finite features
             for block in self.blocks():
                 sums[:, block.classes] += block.class_sums(block.values)
         return sums / self.counts[:, None]
+
+    @cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Class means (F, K, p) and sums of squares (F,), after the unit of every frame was chosen."""
+        found = self._sums()
+        usual = (found[1] > LEAST) & (found[1] < MOST)
+        if not usual.all():
+            largest = np.zeros(self.n_frames)
+            for block in self.blocks():
+                largest = np.maximum(largest, np.abs(block.values).max(axis=(1, 2)))
+            self._exponent, self._kept = np.where(usual, 0, units(largest)), None
+            found = self._sums()
+        return found
+
+    def _sums(self) -> tuple[np.ndarray, np.ndarray]:
+        means = np.zeros((self.n_frames, self.n_classes, self.n_features))
+        total = np.zeros(self.n_frames)
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller reports non-finite features
+            for block in self.blocks():
+                means[:, block.classes] += block.class_sums(block.values)
+                flat = block.values.reshape(self.n_frames, -1)
+                total += (flat[:, None] @ flat[:, :, None])[:, 0, 0]
+        return means / self.counts[:, None], total
+
+    @property
+    def exponent(self) -> np.ndarray:
+        self._moments  # noqa: B018
+        return self._exponent
+
+    @property
+    def means(self) -> np.ndarray:
+        return self._moments[0]
+
+    @property
+    def total(self) -> np.ndarray:
+        return self._moments[1]
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        sums = np.zeros_like(self.means)
+        for block in self.blocks():
+            sums[:, block.classes] += block.class_sums(block.values**2)
+        return sums / self.counts[:, None]
+
+    @property
+    def stored(self) -> np.ndarray:
+        self._moments  # noqa: B018
+        assert self._stored is not None
+        return self._stored
 
     @cached_property
     def scatter(self) -> np.ndarray:
@@ -135,6 +202,13 @@ class ClassFrames(ClassGeometry):
             away = block.less(block.values @ self.whitening, centres)
             result += np.einsum("fnr,fnr->f", away, away)
         return self.not_whitened_rounding(result)
+
+    @cached_property
+    def _given(self) -> np.ndarray | None:
+        """The given centres in the units of the frame."""
+        if self._centers is None:
+            return None
+        return np.ldexp(self._centers, -self.exponent[:, None, None])
 
     @cached_property
     def _origin(self) -> np.ndarray:
@@ -162,9 +236,12 @@ class ClassFrames(ClassGeometry):
         away = values - self._origin
         reach = np.sqrt(np.einsum("fnp,fnp->fn", away, away))
         reach += np.sqrt(2 * self._half_squares.max(axis=2))
-        size = self._size if self._given is None else _norm(self._given)
-        unit = max(self.n_samples, self.n_features) * np.finfo(np.float64).eps
-        return unit * size[:, None] * reach
+        if self._given is None:
+            length = np.sqrt(self.most_noise)
+        else:
+            unit = max(self.n_samples, self.n_features) * np.finfo(np.float64).eps
+            length = unit * _norm(self._given)
+        return length[:, None] * reach
 
 
 def _norm(rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,7 +12,49 @@ import numpy as np
 
 from lesde.linear_system import contrast_basis
 
-__all__ = ["ClassGeometry"]
+__all__ = ["ClassGeometry", "rounding_of", "units"]
+
+# Roundings of the stored precision up to which a class mean may be off: half of one from storing, the
+# others from the arithmetic of the layer that made the features.
+STORED = 4.0
+# Sums of squares of a frame that need no unit of their own: fourth powers of rounding stay in range.
+LEAST, MOST = 1e-100, 1e100
+
+
+def units(size: np.ndarray) -> np.ndarray:
+    """Exponents of the powers of two at the given sizes, (F,): 0 for a size that is 0 or not finite."""
+    return np.where(np.isfinite(size), np.frexp(np.where(np.isfinite(size), size, 0.0))[1], 0)
+
+
+def rounding_of(values: np.ndarray, found: np.ndarray | None = None) -> np.ndarray:
+    """Relative rounding with which each frame of ``values`` (F, n, p) was stored, shape (F,).
+
+    The precision of the type, and for float64 that of float32 where every value is a number of that: it
+    was rounded to it before. Whole numbers are exact: 0. A few values tell most frames.
+
+    ``found`` is the result for further values of the same frames, to be taken together with these.
+    """
+    precisions = [0.0]
+    if np.issubdtype(values.dtype, np.floating):
+        single, own = float(np.finfo(np.float32).eps), float(np.finfo(values.dtype).eps)
+        precisions += [single, own] if own < single else [own]
+    result = np.zeros(len(values)) if found is None else found.copy()
+    for coarse, fine in itertools.pairwise(precisions):
+        for some in (values[:, :1], values):
+            at = np.flatnonzero(result == coarse)
+            if len(at):
+                fits = _fits(some[at], coarse).all(axis=(1, 2))
+                result[at[~fits]] = fine
+    return result
+
+
+def _fits(values: np.ndarray, precision: float) -> np.ndarray:
+    """Which values are whole numbers (precision 0), or numbers of single precision."""
+    if precision == 0.0:
+        # Beyond 1/ε every number of a type is whole.
+        return (values == np.rint(values)) & (np.abs(values) < 1 / np.finfo(values.dtype).eps)
+    with np.errstate(over="ignore"):
+        return values == values.astype(np.float32)
 
 
 class ClassGeometry(ABC):
@@ -26,11 +69,18 @@ class ClassGeometry(ABC):
         Samples per class.
     weights, bias : ndarray or None, shapes (F, K, p) and (F, K)
         The classifier on top of the features, where there is one.
-    stored : float, default 0
-        Relative rounding with which the class means were stored, where they were.
 
     Attributes
     ----------
+    exponent : ndarray of int, shape (F,)
+        All lengths are in units of 2**exponent. It is 0 unless squares of the features, or products of
+        those, would leave the range of float64, which no metric of a ratio should notice.
+    stored : ndarray, shape (F,)
+        Relative rounding with which the features were stored; 0 for whole numbers.
+    total : ndarray, shape (F,)
+        Sum of the squares of all features.
+    squares : ndarray, shape (F, K, p)
+        Mean square of each feature over the samples of each class.
     means, centred : ndarray, shape (F, K, p)
         Class means, and class means less *their* mean (the mean of the class means, so that classes
         count alike whatever their number of samples).
@@ -43,6 +93,10 @@ class ClassGeometry(ABC):
     """
 
     means: Any
+    total: Any
+    squares: Any
+    stored: Any
+    exponent: Any
     scatter: Any
     whitened_scatter: Any
 
@@ -53,13 +107,11 @@ class ClassGeometry(ABC):
         counts: np.ndarray,
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
-        stored: float = 0.0,
     ):
         self.n_frames, self.n_features = n_frames, n_features
         self.counts, self.n_classes = counts, len(counts)
         self.n_samples = int(counts.sum())
         self.weights, self.bias = weights, bias
-        self._stored = stored
 
     @abstractmethod
     def blocks(self) -> Iterator[Any]:
@@ -77,30 +129,44 @@ class ClassGeometry(ABC):
     def between(self) -> np.ndarray:
         """Sum of the squared norms of the centred means, shape (F,); 0 where the means coincide.
 
-        Means that differ by no more than the rounding of their own coordinates coincide.
+        Means that differ in every feature by no more than its rounding coincide.
         """
-        return np.where(self._level > self.rounding, self._level, 0.0) ** 2
+        columns = np.einsum("fkp,fkp->fp", self.centred, self.centred)
+        total = columns.sum(axis=1)
+        apart = total > self.most_noise
+        if not apart.all():
+            apart |= (columns > self.noise_squares.sum(axis=1)).any(axis=1)
+        return np.where(apart, total, 0.0)
+
+    @property
+    def _summing(self) -> np.ndarray:
+        """Relative rounding of the class means, (K,): a sum of n numbers is off by up to n roundings."""
+        return np.maximum(self.counts, self.n_features) * float(np.finfo(np.float64).eps)
 
     @cached_property
-    def _level(self) -> np.ndarray:
-        return np.sqrt(np.einsum("fkp,fkp->f", self.centred, self.centred))
+    def summed_squares(self) -> np.ndarray:
+        """Square of what a difference from a class mean is off by for the sum, shape (F, K, p)."""
+        return self._summing[:, None] ** 2 * self.squares
 
     @cached_property
-    def _size(self) -> np.ndarray:
-        return np.sqrt(np.einsum("fkp,fkp->f", self.means, self.means))
+    def noise_squares(self) -> np.ndarray:
+        """Square of the difference between class means that is rounding, shape (F, K, p).
 
-    @cached_property
-    def rounding(self) -> np.ndarray:
-        """Length below which a difference between class means is rounding, shape (F,)."""
-        return np.maximum(self.summed, self._stored * self._size)
-
-    @cached_property
-    def summed(self) -> np.ndarray:
-        """Length below which a difference from class means is rounding, shape (F,).
-
-        A sum of n equal numbers is off by up to n roundings, so the number of samples enters.
+        In proportion to the *features*, not to their means, which may cancel: each feature is off by
+        half a unit of the precision it was stored in, and by several such where a layer of a network
+        computed it in the same precision.
         """
-        return max(self.n_samples, self.n_features) * np.finfo(np.float64).eps * self._size
+        unit = self._summing + STORED * self.stored[:, None]
+        return unit[..., None] ** 2 * self.squares
+
+    @cached_property
+    def most_noise(self) -> np.ndarray:
+        """What the sum of ``noise_squares`` is at most, shape (F,): enough for most frames."""
+        return (self._summing.max() + STORED * self.stored) ** 2 * self.total / self.counts.min()
+
+    @property
+    def _most_summed(self) -> np.ndarray:
+        return self._summing.max() ** 2 * self.total / self.counts.min()
 
     @cached_property
     def whitening(self) -> np.ndarray:
@@ -108,22 +174,31 @@ class ClassGeometry(ABC):
 
         A column is zero where s_j is not above the rounding of the means: the pseudo-inverse. Where
         none is, the columns may be turned among themselves, which leaves what they measure as it is.
+        Rounding that is independent from mean to mean and feature to feature has singular values up
+        to √K + √p times that of one number, √K times of which the noise along a direction holds.
         """
-        turned = self._full_rank_whitening()
+        spread = (1 + np.sqrt(self.n_features / self.n_classes)) ** 2
+        turned = self._full_rank_whitening(spread)
         if turned is not None:
             return turned
         _, s, vt = np.linalg.svd(self.centred, full_matrices=False)
         rank = min(self.n_classes - 1, self.n_features)
-        s, vt = s[:, :rank], vt[:, :rank]
-        keep = s > self.rounding[:, None]
+        along = np.einsum("fp,fjp->fj", self.noise_squares.sum(axis=1), vt**2)
+        keep = (s**2 > spread * along) & (s > self._unresolved * s[:, :1])
+        s, vt, keep = s[:, :rank], vt[:, :rank], keep[:, :rank]
         scale = np.where(keep, 1.0 / np.where(keep, s, 1.0), 0.0)
         return (vt * scale[..., None]).swapaxes(1, 2)
 
-    def _full_rank_whitening(self) -> np.ndarray | None:
+    @property
+    def _unresolved(self) -> float:
+        """Ratio of singular values below which a decomposition in float64 does not resolve them."""
+        return max(self.n_classes, self.n_features) * float(np.finfo(np.float64).eps)
+
+    def _full_rank_whitening(self, spread: float) -> np.ndarray | None:
         """The same by a QR factorisation, several times as fast; None where a column must be cut.
 
         With orthonormal contrasts A, the centred means C = A D have CᵀC = DᵀD, and Dᵀ = Q R gives
-        (CᵀC)⁺ = (Q R⁻ᵀ)(Q R⁻ᵀ)ᵀ. The least singular value of R is at least 1/‖R⁻¹‖_F.
+        (CᵀC)⁺ = W Wᵀ, W = Q R⁻ᵀ. The noise along v_j in units of s_j is at most that along W in all.
         """
         if self.n_features < self.n_classes - 1:
             return None
@@ -135,18 +210,31 @@ class ClassGeometry(ABC):
                 inverse = np.linalg.inv(r)
         except np.linalg.LinAlgError:
             return None
-        with np.errstate(over="ignore"):
-            size = np.einsum("fij,fij->f", inverse, inverse) * self.rounding**2
-        return q @ inverse.swapaxes(1, 2) if (size < 1).all() else None
+        with np.errstate(over="ignore", invalid="ignore"):
+            turned = q @ inverse.swapaxes(1, 2)
+            size = np.einsum("fij,fij->f", inverse, inverse)
+            share = self.most_noise * size
+            if not (spread * share < 1).all():
+                share = np.einsum("fkp,fpr->f", self.noise_squares, turned**2, optimize=True)
+            condition = size * np.einsum("fij,fij->f", r, r)
+            whole = (spread * share < 1) & (condition * self._unresolved**2 < 1)
+        return turned if whole.all() else None
 
     def not_rounding(self, scatter: np.ndarray) -> np.ndarray:
         """Scatter within classes (F, K), 0 where it is no more than rounding of the means."""
-        return np.where(scatter > self.counts * self.summed[:, None] ** 2, scatter, 0.0)
+        apart = scatter > self.counts * self._most_summed[:, None]
+        if not apart.all():
+            apart |= scatter > self.counts * self.summed_squares.sum(axis=2)
+        return np.where(apart, scatter, 0.0)
 
     def not_whitened_rounding(self, scatter: np.ndarray) -> np.ndarray:
         """The same of the whitened scatter of all samples (F,): samples at their mean score 0."""
-        noise = np.einsum("fpr,fpr->f", self.whitening, self.whitening) * self.summed**2
-        return np.where(scatter > self.n_samples * noise, scatter, 0.0)
+        size = (self.whitening**2).sum(axis=2)
+        apart = scatter > self.n_samples * self._most_summed * size.max(axis=1)
+        if not apart.all():
+            each = np.einsum("k,fkp->fp", self.counts, self.summed_squares)
+            apart |= scatter > (each * size).sum(axis=1)
+        return np.where(apart, scatter, 0.0)
 
     def pairs(self) -> Iterator[tuple[int, np.ndarray]]:
         """For each class k but the last, squared distances of its mean to those of k+1…, (F, ·).
@@ -154,6 +242,10 @@ class ClassGeometry(ABC):
         A distance within the rounding of the means is 0.
         """
         for k in range(self.n_classes - 1):
-            gap = self.centred[:, k + 1 :] - self.centred[:, k : k + 1]
-            square = np.einsum("fkp,fkp->fk", gap, gap)
-            yield k, np.where(square > self.rounding[:, None] ** 2, square, 0.0)
+            gap = (self.centred[:, k + 1 :] - self.centred[:, k : k + 1]) ** 2
+            square = gap.sum(axis=2)
+            apart = square > self.most_noise[:, None]
+            if not apart.all():
+                noise = self.noise_squares[:, k + 1 :] + self.noise_squares[:, k : k + 1]
+                apart |= (gap > noise).any(axis=2)
+            yield k, np.where(apart, square, 0.0)

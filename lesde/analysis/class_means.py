@@ -142,7 +142,7 @@ def _averages(
         for first in range(0, R, block):
             part = frames.isel(replicate=slice(first, first + block)).values
             flat = part.reshape(-1, N, p)
-            means = ClassFrames(partial(_samples, flat), flat.shape, labels).means
+            means = ClassFrames(partial(_samples, flat), flat.shape, labels).averages
             values[(*cell, slice(first, first + block))] = means.reshape(*part.shape[:2], -1, p)
     return values
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lesde.analysis import class_frames
-from lesde.analysis.class_geometry import ClassGeometry
+from lesde.analysis.class_geometry import LEAST, MOST, ClassGeometry, rounding_of, units
 from lesde.analysis.collapse_registry import METRICS, batches
 from lesde.checks import need_samples
 
@@ -25,23 +25,35 @@ class ClassStatistics(ClassGeometry):
     ----------
     means : ndarray, shape (F, K, p), float64
     read_within : callable
-        Gives the within-class covariances with divisor n_k, shape (F, K, p, p), when they are needed.
-    counts, weights, bias, stored
+        Gives the within-class covariances with divisor n_k, shape (F, K, p, p), when they are needed;
+        ``read_within(True)`` their diagonals, (F, K, p).
+    stored : ndarray, shape (F,)
+    counts, weights, bias
         As for `ClassGeometry`.
     """
 
     def __init__(
         self,
         means: np.ndarray,
-        read_within: Callable[[], np.ndarray],
+        read_within: Callable[..., np.ndarray],
+        stored: np.ndarray,
         counts: np.ndarray,
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
-        stored: float = 0.0,
     ):
-        super().__init__(len(means), means.shape[2], counts, weights, bias, stored)
-        self.means = means
+        super().__init__(len(means), means.shape[2], counts, weights, bias)
+        self.stored = stored
         self._read_within = read_within
+        variances = np.maximum(read_within(True), 0.0)
+        with np.errstate(over="ignore", under="ignore"):
+            size = (variances + means**2).sum(axis=(1, 2))
+        largest = np.maximum(np.abs(means), np.sqrt(variances)).max(axis=(1, 2))
+        usual = (size > LEAST) & (size < MOST)
+        self.exponent = np.where(usual, 0, units(largest))
+        shift = -self.exponent[:, None, None]
+        self.means = np.ldexp(means, shift)
+        self.squares = np.ldexp(variances, 2 * shift) + self.means**2
+        self.total = self.squares.sum(axis=2) @ counts
 
     def blocks(self) -> Iterator[Any]:
         raise need_samples("paths", "this metric")
@@ -49,7 +61,7 @@ class ClassStatistics(ClassGeometry):
     @cached_property
     def within(self) -> np.ndarray:
         """Within-class covariances, (F, K, p, p), float64."""
-        return self._read_within()
+        return np.ldexp(self._read_within(), -2 * self.exponent[:, None, None, None])
 
     @cached_property
     def scatter(self) -> np.ndarray:
@@ -76,6 +88,7 @@ def evaluate_statistics(
     weights: np.ndarray | None,
     bias: np.ndarray | None,
     place: Callable[[tuple[int, ...]], str],
+    rounding: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """Metrics of everything ``mean`` and ``within`` hold, in batches of frames of bounded size.
 
@@ -90,6 +103,8 @@ def evaluate_statistics(
     place : callable
         Words for an index of ``mean`` (leading dimensions, class, feature), for the error about a value
         that is not finite.
+    rounding : float, default 0
+        Relative rounding of the features the statistics are of, where it is known.
 
     Returns
     -------
@@ -99,27 +114,31 @@ def evaluate_statistics(
     *leading, K, p = mean.shape
     if p == 0:
         raise ValueError("paths.mean must have at least one feature; got none.")
-    stored = float(np.finfo(mean.dtype).eps) if np.issubdtype(mean.dtype, np.floating) else 0.0
     results = {name: np.empty(leading) for name in names}
     most = max(1, class_frames.BLOCK_VALUES // (K * p * p))
     for batch in batches(tuple(leading), most):
         shape = tuple(s.stop - s.start for s in batch)
         size = int(np.prod(shape, dtype=int))
-        means = np.asarray(mean[batch]).reshape(size, K, p).astype(np.float64)
+        means = np.asarray(mean[batch]).reshape(size, K, p)
+        stored = np.maximum(rounding_of(means), rounding)
+        means = means.astype(np.float64)
         _check_finite("mean", means, shape, batch, place)
 
-        def read_within(batch=batch, shape=shape, size=size) -> np.ndarray:
-            values = np.asarray(within[batch]).reshape(size, K, p, p).astype(np.float64)
+        def read_within(diagonal=False, batch=batch, shape=shape, size=size) -> np.ndarray:
+            values = np.asarray(within[batch]).reshape(size, K, p, p)
+            if diagonal:
+                values = np.einsum("fkpp->fkp", values)
+            values = values.astype(np.float64)
             _check_finite("within", values, shape, batch, place)
             return values
 
         frames = ClassStatistics(
             means,
             read_within,
+            stored,
             counts,
             None if weights is None else weights[batch].reshape(size, K, p),
             None if bias is None else bias[batch].reshape(size, K),
-            stored,
         )
         for name in names:
             results[name][batch] = METRICS[name].compute(frames).reshape(shape)

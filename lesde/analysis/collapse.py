@@ -23,7 +23,7 @@ from lesde.analysis.collapse_metrics import (
     nc4,
     ncc_accuracy,
 )
-from lesde.analysis.collapse_registry import METRICS, Metric, evaluate, metric
+from lesde.analysis.collapse_registry import METRICS, Metric, evaluate, metric, target_of
 from lesde.checks import (
     check_choice,
     check_paths,
@@ -47,6 +47,7 @@ __all__ = [
     "nc4",
     "ncc_accuracy",
     "neural_collapse",
+    "target_of",
 ]
 
 
@@ -115,6 +116,10 @@ def neural_collapse(
     the class means, and ratios are inf where class means coincide. No metric is ever negative.
     Paths that start with every sample at its class mean have NC1 = 0 at the first time.
 
+    All metrics are ratios, and the same at every scale that the dtype holds. Class means coincide
+    where they differ by no more than the rounding of the *features*, so that classes each centred to
+    0 have coinciding means whatever rounding left of them.
+
     From statistics the metrics are the same up to rounding: that of the dtype they are stored in,
     times the ratio of the spread in all directions to that along the class means for NC1, and of the
     size of the class means to their distances where these enter.
@@ -168,7 +173,14 @@ def neural_collapse(
     if reduced:
         within = paths["within"].transpose(*leading, *own["within"])
         values = evaluate_statistics(
-            features.variable, within.variable, counts, names, weights, bias, place
+            features.variable,
+            within.variable,
+            counts,
+            names,
+            weights,
+            bias,
+            place,
+            float(paths.attrs.get("rounding", 0.0)),
         )
     else:
         values = evaluate(features.variable, labels, names, weights, bias, place, centers)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from lesde.analysis.class_frames import ClassFrames
-from lesde.analysis.class_geometry import ClassGeometry
+from lesde.analysis.class_geometry import ClassGeometry, units
 from lesde.analysis.collapse_registry import metric
 
 __all__ = [
@@ -47,11 +47,18 @@ def nc1(frames: ClassGeometry) -> np.ndarray:
     μ_{k(i)})·v_j)²/s_j²: the K of Σ_B = CᵀC/K cancels against the division by K. Computed so, it
     is a sum of squares, never negative, and needs no p×p matrix.
 
-    Singular values are kept up to rank min(K−1, p) and while s_j > max(N, p)·ε·‖μ‖_F, with ε =
-    2.2e-16 and μ the K×p matrix of (uncentred) class means. Directions below that are dropped, as
-    in the pseudo-inverse: scatter there does not count. A spread below the same length is
-    rounding of the class means and counts as 0. Where all class means coincide the value is inf
-    (NaN when there is no scatter either).
+    Singular values are kept up to rank min(K−1, p) and while they are above the rounding of the
+    class means along v_j. A mean of n_k samples is taken to be off, in each feature, by 4ε + max(n_k,
+    p)·2.2e-16 of the root mean square of that feature in the class, with ε that of the precision the
+    features were stored in: the layer that computed them rounded as well as the store. Over K means
+    and p features √K(1 + √(p/K)) times that is the most that independent rounding reaches.
+    Directions below are dropped, as in the pseudo-inverse: scatter there does not count. A spread
+    within the rounding of the sums (ε left out) counts as 0. Where all class means coincide within
+    their rounding the value is inf (NaN when there is no scatter either).
+
+    float64 features that are all numbers of float32 were rounded to it, and are treated so; whole
+    numbers are exact. Arithmetic in float64 on features of lower precision hides that precision: take
+    metrics of the features as recorded.
 
     Parameters
     ----------
@@ -66,10 +73,11 @@ def nc1(frames: ClassGeometry) -> np.ndarray:
         float64.
     """
     value = frames.whitened_scatter / frames.n_samples
-    if frames.between.all():
+    apart = frames.whitening.any(axis=(1, 2))
+    if apart.all():
         return value
     total = frames.scatter.sum(axis=1)
-    return np.where(frames.between > 0, value, _ratio(total, np.zeros_like(total)))
+    return np.where(apart, value, _ratio(total, np.zeros_like(total)))
 
 
 @metric()
@@ -119,9 +127,13 @@ def nc2_etf(frames: ClassGeometry) -> np.ndarray:
 
 
 def _norms(frames: ClassGeometry) -> np.ndarray:
-    """Norms of the centred means, shape (F, K); 0 within rounding."""
-    norms = np.sqrt(np.einsum("fkk->fk", frames.gram))
-    return np.where(norms > frames.rounding[:, None], norms, 0.0)
+    """Norms of the centred means, shape (F, K); 0 where a mean is at the centre within rounding."""
+    squares = np.einsum("fkk->fk", frames.gram)
+    apart = squares > 2 * frames.most_noise[:, None]
+    if not apart.all():
+        noise = frames.noise_squares + frames.noise_squares.mean(axis=1, keepdims=True)
+        apart |= (frames.centred**2 > noise).any(axis=2)
+    return np.where(apart, np.sqrt(squares), 0.0)
 
 
 @metric()
@@ -145,7 +157,17 @@ def nc2_angle_std(frames: ClassGeometry) -> np.ndarray:
     """
     norms = _norms(frames)
     k, l = np.triu_indices(frames.n_classes, 1)
-    return _ratio(frames.gram[:, k, l], norms[:, k] * norms[:, l]).std(axis=1)
+    known = norms[:, k] * norms[:, l]
+    return _ratio(frames.gram[:, k, l], np.where(known > 0, known, np.nan)).std(axis=1)
+
+
+def _centred_weights(weights: np.ndarray) -> np.ndarray:
+    """Rows of the weights (F, K, p) less their mean, to scale; 0 where they are equal."""
+    largest = np.abs(weights).max(axis=(1, 2))
+    rows = np.ldexp(weights, -units(largest)[:, None, None])
+    noise = rows.shape[1] * np.finfo(np.float64).eps * np.abs(rows).max(axis=1, keepdims=True)
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    return centred * (np.abs(centred) > noise).any(axis=(1, 2), keepdims=True)
 
 
 @metric(classifier=True)
@@ -172,7 +194,7 @@ def nc3(frames: ClassGeometry) -> np.ndarray:
     ndarray, shape (...)
     """
     assert frames.weights is not None
-    rows = frames.weights - frames.weights.mean(axis=1, keepdims=True)
+    rows = _centred_weights(frames.weights)
     products = rows @ frames.centred.swapaxes(1, 2)
     return _etf_distance(np.where(frames.between[:, None, None] > 0, products, 0.0))
 
@@ -188,10 +210,25 @@ def nc3_duality(frames: ClassGeometry) -> np.ndarray:
     coincide or W has equal rows. Parameters and shapes as in `nc3`.
     """
     assert frames.weights is not None
-    rows = frames.weights - frames.weights.mean(axis=1, keepdims=True)
+    rows = _centred_weights(frames.weights)
     centred = np.where(frames.between[:, None, None] > 0, frames.centred, 0.0)
     units = [_ratio(a, np.linalg.norm(a, axis=(1, 2), keepdims=True)) for a in (rows, centred)]
     return np.linalg.norm(units[0] - units[1], axis=(1, 2))
+
+
+def _decision(frames: ClassGeometry) -> tuple[np.ndarray, np.ndarray | float]:
+    """Weights and bias for features in the units of the frames, together to scale."""
+    assert frames.weights is not None
+    # Of x/2^e the logits are those of x over 2^e where the bias is over 2^e as well.
+    exponent = units(np.abs(frames.weights).max(axis=(1, 2)))
+    if frames.bias is None:
+        return np.ldexp(frames.weights, -exponent[:, None, None]), 0.0
+    largest = np.abs(frames.bias).max(axis=1)
+    exponent = np.where(
+        largest > 0, np.maximum(exponent, units(largest) - frames.exponent), exponent
+    )
+    bias = np.ldexp(frames.bias, -(frames.exponent + exponent)[:, None])
+    return np.ldexp(frames.weights, -exponent[:, None, None]), bias[:, None, :]
 
 
 @metric(target=1.0, classifier=True, samples=True, centers=True)
@@ -205,11 +242,11 @@ def nc4(frames: ClassFrames) -> np.ndarray:
     `ncc_accuracy`.
     """
     assert frames.weights is not None
-    offset = 0.0 if frames.bias is None else frames.bias[:, None, :]
+    weights, offset = _decision(frames)
     agreed = np.zeros(frames.n_frames)
     for block in frames.blocks():
         values = block.values
-        decision = (values @ frames.weights.swapaxes(1, 2) + offset).argmax(axis=2)
+        decision = (values @ weights.swapaxes(1, 2) + offset).argmax(axis=2)
         agreed += (decision == frames.closeness(values).argmax(axis=2)).sum(axis=1)
     return agreed / frames.n_samples
 

@@ -14,7 +14,16 @@ from lesde.analysis import class_frames
 from lesde.analysis.class_frames import ClassFrames
 from lesde.checks import check_finite_array, check_labels, shown
 
-__all__ = ["METRICS", "Metric", "batches", "evaluate", "evaluate_arrays", "metric", "refuse"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "batches",
+    "evaluate",
+    "evaluate_arrays",
+    "metric",
+    "refuse",
+    "target_of",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,12 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {}
+
+
+def target_of(variable: Any) -> float:
+    """A metric's value under perfect collapse, from a DataArray: its attribute, or else by its name."""
+    known = METRICS[variable.name].target if variable.name in METRICS else 0.0
+    return float(variable.attrs.get("target", known))
 
 
 def metric(
@@ -65,6 +80,11 @@ def metric(
         given: those of training features for held-out ones.
     usual : bool, default True
         Whether `lesde.neural_collapse` computes the metric where no metric is named.
+
+    Notes
+    -----
+    Lengths of ``frames`` are in units of two to the power ``frames.exponent``, which is 0 for features
+    between about 1e-50 and 1e50 in size.
 
     Returns
     -------

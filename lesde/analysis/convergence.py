@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.clocks import Clock, read_clocks
+from lesde.analysis.collapse import target_of
 from lesde.analysis.decay import Line, fit_line, log_evidence
 from lesde.analysis.decay_window import decay_window
 from lesde.analysis.learning_rate_law import against_learning_rate
@@ -233,7 +234,7 @@ def _distance(variable: xr.DataArray, groups: list[Any], sizes: tuple[int, ...])
         variable = variable.expand_dims("replicate")
     missing = {d: n for d, n in zip(groups, sizes, strict=True) if d not in variable.dims}
     variable = variable.expand_dims(missing).transpose(*groups, "replicate", "time")
-    values = np.abs(variable.values.astype(np.float64) - float(variable.attrs.get("target", 0.0)))
+    values = np.abs(variable.values.astype(np.float64) - target_of(variable))
     return np.where(np.isfinite(values), values, np.nan)
 
 

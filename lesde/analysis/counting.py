@@ -12,7 +12,7 @@ import xarray as xr
 from lesde.analysis.criteria import DIRECTED
 from lesde.analysis.directions import check_direction, pair_directions
 from lesde.analysis.reduced_criteria import check_reducible
-from lesde.analysis.trials import ReducedTrials, SampleTrials, read_trials
+from lesde.analysis.trials import ReducedTrials, SampleTrials, read_trials, share_directions
 
 __all__ = ["Counter"]
 
@@ -42,6 +42,7 @@ class Counter:
     pairs: np.ndarray = field(default_factory=lambda: np.zeros(0))
     margins: np.ndarray | None = None
     sums: list[np.ndarray] = field(default_factory=list)
+    exponent: int = 0  # `sums` are of margins in units of two to this power
     joint: bool = True
     _units: np.ndarray | None = None
 
@@ -76,8 +77,11 @@ class Counter:
         if margins is not None:
             self.margins = margins
             axis = len(lead)
-            self.sums[0] += margins.sum(axis=axis)
-            self.sums[1] += (margins**2).sum(axis=axis)
+            if not self.trials:
+                self.exponent = int(np.frexp(np.nan_to_num(np.abs(margins)).max())[1])
+            scaled = np.ldexp(margins, -self.exponent)
+            self.sums[0] += scaled.sum(axis=axis)
+            self.sums[1] += (scaled**2).sum(axis=axis)
         self.trials += R
 
     def _wants_units(self) -> bool:
@@ -92,7 +96,7 @@ class Counter:
             check_reducible(self.criterion, self.direction)
             self.direction = self._choose_reduced(trials)
         else:
-            self.direction = self._choose(paths, K, p)
+            self.direction = self._choose(trials)
         self.dims = dims
         self.coords = {
             str(name): coord.variable
@@ -113,16 +117,17 @@ class Counter:
                 stacklevel=4,
             )
 
-    def _choose(self, paths: xr.Dataset, K: int, p: int) -> str | np.ndarray:
-        """The direction, "auto" resolved; random starts have no direction in common."""
-        random = paths.attrs.get("initial") == "random"
+    def _choose(self, trials: SampleTrials) -> str | np.ndarray:
+        """The direction, "auto" resolved by what the replicates have in common."""
         if isinstance(self.direction, str) and self.direction == "auto":
-            return "own" if random else "ensemble"
-        chosen = check_direction(self.direction, K, p)
-        if random and self.criterion in DIRECTED and isinstance(chosen, str) and chosen != "own":
+            return "ensemble" if share_directions(trials) else "own"
+        chosen = check_direction(self.direction, len(trials.counts), trials.n_features)
+        named = isinstance(chosen, str) and chosen != "own" and self.criterion in DIRECTED
+        if named and not share_directions(trials):
             warnings.warn(
-                f"paths start at random means, whose average over replicates has no direction: "
-                f"direction={chosen!r} is noise. Use direction='own', or give initial means.",
+                f"the class means of the replicates have no direction in common, at the first time or "
+                f"at the last, so that their average has none: direction={chosen!r} is noise. Use "
+                f"direction='own', or start all replicates from the same means.",
                 UserWarning,
                 stacklevel=5,
             )
@@ -131,8 +136,9 @@ class Counter:
     def _choose_reduced(self, trials: ReducedTrials) -> str:
         """The direction for statistics: those of the replicates, or of the expected gaps."""
         known = trials.has_expected or self.criterion not in DIRECTED
-        if self.direction == "auto":
-            return "own" if trials.random or not known else "ensemble"
+        if isinstance(self.direction, str) and self.direction == "auto":
+            common = known and (trials.expects_gaps or share_directions(trials))
+            return "ensemble" if common else "own"
         chosen = check_direction(self.direction, len(trials.counts), trials.n_features)
         if isinstance(chosen, str) and chosen == "ensemble" and not known:
             raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -33,12 +33,15 @@ class Frame:
         Unit vectors from class l to class k; None where each replicate has its own.
     margin : bool
         Whether the scores must be margins, or need only the right sign.
+    exact : callable or None
+        ``exact(k, l)`` is a vector along ``direction[k, l]`` of exact numbers, for ties.
     """
 
     features: np.ndarray
     labels: np.ndarray
     direction: np.ndarray | None = None
     margin: bool = False
+    exact: Callable[[int, int], np.ndarray] | None = None
 
     @cached_property
     def n_classes(self) -> int:
@@ -53,6 +56,55 @@ class Frame:
     def means(self) -> np.ndarray:
         """Class means, (R, K, p)."""
         return np.stack([samples.mean(axis=1) for samples in self.classes], axis=1)
+
+    @cached_property
+    def size(self) -> np.ndarray:
+        """Largest feature of each replicate, (R,)."""
+        return np.maximum(self.features.max(axis=(1, 2)), -self.features.min(axis=(1, 2)))
+
+    def rounding(self, k: int, l: int) -> np.ndarray:
+        """What the place of a sample along a direction is off by, (R,), in units of the features.
+
+        A gap of class means is off by as many roundings as it has samples, and with it its direction.
+        """
+        unit = np.finfo(np.float64).eps * self.features.shape[2]
+        gap = self.means[:, k] - self.means[:, l]
+        if self.direction is not None:
+            gap = gap.mean(axis=0, keepdims=True)
+        length = np.abs(gap).max(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            turned = np.where(length > 0, self.features.shape[1] * (self.size / length), 0.0)
+            return 4 * unit * (self.size + turned * self.size)
+
+    def whole(self, replicate: int, k: int) -> np.ndarray | None:
+        """Samples (n_k, p) of a class as integers; None where they are not whole numbers.
+
+        From 2**53 every number is whole, so that this says nothing.
+        """
+        samples = self.classes[k][replicate]
+        if not ((samples == np.rint(samples)) & (np.abs(samples) < 2.0**53)).all():
+            return None
+        return np.array([[int(x) for x in row] for row in samples], dtype=object)
+
+    def settle(
+        self,
+        k: int,
+        l: int,
+        scores: np.ndarray,
+        judge: Callable[[np.ndarray, np.ndarray], int],
+    ) -> np.ndarray:
+        """Scores (R,) of a pair with those that could be a tie decided.
+
+        A score within the rounding of the features' places is 0: classes that touch are not separated.
+        Whole numbers are judged without rounding, by ``judge``, a function of the two classes' samples
+        with the right sign.
+        """
+        for r in map(int, np.flatnonzero(np.abs(scores) <= self.rounding(k, l))):
+            first, second = self.whole(r, k), self.whole(r, l)
+            exact = 0 if first is None or second is None else judge(first, second)
+            least = np.finfo(np.float64).tiny
+            scores[r] = 0.0 if exact == 0 else np.copysign(max(abs(scores[r]), least), exact)
+        return scores
 
     def pairs(self) -> list[tuple[int, int]]:
         return list(itertools.combinations(range(self.n_classes), 2))
@@ -99,8 +151,26 @@ def projection(frame: Frame) -> np.ndarray:
             assert frame.direction is not None
             high = frame.classes[k] @ frame.direction[k, l]
             low = frame.classes[l] @ frame.direction[k, l]
-        scores[:, k, l] = scores[:, l, k] = high.min(axis=1) - low.max(axis=1)
+        apart = frame.settle(k, l, high.min(axis=1) - low.max(axis=1), partial(_along, frame, k, l))
+        scores[:, k, l] = scores[:, l, k] = apart
     return scores
+
+
+def _along(frame: Frame, k: int, l: int, first: np.ndarray, second: np.ndarray) -> int:
+    """Sign of the empty gap between whole numbers along the direction of a pair."""
+    if frame.direction is None:
+        vector = _gap(first, second)
+    elif frame.exact is not None:
+        vector = frame.exact(k, l)
+    else:
+        return 0
+    apart = (first @ vector).min() - (second @ vector).max()
+    return int(apart > 0) - int(apart < 0)
+
+
+def _gap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Gap of the means of whole numbers (n, p), times the numbers of samples."""
+    return len(second) * first.sum(axis=0) - len(first) * second.sum(axis=0)
 
 
 @criterion("nearest_center")
@@ -117,8 +187,19 @@ def nearest_center(frame: Frame) -> np.ndarray:
         middle = 0.5 * (frame.means[:, k] + frame.means[:, l])
         above = np.einsum("rnp,rp->rn", frame.classes[k] - middle[:, None], unit).min(axis=1)
         below = np.einsum("rnp,rp->rn", middle[:, None] - frame.classes[l], unit).min(axis=1)
-        scores[:, k, l] = scores[:, l, k] = np.minimum(above, below)
+        nearest = frame.settle(k, l, np.minimum(above, below), _nearest)
+        scores[:, k, l] = scores[:, l, k] = nearest
     return scores
+
+
+def _nearest(first: np.ndarray, second: np.ndarray) -> int:
+    """Sign of the least distance of whole numbers to the plane midway between their means."""
+    n, m, vector = len(first), len(second), _gap(first, second)
+    middle = m * first.sum(axis=0) + n * second.sum(axis=0)
+    above = ((2 * n * m * first - middle) @ vector).min()
+    below = ((middle - 2 * n * m * second) @ vector).min()
+    apart = min(above, below)
+    return int(apart > 0) - int(apart < 0)
 
 
 @criterion("linear")

@@ -9,7 +9,14 @@ import numpy as np
 from lesde.checks import check_choice, check_finite_array
 from lesde.reduction import gap_directions
 
-__all__ = ["check_direction", "check_pairs", "gap_directions", "pair_directions"]
+__all__ = [
+    "agreement",
+    "check_direction",
+    "check_pairs",
+    "gap_directions",
+    "in_common",
+    "pair_directions",
+]
 
 NAMES = ("ensemble", "own", "initial")
 
@@ -27,6 +34,36 @@ def check_direction(direction: Any, n_classes: int, n_features: int) -> str | np
             "zero vector. Give the vector that points from class l to class k."
         )
     return array
+
+
+def agreement(means: np.ndarray) -> float:
+    """Mean cosine between the centred class means of two replicates, from means (C, R, K, p).
+
+    Each replicate counts alike, whatever its size; C sets of replicates are averaged. 1 where no
+    replicate has class means that differ: they are all alike.
+    """
+    centred = means - means.mean(axis=-2, keepdims=True)
+    flat = centred.reshape(*means.shape[:2], -1)
+    # scaled first, so that neither tiny nor huge means lose their squares
+    size = np.abs(flat).max(axis=-1, keepdims=True)
+    flat = flat / np.where(size > 0, size, 1.0)
+    norm = np.linalg.norm(flat, axis=-1, keepdims=True)
+    units = flat / np.where(norm > 0, norm, 1.0)
+    count = (size > 0).sum(axis=(1, 2))
+    pairs = (count * (count - 1)).sum()
+    if pairs == 0:
+        return 1.0
+    return float(((units.sum(axis=1) ** 2).sum() - count.sum()) / pairs)
+
+
+def in_common(first: np.ndarray, last: np.ndarray) -> bool:
+    """Whether replicates have their directions in common, from class means (C, R, K, p) at two times.
+
+    They do where they start alike, or end alike as the outputs of trained networks do, which random
+    starts leave to chance. Chance puts the means of a few replicates within 60° of each other.
+    """
+    enough = 0.5 if first.shape[1] >= 8 else 0.99
+    return agreement(first) > enough or agreement(last) > enough
 
 
 def check_pairs(name: str, value: Any) -> np.ndarray:

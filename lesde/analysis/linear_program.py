@@ -8,8 +8,9 @@ from scipy.sparse import csr_array
 
 __all__ = ["linear_margins"]
 
-# in units of the root-mean-square spread; HiGHS is feasible to 1e-7
-TOLERANCE = 1e-6
+# in units of the root-mean-square spread
+TOLERANCE = 1e-9
+FEASIBLE = 1e-10  # the least that HiGHS takes
 # data sets that share one call: a call costs 6 ms whatever it solves, and 32 small programs little more
 BATCH = 32
 LARGEST_SCATTER = 256
@@ -37,24 +38,29 @@ def linear_margins(first: np.ndarray, second: np.ndarray, exact: bool = False) -
     Returns
     -------
     ndarray (R,)
-        Positive where separable, else 0. Separations narrower than 1e-6 of the root-mean-square
-        spread of the points can be missed.
+        Positive where separable, else 0. Separations narrower than 1e-9 of the root-mean-square
+        spread of the points can be missed, and those within the rounding of the points are none.
     """
     both = np.concatenate([first, second], axis=1)
+    # by a power of two, so that neither tiny nor huge points lose their squares
+    power = np.frexp(np.abs(both).max(axis=(1, 2)))[1]
+    first, second, both = (np.ldexp(x, -power[:, None, None]) for x in (first, second, both))
     centre = both.mean(axis=1, keepdims=True)
     unit = np.sqrt(((both - centre) ** 2).sum(axis=2).mean(axis=1))
     unit = np.where(unit > 0, unit, 1.0)
     a = (first - centre) / unit[:, None, None]
     b = (second - centre) / unit[:, None, None]
+    # points are at most 1 before they are centred and divided, and p of them are added
+    rounding = 4 * a.shape[2] * np.finfo(np.float64).eps * (1 + 1 / unit)
     directions = _discriminants(a, b)
     gaps = np.stack([_gap(a, b, w) for w in directions])
-    margins = np.where(gaps.max(axis=0) > 0, gaps.max(axis=0), 0.0)
+    margins = np.where(gaps.max(axis=0) > rounding, gaps.max(axis=0), 0.0)
     open_cases = np.arange(len(a)) if exact else np.flatnonzero(margins <= 0)
     start = directions[-1]
     for i in range(0, len(open_cases), BATCH):
         part = open_cases[i : i + BATCH]
-        margins[part] = _cutting_planes(a[part], b[part], start[part], exact)
-    return margins * unit
+        margins[part] = _cutting_planes(a[part], b[part], start[part], rounding[part], exact)
+    return np.ldexp(margins * unit, power)
 
 
 def _discriminants(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
@@ -81,7 +87,9 @@ def _gap(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
     return 0.5 * (high - low)
 
 
-def _cutting_planes(a: np.ndarray, b: np.ndarray, start: np.ndarray, exact: bool) -> np.ndarray:
+def _cutting_planes(
+    a: np.ndarray, b: np.ndarray, start: np.ndarray, rounding: np.ndarray, exact: bool
+) -> np.ndarray:
     R, n, p = a.shape
     m = b.shape[1]
     margins = np.zeros(R)
@@ -97,12 +105,13 @@ def _cutting_planes(a: np.ndarray, b: np.ndarray, start: np.ndarray, exact: bool
         bound, w, offset = _solve(points[active], sign, chosen[active])
         gap = _gap(a[active], b[active], w)
         slack = np.einsum("rnp,rp->rn", points[active], w) - offset[:, None] * sign
-        missing = (slack < bound[:, None] - 1e-7) & ~chosen[active]
-        hopeless = (bound <= TOLERANCE) & (gap <= 0)
-        found = ~missing.any(axis=1) if exact else gap > 0
+        missing = (slack < bound[:, None] - TOLERANCE) & ~chosen[active]
+        apart = gap > rounding[active]
+        hopeless = (bound <= TOLERANCE) & ~apart
+        found = ~missing.any(axis=1) if exact else apart
         stuck = ~missing.any(axis=1)
         done = hopeless | found | stuck
-        margins[active] = np.where(hopeless | (gap <= 0), 0.0, gap)
+        margins[active] = np.where(apart, gap, 0.0)
         go = np.flatnonzero(~done)
         fresh = chosen[active[go]]
         ranks = np.where(missing[go], slack[go], np.inf)
@@ -145,6 +154,7 @@ def _solve(
         b_ub=np.zeros(len(which)),
         bounds=np.stack([np.tile(low, R), np.tile(high, R)], axis=1),
         method="highs",
+        options={"primal_feasibility_tolerance": FEASIBLE, "dual_feasibility_tolerance": FEASIBLE},
     )
     if result.status != 0:
         raise ArithmeticError(f"HiGHS could not solve the separation program: {result.message}")

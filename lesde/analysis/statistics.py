@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde.analysis.class_geometry import rounding_of
 from lesde.analysis.collapse_registry import batches
 from lesde.analysis.directions import check_pairs
 from lesde.checks import check_dataset, check_paths, check_times, shown
@@ -68,7 +69,9 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
 
         Coordinate ``count(class)``; other variables of ``paths`` without the dimension ``sample`` are
         kept. Attributes are those of ``paths``, with ``keep="statistics"``, ``joint=1`` (reaches of a
-        class toward several others go together) and ``reach_paths=1`` (and so do those at several times).
+        class toward several others go together), ``reach_paths=1`` (and so do those at several times)
+        and, where the features were stored less precisely than the result is, ``rounding``, their
+        relative rounding.
 
     Raises
     ------
@@ -112,6 +115,7 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
         name: np.empty((*lead, *(sizes[d.rstrip("_")] for d in ends)), dtype)
         for name, ends in own.items()
     }
+    precision = np.inf
     order = None if (np.diff(labels) >= 0).all() else np.argsort(labels, kind="stable")
     source = features.variable
     for batch in batches(lead, max(1, READ_VALUES // max(1, len(labels) * p))):
@@ -120,7 +124,10 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
         if not np.isfinite(samples).all():
             _refuse(samples, shape, batch, features)
         along = None if units is None else units[batch].reshape(-1, K, K, p)
-        found = reduce_frame(samples if order is None else samples[:, order], counts, along)
+        known = rounding_of(samples)
+        precision = min(precision, known[known > 0].min(initial=np.inf))
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            found = reduce_frame(samples if order is None else samples[:, order], counts, along)
         for (name, array), values in zip(arrays.items(), found, strict=True):
             with np.errstate(over="ignore"):
                 array[batch] = values.reshape(*shape, *values.shape[1:])
@@ -129,6 +136,8 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
                     f"paths.features are too large: their {ABOUT[name]} overflows {dtype}. Rescale "
                     f"them{'' if dtype == np.float64 else ', or use paths.astype(float)'}."
                 )
+
+        _check_small(found, dtype)
 
     data: dict[Any, Any] = {
         name: ((*dims, *own[name]), values, {"long_name": ABOUT[name]})
@@ -143,14 +152,29 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     kept = {n: v.variable for n, v in paths.data_vars.items() if "sample" not in v.dims}
     coords = {n: c.variable for n, c in paths.coords.items() if "sample" not in c.dims}
     coords["count"] = xr.Variable("class", counts, {"long_name": "samples per class"})
-    return xr.Dataset(
-        kept | data, coords, paths.attrs | {"keep": "statistics", "joint": 1, "reach_paths": 1}
-    )
+    about: dict[str, Any] = {"keep": "statistics", "joint": 1, "reach_paths": 1}
+    if np.finfo(dtype).eps < precision < np.inf:
+        about["rounding"] = float(precision)
+    return xr.Dataset(kept | data, coords, paths.attrs | about)
 
 
 def expected_directions(means: np.ndarray) -> np.ndarray:
     """Unit vectors of the gaps of expected class means, (..., K, K, p) from (..., K, p); 0 for no gap."""
     return np.nan_to_num(gap_directions(means), nan=0.0)
+
+
+def _check_small(found: tuple[np.ndarray, ...], dtype: np.dtype) -> None:
+    """Refuse features whose spread, though not rounding, has a square too small for the type."""
+    mean, reach, limits = found[0], found[2], np.finfo(dtype)
+    with np.errstate(invalid="ignore"):
+        spread = np.nanmax(np.abs(reach), axis=(1, 2), initial=0.0)
+    size = np.abs(mean).max(axis=(1, 2))
+    lost = (spread > limits.eps * size) & (spread < np.sqrt(limits.tiny / limits.eps))
+    if lost.any():
+        raise ValueError(
+            f"paths.features are too small: the square of their spread, {spread[lost][0]:.1g}, underflows "
+            f"{dtype}. Rescale them{'' if dtype == np.float64 else ', or use paths.astype(float)'}."
+        )
 
 
 def _check_room(lead: tuple[int, ...], K: int, p: int, dtype: np.dtype) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lesde.analysis.criteria import CRITERIA, DIRECTED, Frame
+from lesde.analysis.directions import in_common
 from lesde.analysis.reduced_criteria import REDUCED, ReducedFrame
 from lesde.checks import check_paths, check_statistics, is_statistics
 
-__all__ = ["ReducedTrials", "SampleTrials", "read_trials"]
+__all__ = ["ReducedTrials", "SampleTrials", "read_trials", "share_directions"]
 
 
 def read_trials(paths: Any) -> SampleTrials | ReducedTrials:
@@ -41,6 +44,15 @@ class SampleTrials:
         self.lead, self.n_replicates = self._values.shape[:-3], self._values.shape[-3]
         self.counts, self.n_features = np.bincount(self._labels), self._values.shape[-1]
 
+    def means(self, index: tuple[Any, ...]) -> np.ndarray:
+        """Class means (..., replicate, K, p) at an index of ``lead``, float64."""
+        values = self._values[index]
+        each = [
+            values[..., self._labels == k, :].mean(axis=-2, dtype=np.float64)
+            for k in range(len(self.counts))
+        ]
+        return np.stack(each, axis=-2)
+
     def average(self) -> np.ndarray:
         """Class means averaged over replicates, (*lead, K, p), float64."""
         return np.stack(
@@ -58,7 +70,26 @@ class SampleTrials:
         features = self._values[index].astype(np.float64)
         if not np.isfinite(features).all():
             return None
-        return CRITERIA[criterion](Frame(features, self._labels, unit, margin))
+        exact = None if unit is None else partial(self._exact, index, direction, unit)
+        return CRITERIA[criterion](Frame(features, self._labels, unit, margin, exact))
+
+    def _exact(
+        self, index: tuple[int, ...], direction: Any, unit: np.ndarray, k: int, l: int
+    ) -> np.ndarray:
+        """A vector along ``unit[k, l]`` in numbers without rounding."""
+        if not isinstance(direction, str):
+            vector = direction if direction.ndim == 1 else direction[k, l]
+            exact = np.array([Fraction(float(x)) for x in vector], dtype=object)
+            return exact if unit[k, l] @ vector > 0 else -exact
+        if direction == "initial" and "time" in self.dims:
+            at = self.dims.index("time")
+            index = (*index[:at], 0, *index[at + 1 :])
+        values = self._values[index].reshape(self.n_replicates, -1, self.n_features)
+        sums = []
+        for c in (k, l):
+            samples = values[:, self._labels == c].reshape(-1, self.n_features)
+            sums.append(np.array([sum(map(Fraction, map(float, x))) for x in samples.T]))
+        return int(self.counts[l]) * sums[0] - int(self.counts[k]) * sums[1]
 
 
 class ReducedTrials:
@@ -66,8 +97,6 @@ class ReducedTrials:
 
     Attributes
     ----------
-    random : bool
-        Whether the paths start at random means.
     has_expected : bool
         Whether the reaches along the expected gaps are known.
     """
@@ -84,12 +113,24 @@ class ReducedTrials:
             for name, ends in own.items()
             if name != "mean"
         }
+        self._precision = max(
+            (float(np.finfo(v.dtype).eps) for v in self._reach.values() if v.dtype.kind == "f"),
+            default=0.0,
+        )
         self.lead, self.n_replicates = self._mean.shape[:-3], self._mean.shape[-3]
         self.n_features = self._mean.shape[-1]
-        self.random = paths.attrs.get("initial") == "random"
         # Without a word on it, the reaches of a class toward several others are not taken together.
         self.joint = bool(paths.attrs.get("joint", 0))
         self._direction = self._units(paths["direction"]) if self.has_expected else None
+
+    @property
+    def expects_gaps(self) -> bool:
+        """Whether any of the expected gaps is known and not zero."""
+        return self._direction is not None and bool(np.nan_to_num(self._direction).any())
+
+    def means(self, index: tuple[Any, ...]) -> np.ndarray:
+        """Class means (..., replicate, K, p) at an index of ``lead``, float64."""
+        return self._mean[index].astype(np.float64)
 
     def _units(self, direction: xr.DataArray) -> np.ndarray:
         """The expected directions over all of ``lead``."""
@@ -123,7 +164,23 @@ class ReducedTrials:
         known = np.isfinite(reach) | (frame.gaps == 0) | np.eye(len(self.counts), dtype=bool)
         if not np.isfinite(mean).all() or not known.all():
             return None
-        return REDUCED[criterion](frame)
+        scores = REDUCED[criterion](frame)
+        # A gap within the rounding of what is stored is none: classes that touch are not separated.
+        stored = max(self._precision, 4 * self.n_features * np.finfo(np.float64).eps)
+        scale = np.abs(mean).max(axis=(1, 2))[:, None, None] + np.abs(np.nan_to_num(reach))
+        return np.where(np.abs(scores) <= stored * (scale + scale.swapaxes(1, 2)), 0.0, scores)
+
+
+def share_directions(trials: SampleTrials | ReducedTrials) -> bool:
+    """Whether the replicates have their directions in common: see `in_common`."""
+    at = [slice(None)] * len(trials.lead)
+    ends = []
+    for time in (0, -1):
+        if "time" in trials.dims:
+            at[trials.dims.index("time")] = time  # type: ignore[call-overload]
+        means = trials.means(tuple(at))
+        ends.append(means.reshape(-1, *means.shape[-3:]))
+    return in_common(*ends)
 
 
 def _arranged(

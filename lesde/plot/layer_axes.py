@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.lines import Line2D
 
+from lesde.analysis.collapse import target_of
 from lesde.checks import check_dataset, check_fraction
 from lesde.plot.canvas import legend_above, positive, tidy_log, title_of, widen_log
 from lesde.plot.frames import select_rate
@@ -87,7 +88,7 @@ def read_layers(
     missing = [d for d in ("split", "replicate", "time") if d not in values.dims]
     full = values.expand_dims(missing).transpose("layer", "split", "replicate", "time")
     array = full.values.astype(np.float64)
-    log = float(values.attrs.get("target", 0.0)) == 0 and bool(np.isfinite(positive(array)).any())
+    log = target_of(values) == 0 and bool(np.isfinite(positive(array)).any())
     with np.errstate(invalid="ignore"):  # between two infinities; left out below
         ends = np.quantile(array, [(1 - spread) / 2, 0.5, (1 + spread) / 2], axis=2)
     low, middle, high = positive(ends) if log else np.where(np.isfinite(ends), ends, np.nan)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from lesde.analysis.collapse import target_of
 from lesde.checks import check_choice, check_dataset, check_fraction
 from lesde.plot.canvas import (
     axis_label,
@@ -45,7 +46,7 @@ AWAY = {"nc4": "NC4  1 − agreement", "ncc_accuracy": "nearest-centre error"}
 def metric_label(nc: xr.Dataset, metric: str) -> str:
     """What an axis says of a metric: its distance to the target where that is not 0."""
     label = SHORT.get(metric) or title_of(nc[metric], metric)
-    target = float(nc[metric].attrs.get("target", 0.0))
+    target = target_of(nc[metric])
     if target == 0:
         return label
     return AWAY.get(metric) or f"|{label} − {target:g}|"
@@ -159,7 +160,7 @@ def _held(nc: Any) -> list[str]:
 def _curve(ax: Axes, cell: RateCell, name: str, against: str, spread: float, several: bool) -> bool:
     """Draw one metric at one learning rate; whether anything of it is positive."""
     variable = cell.data[name]
-    target = float(variable.attrs.get("target", 0.0))
+    target = target_of(variable)
     if "replicate" not in variable.dims:
         variable = variable.expand_dims("replicate")
     values = np.abs(variable.transpose("replicate", "time").values.astype(np.float64) - target)

@@ -57,9 +57,10 @@ def test_collapse_where_paths_start_at_common_or_own_means(dtype):
     assert np.isnan(found["nc1"][:, :, 1]).all()
 
 
-def test_collapse_reads_no_covariance_for_nc2():
+def test_collapse_reads_only_variances_for_nc2():
+    """Variances tell the size of the features, and with it which class means coincide."""
     reduced = lesde.statistics(make_paths((4, 4), replicates=2))
-    reduced["within"][:] = np.nan
+    reduced["within"] = reduced["within"].where(np.eye(4) == 1)
     lesde.neural_collapse(reduced, ["nc2_etf", "nc2_norm_cv"])
     with pytest.raises(
         ValueError, match=r"paths.within must be finite; got nan at learning_rate=0.1"
