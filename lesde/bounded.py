@@ -41,7 +41,7 @@ def bounded(step: Callable[..., Result], *arguments: Any) -> Result:
     def count(frame: Any, event: str, argument: Any) -> None:
         nonlocal left
         left -= 1
-        if left < 0 or left % 64 == 0 and time.thread_time() > end:
+        if left < 0 or (left % 64 == 0 and time.thread_time() > end):
             raise Unfinished
 
     sys.setprofile(count)

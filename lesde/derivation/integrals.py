@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 import sympy as sp
 from sympy.core.function import AppliedUndef
 from sympy.integrals.manualintegrate import manualintegrate
@@ -192,20 +193,33 @@ def numerical(
         return node.func(*map(mark, node.args)) if node.args else node
 
     marked = mark(expression)
-    body = sp.lambdify(
-        [variable, *standing.values()], marked, modules=[dict(functions), "numpy", "scipy"]
-    )
+    arguments = [variable, *standing.values()]
+    body = sp.lambdify(arguments, marked, modules=[dict(functions), "numpy", "scipy"])
+
+    @cache
+    def precise() -> Callable[..., Any]:
+        return sp.lambdify(arguments, marked, modules=[dict(functions), "mpmath"])
+
     parts = []
     for node in standing:
         bound, lower, _ = node.limits[0]
-        parts.append((numerical(node.function, bound, functions), float(lower)))
+        parts.append((numerical(node.function, bound, functions), float(lower), node.has(sp.I)))
+
+    def area(part: tuple[Callable[[float], complex], float, bool], x: float) -> complex:
+        f, lower, is_complex = part
+        sides = (lambda u: f(u).real, lambda u: f(u).imag)[: 1 + is_complex]
+        sizes = [quad(g, lower, x, epsabs=0.0, epsrel=1e-12, limit=200)[0] for g in sides]
+        return complex(*sizes)
 
     def value(x: float) -> complex:
-        areas = (
-            quad(lambda u, f=f: f(u).real, lower, x, epsabs=0.0, epsrel=1e-12, limit=200)[0]
-            for f, lower in parts
-        )
-        return complex(body(x, *areas))
+        areas = [area(part, x) for part in parts]
+        areas = [a if a.imag else a.real for a in areas]
+        try:
+            with np.errstate(over="raise", divide="raise", invalid="raise", under="ignore"):
+                return complex(body(np.float64(x), *areas))
+        except (FloatingPointError, ZeroDivisionError, OverflowError):
+            # such as t − log(1 + exp(1000t))/1000: mpmath's exponents have no end
+            return complex(precise()(x, *areas))
 
     return value
 
