@@ -40,7 +40,12 @@ MANY_POWERS = 12  # of one exponential in another, in a rational function of bot
 
 def expand_terms(expression: sp.Expr) -> sp.Expr:
     """The expression multiplied out, or as it is where that would give more than 1000 terms."""
-    return sp.expand(expression) if _count_terms(expression) <= MANY_TERMS else expression
+    if _count_terms(expression) > MANY_TERMS:
+        return expression
+    try:
+        return bounded(sp.expand, expression)
+    except Unfinished:
+        return expression
 
 
 def _count_terms(expression: sp.Basic) -> int:
@@ -50,8 +55,9 @@ def _count_terms(expression: sp.Basic) -> int:
         return sum(inner)
     if expression.is_Mul:
         return min(math.prod(inner), 10**9)
-    if expression.is_Pow and expression.exp.is_Integer and inner[0] > 1:
-        return min(inner[0] ** min(abs(int(expression.exp)), 30), 10**9)
+    # A power 199/2 is multiplied out as well, to 99 and a root.
+    if expression.is_Pow and expression.exp.is_Rational and inner[0] > 1:
+        return min(inner[0] ** min(int(abs(expression.exp)), 30), 10**9)
     return 1 if not inner or max(inner) <= MANY_TERMS else 10**9
 
 
@@ -86,17 +92,27 @@ def _integrate_one(function: sp.Expr, start: sp.Expr) -> sp.Expr:
     ):  # no closed form that a person prints, and a long search
         return standing
     try:
-        primitive = bounded(_primitive, function)
-        if primitive is None:
-            return standing
-        value = primitive - primitive.subs(TIME, start)
+        value = bounded(_definite, function, start)
     except (*GIVEN_UP, Unfinished):
         return standing
-    return standing if value.has(sp.nan, sp.zoo, sp.oo) else value
+    return standing if value is None or value.has(sp.nan, sp.zoo, sp.oo) else value
 
 
-GIVEN_UP = (ValueError, TypeError, NotImplementedError, RecursionError, AttributeError)
+GIVEN_UP = (
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 """Ways of SymPy to give up an integral; it then stands as it is."""
+
+
+def _definite(function: sp.Expr, start: sp.Expr) -> sp.Expr | None:
+    found = _primitive(function)
+    return None if found is None else found - found.subs(TIME, start)
 
 
 def _primitive(function: sp.Expr) -> sp.Expr | None:
