@@ -128,7 +128,7 @@ class Formula:
         # In floating point: SymPy computes the digits of exp(exp(1000)) for ever.
         try:
             with np.errstate(all="ignore"):
-                value = complex(self._compiled()(np.complex128(when)))
+                value = complex(self._compiled()(np.array(when, np.complex128)))
         except Exception:  # a callable or a function that takes no complex numbers
             return "not finite"
         if not np.isfinite(value) or value.imag == 0:

@@ -9,7 +9,6 @@ Papyan, Han, Donoho, PNAS 2020 (arXiv 2008.08186): NC1 and NC2.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +129,7 @@ def late_means(model: LESDE, tree: Tree) -> LateMeans | None:
     terms = [time_terms(value) for value in table.values if value != 0]
     functions = {function for term in terms for function in term}
     numeric = all(constant.is_number for term in terms for constant in term.values())
-    if not tree.is_closed or len(functions) != 1 or not numeric:
+    if model.n_classes < 2 or not tree.is_closed or len(functions) != 1 or not numeric:
         return None
     (function,) = functions
     if not _never_smaller(function, sp.Integer(0)):
@@ -144,7 +143,7 @@ def late_means(model: LESDE, tree: Tree) -> LateMeans | None:
     K, p = model.n_classes, model.n_features
     initial = np.random.default_rng(0).normal(size=(K, p))
     directions = logit_directions(K)
-    start: Sequence[Any] = initial
+    start: Any = initial
     if _logits(model):
         start = (initial * directions).sum(1) / (directions**2).sum(1)
     found: dict[complex, tuple[sp.Expr, np.ndarray]] = {}
@@ -191,7 +190,8 @@ def separation_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
         }
         if len(first) != 1 or None in first:
             return None
-        (m,) = first
+        m = first.pop()
+        assert m is not None
         return tidy(late.rates[m]) if late.wins(late.values[m]) else None
     if _logits(model):
         found = logit_rates(model, tree)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ class Solution:
         """exp(∫ rate) from the start to t."""
         return sp.exp(time_integral(rate, self.start))
 
-    def reduced(self, k: int, start: Sequence[Any]) -> list[tuple[sp.Expr, Any]]:
+    def reduced(self, k: int, start: Any) -> list[tuple[sp.Expr, Any]]:
         """Pairs (rate, amplitude) of coordinate k: a class mean, or a score s_k of the L-model.
 
         ``start`` gives the coordinates of all classes at the start: symbols, numbers or vectors.
@@ -97,7 +96,7 @@ class Solution:
         return sp.Add(*(a * vector * factor for a, vector, factor in self._terms(k, *symbols)))
 
     def _terms(
-        self, k: int, means: Sequence[Any], scores: Sequence[Any], directions: Sequence[Any]
+        self, k: int, means: Any, scores: Any, directions: Any
     ) -> list[tuple[Any, Any, sp.Expr]]:
         """X̄^k as triples: an amplitude, a vector and their factor, a function of time.
 
