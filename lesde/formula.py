@@ -18,6 +18,7 @@ import numpy as np
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
+from lesde.bounded import Unfinished, bounded
 from lesde.checks import shown
 from lesde.formula_reader import CONSTANTS, rational, read_formula
 
@@ -124,12 +125,15 @@ class Formula:
             return _compiled.__wrapped__(self.expression, tuple(self.functions.items()))
 
     def _diagnosis(self, when: float) -> str:
+        # In floating point: SymPy computes the digits of exp(exp(1000)) for ever.
         try:
-            exact = self.expression.subs(TIME, rational(when)).evalf(8)
-        except Exception:  # a callable or a limit SymPy cannot take: the plain statement is enough
+            with np.errstate(all="ignore"):
+                value = complex(self._compiled()(np.array(when, np.complex128)))
+        except Exception:  # a callable or a function that takes no complex numbers
             return "not finite"
-        complex_valued = exact.is_number and exact.is_finite and exact.is_real is False
-        return f"complex ({exact})" if complex_valued else "not finite"
+        if not np.isfinite(value) or value.imag == 0:
+            return "not finite"
+        return f"complex ({sp.N(sp.sympify(value), 8)})"
 
 
 def parse_formula(
@@ -199,9 +203,11 @@ def parse_formula(
         return Formula(rational(value if isinstance(value, numbers.Integral) else float(value)))
     if isinstance(value, str):
         try:
-            expression = read_formula(value, {**CONSTANTS, **values, **known}, list(known))
+            expression = bounded(read_formula, value, {**CONSTANTS, **values, **known}, list(known))
         except ValueError as error:
             raise ValueError(f"{name} = {shown(value)} is not a usable formula: {error}.") from None
+        except Unfinished:
+            raise _too_long(name, value) from None
         return _real(name, expression, value)
     if isinstance(value, sp.Expr):
         meaning = {**values, **known}
@@ -221,8 +227,19 @@ def _real(name: str, expression: sp.Expr, given: Any) -> Formula:
         raise ValueError(
             f"{name} = {shown(given)} must be finite: it contains {shown(expression)}. Change the formula."
         )
-    if expression.is_number and expression.is_real is False:
+    try:
+        real = not expression.is_number or bounded(lambda: expression.is_real)
+    except Unfinished:
+        raise _too_long(name, given) from None
+    if real is False:
         raise ValueError(
             f"{name} = {shown(given)} must be real: it equals {shown(expression)}. Change the formula."
         )
     return Formula(expression)
+
+
+def _too_long(name: str, given: Any) -> ValueError:
+    return ValueError(
+        f"{name} = {shown(given)} takes SymPy too long to read. Write it more simply, or give it as a "
+        f"vectorised function of t."
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
+from lesde.bounded import Unfinished, bounded
 from lesde.checks import shown
 from lesde.formula import TIME, Formula, parse_formula
 
@@ -49,7 +50,13 @@ class PairFormula:
     def _parts(self) -> tuple[sp.Expr, sp.Expr]:
         values = []
         for s in (1, 0):
-            value = sp.sympify(self.expression.subs(VARIABLES["s"], s))
+            try:
+                value = sp.sympify(bounded(self.expression.subs, VARIABLES["s"], s))
+            except Unfinished:
+                raise ValueError(
+                    f"strength = {self.expression} takes SymPy too long to evaluate at s = {s}; write "
+                    f"it more simply."
+                ) from None
             if value.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
                 raise ValueError(
                     f"strength = {self.expression} is not finite at s = {s}; s is 1 for samples of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import sympy as sp
 
+from lesde.bounded import Unfinished, bounded
 from lesde.derivation import rates
 from lesde.derivation.coefficients import Coefficients, derive_coefficients
 from lesde.derivation.microscopic import LEARNING_RATE, class_coefficients
@@ -187,10 +189,11 @@ class Derivation:
     @cached_property
     def start(self) -> sp.Expr:
         """The initial time of the closed forms: 0, or the symbol t_0 where an integral from 0 diverges."""
-        for value in self.model.entries.values:
-            at_zero = value.subs(TIME, 0)
-            if at_zero.has(sp.zoo, sp.nan, sp.oo):
-                return sp.Symbol("t_0", positive=True)
+        infinite = (sp.zoo, sp.nan, sp.oo, -sp.oo)
+        with contextlib.suppress(Unfinished):
+            for value in self.model.entries.values:
+                if bounded(lambda value=value: value.subs(TIME, 0).has(*infinite)):
+                    return sp.Symbol("t_0", positive=True)
         return sp.Integer(0)
 
     @cached_property

@@ -8,6 +8,7 @@ orbit's mean couples to the other orbits through a smaller matrix, which is trea
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ import numpy as np
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
+from lesde.bounded import Unfinished, bounded
 from lesde.derivation.coefficients import Coefficients
-from lesde.derivation.integrals import expand_terms
+from lesde.derivation.integrals import expand_terms, time_terms
 from lesde.entries import EntryTable
 from lesde.formula import TIME
 
@@ -150,8 +152,10 @@ def tidy(expression: sp.Expr) -> sp.Expr:
     expanded = expand_terms(expression)
     if expression.atoms(AppliedUndef) or TIME not in expression.free_symbols:
         forms = [expression, expanded, sp.factor_terms(expanded)]
-        if expanded.count_ops() < 40:
-            forms.append(sp.factor(expanded))
+        # Numbers have no factors to see, and SymPy takes exp(700) for a power of degree 700.
+        if not expanded.is_number and expanded.count_ops() < 40:
+            with contextlib.suppress(Unfinished):
+                forms.append(bounded(sp.factor, expanded))
         return min(forms, key=lambda form: form.count_ops())
     return sp.Add(*(sp.factor_terms(term) for term in sp.Add.make_args(expanded)))
 
@@ -160,11 +164,8 @@ def time_basis(matrix: sp.Matrix) -> dict[sp.Expr, sp.Matrix]:
     """Write M(t) = Σ f(t) M_f with constant matrices, by distinct functions of time f."""
     basis: dict[sp.Expr, sp.Matrix] = {}
     for position, entry in enumerate(matrix):
-        for term in sp.Add.make_args(expand_terms(entry)):
-            # Factor first: 6/(13t + 13) and 10/(39t + 39) are multiples of the same function.
-            constant, function = sp.factor_terms(term).as_independent(TIME, as_Add=False)
-            part = basis.setdefault(function, sp.zeros(*matrix.shape))
-            part[position] += constant
+        for function, constant in time_terms(entry).items():
+            basis.setdefault(function, sp.zeros(*matrix.shape))[position] = constant
     return basis
 
 
@@ -181,10 +182,11 @@ def eigen(matrix: sp.Matrix) -> tuple[list[sp.Expr], sp.Matrix, sp.Matrix] | Non
     if len(basis) == 1 and n == 2:
         ((function, constant),) = basis.items()
         try:
-            vectors, diagonal = constant.diagonalize()
+            return bounded(_exact_eigen, function, constant)
         except sp.matrices.exceptions.MatrixError:
             return None
-        return [function * diagonal[i, i] for i in range(n)], vectors, vectors.inv()
+        except Unfinished:
+            pass  # then in floating point
     if any(part.free_symbols for part in basis.values()):
         return None
     parts = {f: np.array(part.tolist(), dtype=float) for f, part in basis.items()}
@@ -206,6 +208,14 @@ def eigen(matrix: sp.Matrix) -> tuple[list[sp.Expr], sp.Matrix, sp.Matrix] | Non
         ]
     as_matrix = lambda m: sp.Matrix(n, n, [_number(x, np.abs(m).max()) for x in m.ravel()])  # noqa: E731
     return rates, as_matrix(columns), as_matrix(inverse)
+
+
+def _exact_eigen(
+    function: sp.Expr, constant: sp.Matrix
+) -> tuple[list[sp.Expr], sp.Matrix, sp.Matrix]:
+    vectors, diagonal = constant.diagonalize()
+    rates = [function * diagonal[i, i] for i in range(constant.rows)]
+    return rates, vectors, vectors.inv()
 
 
 def _number(value: complex, scale: float) -> sp.Expr:

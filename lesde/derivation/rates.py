@@ -8,19 +8,28 @@ Papyan, Han, Donoho, PNAS 2020 (arXiv 2008.08186): NC1 and NC2.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import sympy as sp
 
-from lesde.derivation.integrals import DUMMY
+from lesde.bounded import Unfinished, bounded
+from lesde.derivation.integrals import DUMMY, expand_terms, time_terms
 from lesde.derivation.modes import Tree, mode_tree, reduced_table, tidy
+from lesde.derivation.solution import Solution
 from lesde.formula import TIME
+from lesde.transforms import logit_directions
 
 if TYPE_CHECKING:
     from lesde.model import LESDE
 
 __all__ = ["critical_constant", "nc1_rate", "nc2_rate", "separation_rate", "within_rate"]
+
+
+NEAR = 1e-8
+"""Numbers of order one that differ by less are equal."""
 
 
 def between_rates(tree: Tree) -> list[sp.Expr] | None:
@@ -50,7 +59,10 @@ def _logits(model: LESDE) -> bool:
 def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
     """Whether the first rate is known to be at least the second at all times t ≥ 0."""
     later = sp.Symbol("t", nonnegative=True)
-    return bool(sp.expand(first - second).subs(TIME, later).is_nonnegative)
+    try:
+        return bool(bounded(lambda: expand_terms(first - second).subs(TIME, later).is_nonnegative))
+    except Unfinished:
+        return False
 
 
 @dataclass(frozen=True)
@@ -84,12 +96,103 @@ def logit_rates(model: LESDE, tree: Tree) -> LogitRates | None:
     return LogitRates(equal, contrasts, winners[0] if winners else equal)
 
 
+@dataclass(frozen=True)
+class LateMeans:
+    """Centred class means as a sum Σ_m exp(∫λ_m) A_m with generic initial means, and which λ_m wins.
+
+    Attributes
+    ----------
+    rates : list of sympy.Expr
+        λ_m, the largest real part first.
+    values : list of complex
+        The same as numbers, in units of the kernel's largest entry.
+    shapes : list of ndarray, shape (class, feature)
+        A_m, none of them zero.
+    """
+
+    rates: list[sp.Expr]
+    values: list[complex]
+    shapes: list[np.ndarray]
+
+    def wins(self, number: complex) -> bool:
+        """Whether this value is real and no other has a real part as large."""
+        rivals = [v for v in self.values if v.real > number.real - NEAR and v != number]
+        return abs(number.imag) < NEAR and not rivals
+
+
+def late_means(model: LESDE, tree: Tree) -> LateMeans | None:
+    """The late class means of a closed model whose kernel is numbers times one function of time.
+
+    None for others: with several functions of time, or one that may be negative, none is known to win.
+    """
+    table = model.derive().coefficients().drift_table
+    terms = [time_terms(value) for value in table.values if value != 0]
+    functions = {function for term in terms for function in term}
+    numeric = all(constant.is_number for term in terms for constant in term.values())
+    if model.n_classes < 2 or not tree.is_closed or len(functions) != 1 or not numeric:
+        return None
+    (function,) = functions
+    if not _never_smaller(function, sp.Integer(0)):
+        return None
+
+    scale = max(abs(complex(constant)) for term in terms for constant in term.values())
+
+    def multiple(rate: sp.Expr) -> complex:
+        return complex(time_terms(rate).get(function, 0)) / scale
+
+    K, p = model.n_classes, model.n_features
+    initial = np.random.default_rng(0).normal(size=(K, p))
+    directions = logit_directions(K)
+    start: Any = initial
+    if _logits(model):
+        start = (initial * directions).sum(1) / (directions**2).sum(1)
+    found: dict[complex, tuple[sp.Expr, np.ndarray]] = {}
+    solution = Solution(model, tree, sp.Integer(0))
+    for k in range(K):
+        for rate, amplitude in solution.reduced(k, start):
+            value = multiple(rate)
+            key = next((v for v in found if abs(v - value) < NEAR), value)
+            part = found.setdefault(key, (rate, np.zeros((K, *np.shape(start[0])), complex)))[1]
+            part[k] += np.asarray(amplitude, complex)
+    if _logits(model):
+        # X_k + Σ_l d_l ∫ w_l E_kl s_l; what a score without growth adds to is linear, and wins over X_k.
+        weights = np.array([float(multiple(value).real) for value in table.values])[table.index]
+        still = initial.astype(complex)
+        for value, (rate, scores) in list(found.items()):
+            moved = weights @ (scores[:, None] * directions)
+            found[value] = rate, moved / (value if abs(value) > NEAR else 1)
+            still -= found[value][1] if abs(value) > NEAR else 0
+        zero = next((v for v in found if abs(v) < NEAR), 0j)
+        linear = found.get(zero, (sp.Integer(0), np.zeros((K, p))))[1]
+        found[zero] = sp.Integer(0), linear if _size(linear) > NEAR else still
+    ordered = sorted(found, key=lambda v: -v.real)
+    kept = [v for v in ordered if _size(found[v][1]) > NEAR]
+    shapes = [found[v][1] - found[v][1].mean(0) for v in kept]
+    return LateMeans([found[v][0] for v in kept], kept, shapes)
+
+
+def _size(shape: np.ndarray) -> float:
+    """The size of class means without what all share."""
+    return float(np.abs(shape - shape.mean(0)).max())
+
+
 def separation_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
-    """d/dt log of the gap between two classes' means.
+    """d/dt log of the gap between two classes' means, at late times.
 
     I-model: the contrast rate, (α−β)/K when balanced. L-model: the dominant one of
-    :class:`LogitRates`. None where classes are not exchangeable.
+    :class:`LogitRates`. None where pairs of classes differ in it.
     """
+    late = late_means(model, tree)
+    if late is not None:
+        first = {
+            next((m for m, A in enumerate(late.shapes) if np.abs(A[k] - A[l]).max() > NEAR), None)
+            for k, l in itertools.combinations(range(model.n_classes), 2)
+        }
+        if len(first) != 1 or None in first:
+            return None
+        m = first.pop()
+        assert m is not None
+        return tidy(late.rates[m]) if late.wins(late.values[m]) else None
     if _logits(model):
         found = logit_rates(model, tree)
         return None if found is None else tidy(found.dominant)
@@ -115,35 +218,55 @@ def nc1_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
     """d/dt log NC1 = growth of the within-class variance − twice the between-class rate.
 
     The pseudo-inverse weighs the smallest between-class direction most, so with several contrast
-    rates the slowest counts.
+    rates the slowest counts; with p < K − 1 features, the slowest of the p fastest directions.
     """
+    directions = min(model.n_classes - 1, model.n_features)
+    late = late_means(model, tree)
+    if late is not None:
+        scaled = np.hstack([A / np.abs(A).max() for A in late.shapes])
+        ends = range(model.n_features, scaled.shape[1] + 1, model.n_features)
+        ranks = [np.linalg.matrix_rank(scaled[:, :end], tol=NEAR) for end in ends]
+        m = int(np.searchsorted(ranks, directions))
+        if m == len(ranks) or abs(late.values[m].imag) > NEAR or (m > 0 and _logits(model)):
+            return None
+        return within_rate(model) - 2 * tidy(late.rates[m])
     if _logits(model):
         rate = separation_rate(model, tree)
         return None if rate is None else within_rate(model) - 2 * rate
     rates = between_rates(tree)
-    if not rates:
+    if not rates or (len(rates) > 1 and directions < model.n_classes - 1):
         return None
     slowest = rates[0] if len(rates) == 1 else sp.Min(*rates)
     return within_rate(model) - 2 * tidy(slowest)
 
 
 def nc2_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
-    """d/dt log of the distance to a simplex ETF.
+    """d/dt log of the distance to a simplex ETF, at late times and from generic initial means.
 
-    Two classes: None, two centred means are an ETF always. I-model with one contrast rate: 0, the
-    means keep their initial shape; None with several. L-model: the slowest part that is not the
-    dominant one against it, for α > β and β ≤ 0 the Max of β/(K−1) (contrasts of the scores) and
-    −(α−β)/K (the part of the initial means that never moves); 0 where something that is no ETF
-    dominates, as the contrasts do for β > 0 and K ≥ 4. For K = 3 contrasts alone are an ETF too.
+    Two classes: None, two centred means are an ETF always. I-model: 0, the means keep their initial
+    shape or lose directions. L-model: the slowest part that is not the dominant one against it, for a
+    two-level kernel with α > β and β ≤ 0 the Max of β/(K−1) (contrasts of the scores) and −(α−β)/K (the
+    part of the initial means that never moves); 0 where something that is no ETF dominates, as the
+    contrasts do for β > 0 and K ≥ 4 (for K = 3 contrasts alone are an ETF too), the means of a hierarchical
+    kernel, which go to (α−γ)d_k + (β−γ) Σ d_l over the other classes l of the superclass, and the scores
+    of β = 0, of which each class keeps its own.
+
+    A factor that is a power of t, from two equal rates, changes no late rate. None where the distance
+    oscillates, and where a kernel with more than two levels has several functions of time.
     """
-    if model.n_classes == 2:
+    if model.n_classes < 3:
         return None
+    late = late_means(model, tree)
+    if late is not None:
+        return _approach(late)
     if not _logits(model):
         rates = between_rates(tree)
         return sp.Integer(0) if rates is not None and len(rates) == 1 else None
     found = logit_rates(model, tree)
-    if found is None:
+    if found is None or len(tree.orbits) > 1:
         return None
+    if found.equal in found.contrasts:  # β = 0: every class at its own score, which is no simplex
+        return sp.Integer(0)
     shaped = found.dominant == found.equal or (
         model.n_classes == 3 and found.dominant in found.contrasts
     )
@@ -151,6 +274,35 @@ def nc2_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
         return sp.Integer(0)
     others = [r for r in [found.equal, *found.contrasts, sp.Integer(0)] if r != found.dominant]
     return sp.Max(*(tidy(rate - found.dominant) for rate in others))
+
+
+def _approach(late: LateMeans) -> sp.Expr | None:
+    """The rate at which the shape of the class means comes to a simplex ETF, 0 where it does not."""
+    if not late.wins(late.values[0]):
+        return None
+    first = late.shapes[0]
+    K = len(first)
+    simplex = (np.eye(K) - 1 / K) / np.sqrt(K - 1)
+
+    def off(a: np.ndarray, b: np.ndarray) -> float:
+        """How far A Bᵀ + B Aᵀ is from a multiple of the simplex's, relative to its size."""
+        gram = a @ b.conj().T + b @ a.conj().T
+        gap = gram - np.vdot(simplex, gram) * simplex
+        return float(np.linalg.norm(gap) / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+    if off(first, first) > NEAR:
+        return sp.Integer(0)
+    # What else there is acts at first order, or only at second where it keeps the shape.
+    others = range(len(late.rates))
+    pairs = [(0, m) for m in others[1:]]
+    pairs += itertools.combinations_with_replacement(others[1:], 2)
+    pairs = [(i, j) for i, j in pairs if off(late.shapes[i], late.shapes[j]) > NEAR]
+    if not pairs:
+        return None
+    i, j = max(pairs, key=lambda pair: (late.values[pair[0]] + late.values[pair[1]]).real)
+    if abs((late.values[i] + late.values[j]).imag) > NEAR:
+        return None
+    return tidy(late.rates[i] + late.rates[j] - 2 * late.rates[0])
 
 
 def critical_constant(model: LESDE) -> sp.Expr | None:

@@ -197,11 +197,27 @@ def _rates(derivation: Derivation) -> Section:
             "With alpha - beta = c/t the gap over the spread grows without bound iff c > c_crit."
             + (" This is for beta <= 0." if derivation.model.transform.kind == "logits" else "")
         )
-    missing = [name for name, value in rows if value is None]
-    if missing:
-        matrix = derivation.model.transform.kind == "matrix"
-        why = "they depend on the direction" if matrix else "classes are not exchangeable"
-        if missing == ["c_crit"] and not derivation.model.noise_table.is_constant:
-            why = "the noise depends on time"
-        section.notes.append(f"No closed form for {', '.join(missing)}: {why}.")
+    missing: dict[str, list[str]] = {}
+    for name, value in rows:
+        if value is None:
+            missing.setdefault(_why_missing(derivation, name), []).append(name)
+    for why, names in missing.items():
+        section.notes.append(f"No closed form for {', '.join(names)}: {why}.")
     return section
+
+
+def _why_missing(derivation: Derivation, name: str) -> str:
+    """Why there is no such rate."""
+    model = derivation.model
+    if name == "rate_NC2" and model.n_classes < 3:
+        return "two centred class means are a simplex always"
+    if model.transform.kind == "matrix":
+        return "they depend on the direction"
+    if name == "c_crit" and not model.noise_table.is_constant:
+        return "the noise depends on time"
+    if not derivation.is_closed:
+        return "the modes have no closed form"
+    return (
+        "classes are not exchangeable, and the late class means oscillate, differ between pairs of "
+        "classes, or depend on which of several functions of time wins"
+    )

@@ -64,15 +64,17 @@ class Solution:
         """exp(∫ rate) from the start to t."""
         return sp.exp(time_integral(rate, self.start))
 
-    def reduced(self, k: int) -> list[tuple[sp.Expr, sp.Expr]]:
-        """Pairs (rate, amplitude) of coordinate k: a class mean, or a score s_k of the L-model."""
-        symbol = initial_score if self.is_logits else initial_mean
-        amplitudes = [symbol(k) for k in range(self.model.n_classes)]
-        terms: list[tuple[sp.Expr, sp.Expr]] = []
+    def reduced(self, k: int, start: Any) -> list[tuple[sp.Expr, Any]]:
+        """Pairs (rate, amplitude) of coordinate k: a class mean, or a score s_k of the L-model.
+
+        ``start`` gives the coordinates of all classes at the start: symbols, numbers or vectors.
+        """
+        terms: list[tuple[sp.Expr, Any]] = []
+        amplitudes = list(start)
         node, level = k, self.tree
         while True:
             position = next(i for i, orbit in enumerate(level.orbits) if node in orbit)
-            means = [sp.Add(*(amplitudes[n] for n in o)) / len(o) for o in level.orbits]
+            means = [sum(amplitudes[n] for n in o) / len(o) for o in level.orbits]
             rate = level.contrasts[position]
             if rate is not None:
                 terms.append((rate, amplitudes[node] - means[position]))
@@ -83,32 +85,39 @@ class Solution:
         assert level.eigen is not None
         rates, vectors, inverse = level.eigen
         for i, rate in enumerate(rates):
-            weight = sp.Add(*(inverse[i, j] * a for j, a in enumerate(amplitudes)))
+            weight = sum(inverse[i, j] * a for j, a in enumerate(amplitudes))
             terms.append((rate, vectors[node, i] * weight))
         return terms
 
     def mean(self, k: int) -> sp.Expr:
         """X̄^k(t) of class k (from 0)."""
-        if not self.is_logits:
-            return sp.Add(*(a * self.growth(rate) for rate, a in self.reduced(k)))
-        return self._logit_mean(k)
+        K = range(self.model.n_classes)
+        symbols = ([make(l) for l in K] for make in (initial_mean, initial_score, direction))
+        return sp.Add(*(a * vector * factor for a, vector, factor in self._terms(k, *symbols)))
 
-    def _logit_mean(self, k: int) -> sp.Expr:
-        """X_k + Σ_l d_l ∫ w_l E_kl s_l, using Σ_l d_l = 0 to drop what all classes share."""
+    def _terms(
+        self, k: int, means: Any, scores: Any, directions: Any
+    ) -> list[tuple[Any, Any, sp.Expr]]:
+        """X̄^k as triples: an amplitude, a vector and their factor, a function of time.
+
+        The arguments are the initial means and scores and the logit directions of all classes, as
+        symbols or as numbers.
+        """
+        if not self.is_logits:
+            return [(1, vector, self.growth(rate)) for rate, vector in self.reduced(k, means)]
+        # X_k + Σ_l d_l ∫ w_l E_kl s_l, using Σ_l d_l = 0 to drop what all classes share.
         table = self.model.derive().coefficients().drift_table
-        K = self.model.n_classes
         row = table.index[k]
         common = table.values[np.bincount(np.delete(row, k), minlength=1).argmax()]
-        total: sp.Expr = initial_mean(k)
-        scores = [self.reduced(l) for l in range(K)]
-        for m in range(len(scores[0])):
-            terms = [score[m] for score in scores] if _aligned(scores) else None
-            shared = terms is not None and all(term == terms[0] for term in terms)
-            for l in range(K):
-                rate, amplitude = scores[l][m]
-                factor = table.values[row[l]] - (common if shared else 0)
-                total += direction(l) * amplitude * growth_integral(factor, rate, self.start)
-        return total
+        parts = [self.reduced(l, scores) for l in range(self.model.n_classes)]
+        shared = set(parts[0]).intersection(*parts[1:])
+        terms: list[tuple[Any, Any, sp.Expr]] = [(1, means[k], sp.Integer(1))]
+        for l, part in enumerate(parts):
+            for rate, amplitude in part:
+                factor = table.values[row[l]] - (common if (rate, amplitude) in shared else 0)
+                integral = growth_integral(factor, rate, self.start)
+                terms.append((amplitude, directions[l], integral))
+        return terms
 
     def generic(self) -> sp.Expr | None:
         """X̄^k(t) for a class k like any other, where all classes are exchangeable; else None.
@@ -155,23 +164,15 @@ class Solution:
         d = logit_directions(K) if self.is_logits else np.zeros((K, p))
         scores = (means * d).sum(1) / (d**2).sum(1) if self.is_logits else np.zeros(K)
         functions = dict(model.entries.functions)
-        result = np.empty((len(times), K, p))
+        values: dict[sp.Expr, np.ndarray] = {}
+        result = np.zeros((len(times), K, p))
         for k in range(K):
-            expression = sp.expand(solution.mean(k))
-            result[:, k] = 0.0
-            # The expression is linear in vectors: collect the scalar factor of each.
-            vectors = [(initial_mean(l), means[l]) for l in range(K)]
-            vectors += [(direction(l), d[l]) for l in range(K)]
-            for symbol, vector in vectors:
-                factor = expression.coeff(symbol)
-                factor = factor.subs({initial_score(l): scores[l] for l in range(K)})
-                if factor != 0:
-                    result[:, k] += _numbers(factor, times, functions)[:, None] * vector
+            for amplitude, vector, factor in solution._terms(k, means, scores, d):
+                if factor not in values:
+                    values[factor] = _numbers(factor, times, functions)
+                size = complex(amplitude) * values[factor]
+                result[:, k] += (size[:, None] * np.asarray(vector, complex)).real
         return result
-
-
-def _aligned(scores: list[list[tuple[sp.Expr, sp.Expr]]]) -> bool:
-    return all(len(s) == len(scores[0]) for s in scores)
 
 
 def _numbers(expression: sp.Expr, times: np.ndarray, functions: dict[str, Any]) -> np.ndarray:
@@ -184,4 +185,4 @@ def _numbers(expression: sp.Expr, times: np.ndarray, functions: dict[str, Any]) 
             f"numbers or formulas."
         )
     value = numerical(expression, TIME, functions)
-    return np.array([value(float(t)).real for t in times])
+    return np.array([value(float(t)) for t in times])
