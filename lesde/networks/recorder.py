@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from ..checks import shown
+from ..checks import check_sequence, shown
 from ..iterations import with_asked_times
 from .datasets import ImageData
 from .runs import EnsembleRun, Observer
@@ -127,7 +127,16 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
     ValueError
         If there are no records, or they differ in their layers, times, samples or replicates.
     """
-    given = list(records)
+    given = (
+        list(records)
+        if isinstance(records, Iterator)
+        else check_sequence("records", records, "dicts")
+    )
+    if not all(isinstance(record, Mapping) for record in given):
+        raise TypeError(
+            f"records must be dicts of datasets by layer, as lesde.networks.record_ensemble yields; got "
+            f"{shown(records)}."
+        )
     if not given:
         raise ValueError("records must hold at least one learning rate; got none.")
     for record in given[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
     """Learning rates (cell,), and whether they are a dimension of the result."""
     if value is None:
         return None, False
-    if np.ndim(value) == 0:
+    if not isinstance(value, Sequence) and np.ndim(value) == 0:
         value = value.item() if isinstance(value, np.ndarray) else value
         return np.array([check_real("learning_rate", value, 0.0, open_minimum=True)]), False
     rates = check_finite_array("learning_rate", value, [("L",)])
@@ -138,7 +139,7 @@ def read_device(device: Any) -> torch.device:
         return torch.device("cpu")
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
         ) from error

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lesde.checks import check_choice, check_integer, check_real, check_times, shown
+from lesde.checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_real,
+    check_seed,
+    check_times,
+    shown,
+)
 from lesde.initial import read_initial
 from lesde.iterations import seen_times
 from lesde.simulation.request import (
@@ -162,9 +170,8 @@ def simulate(
 
     if not isinstance(model, LESDE):
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
-    if not isinstance(differentiable, bool):
-        raise TypeError(f"differentiable must be True or False; got {shown(differentiable)}.")
-    if differentiable:
+    check_flag("progress", progress)
+    if check_flag("differentiable", differentiable):
         from lesde.differentiable.paths import tensor_paths
 
         if memory_limit is not None:
@@ -201,7 +208,7 @@ def simulate(
     check_choice("dtype", dtype, ("float32", "float64"))
     check_choice("keep", keep, ("features", "statistics"))
     check_choice("sde", sde, SDES)
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     first_replicate = check_integer("first_replicate", first_replicate, 0)
     if dt is not None:
         dt = check_real("dt", dt, 0.0, open_minimum=True)
