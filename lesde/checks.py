@@ -60,15 +60,17 @@ LARGEST = 2**53
 """Integers up to this are exact in float64."""
 
 
-def check_integer(name: str, value: Any, minimum: int = 1, maximum: int = LARGEST) -> int:
+def check_integer(name: str, value: Any, minimum: int = 1, maximum: float = LARGEST) -> int:
     """An integer of at least ``minimum``; a float is refused even when it is whole."""
-    limited = maximum < LARGEST or (isinstance(value, numbers.Integral) and value > LARGEST)
-    allowed = f"from {minimum} to {maximum}" if limited else f"of at least {minimum}"
+    allowed = f"{name} must be an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer {allowed}; got {shown(value)}.")
-    if not minimum <= value <= maximum:
-        raise ValueError(f"{name} must be an integer {allowed}; got {shown(value)}.")
-    return int(value)
+        raise TypeError(f"{allowed}; got {shown(value)}.")
+    number = int(value)
+    if number < minimum:
+        raise ValueError(f"{allowed}; got {shown(number)}.")
+    if number > maximum:
+        raise ValueError(f"{allowed} and at most {maximum}; got {shown(number)}.")
+    return number
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -106,27 +108,26 @@ def check_real(
 
 def check_seed(value: Any, name: str = "seed") -> int:
     """A whole number of at least 0, of any size."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer of at least 0; got {shown(value)}.")
-    if value < 0:
-        raise ValueError(f"{name} must be an integer of at least 0; got {shown(value)}.")
-    return int(value)
+    return check_integer(name, value, 0, np.inf)
 
 
 def check_sequence(name: str, value: Any, of: str) -> list[Any]:
-    """The entries of a list, tuple or array, in their order; ``of`` says what they are."""
+    """The entries of a list, tuple or array, in their order; ``of`` says what may be given."""
     unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
     try:
         if unordered or not isinstance(value, Iterable):
             raise TypeError
         return list(value)
     except TypeError:  # also an array without a dimension
-        raise TypeError(f"{name} must be a sequence of {of}; got {shown(value)}.") from None
+        raise TypeError(f"{name} must be {of}; got {shown(value)}.") from None
+
+
+NAMES = "a name or a sequence of names"
 
 
 def check_names(name: str, value: Any) -> list[str]:
     """One name or a sequence of them, each once, in their order."""
-    found = [value] if isinstance(value, str) else check_sequence(name, value, "names")
+    found = [value] if isinstance(value, str) else check_sequence(name, value, NAMES)
     if not all(isinstance(entry, str) for entry in found):
         raise TypeError(f"{name} must be a name or a sequence of names; got {shown(value)}.")
     return list(dict.fromkeys(map(str, found)))

@@ -304,14 +304,12 @@ def _counts(value: Any, n_classes: int) -> np.ndarray:
                 f"n_per_class must be one integer or {n_classes} of them, one a class; got "
                 f"{len(value)} values."
             )
-        counts = [
-            check_integer(f"n_per_class[{k}]", n, 1, MOST_SAMPLES) for k, n in enumerate(value)
-        ]
+        counts = [check_integer(f"n_per_class[{k}]", n, 1, np.inf) for k, n in enumerate(value)]
     else:
-        counts = [check_integer("n_per_class", value, 1, MOST_SAMPLES)] * n_classes
+        counts = [check_integer("n_per_class", value, 1, np.inf)] * n_classes
     if sum(counts) > MOST_SAMPLES:
         raise ValueError(
-            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {sum(counts):.3g}."
+            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {shown(sum(counts))}."
         )
     return np.array(counts)
 

@@ -65,7 +65,7 @@ class TensorPaths:
         keeper = Features(self._plan)
         keeper.arrays["features"][0] = self.features.detach().cpu().numpy()
         first = self._plan.first_block * BLOCK
-        return as_dataset(self._model, keeper, False, None, first, self._settings)
+        return as_dataset(self._model, keeper, False, self._plan.times, None, first, self._settings)
 
 
 class TensorMeanSDE(MeanSDE):

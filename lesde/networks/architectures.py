@@ -60,7 +60,7 @@ def mlp(
     ['hidden1', 'activation1', 'hidden2', 'activation2', 'logits']
     """
     sizes = [check_integer("n_inputs", n_inputs)]
-    listed = check_sequence("widths", widths, "integers")
+    listed = check_sequence("widths", widths, "a sequence of integers")
     sizes += [check_integer(f"widths[{i}]", width) for i, width in enumerate(listed)]
     n_classes = check_integer("n_classes", n_classes, 2)
     bias = check_flag("bias", bias)

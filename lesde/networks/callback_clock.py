@@ -94,7 +94,7 @@ def schedule(every: int | None, iterations: Any, times: Any, counts: bool = Fals
     if every is not None:
         return Every(check_integer("every", every))
     if iterations is not None:
-        listed = check_sequence("iterations", iterations, "integers")
+        listed = check_sequence("iterations", iterations, "a sequence of integers")
         if not listed:
             raise ValueError("iterations must hold at least one iteration; got none.")
         return AtIterations([check_integer(f"iterations[{n}]", i, 0) for n, i in enumerate(listed)])

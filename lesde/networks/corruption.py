@@ -100,7 +100,7 @@ def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) 
     _check_data(data)
     given = [
         check_integer(f"counts[{k}]", n)
-        for k, n in enumerate(check_sequence("counts", counts, "integers"))
+        for k, n in enumerate(check_sequence("counts", counts, "a sequence of integers"))
     ]
     present = np.bincount(data.train_y, minlength=data.n_classes)
     seed = check_seed(seed)

@@ -83,10 +83,10 @@ class ImageData:
             )
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a text; got {shown(self.name)}.")
-        given = check_sequence("class_names", self.class_names, "names")
-        if not all(isinstance(one, str) for one in given):
+        listed = check_sequence("class_names", self.class_names, "a sequence of names")
+        if not all(isinstance(one, str) for one in listed):
             raise TypeError(f"class_names must be texts; got {shown(self.class_names)}.")
-        names = tuple(map(str, given)) or tuple(map(str, range(self.n_classes)))
+        names = tuple(listed) or tuple(map(str, range(self.n_classes)))
         if len(names) != self.n_classes:
             raise ValueError(
                 f"class_names must name the {self.n_classes} classes; got {len(names)} names."
@@ -171,7 +171,9 @@ def digits(
     else:
         counts = [
             check_integer(f"class_counts[{k}]", n)
-            for k, n in enumerate(check_sequence("class_counts", class_counts, "integers"))
+            for k, n in enumerate(
+                check_sequence("class_counts", class_counts, "a sequence of integers")
+            )
         ]
         if len(counts) != len(chosen):
             raise ValueError(
@@ -228,9 +230,10 @@ def chosen_classes(
         Where there are fewer than two, one twice, or one that does not exist.
     """
     if isinstance(classes, numbers.Integral):
-        chosen = list(range(check_integer("classes", classes, 2, available)))
+        number = check_integer("classes", classes, 2)
+        chosen = list(range(number)) if number <= available else []
     else:
-        listed = check_sequence("classes", classes, f"{what}, or their number")
+        listed = check_sequence("classes", classes, f"a number of classes or a sequence of {what}")
         chosen = [check_integer(f"classes[{i}]", one, 0) for i, one in enumerate(listed)]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen) or max(chosen) >= available:
         raise ValueError(

@@ -130,7 +130,7 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
     given = (
         list(records)
         if isinstance(records, Iterator)
-        else check_sequence("records", records, "dicts")
+        else check_sequence("records", records, "a sequence of dicts")
     )
     if not all(isinstance(record, Mapping) for record in given):
         raise TypeError(
@@ -149,7 +149,7 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
             times, first = record[layer]["time"].values, given[0][layer]["time"].values
             if layer != "drawn" and not np.array_equal(times, first):
                 raise ValueError(
-                    f"records must all hold the same times, for one axis of time to hold for all; got "
+                    f"records must all hold the same times, to be joined with join='exact'; got "
                     f"{shown(first.tolist())} and {shown(times.tolist())}. Record at times that fall on iterations "
                     f"of every learning rate, as lesde.networks.saving_times makes them, or analyse each record by "
                     f"itself."

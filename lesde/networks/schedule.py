@@ -69,7 +69,9 @@ def check_rates(learning_rates: float | Sequence[float]) -> list[float]:
     """Different positive learning rates, as a list."""
     if isinstance(learning_rates, numbers.Real):
         return [check_real("learning_rates", learning_rates, 0.0, open_minimum=True)]
-    given = check_sequence("learning_rates", learning_rates, "positive numbers, or one")
+    given = check_sequence(
+        "learning_rates", learning_rates, "a positive number or a sequence of them"
+    )
     rates = [
         check_real(f"learning_rates[{i}]", rate, 0.0, open_minimum=True)
         for i, rate in enumerate(given)

@@ -154,7 +154,9 @@ def _names(train: Any, values: np.ndarray, given: Sequence[str] | None) -> list[
     own = getattr(train, "classes", None)
     names = [str(value) for value in values]
     if given is not None:
-        if len(check_sequence("class_names", given, "names")) != len(values):
+        if not isinstance(given, str):
+            given = check_sequence("class_names", given, "a sequence of names")
+        if len(given) != len(values):
             raise ValueError(
                 f"class_names must name all {len(values)} labels of train; got {len(given)} names."
             )

@@ -242,7 +242,7 @@ def _check_start(times: np.ndarray) -> np.ndarray:
 
 def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
     if isinstance(replicates, Sequence | np.ndarray):
-        given = check_sequence("replicates", replicates, "integers")
+        given = check_sequence("replicates", replicates, "a sequence of integers")
         numbers = [check_integer(f"replicates[{i}]", r, 0) for i, r in enumerate(given)]
         if not numbers or len(set(numbers)) < len(numbers):
             raise ValueError(

@@ -131,7 +131,8 @@ def _classes(name: str, value: Any, n_classes: int) -> list[int]:
     ):
         raise TypeError(f"{name} must be a sequence of classes; got {shown(value)}.")
     found = [
-        check_integer(f"an entry of {name}", k, 0) for k in check_sequence(name, value, "classes")
+        check_integer(f"an entry of {name}", k, 0)
+        for k in check_sequence(name, value, "a sequence of classes")
     ]
     if max(found) >= n_classes:
         raise ValueError(f"{name} must hold classes from 0 to {n_classes - 1}; got {shown(value)}.")

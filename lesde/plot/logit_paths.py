@@ -85,7 +85,7 @@ def logit_paths(
     """
     chosen = [
         check_integer("an entry of features", i, 0)
-        for i in check_sequence("features", features, "integers")
+        for i in check_sequence("features", features, "a sequence of integers")
     ]
     check_integer("snapshots", snapshots)
     check_flag("legend", legend)

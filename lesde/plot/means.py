@@ -133,7 +133,7 @@ class _Means:
 def _average(dataset: xr.Dataset, name: str, learning_rate: float | None) -> tuple[_Means, str]:
     """Class means of a law or of paths."""
     wanted = learning_rate
-    if isinstance(dataset, xr.Dataset) and "learning_rate" not in dataset.dims:
+    if isinstance(dataset, xr.Dataset) and "learning_rate" not in dataset.coords:
         wanted = None
     if not isinstance(dataset, xr.Dataset) or not {"mean", "features"} & set(dataset.data_vars):
         check_dataset(name, dataset, ["mean"], "model.law, or paths with features,")

@@ -21,6 +21,8 @@ from lesde.iterations import seen_times
 from lesde.simulation.request import (
     ENGINES,
     SDES,
+    check_pairs,
+    check_tables,
     choose_engine,
     read_device,
     read_learning_rates,
@@ -127,7 +129,8 @@ def simulate(
         drift and diffusion corrected at first order in h, so that moments differ from those of the
         discrete process by O(h²). See :func:`lesde.moments`.
     memory_limit : float or str, optional
-        Bytes, or a text such as "500 MB", that the result and working arrays may take; it decides how
+        Bytes, or a text such as "500 MB", that the result and working arrays, tables over pairs of classes
+        among them, may take; it decides how
         many blocks of replicates are worked on side by side and never changes the result. Default:
         80 % of what is available, at most half of the rest after the result for working arrays.
     differentiable : bool, default False
@@ -215,6 +218,7 @@ def simulate(
     limit = read_memory(memory_limit)
     rates, batched = read_learning_rates(learning_rate)
     start = read_initial(model, initial, replicates)
+    check_pairs(limit, model.n_classes)
     coefficients = model.derive().coefficients()
     engine = choose_engine(engine, coefficients, rates is not None, dt, method, sde)
 
@@ -229,7 +233,7 @@ def simulate(
     asked, iterations = saved, None
     if engine == "sgd" and rates is not None:
         iterations = np.stack([iteration_counts(asked, rate) for rate in rates.tolist()])
-        saved = seen_times(asked, rates.tolist(), iterations)
+        saved = seen_times(asked, rates.tolist(), list(iterations))
     if first_replicate % BLOCK:
         raise ValueError(
             f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
@@ -250,7 +254,8 @@ def simulate(
     )
     size = KEEPERS[keep].bytes(plan)
     shape = f"{_shape_text(plan, keep)}, {dtype}"
-    plan = plan.with_memory(working_memory(limit, size, on, shape))
+    memory = working_memory(limit, size, on, shape)
+    plan = plan.with_memory(check_tables(plan, engine, memory))
     keeper = make_keeper(plan, keep, model)
     runner, steps = make_engine(plan, model, keeper, engine, method, dt)
     run_engine(runner, plan, progress)

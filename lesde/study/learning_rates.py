@@ -227,7 +227,7 @@ def compare_learning_rates(
     {'model': 2, 'kernel': 2, 'quantity': 2, 'metric': 2, 'learning_rate': 2}
     """
     check_choice("spread", spread, ("covariance", "constant"))
-    draws = check_integer("draws", draws, 4)
+    draws = check_integer("draws", draws, 4, 10**5)
     confidence = check_fraction("confidence", confidence)
     seed = check_seed(seed)
     frames, counts = compared_frames(paths, start, at)
