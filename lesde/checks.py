@@ -274,7 +274,7 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
         )
     for variable in dict.fromkeys((*variables, *(c for c in CLOCKS if c in value.variables))):
         found = value[variable]
-        if found.dtype.kind not in "iuf" and variable != "label":  # labels have their own check
+        if found.dtype.kind not in "biuf" and variable != "label":  # labels have their own check
             raise TypeError(
                 f"{name}.{variable} must hold real numbers; got the dtype {found.dtype}."
             )
@@ -296,6 +296,8 @@ def check_paths(
         raise need_samples(name)
     check_dataset(name, value, ["features"], "lesde.simulate or a recorder")
     features = value["features"]
+    if features.dtype == bool:
+        raise TypeError(f"{name}.features must hold real numbers; got the dtype bool.")
     if any(dim not in features.dims for dim in dims):
         *first, last = map(repr, dims)
         raise ValueError(
