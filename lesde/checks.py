@@ -8,31 +8,43 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 __all__ = [
+    "bare_array",
     "check_choice",
     "check_dataset",
     "check_finite_array",
+    "check_flag",
     "check_fraction",
     "check_integer",
     "check_labels",
+    "check_names",
+    "check_path",
     "check_paths",
     "check_real",
+    "check_seed",
+    "check_sequence",
     "check_statistics",
     "check_times",
     "is_statistics",
     "need_samples",
+    "real_array",
 ]
 
 
 def shown(value: Any, limit: int = 60) -> str:
     """The value as it appears in an error message, cut to one short line."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # too deep, too many digits, or a class of the caller's
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -44,13 +56,28 @@ def shown_bytes(number: float) -> str:
     return f"{number:.3g} B"
 
 
-def check_integer(name: str, value: Any, minimum: int = 1) -> int:
+LARGEST = 2**53
+"""Integers up to this are exact in float64."""
+
+
+def check_integer(name: str, value: Any, minimum: int = 1, maximum: float = LARGEST) -> int:
     """An integer of at least ``minimum``; a float is refused even when it is whole."""
+    allowed = f"{name} must be an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer of at least {minimum}; got {shown(value)}.")
-    if value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}; got {value}.")
-    return int(value)
+        raise TypeError(f"{allowed}; got {shown(value)}.")
+    number = int(value)
+    if number < minimum:
+        raise ValueError(f"{allowed}; got {shown(number)}.")
+    if number > maximum:
+        raise ValueError(f"{allowed} and at most {maximum}; got {shown(number)}.")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False; a text such as "no" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False; got {shown(value)}.")
+    return bool(value)
 
 
 def check_real(
@@ -65,7 +92,10 @@ def check_real(
     """A finite real number in the given range."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.floating):
         raise TypeError(f"{name} must be a real number; got {shown(value)}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction beyond all floats
+        number = np.inf
     low = number > minimum if open_minimum else number >= minimum
     high = number < maximum if open_maximum else number <= maximum
     if not np.isfinite(number) or not low or not high:
@@ -74,6 +104,40 @@ def check_real(
         span = f" in {left}{minimum:g}, {maximum:g}{right}"
         raise ValueError(f"{name} must be a finite number{span}; got {shown(value)}.")
     return number
+
+
+def check_seed(value: Any, name: str = "seed") -> int:
+    """A whole number of at least 0, of any size."""
+    return check_integer(name, value, 0, np.inf)
+
+
+def check_sequence(name: str, value: Any, of: str) -> list[Any]:
+    """The entries of a list, tuple or array, in their order; ``of`` says what may be given."""
+    unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
+    try:
+        if unordered or not isinstance(value, Iterable):
+            raise TypeError
+        return list(value)
+    except TypeError:  # also an array without a dimension
+        raise TypeError(f"{name} must be {of}; got {shown(value)}.") from None
+
+
+NAMES = "a name or a sequence of names"
+
+
+def check_names(name: str, value: Any) -> list[str]:
+    """One name or a sequence of them, each once, in their order."""
+    found = [value] if isinstance(value, str) else check_sequence(name, value, NAMES)
+    if not all(isinstance(entry, str) for entry in found):
+        raise TypeError(f"{name} must be a name or a sequence of names; got {shown(value)}.")
+    return list(dict.fromkeys(map(str, found)))
+
+
+def check_path(name: str, value: Any) -> Path:
+    """The path of a file or folder."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path; got {shown(value)}.")
+    return Path(value)
 
 
 def check_fraction(name: str, value: Any) -> float:
@@ -86,7 +150,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     options = list(allowed)
     if isinstance(value, str) and value in options:
         return value
-    close = difflib.get_close_matches(str(value), options, n=1)
+    close = difflib.get_close_matches(value, options, n=1) if isinstance(value, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
         f"{name} must be one of {', '.join(map(repr, options))}; got {shown(value)}.{hint}"
@@ -97,13 +161,7 @@ def check_finite_array(
     name: str, value: Any, shapes: Sequence[tuple[int | str, ...]] | None = None
 ) -> np.ndarray:
     """A finite real float64 array, of one of the given shapes (a string entry matches any size)."""
-    try:
-        array = np.asarray(value)
-        if value is None or np.iscomplexobj(array) or array.dtype.kind in "SU":
-            raise TypeError
-        array = array.astype(np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array of real numbers; got {shown(value)}.") from None
+    array = real_array(name, value).astype(np.float64)
     if shapes is not None and not any(_fits(array.shape, shape) for shape in shapes):
         wanted = " or ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes)
         raise ValueError(f"{name} must have shape {wanted}; got an array of shape {array.shape}.")
@@ -115,6 +173,47 @@ def check_finite_array(
             f"{int(bad.sum())} such value(s)."
         )
     return array
+
+
+def real_array(name: str, value: Any) -> np.ndarray:
+    """The real numbers of an array, nested sequence or tensor (wherever it is, without its gradient).
+
+    Complex numbers, whose imaginary part would be lost, masked entries, texts, dates and truth values are
+    refused.
+    """
+    array = bare_array(name, value)
+    if array.dtype == object and all(
+        isinstance(entry, numbers.Real) and not isinstance(entry, bool) for entry in array.flat
+    ):
+        array = _try(name, lambda: array.astype(np.float64), value)
+    if array.dtype.kind not in "iuf" and array.size:
+        raise TypeError(f"{name} must be an array of real numbers; got {shown(value)}.")
+    return array
+
+
+def bare_array(name: str, value: Any) -> np.ndarray:
+    """An array of anything, out of a tensor, nested sequences or a masked array that masks nothing."""
+    parts = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise ValueError(
+            f"{name} must not be masked, as entries under a mask would be taken for numbers; got an array "
+            f"with masked entries. Leave these out, or fill them with .filled(...)."
+        )
+
+    def bare() -> np.ndarray:
+        if not hasattr(value, "detach"):
+            return np.asarray(value)
+        tensor = value.detach().cpu()
+        return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+
+    return _try(name, bare, value)
+
+
+def _try(name: str, convert: Callable[[], np.ndarray], value: Any) -> np.ndarray:
+    try:
+        return convert()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be an array of real numbers; got {shown(value)}.") from None
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
@@ -143,7 +242,7 @@ def check_times(name: str, value: Any, minimum_length: int = 2) -> np.ndarray:
 
 def check_labels(name: str, value: Any) -> np.ndarray:
     """Integer class labels 0..K-1 with every class present."""
-    labels = np.asarray(value)
+    labels = bare_array(name, value)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name} must be a one-dimensional array of integers; got {shown(value)}.")
     present = np.unique(labels)
@@ -154,6 +253,10 @@ def check_labels(name: str, value: Any) -> np.ndarray:
             f"numpy.unique(labels, return_inverse=True)."
         )
     return labels.astype(np.int64)
+
+
+CLOCKS = ("time", "iteration", "learning_rate")
+"""Coordinates that the analyses count with, wherever a dataset has them."""
 
 
 def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) -> xr.Dataset:
@@ -169,6 +272,19 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
             f"{', '.join(missing)} missing, found {', '.join(map(str, list(value.variables)[:8])) or 'nothing'}"
             f"{', …' if len(value.variables) > 8 else ''}."
         )
+    for variable in dict.fromkeys((*variables, *(c for c in CLOCKS if c in value.variables))):
+        found = value[variable]
+        if found.dtype.kind not in "biuf" and variable != "label":  # labels have their own check
+            raise TypeError(
+                f"{name}.{variable} must hold real numbers; got the dtype {found.dtype}."
+            )
+        empty = [str(dim) for dim, size in found.sizes.items() if size == 0]
+        if empty:
+            raise ValueError(
+                f"{name}.{variable} must hold at least one {empty[0]}; its dimension is empty."
+            )
+        if variable in ("time", "learning_rate") and not np.isfinite(found.values).all():
+            raise ValueError(f"{name}.{variable} must be finite; leave out what has none.")
     return value
 
 
@@ -180,6 +296,8 @@ def check_paths(
         raise need_samples(name)
     check_dataset(name, value, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
     features = value["features"]
+    if features.dtype == bool:
+        raise TypeError(f"{name}.features must hold real numbers; got the dtype bool.")
     if any(dim not in features.dims for dim in dims):
         *first, last = map(repr, dims)
         raise ValueError(

@@ -168,7 +168,7 @@ def _rates(value: Any, names: list[str]) -> tuple[list[float | None], bool]:
                 f"learning rates, has none."
             )
         return [None], False
-    if np.ndim(value) == 0:
+    if not isinstance(value, Sequence) and np.ndim(value) == 0:
         value = value.item() if isinstance(value, np.ndarray | np.generic) else value
         return [check_real("learning_rate", value, 0.0, open_minimum=True)], False
     array = check_finite_array("learning_rate", value, [("L",)])

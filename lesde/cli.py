@@ -137,6 +137,7 @@ def simulate(
     import numpy as np
 
     import lesde
+    from lesde.checks import check_seed
     from lesde.study.store import target, write
 
     with ending():
@@ -151,7 +152,9 @@ def simulate(
         if until <= start:
             raise ValueError(f"--until must be later than --start = {start:g}; got {until:g}.")
         scale = 1 / np.sqrt(model.n_features)
-        means = np.random.default_rng(seed).normal(0, scale, (classes, model.n_features))
+        means = np.random.default_rng(check_seed(seed)).normal(
+            0, scale, (classes, model.n_features)
+        )
         rates = learning_rate or None
         paths = lesde.simulate(
             model,

@@ -51,7 +51,7 @@ def build_model(
     return lesde.LESDE(
         kernel,
         n_classes=classes,
-        n_features=features or classes,
+        n_features=classes if features is None else features,
         n_per_class=counts[0] if len(counts) == 1 else counts,
         transform=transform,
         noise=_number_or_text(noise),

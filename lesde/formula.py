@@ -169,6 +169,11 @@ def parse_formula(
     """
     known: dict[str, sp.Expr] = {**(variables or {}), "t": TIME}
     values: dict[str, sp.Expr] = {}
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise TypeError(
+            f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
+            f"{shown(parameters)}."
+        )
     for key, number in (parameters or {}).items():
         if key == "t":
             raise ValueError("parameters may not contain 't', which is the time.")

@@ -68,11 +68,9 @@ def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> I
 
 def _by_name(initial: Any) -> Any:
     """An array in the order (replicate, class or sample, feature), by the names of a DataArray."""
-    if hasattr(initial, "detach"):  # a torch tensor, wherever it is
-        return initial.detach().cpu().numpy()
     dims = getattr(initial, "dims", None)
     if dims is None:
-        return getattr(initial, "values", initial)
+        return initial
     order = [dim for dim in ("replicate", "class", "sample", "feature") if dim in dims]
     if len(order) == len(dims):
         return initial.transpose(*order).values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import sympy as sp
 
-from lesde.checks import check_integer, check_real, shown
+from lesde.checks import bare_array, check_flag, check_integer, check_real, shown
 from lesde.entries import EntryTable
 from lesde.formula import TIME
 from lesde.kernels import Kernel
@@ -26,6 +26,11 @@ __all__ = ["LESDE"]
 
 MOST_SAMPLES = 10**15
 """All classes together; sums over samples stay exact in float64."""
+
+
+MOST_CLASSES = 10**4
+"""Tables of a kernel have an entry for every pair of classes."""
+MOST_FEATURES = 10**9
 
 
 class LESDE:
@@ -87,15 +92,15 @@ class LESDE:
                 f"{shown(kernel)}."
             )
         self.kernel = kernel
-        self.n_classes = check_integer("n_classes", n_classes)
-        self.n_features = check_integer("n_features", n_features)
+        self.n_classes = check_integer("n_classes", n_classes, 1, MOST_CLASSES)
+        self.n_features = check_integer("n_features", n_features, 1, MOST_FEATURES)
         self.counts = _counts(n_per_class, self.n_classes)
         self.transform: Transform = make_transform(transform, self.n_classes, self.n_features)
         self.noise_table: Noise = read_noise(noise, self.n_classes, self.n_features, parameters)
         self.noise: np.ndarray = self.noise_table.given
         self.parameters: dict[str, float | None] = dict(parameters or {})
         # As it was given, for replace(parameters=...): names in formulas are values by now.
-        numbers = np.asarray(noise).dtype.kind in "biuf"
+        numbers = bare_array("noise", noise).dtype.kind in "biuf"
         self._given_noise = self.noise_table.describe() if numbers else _kept(noise)
         # A kernel that depends on the features has no table: what needs one asks for that first.
         self.entries: EntryTable = (
@@ -258,7 +263,11 @@ class LESDE:
             from lesde.feature_kernel import no_linear_drift
 
             raise no_linear_drift("model.law")
-        if differentiable:
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise TypeError(
+                f"parameters must be a mapping of names to numbers; got {shown(parameters)}."
+            )
+        if check_flag("differentiable", differentiable):
             from lesde.differentiable.law import tensor_law
 
             return tensor_law(self, times, initial, parameters)
@@ -288,19 +297,19 @@ class LESDE:
 
 
 def _counts(value: Any, n_classes: int) -> np.ndarray:
-    if np.ndim(value) == 1 and not isinstance(value, str):
-        value = np.asarray(value) if not isinstance(value, Sequence) else value
+    if isinstance(value, Sequence | np.ndarray) and np.ndim(bare_array("n_per_class", value)) == 1:
+        bare_array("n_per_class", value)
         if len(value) != n_classes:
             raise ValueError(
                 f"n_per_class must be one integer or {n_classes} of them, one a class; got "
                 f"{len(value)} values."
             )
-        counts = [check_integer(f"n_per_class[{k}]", n) for k, n in enumerate(value)]
+        counts = [check_integer(f"n_per_class[{k}]", n, 1, np.inf) for k, n in enumerate(value)]
     else:
-        counts = [check_integer("n_per_class", value)] * n_classes
+        counts = [check_integer("n_per_class", value, 1, np.inf)] * n_classes
     if sum(counts) > MOST_SAMPLES:
         raise ValueError(
-            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {sum(counts):.3g}."
+            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {shown(sum(counts))}."
         )
     return np.array(counts)
 

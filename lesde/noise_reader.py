@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from lesde.checks import check_finite_array, check_real, shown
+from lesde.checks import bare_array, check_finite_array, check_real, shown
 from lesde.formula import TIME, Formula, parse_formula
 
 __all__ = ["Parameters", "entry_name", "read_entries"]
@@ -22,11 +22,6 @@ def read_entries(given: Any, n_classes: int, n_features: int, parameters: Parame
     Arguments and errors as of :func:`lesde.noise.read_noise`; the shape is (), (K,), (p, p) or
     (K, p, p).
     """
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise TypeError(
-            f"parameters must be a mapping of names to numbers, such as {{'s': 0.3}}; got "
-            f"{shown(parameters)}."
-        )
     parse_formula("noise", 0, parameters)  # checks the parameters, also where no formula uses them
     shape, leaves = _shape_and_leaves(given)
     if not all(_is_number(leaf) for leaf in leaves):
@@ -43,18 +38,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, bool | int | float | complex)
 
 
-def _shape_and_leaves(value: Any) -> tuple[tuple[int, ...], list[Any]]:
+def _shape_and_leaves(value: Any, depth: int = 0) -> tuple[tuple[int, ...], list[Any]]:
     """Shape and entries of nested sequences, arrays and SymPy matrices."""
     symbolic = isinstance(value, sp.MatrixBase | sp.NDimArray)
     if hasattr(value, "__array__") and not symbolic and not isinstance(value, str | sp.Basic):
-        value = np.asarray(value)
+        value = bare_array("noise", value)
         if value.dtype.kind in "biufc":
             return value.shape, [value]  # numbers are checked as an array
     if symbolic or isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return (), [value]
-    parts = [_shape_and_leaves(item) for item in value]
+    if depth == 3:
+        raise ValueError(
+            f"noise must have at most three axes, (K, p, p); got {shown(value)} three levels deep."
+        )
+    parts = [_shape_and_leaves(item, depth + 1) for item in value]
     shapes = {shape for shape, _ in parts}
     if len(shapes) != 1:
         raise ValueError(

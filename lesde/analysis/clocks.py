@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_choice, check_times
+from lesde.checks import check_choice, check_names, check_times
 
 __all__ = ["CLOCKS", "Clock", "Clocks", "read_clocks"]
 
@@ -55,7 +55,7 @@ def read_clocks(
     if against is None:
         names = ["time"] if iteration is None else list(CLOCKS)
     else:
-        asked = [against] if isinstance(against, str) else list(against)
+        asked = check_names("against", against)
         names = list(dict.fromkeys(check_choice("against", name, CLOCKS) for name in asked))
         if not names:
             raise ValueError("against must name a clock, 'time' or 'iteration'; got none.")

@@ -26,6 +26,7 @@ from lesde.analysis.collapse_metrics import (
 from lesde.analysis.collapse_registry import METRICS, Metric, evaluate, metric, target_of
 from lesde.checks import (
     check_choice,
+    check_names,
     check_paths,
     check_statistics,
     is_statistics,
@@ -215,7 +216,7 @@ def _names(
             and (samples or not entry.samples)
             and (entry.usual or (centers and entry.centers))
         ]
-    chosen = [metrics] if isinstance(metrics, str) else list(metrics)
+    chosen = check_names("metrics", metrics)
     if not chosen:
         raise ValueError("metrics must name at least one metric; got none. Leave it out for all.")
     names = list(dict.fromkeys(check_choice("metrics", name, METRICS) for name in chosen))

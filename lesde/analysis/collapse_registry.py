@@ -12,7 +12,7 @@ import numpy as np
 
 from lesde.analysis import class_frames
 from lesde.analysis.class_frames import ClassFrames
-from lesde.checks import check_finite_array, check_labels, shown
+from lesde.checks import bare_array, check_finite_array, check_labels, shown
 
 __all__ = [
     "METRICS",
@@ -173,7 +173,7 @@ def _plain_place(index: tuple[int, ...]) -> str:
 def _broadcast(
     name: str, value: Any, leading: tuple[int, ...], shape: tuple[int, ...]
 ) -> np.ndarray:
-    array = np.asarray(value)
+    array = bare_array(name, value)
     array = check_finite_array(name, array, [(*array.shape[: -len(shape)], *shape)])
     try:
         return np.broadcast_to(array, (*leading, *shape))

@@ -14,7 +14,7 @@ from lesde.analysis.decay import Line, fit_line, log_evidence
 from lesde.analysis.decay_window import decay_window
 from lesde.analysis.learning_rate_law import against_learning_rate
 from lesde.analysis.passage import first_passage, median_interval
-from lesde.checks import check_choice, check_dataset, check_fraction, check_real, shown
+from lesde.checks import check_choice, check_dataset, check_fraction, check_names, check_real, shown
 
 __all__ = ["convergence"]
 
@@ -147,6 +147,7 @@ def convergence(
             f"A single frame has no rate."
         )
     names = _metrics(nc, metrics)
+    check_dataset("nc", nc, names, "lesde.neural_collapse")
     levels = _thresholds(threshold, names)
     confidence = check_fraction("confidence", confidence)
     check_choice("window", window, ("all", "auto"))
@@ -194,7 +195,7 @@ def _metrics(nc: xr.Dataset, metrics: str | Sequence[str] | None) -> list[str]:
         )
     if metrics is None:
         return known
-    chosen = [metrics] if isinstance(metrics, str) else list(metrics)
+    chosen = check_names("metrics", metrics)
     if not chosen:
         raise ValueError("metrics must name at least one variable; got none. Leave it out for all.")
     return list(dict.fromkeys(check_choice("metrics", name, known) for name in chosen))

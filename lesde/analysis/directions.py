@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lesde.checks import check_choice, check_finite_array
+from lesde.checks import bare_array, check_choice, check_finite_array
 from lesde.reduction import gap_directions
 
 __all__ = [
@@ -71,7 +71,7 @@ def check_pairs(name: str, value: Any) -> np.ndarray:
 
     Entries on and below the diagonal are not looked at.
     """
-    array = np.asarray(value)
+    array = bare_array(name, value)
     K, p = array.shape[-2:]
     k, l = np.triu_indices(K, 1)
     upper = check_finite_array(f"{name} (of pairs k < l)", array[..., k, l, :])

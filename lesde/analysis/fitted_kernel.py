@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_dataset, check_real
+from lesde.checks import check_dataset, check_flag, check_real
 from lesde.kernels import ClassMatrix, Kernel, TwoLevel
 
 __all__ = ["fitted_kernel"]
@@ -54,7 +54,9 @@ def fitted_kernel(
     kind = fit.attrs.get("kernel")
     if kind not in ("two-level", "matrix") or "interval" not in fit.dims:
         raise ValueError("fit must be a dataset from lesde.fit_elasticity.")
+    smooth = check_flag("smooth", smooth)
     name = ("alpha" if kind == "two-level" else "E") + ("" if smooth else "_raw")
+    check_dataset("fit", fit, [name, "start", "end"], "lesde.fit_elasticity")
     fit = _select(fit, learning_rate)
     own = {"interval"} if kind == "two-level" else {"interval", "class", "class_"}
     extra = [d for d in fit[name].dims if d not in own]

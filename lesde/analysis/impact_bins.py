@@ -38,7 +38,7 @@ class Bins:
 def check_bins(bins: Any) -> int | np.ndarray:
     """The argument ``bins``: how many, or their edges."""
     if not isinstance(bins, Sequence | np.ndarray) or isinstance(bins, str):
-        return check_integer("bins", bins, 2)
+        return check_integer("bins", bins, 2, 10**6)
     edges = check_finite_array("bins", bins, [("edges",)])
     if len(edges) < 2 or (np.diff(edges) <= 0).any():
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.impact_bins import bin_changes, make_bins, pair_distances
-from lesde.checks import check_choice, check_finite_array, check_labels, check_real
+from lesde.checks import bare_array, check_choice, check_finite_array, check_labels, check_real
 
 __all__ = ["DISTANCES", "PAIRS", "impact_dataset", "impact_from_changes", "reduce_changes"]
 
@@ -220,7 +220,7 @@ def impact_dataset(
 
 
 def _drawn_labels(value: Any, draws: int, n_classes: int) -> np.ndarray:
-    labels = np.asarray(value)
+    labels = bare_array("drawn_labels", value)
     if labels.shape != (draws,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"drawn_labels must hold one integer for each of the {draws} drawn samples; got "

@@ -10,7 +10,7 @@ import xarray as xr
 from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.collapse_registry import METRICS
 from lesde.analysis.layer_records import LayerRecords, Records, read_records
-from lesde.checks import check_choice
+from lesde.checks import check_choice, check_names
 
 __all__ = ["layer_collapse"]
 
@@ -100,8 +100,7 @@ def _metrics(
     metrics: str | Sequence[str] | None, given: LayerRecords
 ) -> tuple[list[str], list[str]]:
     """Metrics of features alone, and those of a classifier."""
-    names = list(METRICS) if metrics is None else metrics
-    names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    names = list(METRICS) if metrics is None else check_names("metrics", metrics)
     if not names:
         raise ValueError("metrics must name at least one metric; got none. Leave it out for all.")
     for name in names:

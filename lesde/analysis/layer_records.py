@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from lesde.checks import check_choice, shown
+from lesde.checks import check_choice, check_names, shown
 
 __all__ = ["LayerRecords", "Records", "read_records"]
 
@@ -115,7 +115,7 @@ def _layers(splits: Mapping[str | None, Records], layers: Any) -> list[str]:
                 f"some, record_ensemble(..., layers=[...]), or name what is to be taken with layers=."
             )
     else:
-        names = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
+        names = check_names("layers", layers)
         if not names:
             raise ValueError("layers must name at least one layer; got none. Leave it out for all.")
     for split, each in splits.items():

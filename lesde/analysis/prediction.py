@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from lesde.analysis.directions import pair_directions
 from lesde.analysis.order_statistics import Maximum
 from lesde.analysis.separation_integral import log_complement, separation_of_maxima
-from lesde.checks import check_dataset, check_finite_array
+from lesde.checks import check_dataset, check_finite_array, shown
 
 if TYPE_CHECKING:
     from lesde.model import LESDE
@@ -47,6 +47,10 @@ def predict_separation(
     xarray.Dataset
         As ``predict_from_law``.
     """
+    from lesde.model import LESDE
+
+    if not isinstance(model, LESDE):
+        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
     return predict_from_law(model.law(times, initial=initial), direction=direction)
 
 

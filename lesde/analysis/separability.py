@@ -14,7 +14,15 @@ from lesde.analysis.intervals import METHODS, binomial_interval, replicates_to_a
 from lesde.analysis.prediction import predict_from_law, predict_separation
 from lesde.analysis.reduced_criteria import check_reducible
 from lesde.analysis.separation_function import separation_function
-from lesde.checks import check_choice, check_fraction, check_integer, check_real, shown
+from lesde.checks import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_integer,
+    check_real,
+    check_times,
+    shown,
+)
 
 __all__ = [
     "predict_from_law",
@@ -144,6 +152,7 @@ def separation_probability(
     interval = check_choice("interval", interval, METHODS)
     confidence = check_fraction("confidence", confidence)
     limit = check_integer("max_replicates", max_replicates)
+    margin, progress = check_flag("margin", margin), check_flag("progress", progress)
     if precision is not None:
         precision = check_real("precision", precision, 0.0, 0.5, open_minimum=True)
     counter = Counter(criterion, direction, margin)
@@ -206,7 +215,7 @@ def _simulate(
         raise ValueError(f"replicates must be at most max_replicates={limit}; got {wanted}.")
     if precision is not None:
         wanted = min(-(-wanted // BLOCK) * BLOCK, limit)
-    times = options.pop("times")
+    times = check_times("times", options.pop("times"))
     if options.get("keep") == "statistics":
         check_reducible(counter.criterion, counter.direction)
     batch = _batch(model, times, options)

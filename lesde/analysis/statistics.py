@@ -12,7 +12,7 @@ import xarray as xr
 from lesde.analysis.class_geometry import rounding_of
 from lesde.analysis.collapse_registry import batches
 from lesde.analysis.directions import check_pairs
-from lesde.checks import check_dataset, check_paths, check_times, shown
+from lesde.checks import bare_array, check_dataset, check_paths, check_times, shown
 from lesde.reduction import gap_directions, reduce_frame
 
 __all__ = ["expected_directions", "reduce_frame", "statistics"]
@@ -210,7 +210,7 @@ def _directions(directions: Any, paths: xr.Dataset, features: xr.DataArray, K: i
     if isinstance(directions, xr.DataArray):
         given = directions
     else:
-        array = np.asarray(directions)
+        array = bare_array("directions", directions)
         over = ("time",) if array.ndim == 4 and "time" in features.dims else ()
         if array.ndim != len(over) + 3:
             wanted = "(time, class, class, feature) or " if "time" in features.dims else ""

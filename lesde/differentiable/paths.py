@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torchsde
 
-from lesde.checks import check_choice, check_integer, check_real, check_times
+from lesde.checks import check_choice, check_integer, check_real, check_seed, check_times
 from lesde.differentiable.formulas import BoundTable, Values
 from lesde.differentiable.law import refuse_feature_kernel
 from lesde.differentiable.parameters import numbers_of, read_parameters
@@ -19,11 +19,11 @@ from lesde.initial import read_initial
 from lesde.simulation.brownian import StepIncrements, prefetch_length
 from lesde.simulation.classes import class_means, spread
 from lesde.simulation.deviations import Deviations, IntervalNoise
-from lesde.simulation.keeping import Features
+from lesde.simulation.keeping import KEEPERS, Features
 from lesde.simulation.mean_sde import DTYPE, MeanSDE, from_rows, to_rows
 from lesde.simulation.noise import BLOCK
 from lesde.simulation.plan import Plan
-from lesde.simulation.request import read_device
+from lesde.simulation.request import read_device, working_memory
 from lesde.simulation.result import as_dataset, warn_of_lost_digits
 from lesde.simulation.steps import METHODS, STAGES, StepGrid, default_step
 
@@ -65,7 +65,7 @@ class TensorPaths:
         keeper = Features(self._plan)
         keeper.arrays["features"][0] = self.features.detach().cpu().numpy()
         first = self._plan.first_block * BLOCK
-        return as_dataset(self._model, keeper, False, None, first, self._settings)
+        return as_dataset(self._model, keeper, False, self._plan.times, None, first, self._settings)
 
 
 class TensorMeanSDE(MeanSDE):
@@ -182,13 +182,19 @@ def tensor_paths(
         start=read_initial(model, initial, replicates),
         replicates=replicates,
         first_block=first_replicate // BLOCK,
-        seed=check_integer("seed", seed, 0),
+        seed=check_seed(seed),
         rates=None if learning_rate is None else np.array([float(learning_rate)]),
         device=read_device(device),
         dtype=getattr(torch, dtype),
     )
     step = default_step(coefficients, saved, method) if step is None else float(step)
     grid = StepGrid.regular(saved, step)
+    needed = KEEPERS["features"].bytes(plan)
+    # Of every step about three states of the class means stay, for the gradient.
+    steps = 24.0 * replicates * int(grid.saved[-1]) * plan.n_classes * plan.n_features
+    working_memory(
+        None, needed + steps, plan.device, f"replicates={replicates} × {int(grid.saved[-1])} steps"
+    )
     drift = BoundTable(model.derive().coefficients().drift_table, values, "kernel")
     sde_of_means = TensorMeanSDE(plan, grid, method, drift)
     start, offsets = _start(plan, initial)

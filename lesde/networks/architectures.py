@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
-from ..checks import check_choice, check_integer
+from ..checks import check_choice, check_flag, check_integer, check_sequence, shown_bytes
+from ..simulation.result import available_memory
 
 __all__ = ["lenet", "mlp"]
 
@@ -59,8 +60,11 @@ def mlp(
     ['hidden1', 'activation1', 'hidden2', 'activation2', 'logits']
     """
     sizes = [check_integer("n_inputs", n_inputs)]
-    sizes += [check_integer(f"widths[{i}]", width) for i, width in enumerate(widths)]
+    listed = check_sequence("widths", widths, "a sequence of integers")
+    sizes += [check_integer(f"widths[{i}]", width) for i, width in enumerate(listed)]
     n_classes = check_integer("n_classes", n_classes, 2)
+    bias = check_flag("bias", bias)
+    _check_room("n_inputs, widths and n_classes", pairwise([*sizes, n_classes]))
     make_activation = _ACTIVATIONS[check_choice("activation", activation, _ACTIVATIONS)]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (before, after) in enumerate(pairwise(sizes), start=1):
@@ -68,6 +72,16 @@ def mlp(
         layers[f"activation{i}"] = make_activation()
     layers["logits"] = nn.Linear(sizes[-1], n_classes, bias=bias)
     return nn.Sequential(layers)
+
+
+def _check_room(names: str, layers: Iterable[tuple[int, int]]) -> None:
+    """Refuse layers whose weights, 4 bytes each, do not fit into memory."""
+    needed, there = sum(4.0 * a * b for a, b in layers), available_memory()
+    if needed > there:
+        raise ValueError(
+            f"{names} must make a network that fits into memory; its weights take "
+            f"{shown_bytes(needed)}, and there are {shown_bytes(there)}."
+        )
 
 
 def lenet(n_classes: int, channels: int = 1, size: int = 32) -> nn.Sequential:
@@ -104,8 +118,10 @@ def lenet(n_classes: int, channels: int = 1, size: int = 32) -> nn.Sequential:
     """
     n_classes = check_integer("n_classes", n_classes, 2)
     channels = check_integer("channels", channels)
-    size = check_integer("size", size, 16)
+    size = check_integer("size", size, 16, 10**6)
     side = ((size - 4) // 2 - 4) // 2
+    layers = [(150, channels), (16 * side * side, 120), (84, n_classes)]
+    _check_room("n_classes, channels and size", layers)
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 6, 5),

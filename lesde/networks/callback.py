@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from ..checks import check_integer, check_real, shown
+from ..checks import check_flag, check_integer, check_path, check_real, shown
 from .callback_clock import Clock, rate_reader, schedule
 from .callback_opening import Key, found_tracks, new_tracks
 from .callback_store import MemoryTrack, Store, StoreTrack, Track
@@ -150,8 +150,9 @@ class Recorder:
         }
         self._tracks: dict[Key, Track] = {}
         self._store = None
+        resume = check_flag("resume", resume)
         if store is not None:
-            self._store = self._opened(Path(store), about, resume)
+            self._store = self._opened(check_path("store", store), about, resume)
         else:
             for name, one in self._probes.items():
                 for layer in self.layers:

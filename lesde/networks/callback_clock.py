@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..checks import check_finite_array, check_integer, check_real, shown
+from ..checks import check_finite_array, check_integer, check_real, check_sequence, shown
 
 __all__ = ["Clock", "Schedule", "rate_reader", "schedule"]
 
@@ -94,12 +94,9 @@ def schedule(every: int | None, iterations: Any, times: Any, counts: bool = Fals
     if every is not None:
         return Every(check_integer("every", every))
     if iterations is not None:
-        try:
-            listed = list(iterations)
-        except TypeError:
-            raise TypeError(
-                f"iterations must be a sequence of integers; got {shown(iterations)}."
-            ) from None
+        listed = check_sequence("iterations", iterations, "a sequence of integers")
+        if not listed:
+            raise ValueError("iterations must hold at least one iteration; got none.")
         return AtIterations([check_integer(f"iterations[{n}]", i, 0) for n, i in enumerate(listed)])
     found = check_finite_array("times", times, [("T",)])
     if len(found) == 0 or (np.diff(found) <= 0).any() or found[0] < 0:

@@ -103,6 +103,9 @@ def open_records(
 
 
 def _one(source: Any, layer: str, probe: str | None) -> xr.Dataset:
+    for name, value in (("layer", layer), ("probe", probe)):
+        if not isinstance(value, str | None):
+            raise TypeError(f"{name} must be a name; got {shown(value)}.")
     if isinstance(source, xr.Dataset):
         return _checked(source, layer, probe)
     if isinstance(source, str | Path):

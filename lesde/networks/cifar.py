@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_integer, check_path, check_seed
 from .datasets import ImageData, chosen_classes
-from .sampled_images import take_images
+from .sampled_images import check_split, take_images
 
 __all__ = ["CIFAR10_CLASSES", "cifar10", "read_cifar10"]
 
@@ -98,13 +99,17 @@ def cifar10(
     >>> data = cifar10("cifar-10-python.tar.gz", classes=3)            # doctest: +SKIP
     """
     chosen = chosen_classes(classes, len(CIFAR10_CLASSES))
+    n_train = check_integer("n_train_per_class", n_train_per_class)
+    n_probe = check_integer("n_probe_per_class", n_probe_per_class)
+    check_split(n_train, n_probe, probe)
+    seed = check_seed(seed)
     train, test = read_cifar10(path)
     return take_images(
         train,
         test,
         chosen,
-        n_train_per_class,
-        n_probe_per_class,
+        n_train,
+        n_probe,
         probe=probe,
         seed=seed,
         name="CIFAR-10",
@@ -123,7 +128,7 @@ def read_cifar10(path: str | Path) -> tuple[Labelled, Labelled]:
     train, test : (float32 array (image, 3, 32, 32), int64 array (image,))
         In [0, 1].
     """
-    place = Path(path).expanduser()
+    place = check_path("path", path).expanduser()
     if not place.exists():
         raise FileNotFoundError(f"path {str(place)!r} does not exist. {_WHERE}")
     if place.is_dir():
@@ -205,6 +210,8 @@ def _pickled(name: str, content: bytes) -> Labelled:
             f"{name} must hold uint8 images of {PIXELS} numbers, one for each label; got "
             f"{images.dtype} {images.shape} for {len(labels)} labels."
         )
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integer labels from 0 to 9; got {labels.dtype}.")
     return images, _checked(name, labels.astype(np.int64))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..checks import check_integer, check_real
+from ..checks import check_integer, check_real, check_seed, check_sequence
 from .datasets import ImageData, class_generator
 
 __all__ = ["with_class_counts", "with_label_noise"]
@@ -46,10 +46,11 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
     >>> float((noisy.train_y != data.train_y).mean())
     0.3
     """
+    _check_data(data)
     share = check_real("share", share, 0.0)
     if share > 1.0:
         raise ValueError(f"share must be from 0 to 1; got {share:g}.")
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     labels, K = data.train_y.copy(), data.n_classes
     for k in range(K):
         own = np.flatnonzero(data.train_y == k)
@@ -63,6 +64,11 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
             f"training images."
         )
     return replace(data, train_y=labels, name=f"{data.name}, label noise {share:g} (seed {seed})")
+
+
+def _check_data(data: ImageData) -> None:
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data must be a lesde.networks.ImageData; got {type(data).__name__}.")
 
 
 def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) -> ImageData:
@@ -91,9 +97,13 @@ def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) 
     >>> np.bincount(data.train_y).tolist()
     [100, 20, 5]
     """
-    given = [check_integer(f"counts[{k}]", n) for k, n in enumerate(counts)]
+    _check_data(data)
+    given = [
+        check_integer(f"counts[{k}]", n)
+        for k, n in enumerate(check_sequence("counts", counts, "a sequence of integers"))
+    ]
     present = np.bincount(data.train_y, minlength=data.n_classes)
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     if len(given) != data.n_classes:
         raise ValueError(
             f"counts must hold one number for each of the {data.n_classes} classes; got {len(given)}."

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checks import check_choice, check_integer, check_labels, shown
+from ..checks import (
+    check_choice,
+    check_integer,
+    check_labels,
+    check_seed,
+    check_sequence,
+    real_array,
+    shown,
+)
 
 __all__ = ["ImageData", "chosen_classes", "class_generator", "digits"]
 
@@ -49,7 +57,9 @@ class ImageData:
 
     def __post_init__(self) -> None:
         for part in ("train", "probe"):
-            x = np.ascontiguousarray(getattr(self, f"{part}_x"), dtype=np.float32)
+            given = real_array(f"{part}_x", getattr(self, f"{part}_x"))
+            with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+                x = np.ascontiguousarray(given, dtype=np.float32)
             y = check_labels(f"{part}_y", getattr(self, f"{part}_y"))
             if x.ndim < 2 or len(x) != len(y):
                 raise ValueError(
@@ -71,7 +81,12 @@ class ImageData:
                 f"train_y and probe_y must hold the same classes; got {self.train_y.max() + 1} and "
                 f"{self.probe_y.max() + 1} classes."
             )
-        names = tuple(map(str, self.class_names)) or tuple(map(str, range(self.n_classes)))
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a text; got {shown(self.name)}.")
+        listed = check_sequence("class_names", self.class_names, "a sequence of names")
+        if not all(isinstance(one, str) for one in listed):
+            raise TypeError(f"class_names must be texts; got {shown(self.class_names)}.")
+        names = tuple(listed) or tuple(map(str, range(self.n_classes)))
         if len(names) != self.n_classes:
             raise ValueError(
                 f"class_names must name the {self.n_classes} classes; got {len(names)} names."
@@ -150,11 +165,16 @@ def digits(
     n_probe = check_integer("n_probe_per_class", n_probe_per_class, 2)
     check_choice("probe", probe, ("train", "held_out"))
     check_choice("scaling", scaling, ("unit", "standard"))
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     if class_counts is None:
         counts = [check_integer("n_train_per_class", n_train_per_class)] * len(chosen)
     else:
-        counts = [check_integer(f"class_counts[{k}]", n) for k, n in enumerate(class_counts)]
+        counts = [
+            check_integer(f"class_counts[{k}]", n)
+            for k, n in enumerate(
+                check_sequence("class_counts", class_counts, "a sequence of integers")
+            )
+        ]
         if len(counts) != len(chosen):
             raise ValueError(
                 f"class_counts must hold one number for each of the {len(chosen)} classes; got "
@@ -210,14 +230,11 @@ def chosen_classes(
         Where there are fewer than two, one twice, or one that does not exist.
     """
     if isinstance(classes, numbers.Integral):
-        chosen = list(range(check_integer("classes", classes, 2)))
+        number = check_integer("classes", classes, 2)
+        chosen = list(range(number)) if number <= available else []
     else:
-        try:
-            chosen = [check_integer("classes", one, 0) for one in classes]  # type: ignore[union-attr]
-        except TypeError:
-            raise TypeError(
-                f"classes must be a number of classes or a sequence of {what}; got {shown(classes)}."
-            ) from None
+        listed = check_sequence("classes", classes, f"a number of classes or a sequence of {what}")
+        chosen = [check_integer(f"classes[{i}]", one, 0) for i, one in enumerate(listed)]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen) or max(chosen) >= available:
         raise ValueError(
             f"classes must be a number from 2 to {available} or at least two different {what} from 0 to "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..checks import check_dataset, check_integer, check_labels, check_times, shown
+from ..checks import bare_array, check_dataset, check_integer, check_labels, check_times, shown
 
 __all__ = ["drawn_means"]
 
@@ -130,7 +130,7 @@ def _check_classes(drawn: xr.Dataset, labels: np.ndarray) -> None:
 
 def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
     """Edges of the windows, of which the last lies after the last draw where they are not given."""
-    if np.ndim(times) == 0:
+    if np.ndim(bare_array("times", times)) == 0:
         number = check_integer("times", times)
         steps = np.unique(moments)
         if number > len(steps):

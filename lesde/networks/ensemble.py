@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import shown
+from ..checks import NAMES, check_sequence, shown
 from .chain import Chain, chain_of
 from .sharing import Share, one_after_another, parts_of
 
@@ -28,8 +28,7 @@ _AT_ONCE = 2**19
 
 def layer_names(layers: str | Sequence[str]) -> tuple[str, ...]:
     """The layers that are asked for, each once."""
-    given = (layers,) if isinstance(layers, str) else layers
-    names = tuple(given) if isinstance(given, Iterable) else (None,)
+    names = (layers,) if isinstance(layers, str) else tuple(check_sequence("layers", layers, NAMES))
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"layers must be a name or a sequence of names; got {shown(layers)}.")
     if not names or len(set(names)) < len(names):

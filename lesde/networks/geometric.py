@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from ..checks import check_choice, check_integer
+from ..checks import check_choice, check_integer, check_seed
 from .datasets import ImageData
 from .sampled_images import check_split
 
@@ -64,9 +64,9 @@ def geo_mnist(
     """
     n_train = check_integer("n_train_per_class", n_train_per_class)
     n_probe = check_integer("n_probe_per_class", n_probe_per_class)
-    n_drawn = check_integer("n_drawn", n_drawn)
+    n_drawn = check_integer("n_drawn", n_drawn, 1, 10**6)
     check_split(n_train, n_probe, probe)
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     needed = n_train + (n_probe if probe == "held_out" else 0)
     if needed > n_drawn:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..analysis.impact_bins import Bins, bin_changes, check_bins, make_bins, pair_distances
 from ..analysis.impact_moments import DISTANCES, impact_dataset, reduce_changes
-from ..checks import check_choice, check_integer, check_real, shown
+from ..checks import check_choice, check_integer, check_real, check_seed, shown
 from .datasets import ImageData
 from .ensemble import Ensemble, child_seed
 from .gradients import LOSSES, make_step
@@ -118,7 +118,7 @@ def measure_impact(
         step=None if step is None else check_real("step", step, 0.0, open_minimum=True),
         by=by,
         bins=check_bins(bins),
-        seed=check_integer("seed", seed, 0),
+        seed=check_seed(seed),
     )
     records = record_ensemble(
         data,

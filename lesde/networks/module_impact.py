@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..analysis.impact_moments import impact_from_changes
-from ..checks import check_choice, check_labels, check_real, shown
+from ..checks import check_choice, check_integer, check_labels, check_real, shown
 from .gradients import LOSSES
 from .quiet import evaluating
 
@@ -98,7 +98,9 @@ def measure_impact(
     rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
     if by is not None:
         check_choice("by", by, ("r2", "cosine"))
-    watch = _Watched(model, layer, batch_size)
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be the name of one layer; got {shown(layer)}.")
+    watch = _Watched(model, layer, check_integer("batch_size", batch_size))
     x, y = watch.inputs("samples", samples)
     probe_x, probe_y = watch.inputs("probe", probe)
     labels = check_labels("probe labels", probe_y.numpy())

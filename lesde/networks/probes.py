@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..checks import check_integer, shown
+from ..checks import bare_array, check_integer, check_names, shown
 from .datasets import ImageData
 
 __all__ = ["probe_both", "split_records"]
@@ -57,7 +57,7 @@ def probe_both(
     """
     if not isinstance(data, ImageData):
         raise TypeError(f"data must be an ImageData; got {shown(type(data).__name__)}.")
-    if isinstance(names, str) or len(names) != 2 or len(set(names)) != 2:
+    if len(check_names("names", names)) != 2 or len(names) != 2:
         raise ValueError(f"names must be two different names; got {shown(names)}.")
     rows = {image.tobytes() for image in data.train_x}
     shared = sum(image.tobytes() in rows for image in data.probe_x)
@@ -121,10 +121,16 @@ def split_records(
     >>> parts = split_records(collect(records), split)  # doctest: +SKIP
     >>> depth = lesde.layer_collapse(parts)  # doctest: +SKIP
     """
-    names = np.asarray(split)
+    names = bare_array("split", split)
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise TypeError(
             f"split must be a one-dimensional array of names, one a sample; got {shown(split)}."
+        )
+    if not isinstance(records, Mapping) or not all(
+        isinstance(paths, xr.Dataset) for paths in records.values()
+    ):
+        raise TypeError(
+            f"records must map the names of layers to datasets; got {shown(type(records).__name__)}."
         )
     parts: dict[str, dict[str, xr.Dataset]] = {}
     for part in dict.fromkeys(names.tolist()):

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from ..checks import shown
+from ..checks import check_sequence, shown
 from ..iterations import with_asked_times
 from .datasets import ImageData
 from .runs import EnsembleRun, Observer
@@ -127,7 +127,16 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
     ValueError
         If there are no records, or they differ in their layers, times, samples or replicates.
     """
-    given = list(records)
+    given = (
+        list(records)
+        if isinstance(records, Iterator)
+        else check_sequence("records", records, "a sequence of dicts")
+    )
+    if not all(isinstance(record, Mapping) for record in given):
+        raise TypeError(
+            f"records must be dicts of datasets by layer, as lesde.networks.record_ensemble yields; got "
+            f"{shown(records)}."
+        )
     if not given:
         raise ValueError("records must hold at least one learning rate; got none.")
     for record in given[1:]:
@@ -140,7 +149,7 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
             times, first = record[layer]["time"].values, given[0][layer]["time"].values
             if layer != "drawn" and not np.array_equal(times, first):
                 raise ValueError(
-                    f"records must all hold the same times, for one axis of time to hold for all; got "
+                    f"records must all hold the same times, to be joined with join='exact'; got "
                     f"{shown(first.tolist())} and {shown(times.tolist())}. Record at times that fall on iterations "
                     f"of every learning rate, as lesde.networks.saving_times makes them, or analyse each record by "
                     f"itself."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..checks import check_choice, check_integer
+from ..checks import check_choice, check_integer, check_seed
 from .datasets import ImageData, class_generator
 
 __all__ = ["check_split", "take_images"]
@@ -56,7 +56,7 @@ def take_images(
     n_train = check_integer("n_train_per_class", n_train)
     n_probe = check_integer("n_probe_per_class", n_probe)
     check_split(n_train, n_probe, probe)
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     apart = probe == "held_out" and held_out is None
     parts: dict[str, list[np.ndarray]] = {"train": [], "probe": []}
     for label in classes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..checks import check_integer, check_real, shown
+from ..checks import check_integer, check_real, check_sequence, shown
 from ..iterations import common_step
 
 __all__ = ["check_rates", "iterations_of", "saving_times"]
@@ -56,7 +56,7 @@ def saving_times(
             f"{'no time' if step is None else f'{step:g}'}. Give learning rates that divide one another, "
             f"such as 0.01, 0.02 and 0.04, or take times for each learning rate by itself."
         )
-    count = check_integer("count", count)
+    count = check_integer("count", count, 1, 10**7)
     power = check_real("power", power, 0.0, open_minimum=True)
     wanted = total * (np.arange(count + 1) / count) ** power
     steps = np.unique(np.rint(wanted / step))
@@ -69,13 +69,9 @@ def check_rates(learning_rates: float | Sequence[float]) -> list[float]:
     """Different positive learning rates, as a list."""
     if isinstance(learning_rates, numbers.Real):
         return [check_real("learning_rates", learning_rates, 0.0, open_minimum=True)]
-    try:
-        given = list(learning_rates)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"learning_rates must be a positive number or a sequence of them; got "
-            f"{shown(learning_rates)}."
-        ) from None
+    given = check_sequence(
+        "learning_rates", learning_rates, "a positive number or a sequence of them"
+    )
     rates = [
         check_real(f"learning_rates[{i}]", rate, 0.0, open_minimum=True)
         for i, rate in enumerate(given)

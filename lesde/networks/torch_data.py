@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import check_choice, check_integer, shown
+from ..checks import bare_array, check_choice, check_integer, check_sequence, shown
 from .datasets import ImageData
 from .probe_set import read_labelled
 from .sampled_images import take_images
@@ -85,6 +85,8 @@ def from_dataset(
         kept = np.isin(held_out[1], values)
         held_out = (held_out[0][kept], np.searchsorted(values, held_out[1][kept]))
     places = _places(classes, values)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a text; got {shown(name)}.")
     names = _names(train, values, class_names)
     labels = np.searchsorted(values, y)
     apart = probe == "held_out" and held_out is None
@@ -109,7 +111,7 @@ def from_dataset(
                 n_probe,
                 probe=probe,
                 seed=seed,
-                name=name or type(train).__name__,
+                name=type(train).__name__ if name is None else name,
                 class_names=names,
             )
         )
@@ -134,7 +136,7 @@ def _places(classes: int | Sequence[int] | None, values: np.ndarray) -> list[int
     """Positions among all labels of the classes that are asked for."""
     if classes is None:
         chosen = values.tolist()
-    elif np.ndim(classes) == 0:
+    elif np.ndim(bare_array("classes", classes)) == 0:
         chosen = values[: check_integer("classes", classes, 2)].tolist()
         if len(chosen) < int(classes):  # type: ignore[arg-type]
             raise ValueError(f"classes must be at most the {len(values)} there are; got {classes}.")
@@ -152,6 +154,8 @@ def _names(train: Any, values: np.ndarray, given: Sequence[str] | None) -> list[
     own = getattr(train, "classes", None)
     names = [str(value) for value in values]
     if given is not None:
+        if not isinstance(given, str):
+            given = check_sequence("class_names", given, "a sequence of names")
         if len(given) != len(values):
             raise ValueError(
                 f"class_names must name all {len(values)} labels of train; got {len(given)} names."

@@ -9,7 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checks import check_choice, check_integer, check_times, shown
+from ..checks import (
+    bare_array,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_seed,
+    check_sequence,
+    check_times,
+    shown,
+)
 from ..iterations import seen_times
 from ..simulation.request import read_device
 from .datasets import ImageData
@@ -22,6 +31,9 @@ from .schedule import check_rates, iterations_of
 from .sharing import threads
 
 __all__ = ["train_ensemble"]
+
+MOST_AT_ONCE = 10**6
+"""Networks that train together, and samples of a step: more is a slip of the pen."""
 
 
 def train_ensemble(
@@ -148,12 +160,12 @@ def train_ensemble(
         times=asked,
         layers=layer_names(layers),
         loss=loss,
-        batch_size=check_integer("batch_size", batch_size),
+        batch_size=check_integer("batch_size", batch_size, 1, MOST_AT_ONCE),
         sampling=sampling,
-        seed=check_integer("seed", seed, 0),
+        seed=check_seed(seed),
         dtype=getattr(torch, dtype),
         device=read_device(device),
-        drawn=bool(drawn),
+        drawn=check_flag("drawn", drawn),
         observe=observe,
     )
     if observe is not None and not callable(observe):
@@ -229,19 +241,20 @@ def _check_start(times: np.ndarray) -> np.ndarray:
 
 
 def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
-    if isinstance(replicates, Sequence | np.ndarray) and not isinstance(replicates, str):
-        numbers = [check_integer(f"replicates[{i}]", r, 0) for i, r in enumerate(replicates)]
+    if isinstance(replicates, Sequence | np.ndarray):
+        given = check_sequence("replicates", replicates, "a sequence of integers")
+        numbers = [check_integer(f"replicates[{i}]", r, 0) for i, r in enumerate(given)]
         if not numbers or len(set(numbers)) < len(numbers):
             raise ValueError(
                 f"replicates must be a number of networks or different numbers of replicates; got "
                 f"{shown(replicates)}."
             )
         return numbers
-    return list(range(check_integer("replicates", replicates)))
+    return list(range(check_integer("replicates", replicates, 1, MOST_AT_ONCE)))
 
 
 def _check_own_labels(labels: np.ndarray | Sequence[Sequence[int]], job: Job) -> np.ndarray:
-    own, K = np.asarray(labels), job.data.n_classes
+    own, K = bare_array("labels", labels), job.data.n_classes
     shape = (len(job.replicates), len(job.data.train_y))
     if own.shape != shape or own.dtype.kind not in "iu":
         raise ValueError(

@@ -11,7 +11,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lesde.checks import check_integer, check_real, shown
+from lesde.checks import check_flag, check_integer, check_real, shown
 from lesde.plot.canvas import class_handles, legend_above, number, panels
 from lesde.plot.frames import at_times, read_frames
 from lesde.plot.geometry import joins
@@ -84,6 +84,7 @@ def animate(
     trajectory = read_frames(paths, replicate, learning_rate)
     check_integer("frames", frames, 2)
     check_integer("max_points", max_points)
+    check_flag("progress", progress)
     check_real("fps", fps, 0.0, open_minimum=True)
     check_real("dpi", dpi, 0.0, open_minimum=True)
     if file is not None and Path(file).suffix.lower() != ".gif":

@@ -36,7 +36,7 @@ def check_panels(ax: Any, count: int, three_d: bool = False) -> None:
     """Raise unless ``ax`` is None, or as many axes of the right kind as there are panels."""
     if ax is None:
         return
-    given = np.asarray(ax, dtype=object).ravel()
+    given = _flat(ax)
     wanted = "one matplotlib Axes" if count == 1 else f"{count} matplotlib Axes"
     if three_d:
         wanted += ' with projection="3d"'
@@ -46,6 +46,13 @@ def check_panels(ax: Any, count: int, three_d: bool = False) -> None:
         raise ValueError(f"ax must be {wanted}, one for every panel; got {len(given)}.")
     if three_d and any(a.name != "3d" for a in given):
         raise ValueError(f"ax must be {wanted}; got axes with projection {given[0].name!r}.")
+
+
+def _flat(ax: Any) -> np.ndarray:
+    """Axes, or whatever it is, one after another."""
+    return np.asarray(
+        ax if isinstance(ax, list | tuple | np.ndarray) else [ax], dtype=object
+    ).ravel()
 
 
 def panels(

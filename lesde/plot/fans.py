@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from lesde.checks import check_finite_array, check_integer, shown
+from lesde.checks import check_finite_array, check_integer, check_sequence, shown
 from lesde.plot.canvas import check_panels, class_handles, legend_above, panels
 from lesde.plot.frames import Frames, read_frames, spread_over
 from lesde.plot.geometry import principal_axes
@@ -124,9 +124,16 @@ def separation_fan(
 
 
 def _classes(name: str, value: Any, n_classes: int) -> list[int]:
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) == 0:
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence | np.ndarray)
+        or np.size(value) == 0
+    ):
         raise TypeError(f"{name} must be a sequence of classes; got {shown(value)}.")
-    found = [check_integer(f"an entry of {name}", k, 0) for k in value]
+    found = [
+        check_integer(f"an entry of {name}", k, 0)
+        for k in check_sequence(name, value, "a sequence of classes")
+    ]
     if max(found) >= n_classes:
         raise ValueError(f"{name} must hold classes from 0 to {n_classes - 1}; got {shown(value)}.")
     return list(dict.fromkeys(found))

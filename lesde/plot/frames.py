@@ -11,6 +11,7 @@ import xarray as xr
 
 from lesde.checks import (
     check_dataset,
+    check_finite_array,
     check_integer,
     check_paths,
     check_real,
@@ -84,8 +85,11 @@ def select_rate(
     """One learning rate of a dataset, and words for it; the first where None is asked for."""
     if "learning_rate" not in dataset.dims:
         if learning_rate is not None:
-            known = dataset.coords.get("learning_rate")
-            if known is None or not np.isclose(float(known), learning_rate, rtol=1e-6):
+            known, wanted = (
+                dataset.coords.get("learning_rate"),
+                check_real("learning_rate", learning_rate),
+            )
+            if known is None or not np.isclose(float(known), wanted, rtol=1e-6):
                 raise ValueError(
                     f"learning_rate={shown(learning_rate)} was asked for, but {name} has no dimension "
                     f"'learning_rate'. Leave learning_rate out."
@@ -169,18 +173,18 @@ def class_average(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return out
 
 
-def at_times(times: np.ndarray, wanted: Any, default: int) -> list[int]:
+def at_times(times: np.ndarray, wanted: Any, default: int, name: str = "times") -> list[int]:
     """Indices of the saved times nearest to those wanted; by default ``default`` evenly spaced ones."""
     if wanted is None:
         wanted = np.linspace(times[0], times[-1], default)
-    asked = np.atleast_1d(np.asarray(wanted, dtype=np.float64))
-    if asked.ndim != 1 or len(asked) == 0 or not np.isfinite(asked).all():
-        raise ValueError(f"times must be one finite time or several; got {shown(wanted)}.")
+    asked = np.atleast_1d(check_finite_array(name, wanted))
+    if asked.ndim != 1 or len(asked) == 0:
+        raise ValueError(f"{name} must be one finite time or several; got {shown(wanted)}.")
     low, high = times[0], times[-1]
     slack = 1e-9 * max(abs(low), abs(high))
     if (asked < low - slack).any() or (asked > high + slack).any():
         raise ValueError(
-            f"times must lie within those of the paths, {low:g} to {high:g}; got {shown(wanted)}."
+            f"{name} must lie within those of the paths, {low:g} to {high:g}; got {shown(wanted)}."
         )
     nearest = np.abs(times - asked[:, None]).argmin(axis=1)
     return list(dict.fromkeys(int(i) for i in nearest))

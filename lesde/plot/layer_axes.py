@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.lines import Line2D
 
 from lesde.analysis.collapse import target_of
-from lesde.checks import check_dataset, check_fraction
+from lesde.checks import check_dataset, check_fraction, shown
 from lesde.plot.canvas import legend_above, positive, tidy_log, title_of, widen_log
 from lesde.plot.frames import select_rate
 from lesde.plot.metrics import SHORT
@@ -72,6 +72,8 @@ def read_layers(
     result: Any, metric: str, learning_rate: float | None, spread: float
 ) -> LayerCurves:
     """Check a dataset and take one metric of it, at one learning rate."""
+    if not isinstance(metric, str):
+        raise TypeError(f"metric must be the name of one metric; got {shown(metric)}.")
     check_dataset("result", result, [metric], SOURCE)
     spread = check_fraction("spread", spread)
     data, note = select_rate(result, learning_rate, "result")

@@ -13,10 +13,12 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from lesde.checks import (
     check_dataset,
     check_finite_array,
+    check_flag,
     check_integer,
     check_labels,
     check_paths,
     check_real,
+    check_sequence,
 )
 from lesde.plot.canvas import check_panels, class_handles, legend_above, number, panels
 from lesde.plot.frames import at_times, class_average
@@ -81,8 +83,12 @@ def logit_paths(
     --------
     >>> lesde.plot.logit_paths(drawn_means(record["drawn"]))  # doctest: +SKIP
     """
-    chosen = [check_integer("an entry of features", i, 0) for i in features]
+    chosen = [
+        check_integer("an entry of features", i, 0)
+        for i in check_sequence("features", features, "a sequence of integers")
+    ]
     check_integer("snapshots", snapshots)
+    check_flag("legend", legend)
     check_real("elevation", elevation)
     check_real("azimuth", azimuth)
     if reach is not None:
@@ -90,7 +96,7 @@ def logit_paths(
     times, means = _class_means(paths, chosen)
     points, labels = _points(samples, chosen, means.shape[1])
     check_panels(ax, 1, three_d=True)
-    (last,) = at_times(times, times[-1] if time is None else time, 1)[:1]
+    (last,) = at_times(times, times[-1] if time is None else time, 1, "time")[:1]
     means = means[: last + 1]
     target: Any = panels(ax, 1, 1, 3.3, projection="3d")[0, 0]
     K = means.shape[1]

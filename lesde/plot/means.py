@@ -11,10 +11,12 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 
 from lesde.checks import (
+    bare_array,
     check_dataset,
     check_finite_array,
     check_integer,
     check_labels,
+    check_real,
     is_statistics,
 )
 from lesde.plot.canvas import axis_label, check_panels, class_handles, legend_above, panels
@@ -83,6 +85,8 @@ def class_means(
         check_dataset(
             "observed", observed, ["features"], "lesde.simulate, lesde.from_arrays or a recorder"
         )
+    if learning_rate is not None:
+        check_real("learning_rate", learning_rate)
     seen, note = _average(observed, "observed", learning_rate)
     model, other = _average(law, "law", learning_rate)
     if seen.mean.shape[1:] != model.mean.shape[1:]:
@@ -131,10 +135,11 @@ class _Means:
 def _average(dataset: xr.Dataset, name: str, learning_rate: float | None) -> tuple[_Means, str]:
     """Class means of a law or of paths."""
     wanted = learning_rate
-    if isinstance(dataset, xr.Dataset) and "learning_rate" not in dataset.dims:
+    if isinstance(dataset, xr.Dataset) and "learning_rate" not in dataset.coords:
         wanted = None
     if not isinstance(dataset, xr.Dataset) or not {"mean", "features"} & set(dataset.data_vars):
         check_dataset(name, dataset, ["mean"], "model.law, or paths with features,")
+    check_dataset(name, dataset, ["mean" if "mean" in dataset else "features"], "model.law")
     dataset, note = select_rate(dataset, wanted, name)
     variable = dataset["mean" if "mean" in dataset else "features"]
     last = ("class", "feature") if variable.name == "mean" else ("sample", "feature")
@@ -172,7 +177,7 @@ def _coordinates(
         return given / length, [f"direction {i + 1}" for i in range(len(given))]
     if features is None and p > MOST_FEATURES:
         return principal_axes(last, last[:1] * 0, 2), ["PC 1 of class means", "PC 2 of class means"]
-    wanted = range(p) if features is None else np.atleast_1d(features)
+    wanted = range(p) if features is None else np.atleast_1d(bare_array("features", features))
     chosen = [check_integer("an entry of features", i, 0) for i in wanted]
     if not chosen or max(chosen) >= p:
         raise ValueError(f"features must hold integers from 0 to {p - 1}; got {chosen}.")

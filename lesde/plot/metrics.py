@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from lesde.analysis.collapse import target_of
-from lesde.checks import check_choice, check_dataset, check_fraction
+from lesde.checks import check_choice, check_dataset, check_fraction, check_names
 from lesde.plot.canvas import (
     axis_label,
     check_panels,
@@ -106,7 +106,7 @@ def collapse(
     """
     if metrics is None:
         metrics = _held(nc)
-    names = list(dict.fromkeys([metrics] if isinstance(metrics, str) else metrics))
+    names = check_names("metrics", metrics)
     if not names:
         raise ValueError("metrics must name at least one metric; got none.")
     check_dataset("nc", nc, names, "lesde.neural_collapse")

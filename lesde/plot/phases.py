@@ -8,7 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lesde.checks import check_dataset, check_real
+from lesde.checks import check_dataset, check_real, shown
 from lesde.plot.canvas import axis_label, check_panels, legend_above, panels, tidy_log
 from lesde.plot.style import INK, style
 
@@ -71,6 +71,9 @@ def phase_diagram(
     """
     source = "lesde.separation_probability for each parameter, joined with xarray.concat,"
     check_dataset("dataset", dataset, ["probability"], source)
+    for argument, dim in (("x", x), ("y", y)):
+        if not isinstance(dim, str) and not (argument == "x" and dim is None):
+            raise TypeError(f"{argument} must be the name of a dimension; got {shown(dim)}.")
     if np.isnan(dataset["probability"].values).all():
         raise ValueError(
             "dataset.probability holds no number, as where only bounds, or only pairs of classes one by "

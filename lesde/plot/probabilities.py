@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.checks import check_dataset, check_integer, check_real, shown
+from lesde.checks import check_dataset, check_flag, check_integer, check_real, shown
 from lesde.plot.canvas import axis_label, check_panels, panels, positive, tidy_log
 from lesde.plot.rate_key import (
     RateCell,
@@ -92,6 +92,7 @@ def probability(
     names = ["pairwise", "pairwise_lower", "pairwise_upper"]
     names = ["probability", "lower", "upper"] if pair is None else names
     check_dataset("prob", prob, names, COUNTED)
+    check_flag("failure", failure)
     prob = _pick(prob, names, pair, "prob")
     if np.isnan(prob[names[0]].values).all():
         raise ValueError(

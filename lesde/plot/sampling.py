@@ -182,6 +182,7 @@ def _pair(pair: Any, n_classes: int) -> tuple[int, int]:
 
 def _time(dataset: xr.Dataset, time: float | None, name: str) -> int:
     """Position of a time in a dataset."""
+    check_dataset(name, dataset, ["time"], SOURCE)
     times = dataset["time"].values.astype(np.float64)
     if time is None:
         return len(times) - 1

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lesde.checks import check_real, shown
+from lesde.checks import check_names, check_path, check_real, shown
 from lesde.plot.style import style
 from lesde.writing import Target
 
@@ -58,8 +58,8 @@ def save(
     """
     found = figure_of(figure)
     check_real("dpi", dpi, 0.0, open_minimum=True)
-    target = Path(path)
-    wanted = [formats] if isinstance(formats, str) else list(formats)
+    target = check_path("path", path)
+    wanted = check_names("formats", formats)
     unknown = [f for f in wanted if f not in FORMATS]
     if unknown or not wanted:
         raise ValueError(f"formats must be of {', '.join(FORMATS)}; got {shown(formats)}.")
@@ -85,7 +85,10 @@ def figure_of(value: Any) -> Figure:
     """The figure that axes belong to."""
     if isinstance(value, Figure):
         return value
-    flat = np.asarray(value, dtype=object).ravel()
+    flat = np.asarray(
+        value if isinstance(value, list | tuple | np.ndarray) else [value], dtype=object
+    )
+    flat = flat.ravel()
     if len(flat) and isinstance(flat[0], Axes):
         figure = flat[0].get_figure(root=True)
         if isinstance(figure, Figure):

@@ -69,7 +69,7 @@ def simplex3d(
     check_integer("max_points", max_points)
     check_real("elevation", elevation)
     check_real("azimuth", azimuth)
-    (last,) = at_times(frames.times, frames.times[-1] if time is None else time, 1)[:1]
+    (last,) = at_times(frames.times, frames.times[-1] if time is None else time, 1, "time")[:1]
     check_panels(ax, 1, three_d=True)
     frames = frames.take(range(last + 1))
     scene = make_scene(frames, 3, max_points)

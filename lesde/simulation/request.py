@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from lesde.simulation.result import available_memory
 if TYPE_CHECKING:
     import torch
 
+    from lesde.simulation.plan import Plan
+
 __all__ = [
     "ENGINES",
     "SDES",
+    "check_pairs",
     "check_process",
+    "check_tables",
     "choose_engine",
     "read_device",
     "read_learning_rates",
@@ -41,7 +46,7 @@ def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
     """Learning rates (cell,), and whether they are a dimension of the result."""
     if value is None:
         return None, False
-    if np.ndim(value) == 0:
+    if not isinstance(value, Sequence) and np.ndim(value) == 0:
         value = value.item() if isinstance(value, np.ndarray) else value
         return np.array([check_real("learning_rate", value, 0.0, open_minimum=True)]), False
     rates = check_finite_array("learning_rate", value, [("L",)])
@@ -83,7 +88,8 @@ def check_process(process: Any, **given: Any) -> None:
             f"{shown(process)}, {lacks}."
         )
     for name, value in given.items():
-        if value is not FOR_LESDE[name] and value != FOR_LESDE[name]:
+        default = FOR_LESDE[name]
+        if not (value is default or (isinstance(value, str) and value == default)):
             raise ValueError(
                 f"{name} is for a lesde.LESDE; {type(process).__name__} is a process, which knows its own "
                 f"start and steps. Leave {name} out."
@@ -169,7 +175,7 @@ def read_device(device: Any) -> torch.device:
         return torch.device("cpu")
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
         ) from error
@@ -204,6 +210,53 @@ def read_memory(value: Any) -> float | None:
             )
         value = float(match[1]) * _UNITS[match[2]]
     return check_real("memory_limit", value, 0.0, open_minimum=True)
+
+
+def _too_many_classes(memory: float, K: int, needed: float, why: str) -> ValueError:
+    return ValueError(
+        f"memory_limit leaves {shown_bytes(memory)} to work in, but tables over all pairs of the {K} "
+        f"classes take about {shown_bytes(needed)} {why}; raise memory_limit, or use fewer classes."
+    )
+
+
+def check_pairs(limit: float | None, n_classes: int) -> None:
+    """Refuse so many classes that the ten tables of a derivation do not fit."""
+    memory, needed = min(limit or np.inf, SHARE * available_memory()), 80.0 * n_classes**2
+    if needed > memory:
+        raise _too_many_classes(memory, n_classes, needed, "to derive the model")
+
+
+def check_tables(plan: Plan, engine: str, memory: float) -> float:
+    """What is left of ``memory`` beside the tables over pairs of classes that an engine works with.
+
+    About as many as were counted: the exact law of a kernel that changes in time holds it at all nodes of
+    an interval, the others hold it at the steps or iterations that are prepared at once.
+    """
+    coefficients, K, p = plan.coefficients, plan.n_classes, plan.n_features
+    if coefficients.depends_on_features:
+        return memory
+    constant, size = coefficients.drift_table.is_constant, K
+    if engine == "exact":
+        size = K if coefficients.transform.kind == "identity" else K * p
+        widths = np.diff(plan.times)
+        alike = constant and np.allclose(widths, widths[0], rtol=1e-12)
+        tables = (45 if constant else 200) + 4 * (1 if alike else len(widths))
+    elif engine == "sgd":
+        from lesde.simulation.own_parts import CHUNK, TABLE_BYTES
+
+        assert plan.rates is not None
+        iterations = (plan.times[-1] - plan.times[0]) / float(plan.rates.min())
+        held = 1 if constant else min(iterations, max(CHUNK, TABLE_BYTES / (8 * K**2)))
+        tables = 12 + 2 * held
+    else:
+        from lesde.simulation.brownian import prefetch_length
+        from lesde.simulation.noise import BLOCK
+
+        tables = 12 + len(plan.times) + 2 * prefetch_length(BLOCK * K * p)
+    needed = 8.0 * size**2 * tables
+    if needed > memory:
+        raise _too_many_classes(memory, K, needed, f"with engine={engine!r}")
+    return memory - needed
 
 
 def working_memory(limit: float | None, result: float, device: torch.device, shape: str) -> float:

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lesde.checks import check_choice, check_integer, check_real, check_times, shown
+from lesde.checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_real,
+    check_seed,
+    check_times,
+)
 from lesde.initial import read_initial
 from lesde.iterations import seen_times
 from lesde.simulation.request import (
     ENGINES,
     SDES,
+    check_pairs,
     check_process,
+    check_tables,
     choose_engine,
     read_device,
     read_learning_rates,
@@ -123,7 +132,8 @@ def simulate(
         drift and diffusion corrected at first order in h, so that moments differ from those of the
         discrete process by O(h²). See :func:`lesde.moments`.
     memory_limit : float or str, optional
-        Bytes, or a text such as "500 MB", that the result and working arrays may take; it decides how
+        Bytes, or a text such as "500 MB", that the result and working arrays, tables over pairs of classes
+        among them, may take; it decides how
         many blocks of replicates are worked on side by side and never changes the result. Default:
         80 % of what is available, at most half of the rest after the result for working arrays.
     differentiable : bool, default False
@@ -164,8 +174,8 @@ def simulate(
     """
     from lesde.model import LESDE
 
-    if not isinstance(differentiable, bool):
-        raise TypeError(f"differentiable must be True or False; got {shown(differentiable)}.")
+    check_flag("progress", progress)
+    check_flag("differentiable", differentiable)
     own_process = not isinstance(model, LESDE)
     if own_process:
         check_process(
@@ -215,7 +225,7 @@ def simulate(
     check_choice("dtype", dtype, ("float32", "float64"))
     check_choice("keep", keep, ("features", "statistics"))
     check_choice("sde", sde, SDES)
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     first_replicate = check_integer("first_replicate", first_replicate, 0)
     if dt is not None:
         dt = check_real("dt", dt, 0.0, open_minimum=True)
@@ -249,6 +259,7 @@ def simulate(
             progress=progress,
         )
     start = read_initial(model, initial, replicates)
+    check_pairs(limit, model.n_classes)
     coefficients = model.derive().coefficients()
     engine = choose_engine(engine, coefficients, rates is not None, dt, method, sde)
 
@@ -260,7 +271,7 @@ def simulate(
     asked, iterations = saved, None
     if engine == "sgd" and rates is not None:
         iterations = np.stack([iteration_counts(asked, rate) for rate in rates.tolist()])
-        saved = seen_times(asked, rates.tolist(), iterations)
+        saved = seen_times(asked, rates.tolist(), list(iterations))
     plan = Plan(
         coefficients=coefficients,
         times=saved,
@@ -275,7 +286,8 @@ def simulate(
     )
     size = KEEPERS[keep].bytes(plan)
     shape = f"{_shape_text(plan, keep)}, {dtype}"
-    plan = plan.with_memory(working_memory(limit, size, on, shape))
+    memory = working_memory(limit, size, on, shape)
+    plan = plan.with_memory(check_tables(plan, engine, memory))
     keeper = make_keeper(plan, keep, model)
     runner, steps = make_engine(plan, model, keeper, engine, method, dt)
     run_engine(runner, plan, progress)

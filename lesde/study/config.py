@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from lesde.checks import shown
+
 __all__ = [
     "DemoConfig",
     "DigitNetworks",
@@ -36,15 +38,17 @@ class DigitNetworks(BaseModel):
     classes: tuple[int, ...] = Field(
         (0, 1, 2, 3), min_length=4, max_length=10, description="digits to tell apart"
     )
-    train_per_class: int = Field(100, ge=2, description="training images a class")
-    probe_per_class: int = Field(40, ge=2, description="recorded training images a class")
+    train_per_class: int = Field(100, ge=2, le=10**5, description="training images a class")
+    probe_per_class: int = Field(40, ge=2, le=10**5, description="recorded training images a class")
     widths: tuple[int, ...] = Field((32, 32), min_length=1, description="hidden layers")
     learning_rates: tuple[float, ...] = Field(
         (0.005, 0.01, 0.02, 0.04), min_length=1, description="of plain SGD, batch size 1"
     )
-    replicates: int = Field(16, ge=2, description="networks a learning rate")
+    replicates: int = Field(16, ge=2, le=10**4, description="networks a learning rate")
     total_time: float = Field(50.0, gt=0, description="learning rate times iterations")
-    saved_times: int = Field(50, ge=8, description="recordings, the initial state included")
+    saved_times: int = Field(
+        50, ge=8, le=10**4, description="recordings, the initial state included"
+    )
     model_start: float = Field(
         2.0, ge=0, description="time from which the kernel is fitted and the model runs"
     )
@@ -80,9 +84,11 @@ class DigitNetworks(BaseModel):
 class DemoConfig(DigitNetworks):
     """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
 
-    fit_every: int = Field(2, ge=1, description="recordings an interval of the fit spans")
-    copies: int = Field(4, ge=1, description="simulated trajectories from each network's start")
-    predicted_times: int = Field(12, ge=2, description="times of the analytic prediction")
+    fit_every: int = Field(2, ge=1, le=10**4, description="recordings an interval of the fit spans")
+    copies: int = Field(
+        4, ge=1, le=10**4, description="simulated trajectories from each network's start"
+    )
+    predicted_times: int = Field(12, ge=2, le=10**4, description="times of the analytic prediction")
 
 
 class RateConfig(DigitNetworks):
@@ -95,11 +101,15 @@ class RateConfig(DigitNetworks):
         description="of plain SGD, batch size 1",
     )
     replicates: int = Field(
-        32, ge=8, description="networks a learning rate: half are fitted, half predicted"
+        32, ge=8, le=10**4, description="networks a learning rate: half are fitted, half predicted"
     )
     total_time: float = Field(32.0, gt=0, description="learning rate times iterations")
-    saved_times: int = Field(24, ge=8, description="recordings, the initial state included")
-    draws: int = Field(40, ge=4, description="kernels fitted to resamples of the networks")
+    saved_times: int = Field(
+        24, ge=8, le=10**4, description="recordings, the initial state included"
+    )
+    draws: int = Field(
+        40, ge=4, le=10**5, description="kernels fitted to resamples of the networks"
+    )
     spread: str = Field("covariance", description="noise of a sample: covariance or constant")
 
     @field_validator("spread")
@@ -137,6 +147,10 @@ def read_settings(path: Path | None, given: Mapping[str, Any] | None = None) -> 
     if path is not None:
         try:
             settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        except RecursionError:
+            raise ValueError(
+                f"--config must be a JSON file with settings; {path} is nested too deep to be one."
+            ) from None
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"--config must be a JSON file with settings; {path}: {error}"
@@ -156,7 +170,7 @@ def validated(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
         lines = []
         for item in error.errors():
             where = ".".join(map(str, item["loc"]))
-            got = f", got {item['input']!r}" if where else ""
+            got = f", got {shown(item['input'])}" if where else ""
             lines.append(f"{where or 'together'}: {item['msg'].removeprefix('Value error, ')}{got}")
         known = ", ".join(kind.model_fields)
         raise ValueError(f"settings: {'; '.join(lines)}. Known settings: {known}.") from None

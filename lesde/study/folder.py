@@ -145,7 +145,7 @@ class StudyFolder:
         try:
             held = json.loads((self.path / _FILES).read_text(encoding="utf-8"))
             return str(held["kind"]), dict(held["files"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return self.kind, {}
 
     def _name(self, path: Path) -> str:
@@ -189,7 +189,7 @@ def held_settings(file: Path) -> dict[str, Any] | None:
         return None
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         held = None
     if not isinstance(held, dict):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_choice, check_fraction, check_integer, check_real, shown
+from lesde.checks import check_choice, check_fraction, check_integer, check_real, check_seed, shown
 from lesde.study.digit_networks import Progress, digit_records
 from lesde.study.learning_rates_kernel import (
     average_kernels,
@@ -227,9 +227,9 @@ def compare_learning_rates(
     {'model': 2, 'kernel': 2, 'quantity': 2, 'metric': 2, 'learning_rate': 2}
     """
     check_choice("spread", spread, ("covariance", "constant"))
-    draws = check_integer("draws", draws, 4)
+    draws = check_integer("draws", draws, 4, 10**5)
     confidence = check_fraction("confidence", confidence)
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     frames, counts = compared_frames(paths, start, at)
     names = _transforms(transforms, len(counts), frames.sizes["feature"])
     R = frames.sizes["replicate"] // 2

@@ -31,22 +31,31 @@ class Protocol(BaseModel):
     classes: int = Field(
         3, ge=2, le=10, description="of CIFAR-10, the first so many; GeoMNIST has 3"
     )
-    train_per_class: int = Field(500, ge=2, description="training images a class")
-    validation_per_class: int = Field(500, ge=2, description="validation images a class")
+    train_per_class: int = Field(500, ge=2, le=10**5, description="training images a class")
+    validation_per_class: int = Field(500, ge=2, le=10**5, description="validation images a class")
     learning_rate: float = Field(0.005, gt=0, lt=float("inf"), description="of plain SGD, batch 1")
-    iterations: int = Field(10_000, ge=100, description="steps of SGD")
+    iterations: int = Field(10_000, ge=100, le=10**8, description="steps of SGD")
     noise_levels: tuple[float, ...] = Field(
         LEVELS,
         min_length=1,
         description="shares of wrong training labels; 0 among them, and some on both sides of (K−1)/K for figure 4",
     )
-    trials: int = Field(100, ge=3, description="independent networks at each noise level")
+    trials: int = Field(100, ge=3, le=10**5, description="independent networks at each noise level")
     clean_trials: int | None = Field(
-        None, ge=3, description="networks at noise level 0, behind figures 1, 3 and 5; else trials"
+        None,
+        ge=3,
+        le=10**5,
+        description="networks at noise level 0, behind figures 1, 3 and 5; else trials",
     )
-    batch: int = Field(10, ge=1, description="networks trained together and stored together")
-    recordings: int = Field(10, ge=4, description="validations after the first, over training")
-    windows: int = Field(50, ge=8, description="windows of training that class means are over")
+    batch: int = Field(
+        10, ge=1, le=10**4, description="networks trained together and stored together"
+    )
+    recordings: int = Field(
+        10, ge=4, le=10**4, description="validations after the first, over training"
+    )
+    windows: int = Field(
+        50, ge=8, le=10**5, description="windows of training that class means are over"
+    )
     confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
     seed: int = Field(0, ge=0, description="of all randomness")
 

@@ -30,7 +30,7 @@ def paths(model):
 @pytest.fixture(scope="module")
 def swept(model):
     return lesde.simulate(
-        model, TIMES, START, replicates=10, learning_rate=[0.02, 0.05, 0.1], seed=2
+        model, TIMES, START, replicates=10, learning_rate=[0.025, 0.05, 0.125], seed=3
     )
 
 
