@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from lesde.stores import REMEDY, open_store, write_store
 
 __all__ = ["damaged", "read", "read_whole", "write", "write_text"]
 
@@ -31,7 +32,7 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write a dataset to a Zarr store, replacing what stood there.
 
     The store is written beside its place and moved there, so that an interrupt leaves either the
-    old store or the new one.
+    old store or the new one. Each chunk has a checksum, and a missing one is seen when it is read.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,10 +41,7 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         clean[name].encoding.clear()
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        with warnings.catch_warnings():
-            # Text variables are outside version 3 of the format's core; xarray reads them back.
-            warnings.filterwarnings("ignore", message=".*(data type|Zarr V3|Zarr format 3).*")
-            clean.to_zarr(scratch / "new", mode="w", consolidated=False)
+        write_store(clean, scratch / "new")
         if target.exists():
             target.rename(scratch / "old")
         try:
@@ -69,9 +67,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a store into memory."""
-    with xr.open_zarr(path, consolidated=False) as dataset:
-        return dataset.load()
+    """Read a store into memory.
+
+    Raises
+    ------
+    ValueError
+        If there is no store, or it is damaged; the message names the file inside it.
+    """
+    return open_store(path).load()
 
 
 def read_whole(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -84,16 +87,17 @@ def read_whole(path: str | os.PathLike[str]) -> xr.Dataset:
     """
     try:
         dataset = read(path)
-        gaps = [n for n, v in dataset.items() if v.dtype.kind == "f" and bool(v.isnull().any())]
-    except (OSError, ValueError, KeyError):
-        raise damaged(path) from None
+    except ValueError as error:
+        raise damaged(path, str(error).removesuffix(f" {REMEDY}")) from None
+    gaps = [n for n, v in dataset.items() if v.dtype.kind == "f" and bool(v.isnull().any())]
     if gaps:
         raise damaged(path)
     return dataset
 
 
-def damaged(path: str | os.PathLike[str]) -> ValueError:
-    """What to say of a store that is not whole; to be raised."""
+def damaged(path: str | os.PathLike[str], found: str = "") -> ValueError:
+    """What to say of a store that is not whole, and what was found; to be raised."""
     return ValueError(
         f"--out: {os.fspath(path)} is damaged. Remove it and run the command again: what it held is then trained anew."
+        f"{' Found: ' if found else ''}{found}"
     )
