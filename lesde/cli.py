@@ -51,13 +51,13 @@ def _on_terminal() -> bool:
 
 
 def _open(path: Path) -> Any:
-    import xarray as xr
+    from lesde.stores import open_store
 
     if not path.exists():
         recover(path.parent)  # a killed command may have set it aside
     if not path.exists():
         raise ValueError(f"PATHS must be a Zarr store; {path} does not exist.")
-    return xr.open_zarr(path, consolidated=False)
+    return open_store(path)
 
 
 @app.callback(invoke_without_command=True)

@@ -15,7 +15,7 @@ from torch import nn
 from ..checks import check_flag, check_integer, check_path, check_real, shown
 from .callback_clock import Clock, rate_reader, schedule
 from .callback_opening import Key, found_tracks, new_tracks
-from .callback_store import MemoryTrack, Store, StoreTrack, Track
+from .callback_store import MemoryTrack, Store, StoreTrack, Track, write_dropped
 from .looking import Looker, Loss, Pooling
 from .probe_set import read_probes
 from .recording import entries_of, track_attrs
@@ -32,8 +32,14 @@ class Recorder:
 
     With ``store`` records go to a Zarr store, several at once: when a chunk of about 8 MB is full, at the
     latest after 30 seconds, and when the recorder is closed, the ``with`` block is left (also by an
-    error) or the program ends (also by Ctrl-C). A program that is killed loses what it recorded
-    since the last write; all else stays readable. Chunks are not compressed, for speed.
+    error) or the program ends (also by Ctrl-C). Those of a recorder that is dropped without being closed
+    are written at the next step of another recorder, when a store is opened, or when the program ends. A
+    program that is killed loses what it recorded since the last write; all else stays readable. Chunks
+    are not compressed, for speed, but have a checksum.
+
+    Records that cannot be written (on a full disk, say) are an error that names the store, and wait in
+    memory to be written by a later :meth:`flush` or :meth:`close`. Where they cannot be written when the
+    program ends either, that is said on stderr, and the exit status is 120.
 
     Parameters
     ----------
@@ -67,9 +73,12 @@ class Recorder:
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, the model does not take the probe set, or a store does not fit.
+        If an argument is out of range, the model does not take the probe set, or a store does not fit or
+        is damaged.
     FileExistsError
         If the store exists and ``resume`` is False.
+    OSError
+        If the store cannot be written.
     Diverged
         From :meth:`step`, if a recorded feature is not finite.
 
@@ -185,6 +194,7 @@ class Recorder:
     def step(self) -> None:
         """Count one step of the optimiser, and record where a record is due."""
         self._check_open()
+        write_dropped()
         self._advance([self._checked_rate()])
 
     def record(self) -> None:
@@ -328,6 +338,7 @@ class Recorder:
         return clock, last
 
     def _opened(self, path: Path, about: dict[str, Any], resume: bool) -> Store:
+        write_dropped()
         path = path.expanduser()
         if path.exists() and not resume:
             raise FileExistsError(
@@ -345,8 +356,8 @@ class Recorder:
             }
             tracks = new_tracks(path, about, contents)
         self._tracks.update(tracks)
-        store = Store(tracks.values())
-        # Also a recorder that is dropped without being closed leaves its records behind.
+        store = Store(path, tracks.values())
+        # A recorder that is dropped without being closed leaves its records to be written.
         weakref.finalize(self, store.dropped).atexit = False
         return store
 

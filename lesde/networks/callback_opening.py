@@ -10,7 +10,8 @@ import numpy as np
 import zarr
 
 from ..checks import shown
-from .callback_store import StoreTrack
+from ..stores import check_format, nodes_of, quiet_zarr, telling
+from .callback_store import StoreTrack, write_dropped
 
 __all__ = ["Key", "clock_of", "found_tracks", "new_tracks", "tracks_of"]
 
@@ -18,6 +19,7 @@ Key = tuple[str, str]
 """A probe set and a layer."""
 
 _MARK = "lesde_recording"
+_FORMAT = 1
 
 
 def new_tracks(
@@ -27,7 +29,7 @@ def new_tracks(
 ) -> dict[Key, StoreTrack]:
     """A new store; ``contents`` are labels and attributes of every track."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    root = zarr.open_group(str(path), mode="w-", attributes={**about, _MARK: 1})
+    root = zarr.open_group(str(path), mode="w-", attributes={**about, _MARK: _FORMAT})
     return {
         (name, layer): StoreTrack.create(
             root, f"{name}/{layer.replace('/', '%2F')}", labels, about["replicate"], attrs
@@ -47,7 +49,7 @@ def found_tracks(
         If the store was recorded in another way, or lacks a track.
     """
     groups = tracks_of(path, "r+")
-    known = dict(zarr.open_group(str(path), mode="r").attrs)
+    known = nodes_of(path)[""]["attributes"]
     for name, value in about.items():
         if known.get(name) != value:
             told = f": {shown(known.get(name))} there, {shown(value)} here"
@@ -60,7 +62,11 @@ def found_tracks(
         raise ValueError(
             f"store {str(path)!r} lacks a layer; it was left unfinished. Remove it and begin again."
         )
-    return {(name, layer): StoreTrack(groups[name][layer]) for name, layer in keys}
+    found = {(name, layer): StoreTrack(groups[name][layer]) for name, layer in keys}
+    # What Zarr writes takes its name when it is whole; a kill leaves it under another, for ever.
+    for left in path.rglob("*.partial"):
+        left.unlink()
+    return found
 
 
 def clock_of(path: str | Path) -> dict[str, np.ndarray]:
@@ -79,27 +85,28 @@ def tracks_of(path: str | Path, mode: Literal["r", "r+"] = "r") -> dict[str, dic
     FileNotFoundError
         If there is nothing at ``path``.
     ValueError
-        If what is there was not written by a recorder.
+        If what is there was not written by a recorder, or is damaged.
     """
+    write_dropped()
     place = Path(path).expanduser()
     if not place.exists():
         raise FileNotFoundError(f"store {str(place)!r} does not exist.")
-    try:
-        root = zarr.open_group(str(place), mode=mode)
-    except (FileNotFoundError, ValueError, KeyError):
-        root = None
-    if root is None or _MARK not in root.attrs:
+    empty = place.is_dir() and not any(place.iterdir())
+    about: dict[str, Any] = {} if empty else nodes_of(place)[""].get("attributes", {})
+    if _MARK not in about:
         raise ValueError(
             f"store {str(place)!r} is no store of a lesde.Recorder. Open other Zarr stores with "
             f"xarray.open_zarr."
         )
-    found = {
-        (str(group.attrs["probe"]), str(group.attrs["layer"])): group
-        for _, probe in root.groups()
-        for _, group in probe.groups()
-    }
-    about: dict[str, Any] = dict(root.attrs)
-    return {
-        name: {layer: found[name, layer] for layer in about["layers"] if (name, layer) in found}
-        for name in about["probes"]
-    }
+    check_format(place, about[_MARK], _FORMAT)
+    with telling(place, always=True), quiet_zarr():
+        root = zarr.open_group(str(place), mode=mode)
+        found = {
+            (str(group.attrs["probe"]), str(group.attrs["layer"])): group
+            for _, probe in root.groups()
+            for _, group in probe.groups()
+        }
+        return {
+            name: {layer: found[name, layer] for layer in about["layers"] if (name, layer) in found}
+            for name in about["probes"]
+        }

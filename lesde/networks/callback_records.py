@@ -46,8 +46,9 @@ def open_records(
     Raises
     ------
     FileNotFoundError, TypeError, ValueError
-        If a store is not there, was not written by a recorder, holds no such layer or probe set, or the
-        stores do not fit together.
+        If a store is not there, was not written by a recorder, is damaged, holds no such layer or probe
+        set, or the stores do not fit together. Where numbers are read when they are used, damage to them
+        is told then, by a ValueError that names the store and the file in it.
 
     Examples
     --------

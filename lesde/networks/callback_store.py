@@ -5,27 +5,32 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # registers its exit handler, which has to come before ours
 import contextlib
+import multiprocessing
 import os
+import sys
 import threading
 import time
 import warnings
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.core.sync import SyncError
+from zarr.codecs import Crc32cCodec
 
 from ..checks import shown
+from ..stores import arrays_of, check_chunks, damaged, never, opened, quiet_zarr, telling
 from .recording import ABOUT, CLOCK, Entries, packed, with_rate
 
-__all__ = ["MemoryTrack", "Store", "StoreTrack", "open_track"]
+__all__ = ["MemoryTrack", "Store", "StoreTrack", "open_track", "write_dropped"]
 
 _CHUNK = 8_000_000  # bytes of the features of one chunk, about
 _LONGEST = 64  # records in one chunk at most
 _CLOCK_CHUNK = 1024
+FIXED = ("label", "replicate")
+"""Variables that do not grow."""
 _PATIENCE = 30.0  # seconds after which records are written though a chunk is not full
 
 
@@ -50,14 +55,22 @@ class StoreTrack:
     """The records of one layer on one probe set, in one group of a Zarr store.
 
     Written to disk in this order: all other variables, then ``time``. It grows before it is written, and
-    holds NaN in between, so that the records before its first NaN are whole.
+    holds NaN in between, so that the records before its first NaN are whole. Where a chunk of it begins,
+    it is written first of all, as infinity in place of NaN, which Zarr would not write: so a chunk of
+    ``time`` that is missing where other variables have records was lost, not left unwritten by a kill.
     """
 
     def __init__(self, group: zarr.Group) -> None:
         self.group = group
         self._waiting: list[Entries] = []
-        self._arrays = dict(group.arrays())
         self.written = _whole(group)
+        with quiet_zarr(), telling(_place(group), group.path):
+            self._arrays = dict(group.arrays())
+            for name, array in self._arrays.items():
+                # The next flush reads the last chunk, to write what it holds and more.
+                rows = array.chunks[min(1, array.ndim - 1)]
+                if name not in FIXED and self.written % rows:
+                    array[(self.written - 1,) if name in CLOCK else (0, self.written - 1)]
 
     @classmethod
     def create(
@@ -70,8 +83,19 @@ class StoreTrack:
     ) -> StoreTrack:
         """A new group, without records."""
         group = root.create_group(path, attributes={**attrs, "coordinates": "label iteration"})
-        group.create_array("label", data=labels, dimension_names=["sample"])
-        group.create_array("replicate", data=np.array([replicate]), dimension_names=["replicate"])
+        for name, values, dim in (
+            ("label", labels, "sample"),
+            ("replicate", np.array([replicate]), "replicate"),
+        ):
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                compressors=Crc32cCodec(),
+                fill_value=never(values.dtype),
+                dimension_names=[dim],
+            )
+            array[:] = values
         return cls(group)
 
     def append(self, entries: Entries) -> None:
@@ -89,6 +113,11 @@ class StoreTrack:
         return self.written + len(self._waiting)
 
     @property
+    def waiting(self) -> int:
+        """Records that are not on disk."""
+        return len(self._waiting)
+
+    @property
     def full(self) -> bool:
         """Whether what waits fills a chunk."""
         return bool(self._waiting) and len(self._waiting) >= _records_a_chunk(self._waiting[0])
@@ -98,17 +127,22 @@ class StoreTrack:
         if not self._waiting:
             return
         first, end = self.written, self.written + len(self._waiting)
-        names = sorted(self._waiting[0], key=lambda name: name == "time")
-        for name in names:
-            dims, example = self._waiting[0][name]
+        begun = -(-first // _CLOCK_CHUNK) * _CLOCK_CHUNK
+        if begun < end:
+            self._grown("time", end)[begun:end] = np.inf
+        for name in sorted(self._waiting[0], key=lambda name: name == "time"):
             values = np.stack([entries[name][1] for entries in self._waiting])
-            clock = name in CLOCK
-            if name not in self._arrays:
-                self._arrays[name] = self._new(name, dims, example)
-            array = self._arrays[name]
-            array.resize((end,) if clock else (1, end, *example.shape))
-            array[(slice(first, end),) if clock else (0, slice(first, end))] = values
+            array = self._grown(name, end)
+            array[(slice(first, end),) if name in CLOCK else (0, slice(first, end))] = values
         self.written, self._waiting = end, []
+
+    def _grown(self, name: str, end: int) -> zarr.Array:
+        """An array of so many records, made where it is new."""
+        dims, example = self._waiting[0][name]
+        if name not in self._arrays:
+            self._arrays[name] = self._new(name, dims, example)
+        self._arrays[name].resize((end,) if name in CLOCK else (1, end, *example.shape))
+        return self._arrays[name]
 
     def clock(self, records: int) -> dict[str, np.ndarray]:
         """Times and iterations of the first records."""
@@ -122,11 +156,11 @@ class StoreTrack:
         if "time" in self._arrays and self._arrays["time"].shape[0] > records:
             # First of all: what is cut must not be taken for whole if the program is killed here, nor
             # when the array, whose last chunk keeps its numbers, grows again.
-            self._arrays["time"][records:] = np.nan
-        for name, array in self._arrays.items():
+            self._arrays["time"][records:] = np.inf
+        for name, array in sorted(self._arrays.items(), key=lambda item: item[0] == "time"):
             if name in CLOCK:
                 array.resize((records,))
-            elif name not in ("label", "replicate"):
+            elif name not in FIXED:
                 array.resize((1, records, *array.shape[2:]))
         self.written = records
 
@@ -144,8 +178,9 @@ class StoreTrack:
             shape=(0,) if clock else (1, 0, *example.shape),
             chunks=(rows,) if clock else (1, rows, *example.shape),
             dtype=kind,
-            compressors=None,  # compressing features takes longer than computing them
-            fill_value=np.nan if kind.kind == "f" else 0,
+            # Compressing features takes longer than computing them, a checksum does not.
+            compressors=Crc32cCodec(),
+            fill_value=np.nan if kind.kind == "f" else never(kind),
             dimension_names=["time"] if clock else ["replicate", "time", *dims],
             attributes=dict(ABOUT.get(name, {})),
         )
@@ -158,55 +193,134 @@ class Store:
     """A Zarr store of several tracks, flushed when chunks are full, at the latest after some seconds, and
     at the end of the program."""
 
-    def __init__(self, tracks: Iterable[StoreTrack]) -> None:
+    def __init__(self, path: Path, tracks: Iterable[StoreTrack]) -> None:
+        self.path = path
         self._tracks = list(tracks)
         self.process = os.getpid()
         self._flushed = time.monotonic()
-        _open_stores.add(self)
+        _open_stores.append(self)
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not on disk."""
+        return max(track.waiting for track in self._tracks)
 
     def appended(self) -> None:
         """To be called after every record."""
         if time.monotonic() - self._flushed > _PATIENCE:
             self.flush()
-        for track in self._tracks:
-            if track.full:
-                track.flush()
+        self._write([track for track in self._tracks if track.full])
 
     def flush(self) -> None:
-        for track in self._tracks:
-            track.flush()
+        self._write(self._tracks)
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         self.flush()
-        _open_stores.discard(self)
+        if self in _open_stores:
+            _open_stores.remove(self)
 
     def dropped(self) -> None:
-        """Close when nothing refers to the recorder any more."""
-        try:
-            self.close()
-        except SyncError:
-            # Python noticed it in the thread that Zarr writes from, which cannot wait for itself.
-            _left_for_the_end.append(self)
+        """To be called when nothing refers to the recorder any more.
+
+        Python may notice that anywhere, also inside Zarr and with its locks held. So nothing is written
+        here.
+        """
+        _dropped.append(self)
 
     def reopen(self) -> None:
         """Write at the end of the program again."""
-        _open_stores.add(self)
+        if self not in _open_stores:
+            _open_stores.append(self)
+
+    def _write(self, tracks: Iterable[StoreTrack]) -> None:
+        try:
+            for track in tracks:
+                track.flush()
+        except OSError as error:
+            told = (
+                f"store {str(self.path)!r} cannot be written ({error.strerror or error}); its last "
+                f"{_records(self.waiting)} in memory. Mend the cause, then call flush() or close()."
+            )
+            raise OSError(error.errno, told) if error.errno else OSError(told) from error
 
 
-_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-_left_for_the_end: list[Store] = []
-"""Open stores that nothing else keeps alive."""
+_open_stores: list[Store] = []
+_dropped: list[Store] = []
+"""Stores whose recorders are gone, still to be written."""
+
+
+def write_dropped() -> None:
+    """Write the stores of recorders that were dropped without being closed."""
+    while _dropped:
+        try:
+            store = _dropped.pop()
+        except IndexError:  # another thread took it
+            return
+        if store.process != os.getpid():
+            continue
+        try:
+            store.close()
+        except Exception as error:
+            message = f"{error} They are tried again at the end of the program."
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _flush_all() -> None:
+    """Write all that is not written, at the end of the program; where that fails, say what is lost."""
+    failed = False
     for store in list(_open_stores):
         if store.process != os.getpid():
             continue  # a copy in a forked process, such as a worker of a DataLoader
-        with contextlib.suppress(
-            Exception
-        ):  # the program ends, and the other stores are to be written
+        try:
             store.flush()
+        except BaseException as error:  # also an interrupt: the other stores are to be written
+            failed = True
+            reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            _say(
+                f"lesde: error: the last {_records(store.waiting)} not written to store "
+                f"{str(store.path)!r} and lost: {reason or type(error).__name__}"
+            )
+    if failed:
+        _fail()
+
+
+def _records(number: int) -> str:
+    return f"{number} record{' is' if number == 1 else 's are'}"
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(Exception):
+        print(message, file=sys.stderr, flush=True)
+
+
+def _fail() -> None:
+    """Have the program end with a status that is not 0.
+
+    Nothing that runs at the end of a program can set it, and leaving at once (``os._exit``) would take
+    the end from everybody else: other exit handlers, notebooks, pytest. But Python itself ends with status
+    120 where a standard stream cannot write what it holds, which is what happened here.
+    """
+    if multiprocessing.parent_process() is not None:
+        # Such a child leaves by os._exit, with status 1 after an error.
+        raise OSError("records were not written")
+    sys.stderr = _Unwritten(sys.stderr)
+
+
+class _Unwritten:
+    """A stream that cannot be flushed when Python ends, and otherwise is the one that it stands for."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+        if sys.is_finalizing():
+            raise OSError("records were not written")
 
 
 # Zarr writes from a pool of threads, which takes no more work when ordinary exit handlers run.
@@ -221,38 +335,53 @@ def open_track(group: zarr.Group) -> xr.Dataset:
         raise ValueError(
             f"store group {shown(group.path)} holds no record yet; train on, or call record()."
         )
-    with quiet_zarr():
-        try:
-            dataset = _opened(group)
-        except ValueError:
-            # The program was killed in the middle of a flush: variables are of several lengths.
-            names = [name for name, _ in group.arrays()]
-            parts = []
-            for name in names:
-                part = _opened(group, drop_variables=[n for n in names if n != name])
-                parts.append(part.isel(time=slice(count)) if "time" in part.dims else part)
-            dataset = xr.merge(parts, join="exact", combine_attrs="override")
+    place, names = _place(group), [name for name, _ in group.arrays()]
+    lengths = {
+        array.shape[name not in CLOCK] for name, array in group.arrays() if name not in FIXED
+    }
+    if len(lengths) == 1:
+        dataset = opened(place, group.path)
+    else:
+        # The program was killed in the middle of a flush, or is in the middle of one now.
+        parts = []
+        for name in names:
+            part = opened(place, group.path, [n for n in names if n != name])
+            parts.append(part.isel(time=slice(count)) if "time" in part.dims else part)
+        dataset = xr.merge(parts, join="exact", combine_attrs="override")
     return with_rate(dataset.isel(time=slice(count)))
 
 
 def _whole(group: zarr.Group) -> int:
-    """Records before the first whose time was not written."""
-    if "time" not in group:
-        return 0
-    missing = ~np.isfinite(np.asarray(dict(group.arrays())["time"][:]))
-    return int(np.argmax(missing)) if missing.any() else len(missing)
+    """Records before the first whose time was not written.
+
+    Raises
+    ------
+    ValueError
+        If a file of a record is missing, or the metadata or the clock are damaged.
+    """
+    place, arrays = _place(group), _arrays(group)
+    grow = {name: int(name not in CLOCK) for name in arrays if name not in (*FIXED, "time")}
+    longest = max((arrays[name].shape[axis] for name, axis in grow.items()), default=0)
+    if "time" not in arrays and longest:
+        raise damaged(place, place / group.path / "time" / "zarr.json", "is missing")
+    with telling(place, f"{group.path}/time"):
+        clock = np.asarray(arrays["time"][:]) if "time" in arrays else np.empty(0)
+    missing = ~np.isfinite(clock)
+    count = int(np.argmax(missing)) if missing.any() else len(missing)
+    rows = {name: (axis, count) for name, axis in grow.items()} | {"time": (0, longest)}
+    check_chunks(place, group.path, arrays, rows, nan=True)
+    return count
 
 
-def _opened(group: zarr.Group, **options: Any) -> xr.Dataset:
-    return xr.open_zarr(group.store, group=group.path, consolidated=False, chunks=None, **options)
+def _arrays(group: zarr.Group) -> dict[str, zarr.Array]:
+    """The arrays in a group as they are on disk."""
+    found = arrays_of(_place(group), group.path)
+    return {name.removeprefix(f"{group.path}/"): array for name, array in found.items()}
 
 
-@contextlib.contextmanager
-def quiet_zarr() -> Iterator[None]:
-    """Without what Zarr says about its own format."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Zarr V3|Zarr format 3|onsolidated).*")
-        yield
+def _place(group: zarr.Group) -> Path:
+    """The folder of the store that a group is in."""
+    return Path(getattr(group.store, "root", ""))
 
 
 def _records_a_chunk(entries: Entries) -> int:

@@ -281,15 +281,15 @@ def _level(path: Path) -> float | None:
         return None
     try:
         return float(json.loads(file.read_text())["attributes"]["noise_level"])
-    except (ValueError, KeyError):
-        raise damaged(path) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise damaged(path, "zarr.json does not tell its noise level.") from None
 
 
 def _whole(path: Path, study: str, trials: tuple[int, ...]) -> xr.Dataset:
     """A store, checked to hold these trials and no gaps."""
     dataset = read_whole(path, study)
     if dataset["replicate"].values.tolist() != list(trials):
-        raise damaged(path)
+        raise damaged(path, "it holds other trials than its name says.")
     return dataset
 
 

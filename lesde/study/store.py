@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde.stores import REMEDY, SEAL, open_store, write_store
 from lesde.writing import Target
 
 __all__ = ["damaged", "difference", "read", "read_whole", "target", "why_foreign", "write"]
@@ -50,8 +50,8 @@ def write(
     """Write a dataset to a Zarr store, replacing an older store that was written in this way.
 
     The store is written beside its place and moved there, so that an interrupt leaves either the
-    old store or the new one. Its attribute ``lesde_store`` is by what it can be told from other stores, and from one that
-    was changed since.
+    old store or the new one. Each chunk has a checksum, and a missing one is seen when it is read. The
+    attribute ``lesde_seal`` tells the store from others, and from one that was changed since.
 
     Raises
     ------
@@ -62,24 +62,21 @@ def write(
     clean = dataset.assign_attrs({key: _plain(value) for key, value in dataset.attrs.items()})
     if study is not None:
         clean.attrs[_STUDY] = study
-    clean.attrs.pop(_MARK, None)
+    clean.attrs.pop(SEAL, None)
     for name in clean.variables:
         clean[name].encoding.clear()
 
     def written(new: Path) -> None:
-        with warnings.catch_warnings():
-            # Text variables are outside version 3 of the format's core; xarray reads them back.
-            warnings.filterwarnings("ignore", message=".*(data type|Zarr V3|Zarr format 3).*")
-            clean.to_zarr(new, mode="w-", consolidated=False)
+        write_store(clean, new)
         root = json.loads((new / "zarr.json").read_text(encoding="utf-8"))
-        root["attributes"][_MARK] = _seal(new)
+        root["attributes"][SEAL] = _seal(new)
         (new / "zarr.json").write_text(json.dumps(root, indent=2), encoding="utf-8")
 
     place.put(written)
     return place.path
 
 
-_MARK, _STUDY = "lesde_store", "lesde_study"
+_STUDY = "lesde_study"
 
 
 def _seal(path: Path) -> str:
@@ -109,7 +106,7 @@ def why_foreign(path: Path, study: str | None = None) -> str | None:
     if study is not None and not any(path.iterdir()):
         return None  # what was in it was removed, to be made anew
     held = _attributes(path)
-    if held.get(_MARK) != _seal(path):
+    if held.get(SEAL) != _seal(path):
         return "is no store that this package wrote, or was changed since; it is not replaced"
     return None if study is None else _why_other(held.get(_STUDY), study)
 
@@ -132,11 +129,14 @@ def _why_other(held: Any, study: str) -> str | None:
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a store into memory."""
-    with xr.open_zarr(path, consolidated=False) as dataset:
-        held = dataset.load()
-    held.attrs.pop(_MARK, None)
-    return held
+    """Read a store into memory.
+
+    Raises
+    ------
+    ValueError
+        If there is no store, or it is damaged; the message names the file inside it.
+    """
+    return open_store(path).load()
 
 
 def read_whole(path: str | os.PathLike[str], study: str) -> xr.Dataset:
@@ -149,9 +149,9 @@ def read_whole(path: str | os.PathLike[str], study: str) -> xr.Dataset:
     """
     try:
         dataset = read(path)
-        gaps = [n for n, v in dataset.items() if v.dtype.kind == "f" and bool(v.isnull().any())]
-    except (OSError, ValueError, KeyError):
-        raise damaged(path) from None
+    except ValueError as error:
+        raise damaged(path, str(error).removesuffix(f" {REMEDY}")) from None
+    gaps = [n for n, v in dataset.items() if v.dtype.kind == "f" and bool(v.isnull().any())]
     if gaps:
         raise damaged(path)
     why = _why_other(dataset.attrs.get(_STUDY), study)
@@ -162,8 +162,9 @@ def read_whole(path: str | os.PathLike[str], study: str) -> xr.Dataset:
     return dataset
 
 
-def damaged(path: str | os.PathLike[str]) -> ValueError:
-    """What to say of a store that is not whole; to be raised."""
+def damaged(path: str | os.PathLike[str], found: str = "") -> ValueError:
+    """What to say of a store that is not whole, and what was found; to be raised."""
     return ValueError(
         f"--out: {os.fspath(path)} is damaged. Remove it and run the command again: what it held is then trained anew."
+        f"{' Found: ' if found else ''}{found}"
     )
