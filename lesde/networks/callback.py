@@ -56,7 +56,8 @@ class Recorder:
         Times on the clock; each is recorded at the nearest iteration. Whole numbers where no
         ``learning_rate`` is given. :func:`lesde.networks.saving_times` makes them.
     learning_rate : float, torch.optim.Optimizer or callable, optional
-        What a step adds to the clock. Of an optimiser the rate is read at every step, so call
+        What a step adds to the clock. Of an optimiser the rate is read at every step (an error where its
+        groups have several, also later on), so call
         :meth:`step` before that of a scheduler of the learning rate; a callable takes nothing, is
         called once when the recorder is made and at every :meth:`step`, and returns the rate of the step
         just taken. Default: 1, time counts iterations.
@@ -206,7 +207,8 @@ class Recorder:
         # All looks first, so that tracks stay equally long where one of them fails.
         looks = {name: self._looker.look(one, now) for name, one in self._probes.items()}
         for (name, layer), track in self._tracks.items():
-            track.append(entries_of(looks[name], layer, now, self._clock.iteration, self._rate))
+            look, iteration = looks[name], self._clock.iteration
+            track.append(entries_of(self._looker, look, layer, now, iteration, self._rate))
         self._last = now
         if self._store is not None:
             self._store.appended()

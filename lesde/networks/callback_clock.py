@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checks import check_finite_array, check_integer, check_real, check_sequence, shown
 
-__all__ = ["Clock", "Schedule", "rate_reader", "schedule"]
+__all__ = ["Clock", "Schedule", "rate_of", "rate_reader", "schedule"]
 
 
 class Clock:
@@ -115,15 +115,8 @@ def rate_reader(learning_rate: Any) -> Callable[[], float]:
     """A function that tells the learning rate of the step just taken."""
     if learning_rate is None:
         return lambda: 1.0
-    groups = getattr(learning_rate, "param_groups", None)
-    if groups is not None:
-        rates = {float(group["lr"]) for group in groups}
-        if len(rates) > 1:
-            raise ValueError(
-                f"learning_rate must be one number, but the groups of the optimiser have "
-                f"{', '.join(f'{rate:g}' for rate in sorted(rates))}; give a number or a function."
-            )
-        return lambda: float(learning_rate.param_groups[0]["lr"])
+    if hasattr(learning_rate, "param_groups"):
+        return lambda: rate_of(learning_rate)
     if callable(learning_rate):
         return lambda: _returned(learning_rate)
     if isinstance(learning_rate, bool) or not isinstance(learning_rate, numbers.Real):
@@ -136,6 +129,17 @@ def rate_reader(learning_rate: Any) -> Callable[[], float]:
         )
     rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
     return lambda: rate
+
+
+def rate_of(optimizer: Any) -> float:
+    """The learning rate that all groups of an optimiser have now."""
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    if len(rates) > 1:
+        raise ValueError(
+            f"learning_rate must be one number, but the groups of the optimiser have "
+            f"{', '.join(f'{rate:.8g}' for rate in sorted(rates))}; give a number or a function."
+        )
+    return rates.pop()
 
 
 def _returned(function: Callable[[], Any]) -> float:

@@ -18,6 +18,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import NAMES, check_sequence, shown
 from .chain import Chain, chain_of
+from .coupling import check_each_by_itself
+from .quiet import Kept, kept_randomness
 from .sharing import Share, one_after_another, parts_of
 
 __all__ = ["Ensemble", "Evaluation", "child_seed", "layer_names"]
@@ -284,7 +286,7 @@ def _check_architecture(
                 f"layers must be among {', '.join(map(repr, known))}; got {shown(layer)}."
             )
     linear: list[tuple[nn.Module, Tensor]] = []
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, torch.no_grad(), Kept(network):
         for module in names:
             if isinstance(module, nn.Linear):
                 hook = module.register_forward_hook(lambda m, _, out: linear.append((m, out)))
@@ -303,6 +305,12 @@ def _check_architecture(
             f"architecture must give logits of shape {wanted}, one for each of the {n_classes} "
             f"classes of data; got {given}."
         )
+
+    def run(rows: Sequence[int]) -> dict[str, Tensor]:
+        with torch.no_grad(), kept_randomness(seed=0), Kept(network):
+            return {"output": network(example[rows])}
+
+    check_each_by_itself(network, run, [0, 0], len(example), example.dtype, "architecture")
     if "penultimate" not in layers:
         return ""
     parameters = {id(parameter) for parameter in network.parameters()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from .callback import Recorder
+from .callback_clock import rate_of
 from .callback_opening import clock_of
 
 __all__ = ["LightningRecorder"]
@@ -40,7 +42,8 @@ class LightningRecorder(_Base):
     """Features of any layers of a LightningModule, recorded while a Trainer fits it.
 
     A :class:`lesde.Recorder` that counts the Trainer's optimiser steps (``global_step``, so accumulated
-    gradients count once) and sums their learning rates, read before each step. A record is taken at the
+    gradients count once) and sums their learning rates, read before each step (that of the first group, with
+    a warning, where the groups of an optimiser have several). A record is taken at the
     end of a batch; where a batch makes several steps, one at most, after the last. With several processes
     the first one records.
 
@@ -93,7 +96,7 @@ class LightningRecorder(_Base):
         self._arguments = (layers, probe)
         self._options = options
         self._state: dict[str, float] | None = None
-        self._rate = 0.0
+        self._rate, self._told = 0.0, False
         # Of steps not yet counted, by the global_step before each.
         self._rates: dict[int, float] = {}
         self._ahead = 0  # iteration of the recorder less global_step
@@ -116,7 +119,7 @@ class LightningRecorder(_Base):
         if self.recorder is not None and state is None and self._goes_on(trainer, pl_module):
             self.recorder._reopen()
         else:
-            self._rate = _rate_of(trainer.optimizers[0])
+            self._rate = self._rate_of(trainer.optimizers[0])
             self._rates.clear()
             self.recorder = Recorder(
                 pl_module,
@@ -132,7 +135,7 @@ class LightningRecorder(_Base):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the learning rate, which a scheduler may change right after the step."""
         if self._fitting:
-            self._rate = self._rates[trainer.global_step] = _rate_of(optimizer)
+            self._rate = self._rates[trainer.global_step] = self._rate_of(optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -165,6 +168,21 @@ class LightningRecorder(_Base):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """The clock of the checkpoint."""
         self._state = dict(state_dict) or None
+
+    def _rate_of(self, optimizer: Any) -> float:
+        """The learning rate; of several that of the first group, which is told once."""
+        try:
+            return rate_of(optimizer)
+        except ValueError:
+            first = float(optimizer.param_groups[0]["lr"])
+            if not self._told:
+                self._told = True
+                warnings.warn(
+                    f"the groups of the optimiser have several learning rates; the time of the records is "
+                    f"the sum of those of the first group, now {first:g}.",
+                    stacklevel=2,
+                )
+            return first
 
     def _count(self, trainer: Any) -> None:
         """Count the steps made since the last call, each at its own rate."""
@@ -211,7 +229,3 @@ class LightningRecorder(_Base):
                 f"'time': t}}), with t the sum of the learning rates of these steps."
             )
         return {"iteration": step, "time": time + (step - begun) * self._rate}
-
-
-def _rate_of(optimizer: Any) -> float:
-    return float(optimizer.param_groups[0]["lr"])

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..checks import check_choice, check_integer, shown
 from ..errors import Diverged
+from .classifier import Call, Head, Map, close, find_head, fits, linear_calls, map_at
+from .coupling import check_each_by_itself, trial_rows
 from .ensemble import layer_names
 from .gradients import LOSSES
-from .probe_set import ProbeSet
-from .quiet import device_of, kept_randomness, quiet
+from .probe_set import ProbeSet, each
+from .quiet import Kept, device_of, kept_randomness, moved_parameters, quiet
 
 __all__ = ["Look", "Looker"]
 
 _DTYPES = ("float16", "float32", "float64")
 Pooling = str | Callable[[Tensor], Tensor]
 Loss = str | Callable[[Tensor, Tensor], Any] | None
+
+
+class _Failed(ValueError):
+    """The model does not run, or gives what cannot be recorded."""
 
 
 @dataclass
@@ -36,7 +44,7 @@ class Look:
     loss, accuracy : float or None
         On the probe set; None where they are not defined.
     weights : array (class, feature_in), or None
-        Of the last linear layer, where "penultimate" is recorded and it gives the classes.
+        Of the classifier, where a recorded layer is what it reads.
     bias : array (class,), or None
     """
 
@@ -53,15 +61,16 @@ class _Sheet:
 
     total: int
     dtype: torch.dtype
-    rows: slice = field(default_factory=lambda: slice(0))
+    rows: Tensor = field(default_factory=lambda: torch.arange(0))
     arrays: dict[str, Tensor] = field(default_factory=dict)
 
     def write(self, name: str, values: Tensor, dtype: torch.dtype | None = None) -> None:
         if name not in self.arrays:
             shape = (self.total, *values.shape[1:])
             self.arrays[name] = torch.empty(shape, dtype=dtype or self.dtype)
+        array = self.arrays[name]
         # Copied at once: a later layer may work in place.
-        self.arrays[name][self.rows].copy_(values)
+        array[self.rows] = values.detach().to(array.device, array.dtype)
 
 
 class Looker:
@@ -72,9 +81,14 @@ class Looker:
     model : torch.nn.Module
     layers : str or sequence of str
     example : ProbeSet
-        To see that the model takes it; its first samples are passed through.
+        To see that the model takes it, and what it makes of it; a few of its samples are passed through.
     loss, pooling, dtype, batch_size
         As for :func:`lesde.record`.
+
+    Attributes
+    ----------
+    readable : tuple of str
+        The layers that are what the classifier reads, whose weights are recorded with them.
     """
 
     def __init__(
@@ -103,9 +117,24 @@ class Looker:
             check_choice("loss", loss, LOSSES)
         self._pooling, self._loss = pooling, loss
         self._moved: dict[int, tuple[ProbeSet, ProbeSet, torch.device, torch.dtype]] = {}
-        self._last: nn.Linear | None = None
-        if "penultimate" in self.layers:
-            self._last = self._last_linear(example)
+        # What the model returns does not matter where neither its loss nor its logits are recorded.
+        self._needs_logits = loss is not None or "logits" in self.layers
+        self._last: nn.Linear | None = None  # whose input is "penultimate"
+        self._head: Head | None = None
+        self._told = False
+        self.readable: tuple[str, ...] = ()
+        few = trial_rows(len(example), self._batch)
+        try:
+            self._try(example, few, len(example))
+        except _Failed:
+            # Told of a batch as it will be; a model that takes no other is tried on it alone.
+            rows, _ = next(example.batches(self._batch))
+            self._try(example, rows.tolist(), 1)
+
+    @property
+    def classifier(self) -> str | None:
+        """Name of the linear layer that the logits come from; None where there is none."""
+        return None if self._head is None else self._name(self._head.module)
 
     def look(self, probe: ProbeSet, time: float = 0.0) -> Look:
         """Features of all layers now. The model and all random numbers stay as they are.
@@ -116,21 +145,30 @@ class Looker:
             If a feature is not finite; ``time`` is for the message.
         """
         sheet = _Sheet(len(probe), self._dtype)
-        with ExitStack() as stack:
-            self._enter(stack)
-            self._watch(stack, sheet)
+        heads = [self._head.module] if self._head is not None and self.readable else []
+        found: Map | None = None
+        fitting = True
+        with self._untouched() as kept:
             for rows, inputs in self._here(probe).batches(self._batch):
                 sheet.rows = rows
-                output = self._call(inputs)
-                if output.ndim == 2:
-                    sheet.write("output", output, torch.float64)
-                if "logits" in self.layers:
-                    self._keep(sheet, "logits", output)
-        return self._report(sheet, probe, time)
+                with self._watched(sheet, self.layers), linear_calls(heads) as calls:
+                    logits = self._call(inputs)
+                    self._keep_logits(sheet, logits)
+                for call in calls.values():
+                    if found is None:
+                        found = self._map_now(call, inputs, kept)
+                    fitting = fitting and bool(
+                        found and logits is not None and fits(call.values, found, logits)
+                    )
+                # Every batch meets the model as it was.
+                kept.restore()
+        return self._report(sheet, probe, time, found, fitting)
 
-    def _enter(self, stack: ExitStack) -> None:
-        stack.enter_context(kept_randomness(device_of(self.model)))
-        stack.enter_context(quiet(self.model))
+    @contextmanager
+    def _untouched(self) -> Iterator[Kept]:
+        """A block that leaves no trace; ``restore()`` wipes away what there is so far."""
+        with kept_randomness(device_of(self.model)), quiet(self.model), Kept(self.model) as kept:
+            yield kept
 
     def _here(self, probe: ProbeSet) -> ProbeSet:
         """The probe set where the model is, moved there once."""
@@ -143,32 +181,55 @@ class Looker:
             self._moved[id(probe)] = known
         return known[1]
 
-    def _call(self, inputs: Any) -> Tensor:
+    def _name(self, module: nn.Module) -> str:
+        return next(name for name, one in self._modules.items() if one is module)
+
+    def _run(self, inputs: Any, parameters: dict[str, Tensor] | None = None) -> Any:
+        """What the model returns, with these parameters in place of its own."""
+        if isinstance(inputs, Mapping):
+            places, keywords = (), dict(inputs)
+        else:
+            places, keywords = inputs if isinstance(inputs, tuple) else (inputs,), {}
         try:
-            if isinstance(inputs, Mapping):
-                output = self.model(**inputs)
-            else:
-                output = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
-        except (RuntimeError, TypeError) as error:
-            leaf = _first_tensor(inputs)
+            if parameters:
+                return functional_call(self.model, parameters, places, keywords)
+            return self.model(*places, **keywords)
+        except _Failed:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            leaf = _first_tensor(places or tuple(keywords.values()))
             shape = None if leaf is None else tuple(leaf.shape)
-            raise ValueError(
+            raise _Failed(
                 f"model must take the inputs of the probe set, here a batch of shape {shape}; it "
                 f"failed with: {error}"
             ) from error
+
+    def _call(self, inputs: Any, parameters: dict[str, Tensor] | None = None) -> Tensor | None:
+        """The logits."""
+        return self._logits(self._run(inputs, parameters))
+
+    def _logits(self, output: Any) -> Tensor | None:
         tensor = getattr(output, "logits", None)
         if tensor is None and isinstance(output, Mapping):
             tensor = output.get("logits")
-        tensor = _first_tensor(output) if tensor is None else tensor
-        if not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"model must return a tensor, a tuple that begins with one, or something with "
-                f"logits; got {type(output).__name__}."
-            )
-        return tensor
+        elif tensor is None:
+            tensor = _first_tensor(output)
+        if isinstance(tensor, Tensor):
+            return tensor
+        if not self._needs_logits:
+            return None
+        if isinstance(output, Mapping):
+            got = f"a {type(output).__name__} of {shown(list(output))}"
+        else:
+            got = type(output).__name__
+        raise _Failed(
+            f"model must return a tensor, a tuple that begins with one, or something with logits, by "
+            f"that name; got {got}. Give loss=None to record features alone."
+        )
 
-    def _watch(self, stack: ExitStack, sheet: _Sheet) -> None:
-        """Hooks on the asked layers while the stack is open."""
+    @contextmanager
+    def _watched(self, sheet: _Sheet, layers: Sequence[str]) -> Iterator[None]:
+        """Hooks on the asked layers while the block is open."""
 
         def after(layer: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -179,55 +240,182 @@ class Looker:
         def before(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
             self._keep(sheet, "penultimate", inputs[0] if inputs else keywords["input"])
 
-        for layer in self.layers:
-            if layer == "penultimate":
-                assert self._last is not None
-                handle = self._last.register_forward_pre_hook(before, with_kwargs=True)
-            elif layer == "logits":
-                continue
-            else:
-                handle = self._modules[layer].register_forward_hook(after(layer))
-            stack.callback(handle.remove)
+        with ExitStack() as stack:
+            for layer in layers:
+                if layer == "penultimate":
+                    assert self._last is not None
+                    handle = self._last.register_forward_pre_hook(before, with_kwargs=True)
+                elif layer == "logits":
+                    continue
+                else:
+                    handle = self._modules[layer].register_forward_hook(after(layer))
+                stack.callback(handle.remove)
+            yield
+
+    def _keep_logits(self, sheet: _Sheet, logits: Tensor | None) -> None:
+        if logits is not None and logits.ndim == 2:
+            sheet.write("output", logits, torch.float64)
+        if "logits" in self.layers:
+            self._keep(sheet, "logits", logits)
 
     def _keep(self, sheet: _Sheet, layer: str, output: Any) -> None:
         value = _first_tensor(output)
         if value is None:
-            raise ValueError(
+            raise _Failed(
                 f"layers must name submodules that return a tensor, or a tuple that begins with one; "
                 f"{layer!r} returns {type(output).__name__}."
             )
-        count = sheet.rows.stop - sheet.rows.start
+        count = len(sheet.rows)
         if callable(self._pooling):
             value = self._pooling(value)
         elif self._pooling == "mean" and value.ndim > 2:
             value = value.flatten(2).mean(-1)
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
+            raise _Failed(
                 f"layer {layer!r} must have the samples along its first axis, {count} of them here; "
                 f"got {got}. Give pooling=, a function that brings them there."
             )
         sheet.write(layer, value.flatten(1) if value.ndim > 1 else value[:, None])
 
-    def _last_linear(self, example: ProbeSet) -> nn.Linear:
-        """The torch.nn.Linear that runs last."""
-        run: list[nn.Linear] = []
-        with ExitStack() as stack:
-            self._enter(stack)
-            for module in self._modules.values():
-                if isinstance(module, nn.Linear):
-                    handle = module.register_forward_hook(lambda m, *_: run.append(m))
-                    stack.callback(handle.remove)
-            _, inputs = next(self._here(example).batches(2))
-            self._call(inputs)
-        if not run:
-            raise ValueError(
-                "layers may hold 'penultimate' only where a torch.nn.Linear runs in the model; none "
-                "does. Ask for the features by the name of a submodule."
-            )
-        return run[-1]
+    def _map_now(self, call: Call, inputs: Any, kept: Kept) -> Map | None:
+        """The map from what the classifier reads to the logits, after a pass."""
+        assert self._head is not None
+        if self._head.own:
+            weight, bias = call.module.weight, call.module.bias
+            return weight.detach().clone(), None if bias is None else bias.detach().clone()
+        kept.restore()
+        few = each(inputs, lambda tensor: tensor[:2].clone())
+        with torch.enable_grad(), linear_calls([call.module]) as calls:
+            logits = self._call(few)
+            return None if logits is None else map_at(calls[call.module].read, logits)
 
-    def _report(self, sheet: _Sheet, probe: ProbeSet, time: float) -> Look:
+    def _try(self, example: ProbeSet, batch: Sequence[int], count: int) -> None:
+        """See on a few samples that the model takes them each by itself, and where its classifier is.
+
+        It runs with parameters a little away from its own, so that a part that does nothing yet, since it
+        begins at zero (a gate, the second factor of an adapter), shows too.
+        """
+        probe, device = self._here(example), device_of(self.model)
+        moved: dict[str, Tensor] | None = moved_parameters(self.model)
+
+        def answer(rows: Sequence[int]) -> Any:
+            with kept_randomness(device, seed=0):
+                return self._run(probe.take(rows), moved)
+
+        with self._untouched() as kept:
+            try:
+                tensor = self._logits(answer(batch))
+                if tensor is not None and not torch.isfinite(tensor).all():
+                    moved = None
+            except _Failed:
+                moved = None
+            kept.restore()
+            with linear_calls(self.model.modules()) as calls:
+                output = answer(batch)
+            self._head = self._find(calls, output, example)
+            kept.restore()
+            if self._head is None and calls:
+                self._head = self._find_by_derivative(lambda: answer(batch))
+                kept.restore()
+            self._choose_last(calls)
+            heads = [] if self._head is None else [self._head.module]
+            read: list[Tensor] = []
+
+            def run(rows: Sequence[int]) -> dict[str, Tensor]:
+                nonlocal read
+                sheet = _Sheet(len(rows), torch.float64, torch.arange(len(rows)))
+                with self._watched(sheet, self.layers), linear_calls(heads) as calls:
+                    self._keep_logits(sheet, self._logits(answer(rows)))
+                read = read or [call.values.cpu() for call in calls.values()]
+                kept.restore()
+                return {name: one for name, one in sheet.arrays.items() if name in wanted}
+
+            wanted = {*self.layers, "output"} if self._needs_logits else set(self.layers)
+            dtype = next(
+                (p.dtype for p in self.model.parameters() if p.is_floating_point()),
+                torch.get_default_dtype(),
+            )
+            seen = check_each_by_itself(self.model, run, batch, count, dtype)
+            self.readable = tuple(
+                layer
+                for layer in self.layers
+                if layer != "logits" and layer in seen and read and close(seen[layer], read[0])
+            )
+
+    def _find(self, calls: Mapping[nn.Linear, Call], output: Any, example: ProbeSet) -> Head | None:
+        """The layer that gives the logits."""
+        logits = self._logits(output)
+        if isinstance(output, tuple | list) and self._needs_logits:
+            self._check_first(calls, output, int(example.classes[-1]) + 1)
+        if logits is None or logits.ndim != 2:
+            return None
+        return find_head(list(calls.values()), logits)
+
+    def _find_by_derivative(self, answer: Callable[[], Any]) -> Head | None:
+        """The layer whose input the logits are an affine map of."""
+        try:
+            with torch.enable_grad(), linear_calls(self.model.modules()) as calls:
+                logits = self._logits(answer())
+        except _Failed:  # a model that cannot be differentiated
+            return None
+        if logits is None or logits.ndim != 2:
+            return None
+        return find_head(list(calls.values()), logits, by_derivative=True)
+
+    def _choose_last(self, calls: Mapping[nn.Linear, Call]) -> None:
+        """The linear layer whose input is "penultimate"."""
+        if self._head is not None:
+            self._last = self._head.module
+        elif "penultimate" in self.layers:
+            if not calls:
+                raise ValueError(
+                    "layers may hold 'penultimate' only where a torch.nn.Linear runs in the model; none "
+                    "does. Ask for the features by the name of a submodule."
+                )
+            self._last = last = list(calls)[-1]
+            if torch.isfinite(calls[last].product).all():
+                warnings.warn(
+                    f"'penultimate' is recorded without weights, hence without NC3 and NC4: the logits are "
+                    f"no affine map of what a torch.nn.Linear reads. It is what {self._name(last)!r} reads, "
+                    f"the last of them to run. Ask for the features by the name of a submodule if they are "
+                    f"others.",
+                    stacklevel=5,
+                )
+
+    def _check_first(
+        self, calls: Mapping[nn.Linear, Call], output: Sequence[Any], classes: int
+    ) -> None:
+        """Raise or warn where the first tensor of a tuple is not the logits."""
+        first = _first_tensor(output)
+        if not isinstance(first, Tensor) or first.ndim != 2:
+            return
+        linear = any(close(call.product, first) for call in calls.values())
+        for n, other in enumerate(output):
+            source = next(
+                (
+                    c
+                    for c in calls.values()
+                    if isinstance(other, Tensor) and close(c.product, other)
+                ),
+                None,
+            )
+            if n == 0 or source is None or other.ndim != 2:
+                continue
+            width, own = other.shape[1], first.shape[1]
+            message = (
+                f"model must return the logits first where it returns a tuple, or by the name logits: its "
+                f"first entry has {own} columns, entry {n}, what {self._name(source.module)!r} "
+                f"(Linear) gives, has {width}, and the largest label is {classes - 1}"
+            )
+            if close(source.values, first) or (own != width == classes):
+                raise ValueError(f"{message}.")
+            if own != width and not linear:
+                warnings.warn(f"{message}. The first is taken.", stacklevel=6)
+
+    def _report(
+        self, sheet: _Sheet, probe: ProbeSet, time: float, found: Map | None, fitting: bool
+    ) -> Look:
         for layer in self.layers:
             if layer not in sheet.arrays:
                 raise ValueError(
@@ -244,17 +432,31 @@ class Looker:
         look = Look(features, *self._measure(output, probe))
         if look.loss is not None and not np.isfinite(look.loss):
             raise Diverged(time, "the loss on the probe set", "use a smaller learning rate")
-        if self._last is not None and output is not None:
-            width = features["penultimate"].shape[1]
-            fits = self._last.weight.shape == (output.shape[1], width)
-            if fits and probe.classes[-1] < len(self._last.weight):
-                look.weights = self._copied(self._last.weight)[probe.classes]
-                if self._last.bias is not None:
-                    look.bias = self._copied(self._last.bias)[probe.classes]
+        if self.readable and output is not None and probe.classes[-1] < output.shape[1]:
+            self._add_classifier(look, probe, found, fitting, time)
         return look
 
-    def _copied(self, tensor: Tensor) -> np.ndarray:
-        return tensor.detach().to("cpu", self._dtype, copy=True).numpy()
+    def _add_classifier(
+        self, look: Look, probe: ProbeSet, found: Map | None, fitting: bool, time: float
+    ) -> None:
+        if not fitting and not self._told:
+            self._told = True
+            warnings.warn(
+                f"the logits at time {time:g} are no affine map of the features of "
+                f"{' and '.join(map(repr, self.readable))}; the weights recorded with them are NaN where "
+                f"this is so.",
+                stacklevel=5,
+            )
+        if found is None:
+            return
+        weight, bias = (
+            None if t is None else t.to("cpu", self._dtype, copy=True).numpy()[probe.classes]
+            for t in found
+        )
+        for values in (weight, bias):
+            if values is not None and not fitting:
+                values[:] = np.nan
+        look.weights, look.bias = weight, bias
 
     def _measure(self, output: Tensor | None, probe: ProbeSet) -> tuple[float | None, float | None]:
         """Loss and accuracy on the probe set."""
@@ -279,9 +481,7 @@ class Looker:
 
 
 def _first_tensor(value: Any) -> Tensor | None:
-    """A tensor itself, or the first of a tuple or dict."""
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
+    """A tensor itself, or the first of a tuple."""
     while isinstance(value, tuple | list) and value:
         value = value[0]
     return value if isinstance(value, Tensor) else None

@@ -13,8 +13,9 @@ from torch.func import functional_call
 
 from ..analysis.impact_moments import impact_from_changes
 from ..checks import check_choice, check_integer, check_labels, check_real, shown
+from .coupling import check_each_by_itself, rounding, trial_rows
 from .gradients import LOSSES
-from .quiet import evaluating
+from .quiet import Kept, device_of, evaluating, kept_randomness
 
 __all__ = ["measure_impact"]
 
@@ -37,15 +38,16 @@ def measure_impact(
     """What one SGD step of a network at each of some samples does to the features of others.
 
     For every drawn sample the parameters take one step of plain SGD at that sample alone, from where they
-    are now, and the features of the probe are taken before and after. The network itself is left as it was:
-    parameters, buffers, gradients and mode. For networks of an ensemble, measured while they train, see
+    are now, and the features of the probe are taken before and after. The network itself is left as it was, as
+    :func:`lesde.record` leaves it. For networks of an ensemble, measured while they train, see
     :func:`lesde.networks.measure_impact`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Any that maps a batch (n, ...) to outputs (n, ...). It is run in evaluation mode: no dropout, and batch
-        normalisation with its running statistics. Parameters that do not require a gradient stay as they are.
+        Any that maps a batch (n, ...) to outputs (n, ...), each sample by itself and without chance. It is run in
+        evaluation mode: no dropout, and batch normalisation with its running statistics. Parameters that do not
+        require a gradient stay as they are.
     loss : {"cross_entropy", "mse"} or callable
         ``"mse"`` is half the squared distance to the one-hot label. A callable takes the output for one sample,
         (1, ...), and its label, an int64 tensor (1,), and returns a number.
@@ -73,7 +75,8 @@ def measure_impact(
     Raises
     ------
     TypeError, ValueError
-        For arguments that are not as above, or inputs or features that are not finite.
+        For arguments that are not as above, a network whose features of a sample depend on chance or on the other
+        samples of a batch, or inputs or features that are not finite.
 
     Notes
     -----
@@ -106,8 +109,10 @@ def measure_impact(
     labels = check_labels("probe labels", probe_y.numpy())
     _check_drawn(y.numpy(), int(labels.max()) + 1)
     cost = _loss(loss, int(labels.max()) + 1)
-    with evaluating(model):
+    with kept_randomness(device_of(model)), evaluating(model), Kept(model) as kept:
+        watch.kept = kept
         start = {name: p.detach() for name, p in model.named_parameters()}
+        watch.check(start, probe_x)
         before, drawn = watch(start, probe_x), watch(start, x)
         changes = np.empty((len(x), *before.shape), dtype=np.float64)
         own = np.empty(drawn.shape, dtype=np.float64)
@@ -161,6 +166,7 @@ def _stepped(
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError(f"loss must return one number; got {shown(value)}.")
         slopes = torch.autograd.grad(value.reshape(()), list(trained.values()), allow_unused=True)
+    watch.restore()
     with torch.no_grad():
         return {
             name: p.detach() - rate * slope if slope is not None else p.detach()
@@ -181,14 +187,43 @@ class _Watched:
         self._model, self._batch_size = model, batch_size
         # A submodule that is called "logits" is meant by its name, as in a recorder.
         self._module = model.get_submodule(layer) if layer in names else None
+        self._layer = layer
         first = next(model.parameters(), None)
         self._like = torch.zeros(0) if first is None else first
+        self.kept: Kept | None = None
+
+    def restore(self) -> None:
+        """Make the model what it was, so that what a pass leaves in it does not meet the next."""
+        if self.kept is not None:
+            self.kept.restore()
+
+    def check(self, parameters: Values, x: Tensor) -> None:
+        """Raise where the features of a sample depend on the other samples, or on chance."""
+
+        def run(rows: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
+            with kept_randomness(device_of(self._model), seed):
+                return {self._layer: self(parameters, x[rows])}
+
+        rows = trial_rows(len(x), self._batch_size)
+        seen = check_each_by_itself(self._model, run, rows, len(x), self._like.dtype)[self._layer]
+        other = run(rows, 1)[self._layer]
+        if float((other - seen).abs().max()) > rounding(seen.dtype) * float(seen.abs().max()):
+            raise ValueError(
+                f"model must give the same features for the same input each time; those of {self._layer!r} "
+                f"differ with the random numbers. Leave out what draws in evaluation mode."
+            )
 
     def inputs(self, name: str, value: Any) -> tuple[Tensor, Tensor]:
         """Inputs where the model is and in its precision, and labels on the CPU."""
         if not isinstance(value, tuple | list) or len(value) != 2:
             raise TypeError(f"{name} must be a pair (inputs, labels); got {shown(value)}.")
-        x, y = torch.as_tensor(value[0]), torch.as_tensor(value[1]).cpu()
+        try:
+            x, y = torch.as_tensor(value[0]), torch.as_tensor(value[1]).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{name} must hold inputs that are numbers and integer labels: {error}. Number labels that "
+                f"are names, for example with numpy.unique(labels, return_inverse=True)."
+            ) from None
         if y.ndim != 1 or y.is_floating_point() or len(x) != len(y) or len(y) == 0:
             raise ValueError(
                 f"{name} must hold one input and one integer label each, at least one; got inputs of shape "
@@ -202,12 +237,22 @@ class _Watched:
     def run(self, parameters: Values, x: Tensor) -> Tensor:
         """Outputs of the model. Buffers are copies, so that what a pass changes of them is lost."""
         buffers = {name: b.clone() for name, b in self._model.named_buffers()}
-        return functional_call(self._model, (parameters, buffers), (x,))
+        try:
+            return functional_call(self._model, (parameters, buffers), (x,))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"model must take a batch of shape {tuple(x.shape)}, here also of one sample; it failed "
+                f"with: {error}"
+            ) from error
 
     @torch.no_grad()
     def __call__(self, parameters: Values, x: Tensor) -> Tensor:
         """Features (sample, feature)."""
-        return torch.cat([self._features(parameters, part) for part in x.split(self._batch_size)])
+        found = []
+        for part in x.split(self._batch_size):
+            found.append(self._features(parameters, part))
+            self.restore()
+        return torch.cat(found)
 
     def _features(self, parameters: Values, x: Tensor) -> Tensor:
         seen: list[Any] = []

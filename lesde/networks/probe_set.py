@@ -69,11 +69,17 @@ class ProbeSet:
 
         return ProbeSet(each(self.inputs, move), self.labels, self.classes)
 
-    def batches(self, size: int) -> Iterator[tuple[slice, Any]]:
-        """Rows, and the inputs in them."""
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield rows, each(self.inputs, itemgetter(rows))
+    def take(self, rows: Any) -> Any:
+        """The inputs of some samples."""
+        return each(self.inputs, itemgetter(torch.as_tensor(rows)))
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
+        """Rows, and the inputs in them: about as many in every batch, and of every class its share."""
+        counts = np.bincount(self.labels)
+        place = np.arange(len(self)) - (np.cumsum(counts) - counts)[self.labels]
+        order = np.lexsort((self.labels, (place + 0.5) / counts[self.labels]))
+        for rows in np.array_split(order, -(-len(self) // size)):
+            yield torch.from_numpy(rows), self.take(rows)
 
 
 def each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -131,14 +137,7 @@ def read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
     else:
         raise TypeError(f"{name} must be {_KINDS}; got {shown(source)}.")
     inputs = _tensors(name, inputs)
-    labels = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-    if labels.size == 0:
-        raise ValueError(f"{name} must hold at least one labelled input; it is empty.")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(
-            f"{name} must have integer labels, one for each input; got {labels.dtype} of shape "
-            f"{labels.shape}."
-        )
+    labels = _labels(name, given)
     lengths = {len(tensor) if tensor.ndim else 0 for tensor in _leaves(inputs)}
     if lengths != {len(labels)}:
         raise ValueError(
@@ -149,6 +148,32 @@ def read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} must have finite inputs; remove or replace its NaN and inf.")
     return inputs, labels.astype(np.int64)
+
+
+def _labels(name: str, given: Any) -> np.ndarray:
+    """Labels as an array of integers."""
+    try:
+        labels = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} must have integer labels, one for each input; got {shown(given)}."
+        ) from None
+    if labels.size == 0:
+        raise ValueError(f"{name} must hold at least one labelled input; it is empty.")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        remedy = ""
+        if labels.dtype.kind in "USO":
+            remedy = (
+                f", such as {shown(labels.flat[0])}. Number them, for example with "
+                f"numpy.unique(labels, return_inverse=True)"
+            )
+        elif labels.ndim == 2:
+            remedy = ". Of one column for each class take labels.argmax(1)"
+        raise TypeError(
+            f"{name} must have integer labels, one for each input; got {labels.dtype} of shape "
+            f"{labels.shape}{remedy}."
+        )
+    return labels
 
 
 def _sorted(name: str, inputs: Any, given: np.ndarray) -> ProbeSet:
@@ -177,12 +202,12 @@ def _tensors(name: str, inputs: Any) -> Any:
     return convert(inputs) if isinstance(inputs, list) else each(inputs, convert)
 
 
-def _collect(name: str, loader: DataLoader) -> tuple[Any, Tensor]:
+def _collect(name: str, loader: DataLoader) -> tuple[Any, np.ndarray]:
     """All batches of a loader, one after another."""
     own = loader.generator
     before = None if own is None else own.get_state()
     inputs: list[Any] = []
-    labels: list[Tensor] = []
+    labels: list[np.ndarray] = []
     try:
         with kept_randomness(seed=0):
             if own is not None:
@@ -192,13 +217,32 @@ def _collect(name: str, loader: DataLoader) -> tuple[Any, Tensor]:
                     raise TypeError(f"{name} must give (input, label); got {_contents(batch)}.")
                 *parts, label = batch
                 inputs.append(parts[0] if len(parts) == 1 else tuple(parts))
-                labels.append(torch.as_tensor(label))
+                labels.append(_labels(name, label))
     finally:
         if own is not None and before is not None:
             own.set_state(before)
     if not labels:
         raise ValueError(f"{name} must hold at least one batch; got none.")
-    return _joined(name, inputs), torch.cat(labels)
+    joined, found = _joined(name, inputs), np.concatenate(labels)
+    _check_no_index(name, joined, found)
+    return joined, found
+
+
+def _check_no_index(name: str, inputs: Any, labels: np.ndarray) -> None:
+    """Raise where the last of several entries numbers the samples, and another one may be the label."""
+    distinct = len(np.unique(labels))
+    if not isinstance(inputs, tuple) or distinct <= max(1, len(labels) / 2):
+        return
+    for n, entry in enumerate(inputs):
+        if isinstance(entry, Tensor) and entry.ndim == 1 and not entry.is_floating_point():
+            values = len(torch.unique(entry))
+            if values <= distinct:
+                raise ValueError(
+                    f"{name} must give (input, label), or several inputs and then the label; its last entry "
+                    f"has {distinct} values for {len(labels)} samples, as a number of the sample has, and "
+                    f"entry {n} has {values}, as a label has. Give pairs, for example "
+                    f"(inputs, labels)."
+                )
 
 
 def _contents(batch: Any) -> str:

@@ -45,22 +45,30 @@ def record(
     """Features of named layers of a model on a probe set, as it is now.
 
     Any ``torch.nn.Module``, trained in any way. It runs once over the probe set, in evaluation mode and
-    without gradients. Afterwards all is as before: the mode of every submodule, its device, gradients,
-    hooks, and the random numbers of torch, numpy and Python.
+    without gradients, and over a few samples to see what it is. Afterwards all is as before: parameters,
+    buffers, gradients, the mode and the attributes of every submodule (numbers, tensors, arrays, generators,
+    lists, sets and dicts of these), hooks, and the random numbers of torch, numpy and Python. Every batch meets
+    the model as it was before the first. Hooks of your own run, for they may be part of the model (pruning,
+    weight normalisation); the variables that they count or collect in are put back too. What is not: attributes
+    that are objects of other classes, global variables that a ``forward`` changes, plain attributes of scripted
+    modules, and files.
 
     Parameters
     ----------
     model : torch.nn.Module
         Returns logits (sample, class): a tensor, a tuple that begins with it, or something with
-        ``logits``. For layers alone, with ``loss=None``, it may return any tensor.
+        ``logits`` (a dict must name them so). For layers alone, with ``loss=None``, it may return anything.
+        In evaluation mode it maps each sample by itself: batch normalisation needs running statistics.
     layers : str or sequence of str
         Names of submodules, as in ``model.named_modules()``, whose output is taken (of a tuple, the
         first entry; of a module that runs several times, the last time);
-        ``"logits"``, what the model returns; ``"penultimate"``, what the ``torch.nn.Linear`` that runs
-        last reads.
+        ``"logits"``, what the model returns; ``"penultimate"``, what the classifier reads: the input of the
+        last ``torch.nn.Linear`` of which the logits are an affine map. If there is none it is the input of
+        the last to run, with a warning.
     probe : DataLoader, Dataset, (inputs, labels), ImageData, or dict of str to these
         Labelled inputs; a dict names several, such as ``{"train": ..., "held_out": ...}``, of the same
-        classes. Labels are integers that number the outputs of the model. Inputs are moved to the
+        classes. Labels are integers that number the outputs of the model, the last entry of each item.
+        Inputs are moved to the
         model's device and floating ones to its dtype; a tuple of inputs is passed as arguments, a dict
         as keywords. A loader that shuffles gives the same samples at every call.
     loss : {"cross_entropy", "mse"}, callable or None, default "cross_entropy"
@@ -74,7 +82,8 @@ def record(
     dtype : {"float32", "float16", "float64"}
         Of what is kept; the model computes in its own.
     batch_size : int, default 256
-        Inputs that pass through the model at once.
+        Inputs that pass through the model at once, at most; batches are about equally long, and each
+        class has its share of each.
     time, iteration, replicate : float, int, int
         Coordinates of the result, so that several can be joined: over ``replicate`` by
         ``open_records([first, second], layer)`` (:func:`lesde.networks.open_records`), over ``time`` by
@@ -90,18 +99,23 @@ def record(
 
         - ``features (replicate, time, sample, feature)``, both leading axes of length 1;
         - ``loss``, ``accuracy (replicate, time)`` on the probe set;
-        - for ``"penultimate"``, ``weights (replicate, time, class, feature_in)`` and ``bias (replicate,
-          time, class)`` of the last linear layer, where the model's output is as wide as its own and
-          nothing was pooled; those of the classes of the probe set.
+        - ``weights (replicate, time, class, feature_in)`` and ``bias (replicate, time, class)`` of the
+          classifier, for ``"penultimate"`` and any other layer whose features are what it reads, so that
+          logits = features weightsᵀ + bias, to rounding; those of the classes of the probe set. They are
+          those of the linear layer, or where more than it makes the logits (an adapter beside it, a
+          temperature after it) the derivative of the logits. NaN, with a warning, where they do not give
+          the logits of the moment.
 
         Coordinates ``replicate``, ``time``, ``iteration(time)`` and ``label(sample)``; attribute
-        ``classes`` holds the labels as they were given.
+        ``classes`` holds the labels as they were given, and ``classifier`` the name of the linear layer that
+        reads the features, or that it reads others.
 
     Raises
     ------
     TypeError, ValueError
-        If there is no such layer, or it never runs; if the model does not take the inputs, or the labels
-        do not number its outputs.
+        If there is no such layer, or it never runs; if the model does not take the inputs, its features of a
+        sample depend on the other samples of the batch (by less than a twentieth of their spread is a
+        warning), or it returns something else before its logits; if the labels do not number its outputs.
     Diverged
         If a feature is not finite.
 
@@ -133,7 +147,7 @@ def record(
         look = looker.look(one, time)
         found[name] = {
             layer: packed(
-                [entries_of(look, layer, time, iteration)],
+                [entries_of(looker, look, layer, time, iteration)],
                 one.labels,
                 replicate,
                 track_attrs(looker, one, name, layer, loss),
@@ -146,7 +160,12 @@ def record(
 
 
 def entries_of(
-    look: Look, layer: str, time: float, iteration: int, step_size: float | None = None
+    looker: Looker,
+    look: Look,
+    layer: str,
+    time: float,
+    iteration: int,
+    step_size: float | None = None,
 ) -> Entries:
     """What one look at one layer adds along time."""
     entries: Entries = {
@@ -160,7 +179,7 @@ def entries_of(
         value = getattr(look, name)
         if value is not None:
             entries[name] = ((), np.array(value))
-    if layer == "penultimate" and look.weights is not None:
+    if layer in looker.readable and look.weights is not None:
         entries["weights"] = (("class", "feature_in"), look.weights)
         if look.bias is not None:
             entries["bias"] = (("class",), look.bias)
@@ -175,6 +194,7 @@ def track_attrs(
         "engine": "network",
         "architecture": str(looker.model),
         "layer": layer,
+        "classifier": looker.classifier if layer in looker.readable else "reads other features",
         "probe": name,
         "classes": probe.classes.tolist(),
         "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", str(loss)),
