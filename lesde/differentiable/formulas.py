@@ -179,6 +179,10 @@ class BoundTable:
 
     def __call__(self, times: np.ndarray) -> torch.Tensor:
         """Values at the times, shape (time, \\*index.shape), float64, checked finite."""
+        return self.distinct(times)[:, torch.from_numpy(self.table.index)]
+
+    def distinct(self, times: np.ndarray) -> torch.Tensor:
+        """The distinct values at the times, shape (time, value), float64, checked finite."""
         table, columns = self.table, []
         for position, expression in enumerate(table.values):
             name = table.names[position] if table.names else self.name
@@ -196,4 +200,4 @@ class BoundTable:
                 f"{', '.join(f'{n} = {v:g}' for n, v in used.items())}. Change the values, the "
                 f"formula or the times."
             )
-        return values[:, torch.from_numpy(table.index)]
+        return values
