@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,7 @@ def _track(
     h = 0.0 if process == "plain" or rate is None else rate
     equations = MomentEquations(coefficients, process, h, float(times[0]), float(times[-1]))
     state = _initial_moments(coefficients, start)
+    pieces = equations.pieces(times) if process != "sgd" and dt is None else times
     track, counts = [state], None
     if process == "sgd":
         from lesde.simulation.sgd import iteration_counts  # the engine's, which loads torch
@@ -211,7 +213,9 @@ def _track(
                 part = slice(grid.saved[i - 1], grid.saved[i])
                 state = equations.steps(state, grid.starts[part], grid.widths[part])
             else:
-                state = equations.solve(state, float(times[i - 1]), float(times[i]))
+                ends = pieces[(pieces >= times[i - 1]) & (pieces <= times[i])].tolist()
+                for left, right in itertools.pairwise(ends):
+                    state = equations.solve(state, left, right)
             if not np.isfinite(state.packed()).all():
                 raise Diverged(times[i], "the moments", "end `times` earlier or weaken the kernel")
             track.append(state)

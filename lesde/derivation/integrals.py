@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import sympy as sp
 from sympy.core.function import AppliedUndef
 from sympy.integrals.manualintegrate import manualintegrate
@@ -26,7 +28,11 @@ MANY_TERMS = 1000
 
 def expand_terms(expression: sp.Expr) -> sp.Expr:
     """The expression multiplied out, or as it is where that would give more than 1000 terms."""
-    return sp.expand(expression) if _count_terms(expression) <= MANY_TERMS else expression
+    return (
+        sp.expand(expression, power_exp=False)
+        if _count_terms(expression) <= MANY_TERMS
+        else expression
+    )
 
 
 def _count_terms(expression: sp.Basic) -> int:
@@ -102,9 +108,15 @@ def growth_integral(factor: sp.Expr, rate: sp.Expr, start: sp.Expr) -> sp.Expr:
 
 
 def numerical(
-    expression: sp.Expr, variable: sp.Symbol, functions: Mapping[str, Callable[..., Any]]
+    expression: sp.Expr,
+    variable: sp.Symbol,
+    functions: Mapping[str, Callable[..., Any]],
+    edges: np.ndarray,
 ) -> Callable[[float], complex]:
-    """A function of one number from an expression whose integrals may be standing and nested."""
+    """A function of one number from an expression whose integrals may be standing and nested.
+
+    Integrals are done piece by piece between the edges, on which what stands in them is smooth.
+    """
     from scipy.integrate import quad
 
     standing: dict[sp.Integral, sp.Symbol] = {}
@@ -121,14 +133,17 @@ def numerical(
     parts = []
     for node in standing:
         bound, lower, _ = node.limits[0]
-        parts.append((numerical(node.function, bound, functions), float(lower)))
+        parts.append((numerical(node.function, bound, functions, edges), float(lower)))
+
+    def area(function: Callable[[float], complex], lower: float, x: float) -> float:
+        ends = [lower, *edges[(edges > min(lower, x)) & (edges < x)], x]
+        return math.fsum(
+            quad(lambda u: function(u).real, a, b, epsabs=0.0, epsrel=1e-12, limit=200)[0]
+            for a, b in itertools.pairwise(ends)
+        )
 
     def value(x: float) -> complex:
-        areas = (
-            quad(lambda u, f=f: f(u).real, lower, x, epsabs=0.0, epsrel=1e-12, limit=200)[0]
-            for f, lower in parts
-        )
-        return complex(body(x, *areas))
+        return complex(body(x, *(area(f, lower, x) for f, lower in parts)))
 
     return value
 

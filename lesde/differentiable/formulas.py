@@ -59,6 +59,21 @@ def _names(expression: sp.Basic) -> set[str]:
     return {str(s) for s in expression.free_symbols - {TIME}}
 
 
+def _apply(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
+    """A function of tensors whose gradient is 0 where it or an argument is infinite.
+
+    There torch would multiply the gradient 0 of 1/(1 + exp(1000)) by the slope ∞ of exp, which is NaN.
+    What is infinite on the way to a finite value does not move it.
+    """
+    with torch.no_grad():
+        value = function(*arguments)
+        infinite = functools.reduce(operator.or_, map(torch.isinf, (value, *arguments)))
+    if not bool(infinite.any()):
+        return function(*arguments)
+    safe = [torch.where(infinite, torch.ones_like(argument), argument) for argument in arguments]
+    return torch.where(infinite, value, function(*safe))
+
+
 class Evaluation:
     """Values of expressions at some times.
 
@@ -95,7 +110,11 @@ class Evaluation:
         if not _names(expression):
             if expression.is_Rational or expression.is_Float:
                 return torch.tensor(float(expression), dtype=torch.float64)
-            return torch.from_numpy(Formula(expression, self.functions)(self.times, self.name))
+            try:
+                return torch.from_numpy(Formula(expression, self.functions)(self.times, self.name))
+            except ValueError:  # what is infinite here may stand in a denominator
+                if not isinstance(expression, sp.Pow) and expression.func not in (SMOOTH | FOLDED):
+                    raise
         kind = expression.func
         if kind is sp.Pow:
             return self._power(*expression.args)
@@ -106,10 +125,12 @@ class Evaluation:
             at_zero = self(expression.args[1])
             return torch.heaviside(self._spread(expression.args[0]), at_zero.detach())
         arguments = [self(argument) for argument in expression.args]
-        if kind in FOLDED:
+        if kind in (sp.Min, sp.Max):
             return functools.reduce(FOLDED[kind], arguments)
+        if kind in FOLDED:
+            return functools.reduce(functools.partial(_apply, FOLDED[kind]), arguments)
         if kind in SMOOTH and len(arguments) == 1:
-            return SMOOTH[kind](arguments[0])
+            return _apply(SMOOTH[kind], arguments[0])
         raise ValueError(
             f"{self.name} contains {expression}, a function that has no gradient here; with free names "
             f"use arithmetic, {', '.join(sorted(f.__name__ for f in SMOOTH))}, Min, Max and conditions."
@@ -117,10 +138,10 @@ class Evaluation:
 
     def _power(self, base: sp.Expr, exponent: sp.Expr) -> torch.Tensor:
         if exponent.is_Integer:
-            return self(base) ** int(exponent)
+            return _apply(lambda x: x ** int(exponent), self(base))
         if exponent == sp.Rational(1, 2):
-            return torch.sqrt(self(base))
-        return torch.pow(self(base), self(exponent))
+            return _apply(torch.sqrt, self(base))
+        return _apply(torch.pow, self(base), self(exponent))
 
     def _spread(self, expression: sp.Expr) -> torch.Tensor:
         return self(expression).detach().expand(len(self.times))
@@ -186,7 +207,10 @@ class BoundTable:
         table, columns = self.table, []
         for position, expression in enumerate(table.values):
             name = table.names[position] if table.names else self.name
-            column = Evaluation(times, self.values, table.functions, name)(expression)
+            if _names(expression):
+                column = Evaluation(times, self.values, table.functions, name)(expression)
+            else:
+                column = torch.from_numpy(Formula(expression, table.functions)(times, name))
             columns.append(column.expand(len(times)))
         values = torch.stack(columns, -1)
         finite = torch.isfinite(values)
