@@ -234,6 +234,8 @@ class MomentEquations:
 
         On each piece kernel and noise are resolved by one polynomial.
         """
+        if len(times) == 1:
+            return times
         edges = [times]
         if not self.coefficients.drift_table.is_constant:
             edges.append(self.coefficients.kernel_panels(times).starts)

@@ -163,6 +163,8 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
         sources = zip(covariances, system.sources, strict=True)
         return Transition(phi, tuple((C, factor) for C, (_, factor) in sources), system.basis, p)
 
+    if len(times) == 1:
+        return []
     if not coefficients.drift_table.is_constant or not coefficients.noise.is_constant:
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
             try:

@@ -212,3 +212,10 @@ def test_gradients_where_exponents_overflow(formula):
     assert abs(float(c.grad) - (values[0] - values[1]) / 2e-5) < 1e-9
     if formula == STEEP[0]:
         assert abs(float(c.grad) - 0.2609) < 1e-4
+
+
+def test_one_time_alone_is_the_start():
+    model = lesde.LESDE(lesde.TwoLevel("1/(1+t)", 0), 2, 1, noise="exp(-t)")
+    for law in (model.law([2.0], START), lesde.moments(model, [2.0], START, process="plain")):
+        np.testing.assert_allclose(law["mean"].values[0], START, rtol=1e-15)
+        assert (law["covariance"].values == 0).all()
