@@ -219,3 +219,17 @@ def test_one_time_alone_is_the_start():
     for law in (model.law([2.0], START), lesde.moments(model, [2.0], START, process="plain")):
         np.testing.assert_allclose(law["mean"].values[0], START, rtol=1e-15)
         assert (law["covariance"].values == 0).all()
+
+
+def test_calibration_where_exponents_overflow():
+    """The place of a steep switch from exact paths of known c = 1: within 4 standard errors."""
+    formula, means = "1/(1+exp(20*(t-c)))", [[1, 0.2], [-0.1, 0.3]]
+    known = lesde.LESDE(lesde.TwoLevel(formula, 0.05, parameters={"c": 1.0}), 2, 2, 20, noise=0.05)
+    paths = lesde.simulate(
+        known, np.linspace(0, 50, 26), initial=means, replicates=16, engine="exact", dtype="float64"
+    )
+    free = lesde.LESDE(lesde.TwoLevel(formula, 0.05, parameters={"c": None}), 2, 2, 20, noise=0.05)
+    fit = lesde.calibrate(paths, free, start={"c": 1.3})
+    error = np.sqrt(float(fit["covariance"].values[0, 0]))
+    assert 0 < error < 0.02
+    assert abs(float(fit["estimate"].values[0]) - 1) < 4 * error

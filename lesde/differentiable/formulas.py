@@ -59,6 +59,14 @@ def _names(expression: sp.Basic) -> set[str]:
     return {str(s) for s in expression.free_symbols - {TIME}}
 
 
+def _exponent(term: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """c and x of a term c·exp(x)."""
+    parts = sp.Mul.make_args(term)
+    powers = [part for part in parts if part.func is sp.exp]
+    rest = [part for part in parts if part.func is not sp.exp]
+    return sp.Mul(*rest), sp.Add(*(part.args[0] for part in powers))
+
+
 def _apply(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
     """A function of tensors whose gradient is 0 where it or an argument is infinite.
 
@@ -137,11 +145,35 @@ class Evaluation:
         )
 
     def _power(self, base: sp.Expr, exponent: sp.Expr) -> torch.Tensor:
+        if exponent.could_extract_minus_sign() and base.has(sp.exp, sp.cosh, sp.sinh):
+            found = self._inverse(base, exponent)
+            if found is not None:
+                return found
         if exponent.is_Integer:
             return _apply(lambda x: x ** int(exponent), self(base))
         if exponent == sp.Rational(1, 2):
             return _apply(torch.sqrt, self(base))
         return _apply(torch.pow, self(base), self(exponent))
+
+    def _inverse(self, base: sp.Expr, exponent: sp.Expr) -> torch.Tensor | None:
+        """A negative power of a sum of exponentials, with the largest taken out of the sum.
+
+        exp(x) in a denominator may be finite and its square not, which a second derivative needs. None
+        where the base is no such sum.
+        """
+        terms = sp.Add.make_args(sp.expand(base.rewrite(sp.exp), power_base=False))
+        pairs = [_exponent(term) for term in terms]
+        if len(pairs) < 2 or all(x == 0 for _, x in pairs):
+            return None
+        powers = torch.stack([self(x).expand(len(self.times)) for _, x in pairs])
+        if not bool(torch.isfinite(powers).all()):
+            return None
+        largest = powers.detach().amax(0).clamp(min=0)
+        scaled = sum(
+            self(factor) * torch.exp(x - largest)
+            for (factor, _), x in zip(pairs, powers, strict=True)
+        )
+        return torch.pow(scaled, self(exponent)) * torch.exp(self(exponent) * largest)
 
     def _spread(self, expression: sp.Expr) -> torch.Tensor:
         return self(expression).detach().expand(len(self.times))
