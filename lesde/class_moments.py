@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -208,8 +209,9 @@ def _track(
     h = 0.0 if process == "plain" or rate is None else rate
     equations = MomentEquations(coefficients, process, h, float(times[0]), float(times[-1]))
     state = _initial_moments(coefficients, start)
+    pieces = equations.pieces(times) if counts is None and dt is None else times
     track = [state]
-    if dt is not None:
+    if counts is None and dt is not None:
         from lesde.simulation.steps import StepGrid
 
         grid = StepGrid.regular(times, dt)
@@ -222,7 +224,9 @@ def _track(
                 part = slice(grid.saved[i - 1], grid.saved[i])
                 state = equations.steps(state, grid.starts[part], grid.widths[part])
             else:
-                state = equations.solve(state, float(times[i - 1]), float(times[i]))
+                ends = pieces[(pieces >= times[i - 1]) & (pieces <= times[i])].tolist()
+                for left, right in itertools.pairwise(ends):
+                    state = equations.solve(state, left, right)
             if not np.isfinite(state.packed()).all():
                 raise Diverged(times[i], "the moments", "end `times` earlier or weaken the kernel")
             track.append(state)

@@ -1,38 +1,27 @@
-"""One interval of a linear SDE: propagator Φ and noise covariance C, to rounding."""
+"""Transitions of a linear SDE over the intervals between times: Φ and noise covariance C, to rounding."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.linalg import expm
 
 from lesde.errors import Diverged
 from lesde.linear_system import LinearSystem
-from lesde.quadrature import (
-    BOUNDED,
-    INTEGRATE,
-    LEGENDRE,
-    NODES,
-    POINTS,
-    RESOLVED,
-    WEIGHTS,
-    error_and_size,
-    rounding_floor,
-    with_checks,
-)
+from lesde.quadrature import INTEGRATE, NODES, POINTS, WEIGHTS, Panels
 
-__all__ = ["Flow", "Flows", "Step", "constant_step", "varying_step"]
+__all__ = ["Step", "System", "constant_step", "flow_panels", "varying_steps"]
 
-# A polynomial of degree 15 carries the flow of a sub-interval to rounding up to this norm.
+# A polynomial of degree 15 carries the flow of a panel to rounding up to this norm.
 LARGEST_NORM = 1.5
-# A jump inside a sub-interval on which the generator moves so little cannot be seen in float64.
-NEGLIGIBLE = 1e-15
-# Sub-intervals of one interval; a decay that needs more ends in zeros long before.
+# Panels of one interval; a decay that needs more ends in zeros long before.
 MOST_STEPS = 20_000
 # Numbers in kept flows, 8 bytes each.
 KEPT = 2**25
+# Numbers in arrays of class matrices and flows at once, 8 bytes each.
+VALUES_AT_ONCE = 2**17
 
 
 def constant_step(
@@ -62,151 +51,201 @@ def constant_step(
 Step = tuple[np.ndarray, list[np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Flow:
-    """The flow over one sub-interval.
+class System(Protocol):
+    """What :func:`flow_panels` asks of a system, with or without gradients."""
 
-    Attributes
-    ----------
-    width : float
-    phi : ndarray (n, n)
-        Φ from its start to its end.
-    J : ndarray (node, n, class·rank)
-        Φ(t₁, s) = 1 + J(s) V at the nodes.
+    @property
+    def kernel_is_constant(self) -> bool:
+        """Whether the kernel does not depend on time."""
+
+    @property
+    def noise_is_constant(self) -> bool:
+        """Whether the noise does not depend on time."""
+
+    def kernel_panels(self, times: np.ndarray) -> Panels:
+        """Panels between successive times on which the kernel is resolved."""
+
+    def noise_panels(self, windows: np.ndarray, kept: np.ndarray) -> Panels:
+        """Panels on which the noise is resolved, as of :func:`lesde.quadrature.resolve`."""
+
+    def matrices(self, times: np.ndarray) -> np.ndarray:
+        """The class matrix w_l E_kl, shape (time, class, class)."""
+
+    def size(self) -> np.ndarray:
+        """Spectral norms of the transforms H_l, shape (class,)."""
+
+    def loss(self, class_matrix: np.ndarray) -> float:
+        """The largest rate at which a combination of class means shrinks; 0 where none does."""
+
+
+def flow_panels(system: System, times: np.ndarray, most: int) -> tuple[Panels, bool]:
+    """Panels on which kernel and noise are resolved and the flow is near the identity.
+
+    The owner of each is the interval between successive times. At most ``most`` where the kernel is
+    strong; the second result says whether they end there, short of the last time.
+
+    Raises
+    ------
+    ValueError
+        Where a coefficient changes too abruptly, or too often, to integrate; names it.
     """
+    panels = Panels(times[:-1], np.diff(times), np.arange(len(times) - 1))
+    if not system.kernel_is_constant:
+        panels = system.kernel_panels(times)
+    norms = _norms(system, panels)
+    short = False
+    while (wide := norms * panels.widths > LARGEST_NORM).any():
+        half = panels.widths[wide] / 2
+        starts = np.stack([panels.starts[wide], panels.starts[wide] + half], 1).ravel()
+        new = Panels(starts, np.repeat(half, 2), np.repeat(panels.owner[wide], 2))
+        rows = zip(vars(panels).values(), vars(new).values(), strict=True)
+        starts, widths, owner = (np.concatenate([old[~wide], its]) for old, its in rows)
+        order = np.argsort(starts, kind="stable")[:most]
+        short |= len(starts) > most
+        panels = Panels(starts[order], widths[order], owner[order])
+        norms = np.concatenate([norms[~wide], _norms(system, new)])[order]
+    if system.noise_is_constant:
+        return panels, short
+    kept = np.exp(-2 * panels.widths * _losses(system, panels))
+    windows = np.append(panels.starts, panels.starts[-1] + panels.widths[-1])
+    if not short:
+        windows[-1] = times[-1]
+    finer = system.noise_panels(windows, kept)
+    return Panels(finer.starts, finer.widths, panels.owner[finer.owner]), short
 
-    width: float
-    phi: np.ndarray
-    J: np.ndarray
+
+def _norms(system: System, panels: Panels) -> np.ndarray:
+    """The largest norm of the generator in each panel.
+
+    The spectral norm of C with H_l in its columns is at most √(row sum · column sum).
+    """
+    return np.concatenate(
+        [
+            np.sqrt(absolute.sum(-1).max(-1) * absolute.sum(-2).max(-1)).max(-1)
+            for absolute in (np.abs(each * system.size()) for each in _matrices(system, panels))
+        ]
+    )
+
+
+def _losses(system: System, panels: Panels) -> np.ndarray:
+    """The largest rate at which class means shrink in each panel."""
+    means = (np.tensordot(WEIGHTS, each, (0, 1)) for each in _matrices(system, panels))
+    return np.array([system.loss(mean) for each in means for mean in each])
+
+
+def _matrices(system: System, panels: Panels) -> Iterator[np.ndarray]:
+    """Class matrices (panel, node, class, class), some panels at a time."""
+    K = len(system.size())
+    at_once = max(1, VALUES_AT_ONCE // (NODES * K**2))
+    for i in range(0, len(panels.starts), at_once):
+        nodes = panels.nodes[i : i + at_once]
+        yield system.matrices(nodes.ravel()).reshape(*nodes.shape, K, K)
 
 
 class Flows:
-    """Flows of sub-intervals; where the kernel is constant they depend on the width alone, and are kept."""
+    """Flows over panels: Φ, and J with Φ(t₁, s) = 1 + J(s) V at the nodes s.
+
+    Where the kernel is constant they depend on the width alone, and are kept.
+    """
 
     def __init__(self, system: LinearSystem, largest_time: float):
         self.system = system
         self.rounding = 4 * np.finfo(float).eps * largest_time
-        # None stands for a width that must be halved.
-        self.known: list[tuple[float, Flow | None]] | None = None
-        if system.coefficients.drift_table.is_constant:
-            self.known = []
+        self.known: list[tuple[float, tuple[np.ndarray, np.ndarray]]] = []
 
-    def __call__(self, start: float, width: float) -> Flow | None:
-        """The flow from ``start``; None where the sub-interval must be halved first."""
-        if self.known is None:
-            return _flow(self.system, start, width)
+    def __call__(self, starts: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Φ (panel, n, n) and J (panel, node, n, class·rank)."""
+        if not self.system.kernel_is_constant:
+            return _flows(self.system, starts, widths)
+        pairs = [self._constant(starts[i], widths[i]) for i in range(len(starts))]
+        phi, J = zip(*pairs, strict=True)
+        return np.stack(phi), np.stack(J)
+
+    def _constant(self, start: float, width: float) -> tuple[np.ndarray, np.ndarray]:
         near = min(self.rounding, 1e-11 * width)
         for known_width, flow in self.known:
             if abs(known_width - width) <= near:
                 return flow
-        flow = _flow(self.system, start, width)
-        room = 8 if flow is None else min(8, KEPT // flow.J.size)
-        self.known = [(width, flow), *self.known][: max(room, 1)]
-        return flow
+        phi, J = _flows(self.system, np.array([start]), np.array([width]))
+        self.known = [(width, (phi[0], J[0])), *self.known][: max(min(8, KEPT // J.size), 1)]
+        return phi[0], J[0]
 
 
-def _flow(system: LinearSystem, start: float, width: float) -> Flow | None:
-    """The flow on one sub-interval by collocation; None where it must be halved first."""
-    class_matrix = system.coefficients.weights(start + width * POINTS)
-    size = np.abs(class_matrix).max()
-    tail = np.abs(np.tensordot(LEGENDRE[-2:], class_matrix, 1)).max()
-    W = system.outer(class_matrix)
-    R = system.right @ W
-    norm = np.abs(R).sum(-1).max() * width
-    if norm > LARGEST_NORM or (tail > RESOLVED * size and size * width > NEGLIGIBLE):
-        return None
+def _flows(
+    system: LinearSystem, starts: np.ndarray, widths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The flows on panels by collocation, solved by Picard iteration."""
+    nodes = starts[:, None] + widths[:, None] * POINTS
     r, n = system.right.shape
+    W = system.outer(system.coefficients.weights(nodes.ravel())).reshape(-1, NODES, n, r)
+    R = system.right @ W
+    wide = widths[:, None, None]
     identity = np.eye(r)
     flow = np.broadcast_to(identity, R.shape)
     for _ in range(60):
-        moved = (R @ flow).reshape(NODES, -1)
-        updated = identity + width * (INTEGRATE @ moved).reshape(R.shape)
+        moved = (R @ flow).reshape(-1, NODES, r * r)
+        updated = identity + (wide * (INTEGRATE @ moved)).reshape(R.shape)
         change = np.abs(updated - flow).max()
         flow = updated
-        if change < 1e-16:
+        if change < 1e-15:  # the next is smaller by norm/22
             break
-    along = (W @ flow).reshape(NODES, -1)
-    partial = width * (INTEGRATE @ along).reshape(NODES, n, r)
-    total = width * (WEIGHTS @ along).reshape(n, r)
+    along = (W @ flow).reshape(-1, NODES, n * r)
+    partial = (wide * (INTEGRATE @ along)).reshape(W.shape)
+    total = (wide * (WEIGHTS @ along)[:, None]).reshape(-1, 1, n, r)
     # The flow is well conditioned as the norm is small.
     J = (total - partial) @ np.linalg.inv(flow)
-    return Flow(width, np.eye(n) + total @ system.right, J)
+    return np.eye(n) + total[:, 0] @ system.right, J
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """What the noise of each class adds over the first sub-interval that resolves the kernel around here.
-
-    Noise beside it weighs as much in the covariance, so what is negligible against it stays so.
-    """
-
-    amount: np.ndarray
-    width: float
-
-
-def _noise_at_nodes(
-    system: LinearSystem, start: float, width: float, end: float, scale: _Scale | None
-) -> tuple[np.ndarray | None, _Scale]:
-    """σσᵀ at the nodes; None where the sub-interval must be halved first. And the scale."""
-    noise = system.coefficients.noise
-    times = with_checks(start, width, end)
-    square = noise.square(times)
-    values = square.reshape(1, len(times), square.shape[1], -1)
-    error, size = (each[0] for each in error_and_size(values))
-    if scale is None:
-        amount = width * np.abs(np.tensordot(WEIGHTS, values[:, :NODES], (0, 1))).max((0, 2))
-        scale = _Scale(amount, width)
-    resolved = (error <= RESOLVED * size) | (size * width <= NEGLIGIBLE * scale.amount)
-    if not resolved.all():
-        resolved |= error <= rounding_floor(noise.square, times[None], values)[0]
-    if _is_atom(start, width):
-        resolved |= size * scale.width <= BOUNDED * scale.amount
-    return (square[:NODES] if resolved.all() else None), scale
-
-
-def _is_atom(start: float, width: float) -> bool:
-    """Whether no floating-point number lies between the ends."""
-    return start + width / 2 in (start, start + width)
-
-
-def _constant_covariances(system: LinearSystem, flow: Flow) -> list[np.ndarray]:
-    """∫ Φ Q Φᵀ ds for every constant source of noise."""
-    J, (r, n) = flow.J, system.right.shape
-    J_mean = np.tensordot(WEIGHTS, J, 1)
-    stacked = np.moveaxis(J, 0, 1).reshape(n, NODES * r)
+def _covariances(
+    system: LinearSystem, starts: np.ndarray, widths: np.ndarray, J: np.ndarray
+) -> list[np.ndarray]:
+    """∫ Φ Q Φᵀ ds over every panel, for every source of noise: (panel, n, n) each."""
+    if not system.noise_is_constant:
+        return [_varying_covariance(system, starts, widths, J)]
+    count, _, n, r = J.shape
+    J_mean = np.tensordot(WEIGHTS, J, (0, 1))
+    stacked = np.moveaxis(J, 1, 2).reshape(count, n, NODES * r)
     covariances = []
     for Q, _ in system.sources:
         assert Q is not None
         inner = system.right @ Q @ system.right.T
-        weighted = np.moveaxis(WEIGHTS[:, None, None] * (J @ inner), 0, 1).reshape(n, NODES * r)
+        weighted = np.moveaxis(WEIGHTS[:, None, None] * (J @ inner), 1, 2).reshape(stacked.shape)
         cross = J_mean @ (system.right @ Q)
-        covariances.append(flow.width * (Q + cross + cross.T + weighted @ stacked.T))
+        added = Q + cross + cross.swapaxes(1, 2) + weighted @ stacked.swapaxes(1, 2)
+        covariances.append(widths[:, None, None] * added)
     return covariances
 
 
-def _covariance(system: LinearSystem, flow: Flow, square: np.ndarray) -> np.ndarray:
-    """∫ Φ Q Φᵀ ds for a noise that depends on time, from σσᵀ at the nodes."""
+def _varying_covariance(
+    system: LinearSystem, starts: np.ndarray, widths: np.ndarray, J: np.ndarray
+) -> np.ndarray:
+    nodes = starts[:, None] + widths[:, None] * POINTS
+    square = system.coefficients.noise.square(nodes.ravel())
+    square = square.reshape(*nodes.shape, *square.shape[1:])
     total: Any = 0.0
-    r, n = system.right.shape
-    for weight, J, square_i in zip(WEIGHTS, flow.J, square, strict=True):
-        Q = system.intensity(square_i)
+    V = system.right
+    r, n = V.shape
+    for i, weight in enumerate(WEIGHTS):
+        Q = system.intensity(square[:, i])
         if 2 * r <= n:  # then cheaper without the full matrix
-            VQ = system.right @ Q
-            cross = J @ VQ
-            moved = Q + cross + cross.T + J @ (VQ @ system.right.T) @ J.T
+            VQ = V @ Q
+            cross = J[:, i] @ VQ
+            moved = J[:, i] @ (VQ @ V.T) @ J[:, i].swapaxes(1, 2)
+            moved += Q + cross + cross.swapaxes(1, 2)
         else:
-            moved = _sandwich(np.eye(n) + J @ system.right, Q)
-        total = total + flow.width * weight * moved
-    return (total + total.T) / 2
+            moved = _sandwich(np.eye(n) + J[:, i] @ V, Q)
+        total = total + weight * moved
+    return widths[:, None, None] * (total + total.swapaxes(1, 2)) / 2
 
 
 def _sandwich(phi: np.ndarray, C: np.ndarray) -> np.ndarray:
     """Φ C Φᵀ; a Φ that is smaller than C acts on classes alone."""
-    if len(phi) == len(C):
-        return phi @ C @ phi.T
-    n = len(C)
-    half = (phi @ C.reshape(len(phi), -1)).reshape(n, n)
-    return (phi @ half.T.reshape(len(phi), -1)).reshape(n, n)
+    if phi.shape[-1] == C.shape[-1]:
+        return phi @ C @ phi.swapaxes(-1, -2)
+    small = (*C.shape[:-2], phi.shape[-1], -1)
+    half = (phi @ C.reshape(small)).reshape(C.shape)
+    return (phi @ half.swapaxes(-1, -2).reshape(small)).reshape(C.shape)
 
 
 def _compose(first: Step, second: Step) -> Step:
@@ -215,56 +254,37 @@ def _compose(first: Step, second: Step) -> Step:
     return phi, [b + _sandwich(second[0], a) for a, b in zip(first[1], second[1], strict=True)]
 
 
-def varying_step(flows: Flows, start: float, end: float) -> Step:
-    """Φ and C for a time-dependent generator or noise, halving until each sub-interval is resolved."""
-    system = flows.system
+def varying_steps(system: LinearSystem, times: np.ndarray) -> Iterator[Step]:
+    """Φ and C between successive times, where the generator or the noise depend on time."""
+    panels, short = flow_panels(system, times, MOST_STEPS)
+    flows = Flows(system, float(np.abs(times).max()))
+    r, n = system.right.shape
+    at_once = max(1, VALUES_AT_ONCE // (NODES * max(n * r, len(system.basis) ** 2)))
     total: Step | None = None
-    steps, by_noise, noise_varies = 0, 0, not system.coefficients.noise.is_constant
-    pending: list[tuple[float, float, _Scale | None]] = [(start, end - start, None)]
-    while pending:
-        at, width, scale = pending.pop()
-        flow, square = flows(at, width), None
-        if flow is not None and noise_varies:
-            square, scale = _noise_at_nodes(system, at, width, end, scale)
-        if flow is None or (noise_varies and square is None):
-            by_noise += flow is not None
-            if _is_atom(at, width):
-                raise ValueError(
-                    f"{'noise' if flow is not None else _largest(system, at)} changes too abruptly to "
-                    f"integrate near t = {at:g}; check the formula there, or choose times that avoid "
-                    f"the point."
+    for first in range(0, len(panels.starts), at_once):
+        starts, widths = (x[first : first + at_once] for x in (panels.starts, panels.widths))
+        phi, J = flows(starts, widths)
+        parts = _covariances(system, starts, widths, J)
+        for i in range(len(starts)):
+            owner = panels.owner[first + i]
+            if total is not None and owner != panels.owner[first + i - 1]:
+                yield total
+                total = None
+            step = phi[i], [part[i] for part in parts]
+            total = step if total is None else _compose(total, step)
+            if not np.isfinite(total[0]).all():
+                raise Diverged(
+                    starts[i] + widths[i],
+                    "the growth of the class means",
+                    "end `times` earlier or weaken the kernel",
                 )
-            pending += [(at + width / 2, width / 2, scale), (at, width / 2, scale)]
-            continue
-        if square is None:
-            step = flow.phi, _constant_covariances(system, flow)
-        else:
-            step = flow.phi, [_covariance(system, flow, square)]
-        total = step if total is None else _compose(total, step)
-        steps += 1
-        if not np.isfinite(total[0]).all():
-            raise Diverged(
-                at + width,
-                "the growth of the class means",
-                "end `times` earlier or weaken the kernel",
-            )
-        if steps == MOST_STEPS:
-            mostly_noise = by_noise > MOST_STEPS // 2
-            raise ValueError(
-                f"{'noise' if mostly_noise else _largest(system, at)} is too strong, or changes too often, to "
-                f"integrate from t = {start:g} to {end:g}: {MOST_STEPS} steps reached t = "
-                f"{at + width:g} only. End `times` earlier, choose times that avoid the point, or "
-                f"weaken the kernel."
-            )
+    if short:
+        last = panels.starts[-1]
+        values = np.abs(system.coefficients.distinct_weights(np.array([last]))[0])
+        raise ValueError(
+            f"{system.coefficients.entry(int(values.argmax()))} is too strong to integrate from "
+            f"t = {times[0]:g} to {times[-1]:g}: {len(panels.starts)} steps reached t = {last:g} only. "
+            f"End `times` earlier, or weaken the kernel."
+        )
     assert total is not None
-    return total
-
-
-def _largest(system: LinearSystem, time: float) -> str:
-    """The kernel's largest value at a time, by the user's name for it."""
-    entries = system.coefficients.entries
-    values = np.abs(entries(np.array([time]))[0])  # one that is not finite names itself
-    k, l = np.unravel_index(int(values.argmax()), values.shape)
-    position = int(entries.index[k, l])
-    name = entries.names[position] if entries.names else "the kernel"
-    return f"{name} = {entries.values[position]}"
+    yield total

@@ -15,6 +15,7 @@ import numpy as np
 import sympy as sp
 
 from lesde.formula import TIME, Formula
+from lesde.switches import peaks, switches
 
 __all__ = ["EntryTable"]
 
@@ -103,6 +104,10 @@ class EntryTable:
 
     def __call__(self, times: np.ndarray) -> np.ndarray:
         """Values at the times, shape (time, rows, columns), float64, checked real and finite."""
+        return self.distinct(times)[..., self.index]
+
+    def distinct(self, times: np.ndarray) -> np.ndarray:
+        """The distinct values at the times, shape (time, value), float64, checked real and finite."""
         times = np.asarray(times, dtype=np.float64)
         distinct = np.empty((*times.shape, len(self.values)))
         formulas = []
@@ -117,7 +122,7 @@ class EntryTable:
                 distinct[..., position] = Formula(self.values[position], self.functions)(
                     times, name
                 )
-        return distinct[..., self.index]
+        return distinct
 
     def _fill_together(self, formulas: list[int], times: np.ndarray, out: np.ndarray) -> bool:
         """Evaluate many formulas by one compiled function; False where each must be asked alone.
@@ -138,6 +143,16 @@ class EntryTable:
         except (TypeError, ValueError, ZeroDivisionError, OverflowError, NameError):
             return False
         return bool(np.isfinite(out[..., formulas]).all())
+
+    def places(
+        self, start: float, end: float, values: Mapping[str, float] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Switches and peaks of all values, as :mod:`lesde.switches` finds them."""
+        values = values or {}
+        return (
+            switches(self.values, self.functions, start, end, values),
+            peaks(self.values, start, end, values),
+        )
 
     @property
     def is_constant(self) -> bool:

@@ -31,6 +31,10 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
     its initial one plus a Gaussian of covariance ∫ σ_kσ_kᵀ ds, whatever the kernel: σ_kσ_kᵀ (t − t₀)
     for a constant noise.
 
+    Formulas are integrated between the places where they switch, however short a pulse is. A Python
+    callable is seen at points only: a pulse in it is found where it lasts at least 1/5000 of the time
+    from the first to the last of ``times``; one that may be shorter must contain one of ``times``.
+
     Parameters
     ----------
     model : LESDE
@@ -57,7 +61,8 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
     Raises
     ------
     ValueError, TypeError
-        For times or initial states that are not usable, or a result beyond 4 GB.
+        For times or initial states that are not usable, a result beyond 4 GB, or a kernel or noise that
+        cannot be integrated, such as one with a pole; names its entry.
     Diverged
         Where the growth overflows.
     """

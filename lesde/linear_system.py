@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesde.derivation.coefficients import Coefficients
+from lesde.quadrature import Panels
 from lesde.transforms import Transform, logit_directions
 
 __all__ = ["DENSE_LIMIT", "LinearSystem", "contrast_basis", "linear_system"]
@@ -31,9 +32,9 @@ def contrast_basis(n_classes: int) -> np.ndarray:
     return basis
 
 
-def _clean(matrix: np.ndarray) -> np.ndarray:
+def _clean(matrix: np.ndarray, axes: tuple[int, ...] = (-2, -1)) -> np.ndarray:
     """The matrix with what is only rounding set to zero, so that what is decoupled stays so."""
-    size = np.abs(matrix).max(initial=0.0)
+    size = np.abs(matrix).max(axes, initial=0.0, keepdims=True)
     return np.where(np.abs(matrix) > ROUNDING * size, matrix, 0.0)
 
 
@@ -66,29 +67,63 @@ class LinearSystem:
     right: np.ndarray
     sources: list[tuple[np.ndarray | None, np.ndarray | None]]
 
+    @property
+    def kernel_is_constant(self) -> bool:
+        """Whether the kernel does not depend on time."""
+        return self.coefficients.drift_table.is_constant
+
+    @property
+    def noise_is_constant(self) -> bool:
+        """Whether the noise does not depend on time."""
+        return self.coefficients.noise.is_constant
+
+    def kernel_panels(self, times: np.ndarray) -> Panels:
+        """Panels between successive times on which the kernel is resolved."""
+        return self.coefficients.kernel_panels(times)
+
+    def noise_panels(self, windows: np.ndarray, kept: np.ndarray) -> Panels:
+        """Panels on which the noise is resolved, as of :func:`lesde.quadrature.resolve`."""
+        return self.coefficients.noise.panels(windows, kept)
+
+    def matrices(self, times: np.ndarray) -> np.ndarray:
+        """The class matrix w_l E_kl, shape (time, class, class)."""
+        return self.coefficients.weights(times)
+
+    def size(self) -> np.ndarray:
+        """Spectral norms of the H_l."""
+        return self.coefficients.transform.norms()
+
+    def loss(self, class_matrix: np.ndarray) -> float:
+        """The largest rate at which a combination of class means shrinks; 0 where none does."""
+        M = self.outer(class_matrix[None])[0] @ self.right
+        return max(0.0, -float(np.linalg.eigvalsh((M + M.T) / 2)[0]))
+
     def outer(self, class_matrix: np.ndarray) -> np.ndarray:
         """W for class matrices (time, class, class), shape (time, n, class·rank)."""
         B = self.basis
         if self.left is None:
             return _clean(B.T @ class_matrix @ B)
         blocks = np.einsum("ka,tkl,lir,lb->taibr", B, class_matrix, self.left, B, optimize=True)
-        return _clean(blocks).reshape(len(class_matrix), self.right.shape[1], self.right.shape[0])
+        blocks = _clean(blocks, (1, 2, 3, 4))
+        return blocks.reshape(len(class_matrix), self.right.shape[1], self.right.shape[0])
 
     def intensity(self, square: np.ndarray) -> np.ndarray:
-        """Q of the class means at one time, from σ² or σσᵀ as :meth:`lesde.noise.Noise.square` gives it.
+        """Q of the class means, from σ² or σσᵀ as :meth:`lesde.noise.Noise.square` gives it.
 
-        (K, K) where the transform is the identity and the noise isotropic, else (K·p, K·p).
+        (time, K, K) where the transform is the identity and the noise isotropic, else (time, K·p, K·p).
         """
         counts = self.coefficients.counts
         B, K, p = self.basis, len(counts), self.coefficients.n_features
-        if square.ndim == 1:
-            Q = _clean((B.T * (square / counts)) @ B)
+        if square.ndim == 2:
+            Q = _clean((B.T * (square / counts)[:, None, :]) @ B)
             if self.left is None:
                 return Q
-            return (Q[:, None, :, None] * np.eye(p)[None, :, None, :]).reshape(K * p, K * p)
-        noise = np.broadcast_to(square, (K, p, p)) / counts[:, None, None]
-        Q = B.T @ (B.T[:, :, None] * noise.reshape(K, p * p))
-        return _clean(Q.reshape(K, K, p, p).swapaxes(1, 2)).reshape(K * p, K * p)
+            blocks = Q[:, :, None, :, None] * np.eye(p)[:, None, :]
+            return blocks.reshape(-1, K * p, K * p)
+        noise = np.broadcast_to(square, (len(square), K, p, p)) / counts[:, None, None]
+        Q = B.T @ (B.T[:, :, None] * noise.reshape(-1, 1, K, p * p))
+        Q = Q.reshape(-1, K, K, p, p).swapaxes(2, 3)
+        return _clean(Q.reshape(-1, K * p, K * p))
 
 
 def linear_system(coefficients: Coefficients) -> LinearSystem:
@@ -123,8 +158,8 @@ def linear_system(coefficients: Coefficients) -> LinearSystem:
     if noise.is_constant:
         covariance = coefficients.noise_covariance / counts[:, None, None]
         Q = np.einsum("ka,kij,kb->aibj", B, covariance, B, optimize=True)
-        sources = [(_clean(Q).reshape(K * p, K * p), None)]
-    return LinearSystem(coefficients, B, left, _clean(right).reshape(size, K * p), sources)
+        sources = [(_clean(Q.reshape(K * p, K * p)), None)]
+    return LinearSystem(coefficients, B, left, _clean(right.reshape(size, K * p)), sources)
 
 
 def _factors(transform: Transform) -> tuple[np.ndarray, np.ndarray]:

@@ -229,8 +229,22 @@ class MomentEquations:
                 state = self.euler(rates(i), state, float(widths[first + i]))
         return state
 
+    def pieces(self, times: np.ndarray) -> np.ndarray:
+        """The times with those between at which the solver starts anew, so that it misses nothing.
+
+        On each piece kernel and noise are resolved by one polynomial.
+        """
+        if len(times) == 1:
+            return times
+        edges = [times]
+        if not self.coefficients.drift_table.is_constant:
+            edges.append(self.coefficients.kernel_panels(times).starts)
+        if not self.coefficients.noise.is_constant:
+            edges.append(self.coefficients.noise.panels(times).starts)
+        return np.unique(np.concatenate(edges))
+
     def solve(self, state: Moments, start: float, end: float) -> Moments:
-        """The moments of the SDE at ``end`` from those at ``start``.
+        """The moments of the SDE at ``end`` from those at ``start``, two neighbours of :meth:`pieces`.
 
         Raises
         ------
@@ -264,13 +278,13 @@ class MomentEquations:
             raise Diverged(last, "the moments", "end `times` earlier or weaken the kernel")
         raise ValueError(
             f"the moments cannot be integrated from {start:g} to {end:g}: kernel or noise change too "
-            f"abruptly at t = {last:g} ({solution.message}). Put jumps at saved times, or end `times` "
-            f"earlier."
+            f"abruptly at t = {last:g} ({solution.message}). End `times` earlier, or give a smoother "
+            f"formula."
         )
 
     def _scale(self, state: Moments, start: float, end: float) -> np.ndarray:
         """Sizes of mean, covariance and within, of which the solver may err by a tiny share."""
-        change = self.derivative(self.rates(np.array([start]))(0), state)
+        change = self.derivative(self.rates(np.array([np.nextafter(start, end)]))(0), state)
         width = end - start
         parts = []
         for name in ("mean", "covariance", "within"):

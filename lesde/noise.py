@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import sympy as sp
 from lesde.entries import EntryTable
 from lesde.formula import rational
 from lesde.noise_reader import Parameters, entry_name, read_entries
-from lesde.quadrature import integrate
+from lesde.quadrature import Panels, integrate, resolve
 
 __all__ = ["Noise", "read_noise"]
 
@@ -147,21 +148,19 @@ class Noise:
     def integrated_scale(self, times: Any) -> np.ndarray:
         """∫ σ_k² dt between successive times, shape (interval, class), float64, to rounding.
 
-        Only where :attr:`is_isotropic`; errors as of :meth:`scale`, and of
-        :func:`lesde.quadrature.integrate`.
+        Only where :attr:`is_isotropic`; errors as of :meth:`scale`, and where it cannot be integrated.
         """
         times = np.asarray(times, dtype=np.float64)
         asked = self.scale(times[:1] if self.is_constant else times)  # errors at the times first
         if self.is_constant:
             return np.diff(times)[:, None] * asked[0] ** 2
-        whole = integrate(self.square, times, "noise")
+        whole = self._integral(times)[:, :, 0]
         return np.array(np.broadcast_to(whole, (len(times) - 1, self.n_classes)))
 
     def integrated(self, times: Any) -> np.ndarray:
         """∫ σ_k σ_kᵀ dt between successive times, (interval, class, feature, feature), to rounding.
 
-        Gauss-Legendre panels halved until each is resolved; errors as of :meth:`scale`, and of
-        :func:`lesde.quadrature.integrate`.
+        Errors as of :meth:`scale`, and where the noise cannot be integrated.
         """
         K, p = self.n_classes, self.n_features
         if self.is_isotropic:
@@ -170,8 +169,39 @@ class Noise:
         asked = self.covariance(times[:1] if self.is_constant else times)
         if self.is_constant:
             return np.diff(times)[:, None, None, None] * asked[0]
-        whole = integrate(self.square, times, "noise")
+        whole = self._integral(times)
+        whole = whole.reshape(*whole.shape[:2], p, p)
         return np.array(np.broadcast_to(whole, (len(times) - 1, K, p, p)))
+
+    def panels(self, windows: np.ndarray, kept: np.ndarray | None = None) -> Panels:
+        """Panels on which σσᵀ is resolved; arguments and errors as of :func:`lesde.quadrature.resolve`."""
+        places = self.places(float(windows[0]), float(windows[-1]))
+        return resolve(self._flat_square, windows, *places, lambda k, _: self.name(k), kept)
+
+    def places(
+        self, start: float, end: float, values: Mapping[str, float] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Switches and peaks of the formulas, as of :meth:`lesde.entries.EntryTable.places`."""
+        return self._table.places(start, end, values)
+
+    def name(self, group: int) -> str:
+        """What the user calls the noise of a class, for error messages."""
+        if self.given.ndim == 0:
+            return f"noise = {self.given.item().expression}"
+        if self.given.ndim == 1:
+            return f"{entry_name((group,))} = {self.given[group].expression}"
+        return entry_name((group,)) if self.given.ndim == 3 else "noise"
+
+    def _flat_square(self, times: np.ndarray) -> np.ndarray:
+        """σσᵀ with one axis for its entries, shape (time, 1 or class, entry)."""
+        square = self.square(times)
+        return square.reshape(*square.shape[:2], -1)
+
+    def _integral(self, times: np.ndarray) -> np.ndarray:
+        """∫ σσᵀ dt between successive times, (interval, 1 or class, entry)."""
+        if len(times) == 1:
+            return np.empty((0, *self._flat_square(times).shape[1:]))
+        return integrate(self._flat_square, self.panels(times), len(times) - 1)
 
     def expression(self, k: int) -> sp.Expr | sp.Matrix:
         """σ_k as SymPy knows it: an expression where it is a multiple of the identity, else a matrix."""

@@ -6,8 +6,8 @@ diagonal with σ_kσ_kᵀ/n_k. Both are computed once per model and interval, ne
 
 * constant M: Van Loan's block exponential on a short step, then doubling, which loses no digits;
 * otherwise, and where the noise depends on time: Gauss-Legendre collocation, solved by Picard
-  iteration to rounding, on sub-intervals short enough that the Legendre series of the kernel and of
-  the noise have ended in each.
+  iteration to rounding, on panels short enough that the Legendre series of the kernel and of the
+  noise have ended in each. See :mod:`lesde.quadrature`.
 
 Structure is used. Where H is the identity, M = G ⊗ I and only K×K matrices are formed. Where the H_l
 have low rank, M = W(t) V with a constant V of few rows, the flow is solved for V X̄ alone, and
@@ -20,13 +20,12 @@ Van Loan, *Computing integrals involving the matrix exponential*, IEEE TAC 23 (1
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from lesde.collocation import Flows, Step, constant_step, varying_step
+from lesde.collocation import Step, constant_step, varying_steps
 from lesde.derivation.coefficients import Coefficients
 from lesde.linear_system import linear_system
 
@@ -158,22 +157,23 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
     """
     system = linear_system(coefficients)
     p = coefficients.n_features
-    # Asked for at the given times first, kernel and noise can say which of their values is at fault.
-    coefficients.weights(times)
-    coefficients.noise.square(times)
 
     def transition(step: Step) -> Transition:
         phi, covariances = step
         sources = zip(covariances, system.sources, strict=True)
         return Transition(phi, tuple((C, factor) for C, (_, factor) in sources), system.basis, p)
 
+    if len(times) == 1:
+        return []
     if not coefficients.drift_table.is_constant or not coefficients.noise.is_constant:
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
-            flows = Flows(system, float(np.abs(times).max()))
-            return [
-                transition(varying_step(flows, float(start), float(end)))
-                for start, end in itertools.pairwise(times)
-            ]
+            try:
+                return [transition(step) for step in varying_steps(system, times)]
+            except ValueError:
+                # Asked for at the given times, kernel and noise can say which value is at fault.
+                coefficients.weights(times)
+                coefficients.noise.square(times)
+                raise
     # Intervals equal up to the rounding of the times share one transition.
     generator = system.outer(coefficients.weights(times[:1]))[0] @ system.right
     rounding = 4 * np.finfo(float).eps * np.abs(times).max()

@@ -57,6 +57,12 @@ class Transform:
         assert self.matrices is not None
         return self.matrices
 
+    def norms(self) -> np.ndarray:
+        """Spectral norms of the H_l, shape (class,)."""
+        if self.matrices is None:
+            return np.ones(self.n_classes)
+        return np.linalg.norm(self.matrices, 2, (1, 2))
+
     @property
     def is_shared(self) -> bool:
         """Whether all classes have the same matrix."""

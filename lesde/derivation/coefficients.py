@@ -12,6 +12,7 @@ import sympy as sp
 from lesde.derivation.microscopic import class_coefficients
 from lesde.entries import EntryTable
 from lesde.noise import Noise
+from lesde.quadrature import Panels, resolve
 from lesde.transforms import Transform
 
 if TYPE_CHECKING:
@@ -51,18 +52,45 @@ class Coefficients:
 
     def weights(self, times: np.ndarray) -> np.ndarray:
         """w_l E_kl at the times, shape (time, class, class), float64: the drift's class matrix."""
+        return self.distinct_weights(times)[..., self.drift_table.index]
+
+    def distinct_weights(self, times: np.ndarray) -> np.ndarray:
+        """The distinct values of w_l E_kl at the times, shape (time, value), float64."""
         return self._checked(self.drift_table, times)
 
     def kicks(self, times: np.ndarray) -> np.ndarray:
         """E_kl at the times, shape (time, class, class), float64: moved class first."""
-        return self._checked(self.kick_table, times)
+        return self._checked(self.kick_table, times)[..., self.kick_table.index]
 
     def _checked(self, table: EntryTable, times: np.ndarray) -> np.ndarray:
         try:
-            return table(times)
+            return table.distinct(times)
         except ValueError:
             self.entries(times)  # raises in terms of what the user wrote, where that is at fault
             raise
+
+    def kernel_panels(self, times: np.ndarray) -> Panels:
+        """Panels between successive times on which w_l E_kl is resolved.
+
+        Raises
+        ------
+        ValueError
+            Where it changes too abruptly, or too often, to integrate; names the value.
+        """
+        places = self.drift_table.places(float(times[0]), float(times[-1]))
+        return resolve(
+            lambda at: self.distinct_weights(at)[:, None],
+            times,
+            *places,
+            lambda _, i: self.entry(i),
+        )
+
+    def entry(self, position: int) -> str:
+        """The kernel's value behind a distinct value of the drift, as the user knows it."""
+        k, l = np.argwhere(self.drift_table.index == position)[0]
+        value = self.entries.index[k, l]
+        name = self.entries.names[value] if self.entries.names else "the kernel"
+        return f"{name} = {self.entries.values[value]}"
 
     @property
     def n_features(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
@@ -43,7 +44,8 @@ def expand_terms(expression: sp.Expr) -> sp.Expr:
     if _count_terms(expression) > MANY_TERMS:
         return expression
     try:
-        return bounded(sp.expand, expression)
+        # exp(−(t−1)²) stays one exponential: as a product of several it overflows where it is small.
+        return bounded(lambda: sp.expand(expression, power_exp=False))
     except Unfinished:
         return expression
 
@@ -200,9 +202,15 @@ def _constant_ratio(factor: sp.Expr, rate: sp.Expr) -> sp.Expr | None:
 
 
 def numerical(
-    expression: sp.Expr, variable: sp.Symbol, functions: Mapping[str, Callable[..., Any]]
+    expression: sp.Expr,
+    variable: sp.Symbol,
+    functions: Mapping[str, Callable[..., Any]],
+    edges: np.ndarray,
 ) -> Callable[[float], complex]:
-    """A function of one number from an expression whose integrals may be standing and nested."""
+    """A function of one number from an expression whose integrals may be standing and nested.
+
+    Integrals are done piece by piece between the edges, on which what stands in them is smooth.
+    """
     from scipy.integrate import quad
 
     standing: dict[sp.Integral, sp.Symbol] = {}
@@ -223,12 +231,20 @@ def numerical(
     parts = []
     for node in standing:
         bound, lower, _ = node.limits[0]
-        parts.append((numerical(node.function, bound, functions), float(lower), node.has(sp.I)))
+        inner = numerical(node.function, bound, functions, edges)
+        parts.append((inner, float(lower), node.has(sp.I)))
 
     def area(part: tuple[Callable[[float], complex], float, bool], x: float) -> complex:
         f, lower, is_complex = part
+        ends = [lower, *edges[(edges > min(lower, x)) & (edges < x)], x]
         sides = (lambda u: f(u).real, lambda u: f(u).imag)[: 1 + is_complex]
-        sizes = [quad(g, lower, x, epsabs=0.0, epsrel=1e-12, limit=200)[0] for g in sides]
+        sizes = [
+            math.fsum(
+                quad(g, a, b, epsabs=0.0, epsrel=1e-12, limit=200)[0]
+                for a, b in itertools.pairwise(ends)
+            )
+            for g in sides
+        ]
         return complex(*sizes)
 
     def value(x: float) -> complex:

@@ -12,7 +12,7 @@ from sympy.core.function import AppliedUndef
 from lesde.checks import check_finite_array, check_times
 from lesde.derivation.integrals import growth_integral, numerical, time_integral
 from lesde.derivation.modes import Tree, tidy
-from lesde.formula import TIME
+from lesde.formula import TIME, Formula
 
 if TYPE_CHECKING:
     from lesde.model import LESDE
@@ -164,18 +164,26 @@ class Solution:
         d = logit_directions(K) if self.is_logits else np.zeros((K, p))
         scores = (means * d).sum(1) / (d**2).sum(1) if self.is_logits else np.zeros(K)
         functions = dict(model.entries.functions)
+        edges = np.empty(0)
+        coefficients = model.derive().coefficients()
+        table = coefficients.drift_table
+        known = not any(Formula(value, functions).unresolved() for value in table.values)
+        if len(times) > 1 and known and not table.is_constant:
+            edges = coefficients.kernel_panels(times).starts
         values: dict[sp.Expr, np.ndarray] = {}
         result = np.zeros((len(times), K, p))
         for k in range(K):
             for amplitude, vector, factor in solution._terms(k, means, scores, d):
                 if factor not in values:
-                    values[factor] = _numbers(factor, times, functions)
+                    values[factor] = _numbers(factor, times, functions, edges)
                 size = complex(amplitude) * values[factor]
                 result[:, k] += (size[:, None] * np.asarray(vector, complex)).real
         return result
 
 
-def _numbers(expression: sp.Expr, times: np.ndarray, functions: dict[str, Any]) -> np.ndarray:
+def _numbers(
+    expression: sp.Expr, times: np.ndarray, functions: dict[str, Any], edges: np.ndarray
+) -> np.ndarray:
     """Values of a scalar closed form; integrals left standing by adaptive quadrature."""
     names = {f.func.__name__ for f in expression.atoms(AppliedUndef)} - set(functions)
     free = {str(s) for s in expression.free_symbols - {TIME}}
@@ -184,5 +192,5 @@ def _numbers(expression: sp.Expr, times: np.ndarray, functions: dict[str, Any]) 
             f"the closed form has no value for {', '.join(sorted(names | free))}; give the kernel "
             f"numbers or formulas."
         )
-    value = numerical(expression, TIME, functions)
+    value = numerical(expression, TIME, functions, edges)
     return np.array([value(float(t)) for t in times])

@@ -59,6 +59,29 @@ def _names(expression: sp.Basic) -> set[str]:
     return {str(s) for s in expression.free_symbols - {TIME}}
 
 
+def _exponent(term: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """c and x of a term c·exp(x)."""
+    parts = sp.Mul.make_args(term)
+    powers = [part for part in parts if part.func is sp.exp]
+    rest = [part for part in parts if part.func is not sp.exp]
+    return sp.Mul(*rest), sp.Add(*(part.args[0] for part in powers))
+
+
+def _apply(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
+    """A function of tensors whose gradient is 0 where it or an argument is infinite.
+
+    There torch would multiply the gradient 0 of 1/(1 + exp(1000)) by the slope ∞ of exp, which is NaN.
+    What is infinite on the way to a finite value does not move it.
+    """
+    with torch.no_grad():
+        value = function(*arguments)
+        infinite = functools.reduce(operator.or_, map(torch.isinf, (value, *arguments)))
+    if not bool(infinite.any()):
+        return function(*arguments)
+    safe = [torch.where(infinite, torch.ones_like(argument), argument) for argument in arguments]
+    return torch.where(infinite, value, function(*safe))
+
+
 class Evaluation:
     """Values of expressions at some times.
 
@@ -95,7 +118,11 @@ class Evaluation:
         if not _names(expression):
             if expression.is_Rational or expression.is_Float:
                 return torch.tensor(float(expression), dtype=torch.float64)
-            return torch.from_numpy(Formula(expression, self.functions)(self.times, self.name))
+            try:
+                return torch.from_numpy(Formula(expression, self.functions)(self.times, self.name))
+            except ValueError:  # what is infinite here may stand in a denominator
+                if not isinstance(expression, sp.Pow) and expression.func not in (SMOOTH | FOLDED):
+                    raise
         kind = expression.func
         if kind is sp.Pow:
             return self._power(*expression.args)
@@ -106,21 +133,47 @@ class Evaluation:
             at_zero = self(expression.args[1])
             return torch.heaviside(self._spread(expression.args[0]), at_zero.detach())
         arguments = [self(argument) for argument in expression.args]
-        if kind in FOLDED:
+        if kind in (sp.Min, sp.Max):
             return functools.reduce(FOLDED[kind], arguments)
+        if kind in FOLDED:
+            return functools.reduce(functools.partial(_apply, FOLDED[kind]), arguments)
         if kind in SMOOTH and len(arguments) == 1:
-            return SMOOTH[kind](arguments[0])
+            return _apply(SMOOTH[kind], arguments[0])
         raise ValueError(
             f"{self.name} contains {expression}, a function that has no gradient here; with free names "
             f"use arithmetic, {', '.join(sorted(f.__name__ for f in SMOOTH))}, Min, Max and conditions."
         )
 
     def _power(self, base: sp.Expr, exponent: sp.Expr) -> torch.Tensor:
+        if exponent.could_extract_minus_sign() and base.has(sp.exp, sp.cosh, sp.sinh):
+            found = self._inverse(base, exponent)
+            if found is not None:
+                return found
         if exponent.is_Integer:
-            return self(base) ** int(exponent)
+            return _apply(lambda x: x ** int(exponent), self(base))
         if exponent == sp.Rational(1, 2):
-            return torch.sqrt(self(base))
-        return torch.pow(self(base), self(exponent))
+            return _apply(torch.sqrt, self(base))
+        return _apply(torch.pow, self(base), self(exponent))
+
+    def _inverse(self, base: sp.Expr, exponent: sp.Expr) -> torch.Tensor | None:
+        """A negative power of a sum of exponentials, with the largest taken out of the sum.
+
+        exp(x) in a denominator may be finite and its square not, which a second derivative needs. None
+        where the base is no such sum.
+        """
+        terms = sp.Add.make_args(sp.expand(base.rewrite(sp.exp), power_base=False))
+        pairs = [_exponent(term) for term in terms]
+        if len(pairs) < 2 or all(x == 0 for _, x in pairs):
+            return None
+        powers = torch.stack([self(x).expand(len(self.times)) for _, x in pairs])
+        if not bool(torch.isfinite(powers).all()):
+            return None
+        largest = powers.detach().amax(0).clamp(min=0)
+        scaled = sum(
+            self(factor) * torch.exp(x - largest)
+            for (factor, _), x in zip(pairs, powers, strict=True)
+        )
+        return torch.pow(scaled, self(exponent)) * torch.exp(self(exponent) * largest)
 
     def _spread(self, expression: sp.Expr) -> torch.Tensor:
         return self(expression).detach().expand(len(self.times))
@@ -179,10 +232,17 @@ class BoundTable:
 
     def __call__(self, times: np.ndarray) -> torch.Tensor:
         """Values at the times, shape (time, \\*index.shape), float64, checked finite."""
+        return self.distinct(times)[:, torch.from_numpy(self.table.index)]
+
+    def distinct(self, times: np.ndarray) -> torch.Tensor:
+        """The distinct values at the times, shape (time, value), float64, checked finite."""
         table, columns = self.table, []
         for position, expression in enumerate(table.values):
             name = table.names[position] if table.names else self.name
-            column = Evaluation(times, self.values, table.functions, name)(expression)
+            if _names(expression):
+                column = Evaluation(times, self.values, table.functions, name)(expression)
+            else:
+                column = torch.from_numpy(Formula(expression, table.functions)(times, name))
             columns.append(column.expand(len(times)))
         values = torch.stack(columns, -1)
         finite = torch.isfinite(values)
@@ -196,4 +256,4 @@ class BoundTable:
                 f"{', '.join(f'{n} = {v:g}' for n, v in used.items())}. Change the values, the "
                 f"formula or the times."
             )
-        return values[:, torch.from_numpy(table.index)]
+        return values

@@ -7,6 +7,7 @@ noise is a class pattern times one constant feature covariance S, else K·p.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from lesde.differentiable.parameters import numbers_of
 from lesde.entries import EntryTable
 from lesde.linear_system import DENSE_LIMIT, ROUNDING, contrast_basis, linear_system
 from lesde.noise import read_noise
+from lesde.quadrature import Panels, resolve
 
 if TYPE_CHECKING:
     from lesde.model import LESDE
@@ -155,11 +157,64 @@ class TensorSystem:
 
     def weights(self, times: np.ndarray) -> torch.Tensor:
         """The drift's class matrix w_l E_kl, shape (time, class, class)."""
+        return self._checked(times, self._drift)
+
+    def _checked(
+        self, times: np.ndarray, table: Callable[[np.ndarray], torch.Tensor]
+    ) -> torch.Tensor:
         try:
-            return self._drift(times)
+            return table(times)
         except ValueError:
             self._entries(times)  # raises in terms of what the user wrote, where that is at fault
             raise
+
+    @property
+    def kernel_is_constant(self) -> bool:
+        """Whether the kernel does not depend on time."""
+        return self._drift.is_constant
+
+    @property
+    def noise_is_constant(self) -> bool:
+        """Whether the noise does not depend on time."""
+        return self.noise.is_constant
+
+    @torch.no_grad()
+    def kernel_panels(self, times: np.ndarray) -> Panels:
+        """Panels between successive times on which the kernel is resolved at the current values."""
+        places = self._drift.table.places(
+            float(times[0]), float(times[-1]), numbers_of(self._values)
+        )
+        coefficients = self._model.derive().coefficients()
+        return resolve(
+            lambda at: self._checked(at, self._drift.distinct)[:, None].numpy(),
+            times, *places, lambda _, i: coefficients.entry(i),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def noise_panels(self, windows: np.ndarray, kept: np.ndarray) -> Panels:
+        """Panels on which the noise is resolved, as of :func:`lesde.quadrature.resolve`."""
+        noise = self.noise.noise
+        places = noise.places(float(windows[0]), float(windows[-1]), numbers_of(self._values))
+
+        def square(times: np.ndarray) -> np.ndarray:
+            values = self.noise.square(times)
+            return values.reshape(*values.shape[:2], -1).numpy()
+
+        return resolve(square, windows, *places, lambda k, _: noise.name(k), kept)
+
+    @torch.no_grad()
+    def matrices(self, times: np.ndarray) -> np.ndarray:
+        """The class matrix, shape (time, class, class), without a graph."""
+        return self.weights(times).numpy()
+
+    def size(self) -> np.ndarray:
+        """Spectral norms of the H_l."""
+        return self._model.transform.norms()
+
+    def loss(self, class_matrix: np.ndarray) -> float:
+        """The largest rate at which a combination of class means shrinks; 0 where none does."""
+        M = self.outer(torch.from_numpy(class_matrix)[None, None])[0, 0] @ self.right
+        return max(0.0, -float(torch.linalg.eigvalsh((M + M.mT) / 2)[0]))
 
     def explain(self, times: np.ndarray) -> None:
         """Raise what the law without gradients raises at these values, if it does."""

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lesde.collocation import LARGEST_NORM
-from lesde.differentiable.panels import Panels, choose_panels
+from lesde.collocation import LARGEST_NORM, flow_panels
 from lesde.differentiable.system import TensorSystem
 from lesde.errors import Diverged
-from lesde.quadrature import INTEGRATE, WEIGHTS
+from lesde.quadrature import INTEGRATE, WEIGHTS, Panels
 
 __all__ = ["MeanTransitions", "mean_transitions"]
+
+# All are worked on at once; growth over more overflows, and decay ends in zeros.
+MOST_PANELS = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ def mean_transitions(system: TensorSystem, times: np.ndarray) -> MeanTransitions
         widths = torch.from_numpy(np.diff(times))[:, None, None, None]
         within = widths * system.noise.covariance(times[:1])
     else:
-        panels = choose_panels(system, times)
+        panels = _choose_panels(system, times)
         phi, noise, within = _varying(system, panels, len(times) - 1)
         kind = np.arange(len(times) - 1)
     finite = (torch.isfinite(phi) & torch.isfinite(noise)).flatten(1).all(1).numpy()[kind]
@@ -92,6 +94,27 @@ def mean_transitions(system: TensorSystem, times: np.ndarray) -> MeanTransitions
             "end `times` earlier or weaken the kernel",
         )
     return MeanTransitions(phi, noise, kind, within, system.feature, system.basis)
+
+
+def _choose_panels(system: TensorSystem, times: np.ndarray) -> Panels:
+    """Panels at the current values; the choice is not part of the graph.
+
+    The result of the collocation does not depend on it but by rounding.
+    """
+    try:
+        panels, short = flow_panels(system, times, MOST_PANELS)
+    except ValueError:
+        system.weights(times)  # asked for at the given times, a value at fault is named
+        system.noise.square(times)
+        raise
+    if short or len(panels.starts) > MOST_PANELS:
+        system.explain(times)
+        raise ValueError(
+            f"kernel or noise change too often, or are too strong, to integrate from t = {times[0]:g} to "
+            f"{times[-1]:g} with gradients: they need more than {MOST_PANELS} sub-intervals. End `times` "
+            f"earlier, or weaken the kernel."
+        )
+    return panels
 
 
 def _constant(
