@@ -201,11 +201,27 @@ class Statistics(Keeper):
         """Take the statistics of a saved time, each (replicate, …)."""
         self.check(index, mean)
         self.check(index, within)
+        self._check_spread(mean, within)
         self.write("mean", cell, block, index, mean)
         self.write("within", cell, block, index, within)
         self.write("reach", cell, block, index, reach)
         if "reach_expected" in self.arrays:
             self.write("reach_expected", cell, block, index, expected)
+
+    def _check_spread(self, mean: Any, within: Any) -> None:
+        """Refuse a spread, if it is not rounding, whose square is too small for the precision."""
+        limits = torch.finfo(self.plan.dtype)
+        squares = torch.as_tensor(within).diagonal(dim1=-2, dim2=-1).amax(dim=(-2, -1))
+        size = torch.as_tensor(mean).abs().amax(dim=(-2, -1))
+        lost = (squares > (limits.eps * size) ** 2) & (squares < limits.tiny / limits.eps)
+        if bool(lost.any()):
+            remedy = "give the model larger units"
+            if self.plan.dtype != torch.float64:
+                remedy = "use dtype='float64'"
+            raise ValueError(
+                f"noise leaves a spread within classes of {float(squares[lost][0]) ** 0.5:.1g}, whose square "
+                f"underflows dtype={self.dtype!r} with keep='statistics'; {remedy}, or keep the features."
+            )
 
 
 KEEPERS: dict[str, type[Keeper]] = {"features": Features, "statistics": Statistics}

@@ -317,3 +317,20 @@ def test_layers_at_every_scale():
     found = lesde.layer_collapse(records, metrics=NAMES)
     for name in NAMES:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-11)
+
+
+def test_simulated_statistics_whose_spread_underflows_are_refused():
+    model = lesde.LESDE(
+        lesde.TwoLevel(2, -1), n_classes=2, n_features=2, n_per_class=9, noise=1e-17
+    )
+    start = np.array([[1e-16, 0.0], [0.0, 1e-16]])
+    for engine in ("exact", "torchsde"):
+        with pytest.raises(ValueError, match=r"underflows dtype='float32' .* use dtype='float64'"):
+            lesde.simulate(model, [0, 1], start, replicates=4, engine=engine, keep="statistics")
+    small = {"replicates": 4, "seed": 3, "dtype": "float64"}
+    kept = lesde.simulate(model, [0, 1], start, keep="statistics", **small)
+    large = lesde.simulate(
+        model.replace(noise=1.0), [0, 1], start * 1e17, keep="statistics", **small
+    )
+    found, expected = (lesde.neural_collapse(one).nc1_trace[:, 1] for one in (kept, large))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
