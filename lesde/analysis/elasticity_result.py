@@ -290,7 +290,7 @@ class ElasticityResult:
             for g, f in np.ndindex(*shape):
                 arguments = (self.data.times, increments[g, :, f], variance[g, :, f], window)
                 if name == "tail_index":
-                    estimate = power_tail(*arguments, self.quantile[g], offset)
+                    estimate = power_tail(*arguments, float(self.quantile[g]), offset)
                 else:
                     estimate = log_slope(*arguments)
                 index[g, f] = estimate.index
