@@ -124,29 +124,32 @@ def power_tail(
         offsets = np.append(offsets, np.geomspace(start[0] / 100, last, OFFSETS - 1))
     grid = np.linspace(*SEARCH, 171)
     gains = gain(grid[:, None], offsets)
+    tops = gains.argmax(0)
     if gains.max() < threshold**2:
         return TailEstimate(np.nan, weights, "the rate there cannot be told from zero")
 
     def best_index(s: float) -> tuple[float, float]:
         """The best index at an offset, and its gain; NaN at the ends of the search."""
-        at = gain(grid, s)
-        i = int(np.argmax(at))
-        if i in (0, len(grid) - 1):
-            return np.nan, float(at[i])
+        near = slice(*np.searchsorted(offsets, [s, s], "right") + np.array([-1, 1]))
+        i, j = tops[near].min(), tops[near].max()
+        if i == 0 or j == len(grid) - 1:
+            return np.nan, float(gain(grid[j], s))
         found = minimize_scalar(
-            lambda r: -float(gain(r, s)), bounds=(grid[i - 1], grid[i + 1]), method="bounded",
+            lambda r: -float(gain(r, s)), bounds=(grid[i - 1], grid[j + 1]), method="bounded",
             options={"xatol": 1e-8},
         )  # fmt: skip
         return float(found.x), -float(found.fun)
 
     def best_offset(r: float) -> tuple[float, float]:
         """The best offset at an index, and its gain."""
-        return _highest(lambda s: float(gain(r, s)), gain(r, offsets), offsets)
+        return _highest(lambda s: float(gain(r, s)), gain(r, offsets), offsets, 1e-3)
 
     none = best_index(float(offsets[0]))
     s, most = offsets[0], none[1]
     if offset is None:
-        s, most = _highest(lambda s: best_index(s)[1], gains.max(0), offsets)
+        # Indices of the grid are too far apart to compare offsets by.
+        profile = np.array([best_index(float(s))[1] for s in offsets])
+        s, most = _highest(lambda s: best_index(s)[1], profile, offsets, 1e-6)
     if most - none[1] <= 2:  # Akaike's price of a parameter
         s = offsets[0]
     index = best_index(float(s))[0]
@@ -177,7 +180,7 @@ def power_tail(
             inner, limit = index, step * np.inf
             for r in outer:
                 if above(r) < 0:
-                    limit = brentq(above, inner, r, xtol=1e-9) if above(inner) > 0 else inner
+                    limit = brentq(above, inner, r, xtol=1e-6) if above(inner) > 0 else inner
                     break
                 inner = r
             found.append(float(limit))
@@ -187,14 +190,15 @@ def power_tail(
 
 
 def _highest(
-    function: Callable[[float], float], values: np.ndarray, grid: np.ndarray
+    function: Callable[[float], float], values: np.ndarray, grid: np.ndarray, tolerance: float
 ) -> tuple[float, float]:
     """Where a function with these values on a grid is highest, at its ends or between, and how high."""
     i = int(np.argmax(values))
     low, high = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
     found = minimize_scalar(
-        lambda x: -function(x), bounds=(low, high), method="bounded", options={"xatol": 1e-9 * high}
-    )
+        lambda x: -function(x), bounds=(low, high), method="bounded",
+        options={"xatol": tolerance * high},
+    )  # fmt: skip
     own = function(float(grid[i]))
     return (float(found.x), -float(found.fun)) if -found.fun > own else (float(grid[i]), own)
 

@@ -231,6 +231,22 @@ def test_tail_index_is_covered_over_many_datasets(r, offset):
     check_tails(r, offset, 200)
 
 
+@pytest.mark.parametrize(("offset", "r"), [(0.0, 1.0), (1.0, 0.5), (4.0, 1.5)])
+def test_an_almost_exact_tail_gives_back_offset_and_index(offset, r):
+    """Differences that grow by exp(∫(α−β)/2) exactly but for 1e-9: closed form, no noise to speak of."""
+    times, rng = np.linspace(5, 60, 56), np.random.default_rng(0)
+    u = times + offset
+    integral = 2 * (np.log(u / u[0]) if r == 1 else (u ** (1 - r) - u[0] ** (1 - r)) / (1 - r))
+    apart = np.exp(integral / 2)[:, None, None] * rng.standard_normal((8, 1, 1, 3))
+    means = apart * np.array([1.0, -1.0])[:, None]
+    means = means * (1 + 1e-9 * rng.standard_normal(means.shape))
+    fit = lesde.fit_elasticity(dataset(means, times), tail=5.0, smoothing=None)
+    at = fit.sel(level="alpha_minus_beta")
+    assert float(at.tail_index) == pytest.approx(r, abs=1e-5)
+    assert float(at.tail_offset) == pytest.approx(offset, abs=1e-4)
+    assert float(at.tail_index_upper - at.tail_index_lower) < 1e-4
+
+
 def test_a_given_offset_is_taken():
     """With the right one r has a short interval about it; with none it is off, by about s/t."""
     right, none = (tails(0.5, 1.0, 4, tail_offset=s).sel(level="alpha_minus_beta") for s in (1, 0))
