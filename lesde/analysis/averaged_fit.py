@@ -22,7 +22,12 @@ import dataclasses
 
 import numpy as np
 
-from lesde.analysis.transition_fit import TransitionFit, fit_transitions, in_common
+from lesde.analysis.transition_fit import (
+    TransitionFit,
+    drivers_and_rows,
+    fit_transitions,
+    in_common,
+)
 from lesde.analysis.transition_flow import RateBasis, Steps
 from lesde.analysis.transition_solver import drift_map
 
@@ -64,8 +69,7 @@ def fit_averages(
     common_moved, common_residual = np.zeros((*shape, R)), np.zeros((*shape, R))
     for g in range(G):
         frames = means[g].swapaxes(0, 1)
-        y = basis.rows(np.diff(frames, axis=0))
-        z = basis.drivers(frames[:-1])
+        z, y = drivers_and_rows(basis, frames[:-1], frames[1:], of_whole["unit"][g])
         n = None if steps is None else steps[g]
         e = y - drift_map(basis, of_whole["rates"][g, :, :q], widths, n)[:, None] @ z
         for r in range(R):
@@ -78,28 +82,26 @@ def fit_averages(
         absorbed = own_e.sum(1) / (R * size) * q
         common_moved[g] = in_common(y, own_y, weight)
         common_residual[g] = in_common(e, own_e, weight) + absorbed[:, None]
+    unit_variance = of_whole["unit_variance"] / R
+    known = np.isfinite(unit_variance)
     of_whole |= {
+        # The noise of an average, for one replicate.
+        "noise": of_whole["noise"] * np.sqrt(R),
+        "precision": of_whole["precision"] * R,
+        "unit_variance": unit_variance,
         "deleted": deleted,
-        "shares": np.repeat(
-            np.where(np.isfinite(of_whole["model_variance"]), of_whole["model_variance"], 0.0)[
-                :, :, None
-            ]
-            / R,
-            R,
-            axis=2,
-        ),
-        "noise": of_whole["noise"] * np.sqrt(R),  # the noise of an average, for one replicate
+        "shares": np.repeat(np.where(known, unit_variance, 0.0)[:, :, None] / R, R, axis=2),
         "moved": moved,
         "residual": residual,
         "predicted_residual": predicted,
         "common_moved": common_moved,
         "common_residual": common_residual,
     }
-    of_whole["rates"] = of_whole["rates"] + _correction(deleted, of_whole["model_variance"])
+    of_whole["rates"] = of_whole["rates"] + _correction(deleted, known)
     return TransitionFit(**of_whole)
 
 
-def _correction(deleted: np.ndarray, model_variance: np.ndarray) -> np.ndarray:
+def _correction(deleted: np.ndarray, known: np.ndarray) -> np.ndarray:
     """What the jackknife adds to the rates (g, t, f) against a bias of order 1/R.
 
     Where it is large against the standard error the bias is not of that order (the first frame is mostly
@@ -109,7 +111,7 @@ def _correction(deleted: np.ndarray, model_variance: np.ndarray) -> np.ndarray:
     R = deleted.shape[2]
     change = (R - 1) * deleted.mean(2)
     error = np.sqrt((R - 1) / R * (deleted**2).sum(2))
-    known = np.isfinite(model_variance) & np.isfinite(change) & (error > 0)
+    known = known & np.isfinite(change) & (error > 0)
     size = np.where(known, np.abs(change) / np.where(known, error, 1.0), 0.0).max(-1, keepdims=True)
     scale = LARGEST_CORRECTION / np.maximum(size, LARGEST_CORRECTION)
     return np.where(known.all(-1, keepdims=True), change * scale, 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import ndtri
 
-from lesde.analysis.class_means import read_class_means
+from lesde.analysis.class_means import power_of_two, read_class_means
 from lesde.analysis.likelihood_search import (
     CLOSE,
     inverse,
@@ -128,6 +128,10 @@ def calibrate(
 
     from lesde.analysis.path_objective import PathObjective
 
+    # With its size estimated, noise goes by the unit of the features; in one of their own size no square leaves the
+    # range of floats.
+    unit = float(power_of_two(np.abs(means).max())) if noise == "estimate" else 1.0
+    means = means / unit
     objective = PathObjective(model, names, times, means, noise == "estimate")
     theta, at, iterations = maximise(objective, first)
     log_scale = objective.best_log_scale(theta)
@@ -145,8 +149,11 @@ def calibrate(
             stacklevel=2,
         )
     _warn_of_rounding(objective, theta, log_scale, resolution)
+    log_unit = float(np.log(unit))
+    log_likelihood = -at[0] - means[:, 1:].size * log_unit
+    log_scale += log_unit
     return _result(model, names, first, theta, covariance, log_scale, objective, level, {
-        "log_likelihood": -at[0],
+        "log_likelihood": log_likelihood,
         "converged": bool(converged), "iterations": iterations, "noise": noise,
     })  # fmt: skip
 

@@ -13,7 +13,7 @@ import xarray as xr
 from lesde.analysis.class_frames import ClassFrames
 from lesde.checks import check_paths, check_statistics, check_times, is_statistics
 
-__all__ = ["ClassMeans", "read_class_means"]
+__all__ = ["ClassMeans", "power_of_two", "read_class_means"]
 
 # Feature values read at once: 64 MB in float64.
 BLOCK_VALUES = 2**23
@@ -44,6 +44,14 @@ class ClassMeans:
     groups: dict[Hashable, int]
     coords: dict[Hashable, Any]
     steps: np.ndarray | None
+
+
+def power_of_two(sizes: Any) -> np.ndarray:
+    """The powers of two at or below positive numbers, 1 for 0: units in which no square leaves the range of floats.
+
+    Dividing by one changes no digit.
+    """
+    return np.where(np.asarray(sizes) > 0, np.ldexp(1.0, np.frexp(sizes)[1] - 1), 1.0)
 
 
 def checked_paths(paths: Any) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:

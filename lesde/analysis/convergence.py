@@ -125,8 +125,9 @@ def convergence(
     that are 0, NaN or infinite have no logarithm and are left out: paths that start at their
     class means have NC1 = 0 at the first time. With three replicates or more each is fitted by
     itself and the interval is the t interval over replicates: the correlation within a trajectory
-    is accounted for, by being in the scatter of the slopes. With one or two the residuals are an
-    AR(1) process over frames and the interval is averaged over its unknown correlation. In both
+    is accounted for, by being in the scatter of the slopes. With one or two the residuals are taken for an
+    AR(1) process over frames and the interval of the same slope is averaged over its unknown correlation: wide
+    where the curve is no line, since its departures look like noise that wanders. In both
     cases the interval is that of the slope of the best line over the window: it does not hold the
     bias of fitting a line to what is none. ``amplitude_*`` is the geometric mean.
 

@@ -30,6 +30,7 @@ def fit_elasticity(
     *,
     smoothing: str | None = "reml",
     tail: float | tuple[float, float] | bool | None = None,
+    tail_offset: float | None = None,
     scheme: str = "auto",
     errors: str = "auto",
     estimator: str = "likelihood",
@@ -62,6 +63,10 @@ def fit_elasticity(
     tail : float, (float, float) or False, optional
         First time, or first and last, of the window for tail indices; False leaves them out. Default: from √(t₁ t_T) to the last
         time t_T, t₁ the first positive time: the second half in log t.
+    tail_offset : float, optional
+        s of the tail (t + s)^−r: 0 for a pure power of time, 1 for 1/(1+t)^r. Default: left to the data, between 0 and the last time
+        of the window. The index is then that of the offset that fits best, where by Akaike's criterion it fits
+        better than none; its limits are those over all offsets that the data allow, inf where they set none.
     scheme : {"auto", "exponential", "discrete"}, default "auto"
         Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m steps of
         SGD or of Euler's scheme. ``"auto"`` is discrete where ``paths`` has the coordinate ``iteration``, or attributes
@@ -73,7 +78,8 @@ def fit_elasticity(
         ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of
         freedom: the effective number of replicates less one, fewer where some carry most of the information). It needs nothing but independent replicates:
         noise may differ between classes, be correlated over classes (sampling noise of SGD) and over time. ``"model"``:
-        noise σ²/n_k per unit time, independent over classes, features and intervals, as in the LE-SDE. ``"auto"``:
+        noise σ²/n_k per unit time, independent over classes, features and intervals, as in the LE-SDE, with quantiles of
+        Student's t for the residual degrees of freedom of each interval; with none left, errors are inf. ``"auto"``:
         ``"replicate"`` from 8 replicates on.
     estimator : {"likelihood", "averages"}, default "likelihood"
         ``"likelihood"``: every replicate is a path of the LE-SDE, the best use of the data where that is so. ``"averages"``: class
@@ -93,7 +99,9 @@ def fit_elasticity(
         - ``A``, ``B``, ``A_minus_B (time)``: integrals from the first saved time, never smoothed.
         - ``alpha``, ``beta``, ``alpha_minus_beta (interval)``: smoothed rates; ``alpha_raw``, … are the
           raw ones, averages of the rate over each interval.
-        - ``tail_index (level)``: r of the rate ~ t^{−r}, from the increments of the integral; ``log_slope_index (level)``: 1 − d log|A|/d log t.
+        - ``tail_index (level)``: r of the rate ~ (t + s)^{−r}, from the increments of the integral; where s is left to the data
+          ``_se`` is half the interval over the quantile. ``tail_offset (level)``: s, without errors; ``tail_offset_weight (level)``:
+          Akaike weight of an offset against none, where it is left to the data; ``log_slope_index (level)``: 1 − d log|A|/d log t.
           ``level`` is ``alpha``, ``beta`` or ``alpha_minus_beta``.
         - with ``kernel="matrix"``: ``E``, ``E_raw (interval, class, class_)``, ``E_integral (time, class, class_)`` and tail indices
           ``(class, class_)``; first the class moved, then the class drawn.
@@ -165,6 +173,8 @@ def fit_elasticity(
         check_choice("smoothing", smoothing, ("reml",))
     confidence = check_fraction("confidence", confidence)
     window = None if tail is False else _check_tail(tail)
+    if tail_offset is not None:
+        tail_offset = check_real("tail_offset", tail_offset)
     data = read_class_means(paths, scheme != "exponential")
     steps = read_steps(paths, data) if scheme != "exponential" else None
     if scheme == "discrete" and steps is None:
@@ -205,7 +215,7 @@ def fit_elasticity(
     result.add_integrals()
     result.add_rates(smoothing)
     if tail is not False:
-        result.add_tails(window)
+        result.add_tails(window, tail_offset)
     result.add_quality()
     result.dataset.attrs.update(
         transform=H.kind,
@@ -216,7 +226,6 @@ def fit_elasticity(
         errors=errors,
         smoothing=smoothing or "none",
         confidence=confidence,
-        quantile=result.quantile,
         replicates=R,
     )
     return result.dataset

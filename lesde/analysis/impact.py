@@ -151,10 +151,13 @@ Found = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 def _estimates(data: ImpactData, clusters: Clusters, H: Any, estimator: str) -> Found:
     """Values, errors and quantiles (group, time, ...) of all variables."""
-    change = data.array("change", ("draw", "class", "feature"))
+    u, unit = data.scaled_drivers(H)
+    change = data.array("change", ("draw", "class", "feature")) / unit[..., None]
     square = data.array("square", ("draw", "class"))
+    # A square that left the range of floats says nothing.
+    held = (square > np.finfo(float).tiny) & (square < np.inf) | (change == 0).all(-1)
+    square = np.where(held, square, np.nan) / unit / unit
     relative = data.array("relative", ("draw", "class")) if "relative" in data.dataset else None
-    u = data.drivers(H)
     G, _, T = change.shape[:3]
     frames: list[list[dict[str, np.ndarray]]] = []
     quantiles: list[list[dict[str, np.ndarray]]] = []

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t as student
 
+from lesde.analysis.class_means import power_of_two
 from lesde.checks import check_choice, check_dataset
 from lesde.transforms import Transform, make_transform
 
@@ -69,6 +70,12 @@ class ImpactData:
         if transform.kind == "identity":
             return x
         return np.einsum("dpq,grtdq->grtdp", transform.array()[self.labels], x)
+
+    def scaled_drivers(self, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
+        """`drivers` in the power of two at the largest of each group and time, and that unit (group, 1, time, 1, 1)."""
+        u = self.drivers(transform)
+        unit = power_of_two(np.abs(u).max((1, 3, 4), keepdims=True, initial=0.0))
+        return u / unit, unit
 
     def coords(self) -> dict[Hashable, Any]:
         """Coordinates that results keep."""

@@ -80,10 +80,9 @@ def impact_by_distance(
         )
     H = data.transform(transform)
     clusters = Clusters(data, errors, confidence)
-    u = data.drivers(H)
-    along = np.einsum(
-        "grtdsbp,grtdp->grtdsb", data.array("bin_change", ("draw", "pair", "bin", "feature")), u
-    )
+    u, unit = data.scaled_drivers(H)
+    changes = data.array("bin_change", ("draw", "pair", "bin", "feature")) / unit[..., None, None]
+    along = np.einsum("grtdsbp,grtdp->grtdsb", changes, u)
     number = data.array("bin_count", ("draw", "pair", "bin"))
     distance = data.array("bin_distance", ("draw", "pair", "bin"))
     length = np.einsum("grtdp,grtdp->grtd", u, u)[..., None, None]
@@ -100,12 +99,12 @@ def impact_by_distance(
         bottom = clusters.sums(weight).sum(1)
         with np.errstate(all="ignore"):
             values = top / bottom
+            parts["weight"][g, t] = bottom[0] * unit[g, 0, t, 0, 0] ** 2
             parts["distance"][g, t] = (distance[g, :, t] * length[g, :, t]).sum((0, 1)) / bottom[0]
         away = clusters.deviations(values)
         parts["strength"][g, t] = values[0]
         covariance[g, t] = np.tensordot(away, away, (0, 0))
         parts["strength_se"][g, t] = np.sqrt((away**2).sum(0))
-        parts["weight"][g, t] = bottom[0]
         parts["count"][g, t] = number[g, :, t].sum((0, 1))
         parts["quantile"][g, t] = clusters.quantile(bottom[:1] - bottom[1:])
     reach = parts.pop("quantile") * parts["strength_se"]

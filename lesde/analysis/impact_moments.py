@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde.analysis.class_means import power_of_two
 from lesde.analysis.impact_bins import bin_changes, make_bins, pair_distances
 from lesde.checks import bare_array, check_choice, check_finite_array, check_labels, check_real
 
@@ -65,11 +66,13 @@ def reduce_changes(
     shares = (labels == np.arange(labels.max() + 1)[:, None]).astype(np.float64)
     shares /= shares.sum(1, keepdims=True)
     changes = np.asarray(changes, dtype=np.float64)
-    squares = np.einsum("dnp,dnp->dn", changes, changes)
-    result = {"change": shares @ changes, "square": squares @ shares.T}
+    unit = power_of_two(np.abs(changes).max(initial=0.0))
+    squares = np.einsum("dnp,dnp->dn", changes / unit, changes / unit)
+    with np.errstate(over="ignore"):  # beyond the range of floats: inf
+        result = {"change": shares @ changes, "square": squares @ shares.T * unit**2}
     if own is not None:
         moved = np.where(own > 0, own, np.nan)
-        result["relative"] = np.sqrt(squares) @ shares.T / moved[:, None]
+        result["relative"] = np.sqrt(squares) @ shares.T / (moved / unit)[:, None]
     return result
 
 
@@ -154,7 +157,8 @@ def impact_from_changes(
     own = None
     if drawn_changes is not None:
         moved = check_finite_array("drawn_changes", drawn_changes, [(*lead, D, p)])
-        own = np.linalg.norm(moved, axis=-1).ravel()
+        unit = power_of_two(np.abs(moved).max(initial=0.0))
+        own = (np.linalg.norm(moved / unit, axis=-1) * unit).ravel()
     parts = reduce_changes(flat, labels, own)
     edges = None
     if by is not None:

@@ -27,8 +27,12 @@ __all__ = ["MINIMUM_INTERVALS", "smooth_rates"]
 
 MINIMUM_INTERVALS = 5
 ORDER = 2
-# log λ relative to the typical precision, from raw rates to a straight line (n intervals, order 2: λ ~ n⁴).
-LEAST, MOST, POINTS = -4.0, -4.0, 15
+# log λ from raw rates, relative to the least precision, to nearly a straight line, relative to the greatest (n
+# intervals, order 2: λ ~ n⁴). Further up all curves are lines and equally likely: weight there would hide curvature
+# that is weaker than the noise, and bands would cover less than they say.
+LEAST, MOST = -8.0, -8.0
+COARSE, POINTS = 2.0, 13
+"""Distance of points over all of that, and number of points over where the weight is found to be."""
 
 
 def smooth_rates(values: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +52,12 @@ def smooth_rates(values: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray,
         Of the smooth rates, interval by interval.
     """
     n, q = values.shape
-    typical = np.array([_typical(precision[:, j, j]) for j in range(q)])
+    known = [precision[precision[:, j, j] > 0, j, j] for j in range(q)]
+    typical = np.array([np.median(p) if len(p) else 1.0 for p in known])
+    least, most = (
+        np.array([end(p) / unit if len(p) else 1.0 for p, unit in zip(known, typical, strict=True)])
+        for end in (np.min, np.max)
+    )
     penalties = _penalty_bands(n, q)
     data = _block_bands(precision)
     right = np.einsum("ijk,ik->ij", precision, values).ravel()
@@ -66,16 +75,28 @@ def smooth_rates(values: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray,
         quadratic = right @ cho_solve_banded((root, False), right, check_finite=False)
         return float(2 * np.log(root[-1]).sum() - (n - ORDER) * log_penalty.sum() - quadratic)
 
-    # The posterior of log λ on a grid: ends where the curve is a line, or the raw rates.
-    axis = np.linspace(LEAST, 2 * ORDER * np.log(n) + MOST, POINTS)
-    grid = np.stack(np.meshgrid(*[axis] * q, indexing="ij"), axis=-1).reshape(-1, q)
-    score = np.array([criterion(point) for point in grid])
-    weight = np.exp(-0.5 * (score - score.min()))
-    weight /= weight.sum()
-    keep = weight > 1e-3
-    weight = weight[keep] / weight[keep].sum()
+    def posterior(
+        low: np.ndarray, high: np.ndarray, number: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The midpoints of a box's cells that matter, and their weights."""
+        axes = [
+            a + (b - a) * (np.arange(m) + 0.5) / m
+            for a, b, m in zip(low, high, number, strict=True)
+        ]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, q)
+        score = np.array([criterion(point) for point in grid])
+        weight = np.exp(-0.5 * (score - score.min()))
+        keep = weight > 1e-4
+        return grid[keep], weight[keep] / weight[keep].sum()
+
+    # The posterior of log λ on a grid over all that could be, then on a finer one over where its weight is.
+    low, high = np.log(least) + LEAST, np.log(most) + 2 * ORDER * np.log(n) + MOST
+    number = np.ceil((high - low) / COARSE).astype(int)
+    grid, _ = posterior(low, high, number)
+    low, high = np.maximum(low, grid.min(0) - COARSE), np.minimum(high, grid.max(0) + COARSE)
+    grid, weight = posterior(low, high, np.full(q, POINTS))
     curves, spread = [], np.zeros((n, q, q))
-    for w, point in zip(weight, grid[keep], strict=True):
+    for w, point in zip(weight, grid, strict=True):
         root = factor(point)
         curves.append(cho_solve_banded((root, False), right).reshape(n, q))
         spread += w * _diagonal_blocks(root, n, q)
@@ -87,11 +108,6 @@ def smooth_rates(values: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray,
 def _diagonal_blocks(root: np.ndarray, n: int, q: int) -> np.ndarray:
     full = cho_solve_banded((root, False), np.eye(n * q), check_finite=False).reshape(n, q, n, q)
     return np.stack([full[i, :, i] for i in range(n)])
-
-
-def _typical(precision: np.ndarray) -> float:
-    known = precision[precision > 0]
-    return float(np.median(known)) if len(known) else 1.0
 
 
 def _block_bands(blocks: np.ndarray) -> np.ndarray:

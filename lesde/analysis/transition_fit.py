@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from lesde.analysis.class_means import power_of_two
 from lesde.analysis.transition_flow import RateBasis, Steps
 from lesde.analysis.transition_solver import (
     Grams,
@@ -32,7 +33,7 @@ from lesde.analysis.transition_solver import (
     scores,
 )
 
-__all__ = ["TransitionFit", "fit_transitions", "in_common"]
+__all__ = ["TransitionFit", "drivers_and_rows", "fit_transitions", "in_common"]
 
 BLOCK_VALUES = 2**22
 # Above this many products an interval, the information of single replicates is not formed.
@@ -45,19 +46,23 @@ class TransitionFit:
 
     Attributes
     ----------
+    unit : ndarray
+        The size of the class means in the interval, a power of two: what is in units of the features is
+        given in it, so that no square leaves the range of floats.
     rates : ndarray, shape (..., f)
         The functionals Cθ asked for.
     precision : ndarray, shape (..., q, q)
-        Inverse covariance of θ, Σ JᵀWJ over the variance of the weighted residuals; empty for q > 2, where
-        nobody asks for it and it is large.
-    model_variance : ndarray, shape (..., f)
-        σ̂² C (Σ JᵀWJ)⁻¹ Cᵀ, inf where not identified.
+        Inverse covariance of θ where σ = 1; empty for q > 2, where nobody asks for it and it is large.
+    unit_variance : ndarray, shape (..., f)
+        Variance of the functionals where σ = 1, inf where not identified.
+    noise : ndarray
+        σ̂: of a sample, per square root of time; NaN without residual degrees of freedom.
+    freedom : ndarray of int
+        Residual degrees of freedom behind σ̂.
     deleted : ndarray, shape (..., replicate, f)
         Cθ̂ less its value with one replicate left out.
     shares : ndarray, shape (..., replicate, f)
-        What each replicate contributes to ``model_variance``; 0 where not identified.
-    noise : ndarray
-        σ̂: of a sample, per square root of time.
+        What each replicate contributes to ``unit_variance``; 0 where not identified.
     moved, residual, predicted_residual : ndarray
         Σ n_k|·|² of the increments, of the residuals, and of the residuals of each replicate under
         the rates fitted to the others (NaN for one replicate).
@@ -67,12 +72,14 @@ class TransitionFit:
     converged : ndarray of bool
     """
 
+    unit: np.ndarray
     rates: np.ndarray
     precision: np.ndarray
-    model_variance: np.ndarray
+    unit_variance: np.ndarray
+    noise: np.ndarray
+    freedom: np.ndarray
     deleted: np.ndarray
     shares: np.ndarray
-    noise: np.ndarray
     moved: np.ndarray
     residual: np.ndarray
     predicted_residual: np.ndarray
@@ -108,19 +115,20 @@ def fit_transitions(
     cell = max(R * out * m, q * max(out, m) * m * 4)
     block = max(1, BLOCK_VALUES // cell)
     frames = means.swapaxes(1, 2)
-    before = frames[:, :-1].reshape(-1, *frames.shape[2:])
-    moved = np.diff(frames, axis=1).reshape(before.shape)
+    before, after = (f.reshape(-1, *frames.shape[2:]) for f in (frames[:, :-1], frames[:, 1:]))
     width = np.tile(widths, G)
     parts = []
     for first in range(0, len(before), block):
         part = slice(first, first + block)
-        z, y = basis.drivers(before[part]), basis.rows(moved[part])
+        sizes = np.maximum(np.abs(before[part]), np.abs(after[part])).max((1, 2, 3))
+        unit = power_of_two(sizes)
+        z, y = drivers_and_rows(basis, before[part], after[part], unit)
         zt = z.swapaxes(-1, -2)
         yy = np.einsum("broc,broc,o->br", y, y, weight)
         size = y.shape[-2] * y.shape[-1]
         grams = Grams(z @ zt, y @ zt, yy, weight, size, y, z)
         n = None if steps is None else steps.ravel()[part]
-        parts.append(_fit_block(basis, functionals, grams, width[part], n))
+        parts.append(_fit_block(basis, functionals, grams, width[part], n, unit))
     joined = {
         f.name: np.concatenate([getattr(part, f.name) for part in parts])
         for f in fields(TransitionFit)
@@ -129,12 +137,21 @@ def fit_transitions(
     return TransitionFit(**joined)
 
 
+def drivers_and_rows(
+    basis: RateBasis, before: np.ndarray, after: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """z before and the increments, (b, ..., row, column), in units (b,)."""
+    scale = unit.reshape(-1, *[1] * (before.ndim - 1))
+    return basis.drivers(before / scale), basis.rows(after / scale - before / scale)
+
+
 def _fit_block(
     basis: RateBasis,
     functionals: np.ndarray,
     grams: Grams,
     width: np.ndarray,
     steps: Steps | None,
+    unit: np.ndarray,
 ) -> TransitionFit:
     theta, converged = gauss_newton(basis, grams, width, steps)
     L, dL = drift_maps(basis, theta, width, steps)
@@ -145,30 +162,33 @@ def _fit_block(
     coordinates, values, kept, lost = eigen_coordinates(information)
     own_loss = losses(L, grams)
     total = own_loss.sum(1)
-    freedom = np.maximum(R * grams.size - kept.sum(1), 1)
-    variance = total / freedom / width
+    freedom = R * grams.size - kept.sum(1)
+    variance = np.where(freedom > 0, total / np.maximum(freedom, 1), np.nan)
+    # The residuals' variance where σ = 1.
+    spread = width * _growth(basis, theta, width, steps, grams.weight)
 
     few = slice(q if q <= 2 else 0)
-    scale = np.where(variance > 0, variance * width, np.inf)[:, None, None]
-    precision = information[:, few, few] / scale
+    precision = information[:, few, few] / spread[:, None, None]
 
     known = _identified(functionals, lost) & converged[:, None]
     C = functionals @ coordinates  # (b, f, q)
-    unit = (C**2 / values[:, None]).sum(-1)
+    unit_variance = spread[:, None] * (C**2 / values[:, None]).sum(-1)
     influence = np.where(known[..., None], C / values[:, None], 0.0)
     delta, rise, shares = _delete_one(dL, grams, score, coordinates, values, kept, influence)
     # What replicates have in common is also what the fit takes from their noise.
     zsum = grams.z.sum(1)
     sums = coordinates.swapaxes(1, 2) @ information_of(dL, zsum @ zsum.swapaxes(1, 2), grams.weight)
     overlap = np.einsum("bkq,bqk,bk->b", sums, coordinates, 1 / values) - kept.sum(1)
-    absorbed = (variance * width * overlap / R)[:, None]
+    absorbed = (variance * overlap / R)[:, None]
     return TransitionFit(
+        unit=unit,
         rates=theta @ functionals.T,
         precision=precision,
-        model_variance=np.where(known, (variance * width)[:, None] * unit, np.inf),
+        unit_variance=np.where(known, unit_variance, np.inf),
+        noise=np.sqrt(variance / spread),
+        freedom=freedom,
         deleted=delta @ functionals.T,
-        shares=shares * (variance * width)[:, None, None],
-        noise=np.sqrt(variance / _growth(basis, theta, width, steps, grams.weight)),
+        shares=shares * spread[:, None, None],
         moved=grams.yy.sum(1),
         residual=total,
         predicted_residual=(own_loss + rise).sum(1),
