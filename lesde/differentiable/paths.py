@@ -64,8 +64,16 @@ class TensorPaths:
         """The paths without gradients, as ``lesde.simulate`` returns them."""
         keeper = Features(self._plan)
         keeper.arrays["features"][0] = self.features.detach().cpu().numpy()
-        first = self._plan.first_block * BLOCK
-        return as_dataset(self._model, keeper, False, self._plan.times, None, first, self._settings)
+        return as_dataset(
+            {name: (dims, keeper.arrays[name]) for name, dims in keeper.variables().items()},
+            keeper.coords(),
+            self._plan.times,
+            self._plan.first_block * BLOCK,
+            self._plan.rates,
+            False,
+            self._model.describe(),
+            self._settings,
+        )
 
 
 class TensorMeanSDE(MeanSDE):

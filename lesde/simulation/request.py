@@ -35,6 +35,8 @@ SDES = ("plain", "sampling", "modified")
 
 SHARE = 0.8
 """Share of the available memory that a run may take, result included."""
+SMALL_TABLES = 2**20
+"""Bytes of tables that are not counted, as little as what the interpreter takes now and then."""
 WORKING_SHARE = 0.5
 """Share of what the result leaves that working arrays may take, where no limit is given."""
 
@@ -46,7 +48,7 @@ def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
     """Learning rates (cell,), and whether they are a dimension of the result."""
     if value is None:
         return None, False
-    if not isinstance(value, Sequence) and np.ndim(value) == 0:
+    if isinstance(value, str) or (not isinstance(value, Sequence) and np.ndim(value) == 0):
         value = value.item() if isinstance(value, np.ndarray) else value
         return np.array([check_real("learning_rate", value, 0.0, open_minimum=True)]), False
     rates = check_finite_array("learning_rate", value, [("L",)])
@@ -229,7 +231,7 @@ def check_pairs(limit: float | None, n_classes: int) -> None:
 def check_tables(plan: Plan, engine: str, memory: float) -> float:
     """What is left of ``memory`` beside the tables over pairs of classes that an engine works with.
 
-    About as many as were counted: the exact law of a kernel that changes in time holds it at all nodes of
+    About as many as were counted, where they are more than a megabyte: the exact law of a kernel that changes in time holds it at all nodes of
     an interval, the others hold it at the steps or iterations that are prepared at once.
     """
     coefficients, K, p = plan.coefficients, plan.n_classes, plan.n_features
@@ -254,6 +256,8 @@ def check_tables(plan: Plan, engine: str, memory: float) -> float:
 
         tables = 12 + len(plan.times) + 2 * prefetch_length(BLOCK * K * p)
     needed = 8.0 * size**2 * tables
+    if needed < SMALL_TABLES:
+        return memory
     if needed > memory:
         raise _too_many_classes(memory, K, needed, f"with engine={engine!r}")
     return memory - needed

@@ -34,6 +34,7 @@ from lesde.simulation.result import as_dataset, warn_of_lost_digits
 if TYPE_CHECKING:
     from lesde.model import LESDE
     from lesde.simulation.plan import Plan
+    from lesde.simulation.process import Process
 
 __all__ = ["simulate"]
 
@@ -41,7 +42,7 @@ METHODS = ("euler", "milstein", "srk")
 
 
 def simulate(
-    model: LESDE,
+    model: LESDE | Process,
     times: Any,
     initial: Any = None,
     replicates: int = 256,
@@ -176,8 +177,7 @@ def simulate(
 
     check_flag("progress", progress)
     check_flag("differentiable", differentiable)
-    own_process = not isinstance(model, LESDE)
-    if own_process:
+    if not isinstance(model, LESDE):
         check_process(
             model,
             initial=initial,
@@ -189,6 +189,7 @@ def simulate(
             parameters=parameters,
         )
     if differentiable:
+        assert isinstance(model, LESDE)
         from lesde.differentiable.paths import tensor_paths
 
         if memory_limit is not None:
@@ -241,7 +242,7 @@ def simulate(
             f"numbers; got {first_replicate}."
         )
     on = read_device(device)
-    if own_process:
+    if not isinstance(model, LESDE):
         from lesde.simulation.process import process_paths
 
         return process_paths(

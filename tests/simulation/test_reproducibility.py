@@ -139,7 +139,7 @@ def test_saving_fewer_late_times_keeps_the_early_ones(run):
 def test_learning_rates_have_noise_of_their_own(run):
     settings = {k: v for k, v in RUNS[run].items() if k not in ("learning_rate", "dt")}
     model = make_system(*CASES[1]).model
-    both = simulate(model, TIMES, MEANS, 32, learning_rate=[0.02, 0.04], **settings).features
+    both = simulate(model, TIMES, MEANS, 32, learning_rate=[0.02, 0.1], **settings).features
     alone = simulate(model, TIMES, MEANS, 32, learning_rate=0.02, **settings).features
     assert both.dims[0] == "learning_rate"
     assert alone.dims[0] == "replicate"
