@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_finite_array, check_times, shown
+from lesde.checks import bare_array, check_finite_array, check_times, real_array, shown
 
 __all__ = ["from_arrays"]
 
@@ -122,16 +122,12 @@ def from_arrays(
     return xr.Dataset(data, found, {"classes": classes})
 
 
-def _plain(value: Any) -> Any:
-    """The numbers of a tensor on any device; anything else as it is."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
-
-
 def _numbers(name: str, value: Any) -> np.ndarray:
     """Real finite numbers in their own floating dtype."""
-    value = _plain(value)
-    checked = check_finite_array(name, value)
-    array = np.asarray(value)
+    checked, array = check_finite_array(name, value), real_array(name, value)
+    own = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    if own in ("float16", "float32"):
+        array = array.astype(own)  # of a tensor
     if name == "features" and (array.ndim < 2 or 0 in array.shape):
         raise ValueError(
             "features must have shape ([learning_rate,] [replicate,] [time,] sample, feature), with at "
@@ -156,7 +152,7 @@ def _coordinates(times: Any, replicate: Any, learning_rate: Any) -> dict[str, An
             )
         replicate = names
     times = 0.0 if times is None else times
-    checked = check_times("times", np.atleast_1d(np.asarray(times)), 1)
+    checked = check_times("times", np.atleast_1d(real_array("times", times)), 1)
     return {
         "learning_rate": learning_rate,
         "replicate": replicate,
@@ -190,7 +186,7 @@ def _labels(value: Any, n_samples: int) -> tuple[np.ndarray, list[Any]]:
         f"values that sort, or as one-hot rows (sample, class)"
     )
     try:
-        array = np.asarray(_plain(value))
+        array = bare_array("labels", value)
         if array.ndim == 2 and len(array) == n_samples:
             numbers = array.astype(float)
             if not (np.isin(numbers, (0, 1)).all() and (numbers.sum(axis=1) == 1).all()):

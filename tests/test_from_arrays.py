@@ -114,6 +114,15 @@ def test_simulated_paths_come_back_the_same_from_their_arrays():
                 )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_keep_their_precision(dtype):
+    given = torch.tensor(FRAMES, dtype=dtype, requires_grad=True)
+    paths = lesde.from_arrays(given, LABELS, TIMES)
+    kept = {torch.float16: "float16", torch.float32: "float32"}.get(dtype, "float64")
+    assert paths.features.dtype == kept
+    np.testing.assert_array_equal(paths.features[0], given.detach().double().numpy())
+
+
 def test_classifier_goes_into_nc3_and_nc4():
     weights = RNG.normal(size=(3, 2))
     fixed = lesde.from_arrays(FRAMES, LABELS, TIMES, weights=weights, bias=[0.1, 0, -0.1])
@@ -149,6 +158,9 @@ def test_classifier_goes_into_nc3_and_nc4():
         ({"features": FRAMES * np.nan}, ValueError, "features must be finite"),
         ({"features": FRAMES + 0j}, TypeError, "features must be an array of real numbers"),
         ({"features": [[1, 2], [3]]}, TypeError, "features must be an array of real numbers"),
+        ({"features": np.ma.masked_less(FRAMES, 0)}, ValueError, "features must not be masked"),
+        ({"labels": np.ma.masked_equal(LABELS, 0)}, ValueError, "labels must not be masked"),
+        ({"times": np.ma.masked_equal(TIMES, 1)}, ValueError, "times must not be masked"),
         ({"features": np.ones(9)}, ValueError, "features must have shape"),
         ({"weights": np.ones((2, 2))}, ValueError, r"weights must have shape \(3, 2\)"),
         ({"bias": np.ones(3)}, ValueError, "bias belongs to a classifier"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 import lesde
@@ -44,6 +45,8 @@ def draw(
     progress : bool, default False
         Whether to show how far an animation is.
     """
+    import matplotlib.pyplot as plt
+
     from lesde import plot
 
     if figure == "animation":
@@ -63,3 +66,4 @@ def draw(
     else:
         drawn = plot.elasticity(lesde.fit_elasticity(paths, transform=transform))
     plot.save(drawn, out)
+    plt.close(np.ravel(drawn)[0].figure)
