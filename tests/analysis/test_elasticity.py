@@ -81,7 +81,7 @@ def test_coverage_of_integrals_and_rates(kind, kernel, counts):
     allowed the same 5σ of half as many. Estimates are unbiased: mean error within 5 of its standard error.
     """
     paths, times, A, B = make(kind, kernel, counts, 8, 200, seed=11)
-    fit = fit_elasticity(paths, kind, smoothing=None)
+    fit = fit_elasticity(paths, kind, smoothing=None, tail=False)
     assert fit.attrs["errors"] == "replicate"
     for name, truth in (("A", A), ("B", B), ("A_minus_B", A - B)):
         last = fit[name].isel(time=-1).values - truth[-1]
@@ -120,7 +120,7 @@ def test_coverage_of_smoothed_rates_and_their_error():
 def test_model_errors_cover_with_one_replicate():
     """Null: with errors="model" (what one replicate gets) A and B are covered with probability 0.95."""
     paths, _, A, B = make("identity", "constant", (20, 20, 20), 1, 200, seed=8)
-    fit = fit_elasticity(paths, "identity", smoothing=None)
+    fit = fit_elasticity(paths, "identity", smoothing=None, tail=False)
     assert fit.attrs["errors"] == "model"
     assert np.isnan(fit.r_squared).all()
     for name, truth in (("A", A), ("A_minus_B", A - B)):
@@ -150,7 +150,7 @@ def test_replicate_errors_hold_for_noise_shared_by_classes_and_model_errors_do_n
     truth = -0.5 * times
     found = {}
     for errors in ("replicate", "model"):
-        fit = fit_elasticity(paths, errors=errors, smoothing=None)
+        fit = fit_elasticity(paths, errors=errors, smoothing=None, tail=False)
         found[errors] = coverage(fit, "B", truth)[:, -1].mean()
     assert abs(found["replicate"] - 0.95) < 5 * np.sqrt(0.95 * 0.05 / D)
     assert found["model"] < 0.85
@@ -176,6 +176,7 @@ def test_matrix_recovers_full_kernel(kind):
         kind,
         "matrix",
         smoothing=None,
+        tail=False,
     )
     last = fit.isel(time=-1)
     z = ((last.E_integral - 1.5 * E) / last.E_integral_se).values
@@ -293,7 +294,7 @@ def test_r_squared_is_predictive_and_the_common_share_ignores_noise():
     is small. Wrong model (a nonlinear drift): the common share falls well below 1.
     """
     paths, *_ = make("logits", "decaying", (20,) * 4, 16, 40, seed=2, noise=1.5)
-    fit = fit_elasticity(paths, "logits", smoothing=None)
+    fit = fit_elasticity(paths, "logits", smoothing=None, tail=False)
     share = fit.r_squared_common.values
     assert abs(share.mean() - 1) < 5 * share.std() / np.sqrt(40)
     found = coverage(fit, "r_squared_common", 1.0).mean()
@@ -327,14 +328,16 @@ def test_r_squared_equals_refits_without_each_replicate():
     )
     left = moved = 0.0
     for r in range(6):
-        fit = fit_elasticity(paths.isel(replicate=[i for i in range(6) if i != r]), smoothing=None)
+        fit = fit_elasticity(
+            paths.isel(replicate=[i for i in range(6) if i != r]), smoothing=None, tail=False
+        )
         a, b = float(fit.A[-1]), float(fit.B[-1])
         start, end = means[r]
         grand = start.mean(0)
         predicted = grand * np.exp((a + 2 * b) / 3) + (start - grand) * np.exp((a - b) / 3)
         left += ((end - predicted) ** 2).sum()
         moved += ((end - start) ** 2).sum()
-    fit = fit_elasticity(paths, smoothing=None)
+    fit = fit_elasticity(paths, smoothing=None, tail=False)
     assert float(fit.r_squared) == pytest.approx(1 - left / moved, rel=0.02)
 
 
