@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -376,7 +376,7 @@ def _whole(group: zarr.Group) -> int:
     ValueError
         If an array or a file of a record is missing, or the metadata or the clock are damaged.
     """
-    place, held = _place(group), group.attrs.get(_HELD, ())
+    place, held = _place(group), cast("list[str]", group.attrs.get(_HELD, []))
     arrays = _arrays(group)
     grow = {name: int(name not in CLOCK) for name in arrays if name not in (*FIXED, "time")}
     longest = max((arrays[name].shape[axis] for name, axis in grow.items()), default=0)
