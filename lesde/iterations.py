@@ -44,8 +44,8 @@ def seen_times(
             grid = "" if step is None else f" (multiples of {step:g} from times[0])"
             raise ValueError(
                 f"times must fall on an iteration of every learning rate, or near the same ones, for one "
-                f"axis of time to hold for all; near {asked[i]:g} learning rate {rates[0]:g} is seen at "
-                f"{seen[0][i]:g} and learning rate {rate:g} at {seen[-1][i]:g}. Give times that all share"
+                f"axis of time to hold for all; near {asked[i]:g} learning rate {float(rates[0])!r} is seen "
+                f"at {float(seen[0][i])!r} and learning rate {float(rate)!r} at {float(seen[-1][i])!r}. Give times that all share"
                 f"{grid}, for example with lesde.networks.saving_times, or take one learning rate at a time."
             )
     return seen[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import zarr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 from zarr.codecs import ZstdCodec
+from zarr.core.sync import sync
 
 __all__ = [
     "REMEDY",
@@ -30,6 +32,7 @@ __all__ = [
     "open_store",
     "opened",
     "quiet_zarr",
+    "settled",
     "telling",
     "write_store",
 ]
@@ -60,7 +63,7 @@ def write_store(dataset: xr.Dataset, path: Path) -> None:
         }
         for name, variable in plain.variables.items()
     }
-    with quiet_zarr():
+    with quiet_zarr(), settled():
         plain.to_zarr(path, mode="w", consolidated=False, encoding=encoding)
 
 
@@ -324,6 +327,26 @@ def check_format(place: Path, found: Any, newest: int) -> None:
             f"store {str(place)!r} has format {found}, which is of a newer version of lesde; this one "
             f"reads formats up to {newest}. Update lesde."
         )
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Leave an error of Zarr's only when nothing is being written any more.
+
+    Of the chunks of an array, which Zarr writes at the same time, the first that fails is the error; the others
+    would still be written behind it, into what is being removed or written again.
+    """
+
+    async def rest() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others)
+
+    try:
+        yield
+    except BaseException:
+        sync(rest())
+        raise
 
 
 @contextmanager

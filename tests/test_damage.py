@@ -239,6 +239,7 @@ def test_every_damage_of_records_is_told(layer, ways, recording, tmp_path):
         "train/logits/iteration/zarr.json",
         "train/penultimate/zarr.json",
         "train/logits/label/c/0",
+        "train/penultimate/replicate/c/0",
         "train/zarr.json",
     ],
 )
@@ -249,10 +250,8 @@ def test_damaged_records_are_not_resumed_and_not_cut(file, recording, tmp_path):
         shutil.copytree(store, place)
         damage(place / file, how)
         left = {f: f.read_bytes() for f in place.rglob("*") if f.is_file()}
-        # A recorder that goes on knows its labels: what they hold is not read then.
-        resumed = not file.endswith("label/c/0") or how == "gone"
         with pytest.raises(ValueError) as caught:  # noqa: PT011
-            recorder(place, resume=True) if resumed else records(place)
+            recorder(place, resume=True)
         assert told(caught.value, place, file)
         assert {f: f.read_bytes() for f in place.rglob("*") if f.is_file()} == left
         # Put back, it goes on where it was.
@@ -265,6 +264,53 @@ def test_damaged_records_are_not_resumed_and_not_cut(file, recording, tmp_path):
             assert found.iteration.values.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_an_array_that_was_lost_is_told_by_opening_and_by_resuming(recording, tmp_path):
+    store, whole = recording
+    assert not any("lesde" in name for name in whole["logits"].attrs if name != "lesde_version")
+    held = sorted(file.parent for file in store.glob("train/*/*/zarr.json"))
+    assert len(held) == 2 * 8 + 2  # of the penultimate layer also weights and bias
+    for number, lost in enumerate(held):
+        name, place = lost.relative_to(store).as_posix(), tmp_path / f"{number}.zarr"
+        shutil.copytree(store, place)
+        shutil.rmtree(place / name)
+        left = {f: f.read_bytes() for f in place.rglob("*") if f.is_file()}
+        for use in (
+            lambda place=place, name=name: open_records(place, name.split("/")[1]),
+            lambda place=place: recorder(place, resume=True),
+        ):
+            with pytest.raises(ValueError) as caught:  # noqa: PT011
+                use()
+            assert told(caught.value, place, f"{name}/zarr.json")
+        assert {f: f.read_bytes() for f in place.rglob("*") if f.is_file()} == left
+
+
+@pytest.mark.parametrize("name", ["train", "train/logits"])
+def test_a_layer_that_was_lost_is_told_by_opening_and_by_resuming(name, recording, tmp_path):
+    place = tmp_path / "run.zarr"
+    shutil.copytree(recording[0], place)
+    shutil.rmtree(place / name)
+    for use in (records, lambda place: recorder(place, resume=True)):
+        with pytest.raises(
+            ValueError, match=r"lacks train/logits, .*Restore the store from a copy"
+        ):
+            use(place)
+
+
+def test_arrays_that_come_with_a_later_record_are_missed_from_then_on(tmp_path):
+    store = tmp_path / "run.zarr"
+    with recorder(store, loss=None) as one:
+        one.step()
+    assert "loss" not in records(store)["logits"]
+    with recorder(store, resume=True) as one:
+        one.step()
+    loss = records(store)["logits"]["loss"].values[0]
+    assert np.isnan(loss).tolist() == [True, True, False]
+    shutil.rmtree(store / "train" / "logits" / "loss")
+    for use in (records, lambda place: recorder(place, resume=True)):
+        with pytest.raises(ValueError, match=r"damaged: train/logits/loss/zarr\.json is missing"):
+            use(store)
+
+
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_first_write_that_was_killed_is_not_damage(step, tmp_path, monkeypatch):
     """Wherever it is killed the store is one without records, or whole, and is resumed."""
@@ -275,17 +321,16 @@ def test_a_first_write_that_was_killed_is_not_damage(step, tmp_path, monkeypatch
         one.step()
         done = 0
         with monkeypatch.context() as patch:
-            for method in ("resize", "__setitem__"):
-                real = getattr(zarr.Array, method)
+            real = zarr.storage.LocalStore.set
 
-                def killed(self, *arguments, real=real, stop=stop):
-                    nonlocal done
-                    done += 1
-                    if done >= stop:
-                        raise OSError("killed")
-                    return real(self, *arguments)
+            async def killed(self, *arguments, real=real, stop=stop):
+                nonlocal done
+                done += 1
+                if done >= stop:
+                    raise OSError("killed")
+                return await real(self, *arguments)
 
-                patch.setattr(zarr.Array, method, killed)
+            patch.setattr(zarr.storage.LocalStore, "set", killed)
             try:
                 one.flush()
             except OSError:

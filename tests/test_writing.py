@@ -217,6 +217,27 @@ def test_a_disk_that_is_full_leaves_nothing(words: tuple[str, ...], home: Path) 
     assert contents(home) == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
+def test_a_disk_that_is_full_in_the_middle_of_an_array_is_one_line(tmp_path: Path) -> None:
+    """Zarr writes the chunks of an array at the same time: the others are over before the folder is removed."""
+    limited = (
+        "import resource, runpy, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "runpy.run_module('lesde.cli', run_name='__main__')\n"
+    )
+    words = ["simulate", "big.zarr", "--alpha", "2", "--beta", "-1", "--per-class", "300"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *words, "--replicates", "20", "--points", "50"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == "error: File too large: big.zarr.\n"
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+
+
 def test_figures_of_python_are_whole_or_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,23 +419,24 @@ def test_only_left_overs_of_dead_processes_of_the_package_are_removed(home: Path
     assert (home / ".lesde-12345678" / "mine").read_text() == "mine"
 
 
+@pytest.mark.parametrize("where", ["readme", "help"])
 def test_commands_of_the_readme_and_of_help_run_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once, in an empty folder each; studies aside, which train for minutes."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    first = re.findall(r"^lesde .*", readme, flags=re.MULTILINE)
-    group = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    second = [re.findall("`(.*)`", command.epilog)[0] for command in group.values()]
-    for number, lines in enumerate((first, second)):
-        (tmp_path / str(number)).mkdir()
-        monkeypatch.chdir(tmp_path / str(number))
-        chosen = [shlex.split(line)[1:] for line in lines]
-        chosen = [words for words in chosen if words[0] not in ("demo", "rates", "reproduce")]
-        assert len(chosen) >= 6
-        for words in chosen:
-            code, said = run(*words)
-            assert code == 0, (words, said)
+    """In an empty folder; studies aside, which train for minutes."""
+    if where == "readme":
+        readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+        lines = re.findall(r"^lesde .*", readme, flags=re.MULTILINE)
+    else:
+        group = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+        lines = [re.findall("`(.*)`", command.epilog)[0] for command in group.values()]
+    monkeypatch.chdir(tmp_path)
+    chosen = [shlex.split(line)[1:] for line in lines]
+    chosen = [words for words in chosen if words[0] not in ("demo", "rates", "reproduce")]
+    assert len(chosen) >= 6
+    for words in chosen:
+        code, said = run(*words)
+        assert code == 0, (words, said)
 
 
 @pytest.mark.parametrize("words", [("derive",), ("--help",), ("fit", "{}", "--all")])

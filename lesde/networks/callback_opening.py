@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import numpy as np
 import zarr
 
 from ..checks import shown
-from ..stores import check_format, nodes_of, quiet_zarr, telling
+from ..stores import REMEDY, check_format, nodes_of, quiet_zarr, telling
 from .callback_store import StoreTrack, write_dropped
 
 __all__ = ["Key", "clock_of", "found_tracks", "new_tracks", "tracks_of"]
@@ -32,7 +33,7 @@ def new_tracks(
     root = zarr.open_group(str(path), mode="w-", attributes={**about, _MARK: _FORMAT})
     return {
         (name, layer): StoreTrack.create(
-            root, f"{name}/{layer.replace('/', '%2F')}", labels, about["replicate"], attrs
+            root, _path_of(name, layer), labels, about["replicate"], attrs
         )
         for (name, layer), (labels, attrs) in contents.items()
     }
@@ -46,7 +47,7 @@ def found_tracks(
     Raises
     ------
     ValueError
-        If the store was recorded in another way, or lacks a track.
+        If the store was recorded in another way, or is damaged.
     """
     groups = tracks_of(path, "r+")
     known = nodes_of(path)[""]["attributes"]
@@ -58,10 +59,6 @@ def found_tracks(
                 f"{told if name != 'probes' else ' or their samples in another order'}. Resume with "
                 f"the same arguments, or name another store."
             )
-    if any(layer not in groups[name] for name, layer in keys):
-        raise ValueError(
-            f"store {str(path)!r} lacks a layer; it was left unfinished. Remove it and begin again."
-        )
     found = {(name, layer): StoreTrack(groups[name][layer]) for name, layer in keys}
     # What Zarr writes takes its name when it is whole; a kill leaves it under another, for ever.
     for left in path.rglob("*.partial"):
@@ -106,7 +103,17 @@ def tracks_of(path: str | Path, mode: Literal["r", "r+"] = "r") -> dict[str, dic
             for _, probe in root.groups()
             for _, group in probe.groups()
         }
-        return {
-            name: {layer: found[name, layer] for layer in about["layers"] if (name, layer) in found}
-            for name in about["probes"]
-        }
+    for name, layer in itertools.product(about["probes"], about["layers"]):
+        if (name, layer) not in found:
+            raise ValueError(
+                f"store {str(place)!r} lacks {_path_of(name, layer)}, which was lost, or never made where the "
+                f"program was killed as it began. {REMEDY}"
+            )
+    return {
+        name: {layer: found[name, layer] for layer in about["layers"]} for name in about["probes"]
+    }
+
+
+def _path_of(probe: str, layer: str) -> str:
+    """The group of a track in its store."""
+    return f"{probe}/{layer.replace('/', '%2F')}"

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -21,7 +21,16 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from ..checks import shown
-from ..stores import arrays_of, check_chunks, damaged, never, opened, quiet_zarr, telling
+from ..stores import (
+    arrays_of,
+    check_chunks,
+    damaged,
+    never,
+    opened,
+    quiet_zarr,
+    settled,
+    telling,
+)
 from .recording import ABOUT, CLOCK, Entries, packed, with_rate
 
 __all__ = ["MemoryTrack", "Store", "StoreTrack", "open_track", "write_dropped"]
@@ -31,6 +40,8 @@ _LONGEST = 64  # records in one chunk at most
 _CLOCK_CHUNK = 1024
 FIXED = ("label", "replicate")
 """Variables that do not grow."""
+_HELD = "lesde_arrays"
+"""Attribute of a group: the arrays that its whole records have, so that one that was lost is missed."""
 _PATIENCE = 30.0  # seconds after which records are written though a chunk is not full
 
 
@@ -54,8 +65,8 @@ class MemoryTrack:
 class StoreTrack:
     """The records of one layer on one probe set, in one group of a Zarr store.
 
-    Written to disk in this order: all other variables, then ``time``. It grows before it is written, and
-    holds NaN in between, so that the records before its first NaN are whole. Where a chunk of it begins,
+    Written to disk in this order: all other variables, the names of the arrays where there are new ones,
+    then ``time``. It grows before it is written, and holds NaN in between, so that the records before its first NaN are whole. Where a chunk of it begins,
     it is written first of all, as infinity in place of NaN, which Zarr would not write: so a chunk of
     ``time`` that is missing where other variables have records was lost, not left unwritten by a kill.
     """
@@ -67,9 +78,11 @@ class StoreTrack:
         with quiet_zarr(), telling(_place(group), group.path):
             self._arrays = dict(group.arrays())
             for name, array in self._arrays.items():
-                # The next flush reads the last chunk, to write what it holds and more.
                 rows = array.chunks[min(1, array.ndim - 1)]
-                if name not in FIXED and self.written % rows:
+                if name in FIXED:
+                    array[:]  # small, and damage to it is better told before more is recorded
+                elif self.written % rows:
+                    # The next flush reads the last chunk, to write what it holds and more.
                     array[(self.written - 1,) if name in CLOCK else (0, self.written - 1)]
 
     @classmethod
@@ -131,6 +144,8 @@ class StoreTrack:
         if begun < end:
             self._grown("time", end)[begun:end] = np.inf
         for name in sorted(self._waiting[0], key=lambda name: name == "time"):
+            if name == "time" and self.group.attrs.get(_HELD) != sorted(self._arrays):
+                self.group.attrs[_HELD] = sorted(self._arrays)
             values = np.stack([entries[name][1] for entries in self._waiting])
             array = self._grown(name, end)
             array[(slice(first, end),) if name in CLOCK else (0, slice(first, end))] = values
@@ -235,8 +250,9 @@ class Store:
 
     def _write(self, tracks: Iterable[StoreTrack]) -> None:
         try:
-            for track in tracks:
-                track.flush()
+            with settled():
+                for track in tracks:
+                    track.flush()
         except OSError as error:
             told = (
                 f"store {str(self.path)!r} cannot be written ({error.strerror or error}); its last "
@@ -348,6 +364,7 @@ def open_track(group: zarr.Group) -> xr.Dataset:
             part = opened(place, group.path, [n for n in names if n != name])
             parts.append(part.isel(time=slice(count)) if "time" in part.dims else part)
         dataset = xr.merge(parts, join="exact", combine_attrs="override")
+    dataset.attrs.pop(_HELD, None)
     return with_rate(dataset.isel(time=slice(count)))
 
 
@@ -357,13 +374,15 @@ def _whole(group: zarr.Group) -> int:
     Raises
     ------
     ValueError
-        If a file of a record is missing, or the metadata or the clock are damaged.
+        If an array or a file of a record is missing, or the metadata or the clock are damaged.
     """
-    place, arrays = _place(group), _arrays(group)
+    place, held = _place(group), cast("list[str]", group.attrs.get(_HELD, []))
+    arrays = _arrays(group)
     grow = {name: int(name not in CLOCK) for name in arrays if name not in (*FIXED, "time")}
     longest = max((arrays[name].shape[axis] for name, axis in grow.items()), default=0)
-    if "time" not in arrays and longest:
-        raise damaged(place, place / group.path / "time" / "zarr.json", "is missing")
+    for name in (*FIXED, *held, *(("time",) if longest else ())):
+        if name not in arrays:
+            raise damaged(place, place / group.path / name / "zarr.json", "is missing")
     with telling(place, f"{group.path}/time"):
         clock = np.asarray(arrays["time"][:]) if "time" in arrays else np.empty(0)
     missing = ~np.isfinite(clock)

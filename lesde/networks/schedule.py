@@ -52,7 +52,7 @@ def saving_times(
     if step is None or step > total:
         raise ValueError(
             f"learning_rates must share iterations up to total = {total:g}; those of "
-            f"{', '.join(f'{rate:g}' for rate in rates)} first meet at "
+            f"{', '.join(map(repr, rates))} first meet at "
             f"{'no time' if step is None else f'{step:g}'}. Give learning rates that divide one another, "
             f"such as 0.01, 0.02 and 0.04, or take times for each learning rate by itself."
         )
@@ -93,7 +93,7 @@ def iterations_of(times: np.ndarray, learning_rate: float) -> np.ndarray:
         raise ValueError(
             f"times must be at least one step apart at every learning rate; {times[i]:g} and "
             f"{times[i + 1]:g} both fall on iteration {iterations[i]} at learning rate "
-            f"{learning_rate:g}. Space the times by at least the largest learning rate, for example "
+            f"{float(learning_rate)!r}. Space the times by at least the largest learning rate, for example "
             f"with lesde.networks.saving_times."
         )
     return iterations
