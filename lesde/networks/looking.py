@@ -395,7 +395,7 @@ class Looker:
         calls: Mapping[nn.Linear, Call],
         output: Any,
         classes: int,
-        origins: Callable[[int], set[str]],
+        origins: Callable[[int], set[str] | None],
     ) -> None:
         """Raise or warn where the first tensor of a tuple is not the logits."""
         if not isinstance(output, tuple | list) or hasattr(output, "logits"):
@@ -420,26 +420,32 @@ class Looker:
                 continue
             # Features go through the weights of the body, the logits through those and the head's. Of two
             # heads each has weights that the other lacks.
-            body = origins(0) < origins(n)
+            mine, its = origins(0), origins(n)
+            known = mine is not None and its is not None
+            body = mine < its if mine is not None and its is not None else own != width == classes
             gives = f", what {self._name(call.module)!r} (Linear) gives," if call else ""
             message = (
                 f"model must return the logits first where it returns a tuple, or by the name logits: its "
                 f"first entry has {own} columns, entry {n}{gives} has {width}, and the largest label is "
                 f"{classes - 1}"
             )
-            if body:
-                message += f"; entry {n} is made with all weights that the first is made with, and more"
-            if call and close(call.values, first) or body and (
-                width in (own, classes) or not self._needs_logits
-            ):
+            if body and known:
+                message += (
+                    f"; entry {n} is made with all weights that the first is made with, and more"
+                )
+            wide = width in (own, classes) or not self._needs_logits
+            if (call and close(call.values, first)) or (body and wide):
                 raise ValueError(f"{message}.")
             if body and not linear:
                 warnings.warn(f"{message}. The first is taken.", stacklevel=5)
 
     def _origins(
         self, inputs: Callable[[], Any], moved: Mapping[str, Tensor] | None
-    ) -> Callable[[int], set[str]]:
-        """A function that names the matrices among the model's weights that its n-th tensor depends on."""
+    ) -> Callable[[int], set[str] | None]:
+        """A function that names the matrices among the model's weights that its n-th tensor depends on.
+
+        None where the model cannot be differentiated.
+        """
 
         @cache
         def passed() -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -454,7 +460,7 @@ class Looker:
                 return marked, tensors_in(self._run(inputs(), {**(moved or {}), **marked}))
 
         @cache
-        def origins(n: int) -> set[str]:
+        def origins(n: int) -> set[str] | None:
             try:
                 marked, tensors = passed()
                 if not tensors[n].requires_grad:
@@ -466,8 +472,8 @@ class Looker:
                     retain_graph=True,
                     allow_unused=True,
                 )
-            except (_Failed, RuntimeError):  # a model that cannot be differentiated
-                return {"any"}  # of none of its tensors can more be said than of another
+            except (_Failed, RuntimeError):
+                return None
             return {name for name, one in zip(marked, found, strict=True) if one is not None}
 
         return origins

@@ -101,16 +101,15 @@ def test_extremes_of_the_batch_are_found(probe, kind, batch_size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("batch_size", [1, 64])
 def test_the_length_of_the_batch_is_found(probe, batch_size, dtype):
     """And other rounding of a shorter batch is not taken for it."""
     model = between(Function(lambda x: x / len(x) * 50)).to(dtype)
     message = r"depend on the length of the batch: the module '1' \(Function\) uses it"
     with pytest.raises(ValueError, match=message):
         lesde.record(model, "logits", probe, batch_size=batch_size)
-    wide = nn.Sequential(
-        nn.Linear(WIDTH, 300), *[m for _ in range(6) for m in (nn.ReLU(), nn.Linear(300, 300))]
-    ).to(dtype)
+    hidden = [m for _ in range(4) for m in (nn.ReLU(), nn.Linear(100, 100))]
+    wide = nn.Sequential(nn.Linear(WIDTH, 100), *hidden).to(dtype)
     with warnings.catch_warnings(action="error"):
         lesde.record(wide, "logits", probe, batch_size=batch_size)
 
@@ -124,7 +123,12 @@ def test_a_model_of_one_batch_size_is_taken(probe, size):
     assert paths.features.shape[2] == 80
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 39, 64])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "batch_size", [1, pytest.param(7, marks=SLOW), pytest.param(39, marks=SLOW), 64]
+)
 @pytest.mark.parametrize("kind", COUPLED)
 def test_layers_that_mix_samples_are_refused(probe, kind, batch_size):
     model = between(COUPLED[kind]())
@@ -451,8 +455,15 @@ TRACES = {
 }
 
 
+# Of every kind of memory one is tried each time.
+OFTEN = {"counter", "replaced", "own mode", "remembering", "global", "derivative", "dropout"}
+OFTEN |= {"hook with a closure", "spectral norm", "scripted"}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", TRACES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in OFTEN else SLOW) for kind in TRACES]
+)
 def test_training_is_the_same_to_the_last_bit(probe, kind):
     x, y = probe
 
@@ -465,7 +476,7 @@ def test_training_is_the_same_to_the_last_bit(probe, kind):
         model = nn.Sequential(_nested(), TRACES[kind](), nn.Flatten(), nn.Linear(8, K))
         optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
         recorder = None
-        for step in range(6):
+        for step in range(4):
             if record and step == 1:
                 layers = ["0", "penultimate", "logits"]
                 recorder = lesde.Recorder(model, layers, probe, every=1, batch_size=16)
@@ -475,7 +486,7 @@ def test_training_is_the_same_to_the_last_bit(probe, kind):
             F.cross_entropy(model(x[rows]), y[rows]).backward()
             if recorder is not None and step % 2:
                 lesde.record(model, "logits", probe)  # between the gradient and its step
-                if kind not in ("global", "own mode", "derivative"):
+                if step == 3 and kind not in ("global", "own mode", "derivative"):
                     lesde.measure_impact(model, "mse", (x[:3], torch.arange(3)), probe, 0.1)
             optimiser.step()
             if recorder is not None:
@@ -644,7 +655,7 @@ HEADS = {
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=SLOW), "float64"])
 @pytest.mark.parametrize("kind", HEADS)
 def test_features_weights_and_bias_give_the_logits(probe, kind, dtype):
     x, y = probe
@@ -854,7 +865,7 @@ class Packed(nn.Module):
 def test_features_of_any_kind_are_not_taken_for_logits(probe, kind, wide, frozen):
     model = Packed(wide, FEATURES_FIRST[kind])
     model.body.requires_grad_(not frozen)
-    with pytest.raises(ValueError, match="logits first.*entry 1 is made with all weights"):
+    with pytest.raises(ValueError, match=r"logits first.*entry 1 is made with all weights"):
         lesde.record(model, "body", probe)
     with warnings.catch_warnings(action="error"):
         features = lesde.record(model, "body", probe, loss=None)
