@@ -400,9 +400,10 @@ class Looker:
         """Raise or warn where the first tensor of a tuple is not the logits."""
         if not isinstance(output, tuple | list) or hasattr(output, "logits"):
             return
-        first, *others = tensors_in(output) or [None]
-        if first is None or first.ndim != 2:
+        tensors = tensors_in(output)
+        if not tensors or tensors[0].ndim != 2:
             return
+        first, *others = tensors
 
         def source(tensor: Tensor) -> Call | None:
             made = (call for call in calls.values() if close(call.product, tensor))

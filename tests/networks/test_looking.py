@@ -247,7 +247,7 @@ def test_a_little_mixing_is_told(probe):
         lesde.record(model, "logits", probe)
 
 
-@pytest.mark.parametrize("share", [1e-3, 3e-3])
+@pytest.mark.parametrize("share", [2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 3e-3])
 @pytest.mark.parametrize("layer", ["penultimate", "logits"])
 def test_a_little_mixing_in_the_forward_is_the_forward(probe, layer, share):
     """No layer that reads what is mixed already is blamed."""
