@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..checks import NAMES, check_sequence, shown
 from .chain import Chain, chain_of
-from .coupling import check_each_by_itself
+from .coupling import check_each_by_itself, trial_rows
 from .quiet import Kept, kept_randomness
 from .sharing import Share, one_after_another, parts_of
 
@@ -310,7 +310,8 @@ def _check_architecture(
         with torch.no_grad(), kept_randomness(seed=0), Kept(network):
             return {"output": network(example[rows])}
 
-    check_each_by_itself(network, run, [0, 0], len(example), example.dtype, "architecture")
+    rows = trial_rows(len(example))
+    check_each_by_itself(network, run, rows, len(example), example.dtype, "architecture")
     if "penultimate" not in layers:
         return ""
     parameters = {id(parameter) for parameter in network.parameters()}

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.func import functional_call
 from ..checks import check_choice, check_integer, shown
 from ..errors import Diverged
 from .classifier import Call, Head, Map, close, find_head, fits, linear_calls, map_at
-from .coupling import check_each_by_itself, trial_rows
+from .coupling import check_each_by_itself, tensors_in, trial_rows
 from .ensemble import layer_names
 from .gradients import LOSSES
 from .probe_set import ProbeSet, each
@@ -313,11 +314,19 @@ class Looker:
             kept.restore()
             with linear_calls(self.model.modules()) as calls:
                 output = answer(batch)
-            self._head = self._find(calls, output, example)
-            kept.restore()
-            if self._head is None and calls:
-                self._head = self._find_by_derivative(lambda: answer(batch))
+            origins = self._origins(lambda: probe.take(batch), moved)
+            try:
+                self._check_first(calls, output, int(example.classes[-1]) + 1, origins)
+            except ValueError:
+                if self._needs_logits:
+                    raise
+                self._head = None  # whatever reads the first entry is no classifier
+            else:
+                self._head = self._find(calls, output)
                 kept.restore()
+                if self._head is None and calls:
+                    self._head = self._find_by_derivative(lambda: answer(batch))
+            kept.restore()
             self._choose_last(calls)
             heads = [] if self._head is None else [self._head.module]
             read: list[Tensor] = []
@@ -343,11 +352,9 @@ class Looker:
                 if layer != "logits" and layer in seen and read and close(seen[layer], read[0])
             )
 
-    def _find(self, calls: Mapping[nn.Linear, Call], output: Any, example: ProbeSet) -> Head | None:
+    def _find(self, calls: Mapping[nn.Linear, Call], output: Any) -> Head | None:
         """The layer that gives the logits."""
         logits = self._logits(output)
-        if isinstance(output, tuple | list) and self._needs_logits:
-            self._check_first(calls, output, int(example.classes[-1]) + 1)
         if logits is None or logits.ndim != 2:
             return None
         return find_head(list(calls.values()), logits)
@@ -384,34 +391,93 @@ class Looker:
                 )
 
     def _check_first(
-        self, calls: Mapping[nn.Linear, Call], output: Sequence[Any], classes: int
+        self,
+        calls: Mapping[nn.Linear, Call],
+        output: Any,
+        classes: int,
+        origins: Callable[[int], set[str] | None],
     ) -> None:
         """Raise or warn where the first tensor of a tuple is not the logits."""
-        first = _first_tensor(output)
-        if not isinstance(first, Tensor) or first.ndim != 2:
+        if not isinstance(output, tuple | list) or hasattr(output, "logits"):
             return
-        linear = any(close(call.product, first) for call in calls.values())
-        for n, other in enumerate(output):
-            source = next(
-                (
-                    c
-                    for c in calls.values()
-                    if isinstance(other, Tensor) and close(c.product, other)
-                ),
-                None,
-            )
-            if n == 0 or source is None or other.ndim != 2:
+        tensors = tensors_in(output)
+        if not tensors or tensors[0].ndim != 2:
+            return
+        first, *others = tensors
+
+        def source(tensor: Tensor) -> Call | None:
+            made = (call for call in calls.values() if close(call.product, tensor))
+            return next(made, None)
+
+        order = list(calls)
+        own, linear = first.shape[1], source(first)
+        for n, other in enumerate(others, 1):
+            if other.ndim != 2:
                 continue
-            width, own = other.shape[1], first.shape[1]
+            width, call = other.shape[1], source(other)
+            if call is None and width not in (own, classes):
+                continue
+            if linear and call and order.index(linear.module) >= order.index(call.module):
+                continue
+            # Features go through the weights of the body, the logits through those and the head's. Of two
+            # heads each has weights that the other lacks.
+            mine, its = origins(0), origins(n)
+            known = mine is not None and its is not None
+            body = mine < its if mine is not None and its is not None else own != width == classes
+            gives = f", what {self._name(call.module)!r} (Linear) gives," if call else ""
             message = (
                 f"model must return the logits first where it returns a tuple, or by the name logits: its "
-                f"first entry has {own} columns, entry {n}, what {self._name(source.module)!r} "
-                f"(Linear) gives, has {width}, and the largest label is {classes - 1}"
+                f"first entry has {own} columns, entry {n}{gives} has {width}, and the largest label is "
+                f"{classes - 1}"
             )
-            if close(source.values, first) or (own != width == classes):
+            if body and known:
+                message += (
+                    f"; entry {n} is made with all weights that the first is made with, and more"
+                )
+            wide = width in (own, classes) or not self._needs_logits
+            if (call and close(call.values, first)) or (body and wide):
                 raise ValueError(f"{message}.")
-            if own != width and not linear:
-                warnings.warn(f"{message}. The first is taken.", stacklevel=6)
+            if body and not linear:
+                warnings.warn(f"{message}. The first is taken.", stacklevel=5)
+
+    def _origins(
+        self, inputs: Callable[[], Any], moved: Mapping[str, Tensor] | None
+    ) -> Callable[[int], set[str] | None]:
+        """A function that names the matrices among the model's weights that its n-th tensor depends on.
+
+        None where the model cannot be differentiated.
+        """
+
+        @cache
+        def passed() -> tuple[dict[str, Tensor], list[Tensor]]:
+            # Vectors are left out: a scale or a temperature after the logits makes them no features.
+            named = (*self.model.named_parameters(), *self.model.named_buffers())
+            marked = {
+                name: (moved or {}).get(name, value).detach().clone().requires_grad_()
+                for name, value in named
+                if value.is_floating_point() and value.ndim > 1
+            }
+            with kept_randomness(device_of(self.model), seed=0), torch.enable_grad():
+                return marked, tensors_in(self._run(inputs(), {**(moved or {}), **marked}))
+
+        @cache
+        def origins(n: int) -> set[str] | None:
+            try:
+                marked, tensors = passed()
+                if not tensors[n].requires_grad:
+                    return set()
+                found = torch.autograd.grad(
+                    tensors[n],
+                    list(marked.values()),
+                    torch.ones_like(tensors[n]),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            except (_Failed, RuntimeError):
+                return None
+            return {name for name, one in zip(marked, found, strict=True) if one is not None}
+
+        return origins
 
     def _report(
         self, sheet: _Sheet, probe: ProbeSet, time: float, found: Map | None, fitting: bool

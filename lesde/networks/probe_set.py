@@ -212,7 +212,7 @@ def _collect(name: str, loader: DataLoader) -> tuple[Any, np.ndarray]:
         with kept_randomness(seed=0):
             if own is not None:
                 own.manual_seed(0)
-            for batch in loader:
+            for batch in _collated(name, loader):
                 if not isinstance(batch, tuple | list) or len(batch) < 2:
                     raise TypeError(f"{name} must give (input, label); got {_contents(batch)}.")
                 *parts, label = batch
@@ -226,6 +226,20 @@ def _collect(name: str, loader: DataLoader) -> tuple[Any, np.ndarray]:
     joined, found = _joined(name, inputs), np.concatenate(labels)
     _check_no_index(name, joined, found)
     return joined, found
+
+
+def _collated(name: str, loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader."""
+    try:
+        yield from loader
+    except TypeError as error:
+        if "collate" not in str(error):
+            raise
+        raise TypeError(
+            f"{name} must give (input, label) made of tensors, arrays or numbers, but an item holds "
+            f"something else: {str(error).rsplit('; ', 1)[-1]}. Leave out what has no label, and turn images "
+            f"into tensors."
+        ) from None
 
 
 def _check_no_index(name: str, inputs: Any, labels: np.ndarray) -> None:

@@ -58,7 +58,10 @@ def record(
     model : torch.nn.Module
         Returns logits (sample, class): a tensor, a tuple that begins with it, or something with
         ``logits`` (a dict must name them so). For layers alone, with ``loss=None``, it may return anything.
-        In evaluation mode it maps each sample by itself: batch normalisation needs running statistics.
+        A tuple is refused where a later entry of as many columns, or of one for each class, is made with all
+        weights that the first is made with and with more, as the logits are of features.
+        In evaluation mode it maps each sample by itself, whatever the others in the batch and however many:
+        batch normalisation needs running statistics.
     layers : str or sequence of str
         Names of submodules, as in ``model.named_modules()``, whose output is taken (of a tuple, the
         first entry; of a module that runs several times, the last time);

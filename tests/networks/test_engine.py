@@ -195,6 +195,7 @@ def test_all_tensors_of_a_run_are_on_its_device(data, shapes, network):
         data=images,
         architecture=architecture,
         replicates=[0, 1, 2],
+        asked=np.array([0.0, 1.0]),
         times=np.array([0.0, 1.0]),
         layers=("logits", "penultimate"),
         loss="cross_entropy",
