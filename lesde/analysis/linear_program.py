@@ -148,15 +148,23 @@ def _solve(
     cost[:, -1] = -1.0
     low = np.concatenate([-np.ones(p), [-np.inf, 0.0]])
     high = np.concatenate([np.ones(p), [np.inf, np.inf]])
-    result = linprog(
-        cost.ravel(),
-        A_ub=matrix,
-        b_ub=np.zeros(len(which)),
-        bounds=np.stack([np.tile(low, R), np.tile(high, R)], axis=1),
-        method="highs",
-        options={"primal_feasibility_tolerance": FEASIBLE, "dual_feasibility_tolerance": FEASIBLE},
-    )
-    if result.status != 0:
-        raise ArithmeticError(f"HiGHS could not solve the separation program: {result.message}")
-    x = result.x.reshape(R, width)
-    return x[:, -1], x[:, :p], x[:, p]
+    for method in ("highs", "highs-ipm"):  # the first may end just short of so small a tolerance
+        result = linprog(
+            cost.ravel(),
+            A_ub=matrix,
+            b_ub=np.zeros(len(which)),
+            bounds=np.stack([np.tile(low, R), np.tile(high, R)], axis=1),
+            method=method,
+            options={
+                "primal_feasibility_tolerance": FEASIBLE,
+                "dual_feasibility_tolerance": FEASIBLE,
+            },
+        )
+        if result.status == 0:
+            x = result.x.reshape(R, width)
+            return x[:, -1], x[:, :p], x[:, p]
+    if R > 1:
+        alone = [_solve(points[i : i + 1], sign, chosen[i : i + 1]) for i in range(R)]
+        bound, w, offset = (np.concatenate(part) for part in zip(*alone, strict=True))
+        return bound, w, offset
+    raise ArithmeticError(f"HiGHS could not solve the separation program: {result.message}")
