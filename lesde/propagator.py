@@ -170,13 +170,12 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
             try:
                 return [transition(step) for step in varying_steps(system, times)]
-            except ValueError:
+            except (ValueError, Diverged) as error:
                 # Asked for at the given times, kernel and noise can say which value is at fault.
                 coefficients.weights(times)
                 coefficients.noise.square(times)
-                raise
-            except Diverged:
-                coefficients.noise.check_variance(times)
+                if isinstance(error, Diverged):
+                    coefficients.noise.check_variance(times)
                 raise
     coefficients.noise.check_variance(times)
     # Intervals equal up to the rounding of the times share one transition.
