@@ -65,7 +65,17 @@ class TensorPaths:
         keeper = Features(self._plan)
         keeper.arrays["features"][0] = self.features.detach().cpu().numpy()
         first = self._plan.first_block * BLOCK
-        return as_dataset(self._model, keeper, False, self._plan.times, None, first, self._settings)
+        return as_dataset(
+            {name: (dims, keeper.arrays[name]) for name, dims in keeper.variables().items()},
+            keeper.coords(),
+            self._plan.times,
+            first,
+            None,
+            False,
+            self._model.describe(),
+            self._settings,
+            fixed=keeper.fixed(),
+        )
 
 
 class TensorMeanSDE(MeanSDE):
