@@ -126,7 +126,8 @@ def moments(
         steps = [rate for rate in rates if rate is not None]
         iterations = [iteration_counts(asked, rate) for rate in steps]
         saved = seen_times(asked, steps, iterations)
-    coefficients.weights(saved)  # a kernel that is not finite there says so by name
+    if "sgd" in names or "modified" in names or dt is not None:
+        coefficients.weights(saved)  # a kernel that is not finite there says so by name
     coefficients.noise.factor(saved)
 
     cells: list[Moments] = []

@@ -35,11 +35,13 @@ def constant_step(
     covariances = []
     phi = expm(generator * step)
     for Q in sources:
+        # A Q much larger than the generator would cost the exponential its digits, or overflow.
+        unit = 2.0 ** np.floor(np.log2(max(np.abs(Q).max() * step, 1e-300)))
         block = np.zeros((2 * n, 2 * n))
         block[:n, :n] = -generator
-        block[:n, n:] = Q
+        block[:n, n:] = Q / unit
         block[n:, n:] = generator.T
-        upper = expm(block * step)[:n, n:]
+        upper = expm(block * step)[:n, n:] * unit
         C = phi @ upper
         covariances.append((C + C.T) / 2)
     for _ in range(doublings):  # overflow is reported by the caller, with the time

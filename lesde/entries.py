@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from lesde.formula import TIME, Formula
+from lesde.formula import TIME, Formula, in_floats
 from lesde.switches import peaks, switches
 
 __all__ = ["EntryTable"]
@@ -25,7 +25,7 @@ MANY = 32
 
 @lru_cache(maxsize=16)
 def _compile_all(expressions: tuple[sp.Expr, ...]) -> Callable[[np.ndarray], Any]:
-    return sp.lambdify(TIME, list(expressions), modules=["numpy", "scipy"])
+    return sp.lambdify(TIME, [in_floats(e) for e in expressions], modules=["numpy", "scipy"])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lesde.bounded import Unfinished, bounded
 from lesde.checks import shown
 from lesde.formula_reader import CONSTANTS, rational, read_formula
 
-__all__ = ["TIME", "Formula", "parse_formula", "rational"]
+__all__ = ["TIME", "Formula", "in_floats", "parse_formula", "rational"]
 
 TIME = sp.Symbol("t", real=True)
 """The time of the LE-SDE. A symbol called ``t`` in a user's expression is replaced by this one."""
@@ -40,7 +40,13 @@ def _compiled(
     expression: sp.Expr, functions: tuple[tuple[str, Callable[..., Any]], ...]
 ) -> Callable[[np.ndarray], Any]:
     """The NumPy function of an expression; engines ask for the same few again and again."""
-    return sp.lambdify(TIME, expression, modules=[dict(functions), "numpy", "scipy"])
+    return sp.lambdify(TIME, in_floats(expression), modules=[dict(functions), "numpy", "scipy"])
+
+
+def in_floats(expression: sp.Expr) -> sp.Expr:
+    """The expression with floats for integers beyond NumPy's, which make arrays of objects."""
+    large = [n for n in expression.atoms(sp.Integer) if abs(n) >= 2**63]
+    return expression.xreplace({n: sp.Float(n, 17) for n in large})
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,13 @@ class Formula:
             return _compiled.__wrapped__(self.expression, tuple(self.functions.items()))
 
     def _diagnosis(self, when: float) -> str:
+        if self.functions:  # callables are written for real times
+            return "not finite"
         # In floating point: SymPy computes the digits of exp(exp(1000)) for ever.
         try:
             with np.errstate(all="ignore"):
                 value = complex(self._compiled()(np.array(when, np.complex128)))
-        except Exception:  # a callable or a function that takes no complex numbers
+        except Exception:  # a function that takes no complex numbers
             return "not finite"
         if not np.isfinite(value) or value.imag == 0:
             return "not finite"

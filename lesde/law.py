@@ -135,9 +135,11 @@ def exact_law(model: LESDE, times: Any, initial: Any = None) -> xr.Dataset:
 
 def _within(coefficients: Coefficients, times: np.ndarray) -> np.ndarray:
     """∫ σ_kσ_kᵀ from the first time, shape (time, class, feature, feature)."""
-    if coefficients.noise.is_constant:
+    noise = coefficients.noise
+    if noise.is_constant:
+        noise.check_variance(times)
         return (times - times[0])[:, None, None, None] * coefficients.noise_covariance
-    parts = coefficients.noise.integrated(times)
+    parts = noise.integrated(times)
     return np.concatenate([np.zeros((1, *parts.shape[1:])), parts.cumsum(0)])
 
 

@@ -35,7 +35,7 @@ def contrast_basis(n_classes: int) -> np.ndarray:
 def _clean(matrix: np.ndarray, axes: tuple[int, ...] = (-2, -1)) -> np.ndarray:
     """The matrix with what is only rounding set to zero, so that what is decoupled stays so."""
     size = np.abs(matrix).max(axes, initial=0.0, keepdims=True)
-    return np.where(np.abs(matrix) > ROUNDING * size, matrix, 0.0)
+    return np.where(np.abs(matrix) < ROUNDING * size, 0.0, matrix)  # NaN stays
 
 
 @dataclass(frozen=True)

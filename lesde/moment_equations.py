@@ -239,8 +239,10 @@ class MomentEquations:
         edges = [times]
         if not self.coefficients.drift_table.is_constant:
             edges.append(self.coefficients.kernel_panels(times).starts)
-        if not self.coefficients.noise.is_constant:
-            edges.append(self.coefficients.noise.panels(times).starts)
+        noise = self.coefficients.noise
+        noise.check_variance(times)
+        if not noise.is_constant:
+            edges.append(noise.panels(times).starts)
         return np.unique(np.concatenate(edges))
 
     def solve(self, state: Moments, start: float, end: float) -> Moments:
@@ -253,25 +255,32 @@ class MomentEquations:
         ValueError
             Where the solver cannot go on, because kernel or noise change too abruptly.
         """
-        inside = (np.nextafter(start, end), np.nextafter(end, start))
+        # A kernel may have no value at an end, such as log(t) at 0.
+        part = np.finfo(float).eps * (end - start)
+        inside = (
+            max(np.nextafter(start, end), start + part),
+            min(np.nextafter(end, start), end - part),
+        )
 
         last, largest = start, 0.0
 
         def right(t: float, y: np.ndarray) -> np.ndarray:
             nonlocal last, largest
-            last, largest = t, float(np.abs(y).max())
+            last, largest = t, float(np.abs(y * unit).max())
             # A kernel may jump at a saved time: the interval knows its own side only.
             at = np.clip([t], *inside)
-            return self.derivative(self.rates(at)(0), state.unpacked(y)).packed()
+            return self.derivative(self.rates(at)(0), state.unpacked(y * unit)).packed() / unit
 
-        y = state.packed()
-        scale = self._scale(state, start, end)
+        # The solver squares what it estimates: in units of a power of two it does not overflow with that.
+        unit = np.exp2(np.floor(np.log2(self._scale(state, start, end))))
+        if not np.isfinite(unit).all():
+            raise Diverged(end, "the moments", "end `times` earlier or weaken kernel and noise")
         with np.errstate(over="ignore", invalid="ignore"):
             solution = solve_ivp(
-                right, (start, end), y, method="DOP853", t_eval=[end],
-                rtol=RELATIVE, atol=ABSOLUTE * scale,
+                right, (start, end), state.packed() / unit, method="DOP853", t_eval=[end],
+                rtol=RELATIVE, atol=ABSOLUTE,
             )  # fmt: skip
-        result = solution.y[:, -1] if solution.success else None
+        result = solution.y[:, -1] * unit if solution.success else None
         if result is not None and np.isfinite(result).all():
             return state.unpacked(result)
         if not largest < OVERFLOW:  # NaN counts
@@ -284,8 +293,8 @@ class MomentEquations:
 
     def _scale(self, state: Moments, start: float, end: float) -> np.ndarray:
         """Sizes of mean, covariance and within, of which the solver may err by a tiny share."""
-        change = self.derivative(self.rates(np.array([np.nextafter(start, end)]))(0), state)
         width = end - start
+        change = self.derivative(self.rates(np.array([start + width / 2]))(0), state)
         parts = []
         for name in ("mean", "covariance", "within"):
             value, slope = getattr(state, name), getattr(change, name)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import sympy as sp
 
 from lesde.entries import EntryTable
+from lesde.errors import Diverged
 from lesde.formula import rational
 from lesde.noise_reader import Parameters, entry_name, read_entries
 from lesde.quadrature import Panels, integrate, resolve
 
-__all__ = ["Noise", "read_noise"]
+__all__ = ["Noise", "finite_variance", "read_noise"]
+
+LARGEST_SQUARE = 2.0**900
+"""Larger ones are scaled down to be resolved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +139,8 @@ class Noise:
     def covariance(self, times: Any) -> np.ndarray:
         """σ_k σ_kᵀ at the times, per sample and unit time, shape (time, class, feature, feature)."""
         factor = self.factor(times)
-        return factor @ np.swapaxes(factor, -1, -2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return factor @ np.swapaxes(factor, -1, -2)
 
     def square(self, times: Any) -> np.ndarray:
         """σ² or σσᵀ in the smallest shape: (time, 1 or class), or (time, 1 or class, feature, feature).
@@ -143,24 +148,27 @@ class Noise:
         The first where :attr:`is_isotropic`; one class stands for all where :attr:`is_shared`.
         """
         values = self._evaluated(np.asarray(times, dtype=np.float64))
-        return values**2 if self.is_isotropic else values @ np.swapaxes(values, -1, -2)
+        with np.errstate(over="ignore", invalid="ignore"):  # told as Diverged by what adds it up
+            return values**2 if self.is_isotropic else values @ np.swapaxes(values, -1, -2)
 
     def integrated_scale(self, times: Any) -> np.ndarray:
         """∫ σ_k² dt between successive times, shape (interval, class), float64, to rounding.
 
-        Only where :attr:`is_isotropic`; errors as of :meth:`scale`, and where it cannot be integrated.
+        Only where :attr:`is_isotropic`; errors as of :meth:`scale`, where it cannot be integrated, and
+        Diverged where the integral up to some time overflows.
         """
         times = np.asarray(times, dtype=np.float64)
         asked = self.scale(times[:1] if self.is_constant else times)  # errors at the times first
         if self.is_constant:
-            return np.diff(times)[:, None] * asked[0] ** 2
+            with np.errstate(over="ignore"):
+                return finite_variance(np.diff(times)[:, None] * asked[0] ** 2, times)
         whole = self._integral(times)[:, :, 0]
         return np.array(np.broadcast_to(whole, (len(times) - 1, self.n_classes)))
 
     def integrated(self, times: Any) -> np.ndarray:
         """∫ σ_k σ_kᵀ dt between successive times, (interval, class, feature, feature), to rounding.
 
-        Errors as of :meth:`scale`, and where the noise cannot be integrated.
+        Errors as of :meth:`integrated_scale`.
         """
         K, p = self.n_classes, self.n_features
         if self.is_isotropic:
@@ -168,15 +176,52 @@ class Noise:
         times = np.asarray(times, dtype=np.float64)
         asked = self.covariance(times[:1] if self.is_constant else times)
         if self.is_constant:
-            return np.diff(times)[:, None, None, None] * asked[0]
+            return finite_variance(np.diff(times)[:, None, None, None] * asked[0], times)
         whole = self._integral(times)
         whole = whole.reshape(*whole.shape[:2], p, p)
         return np.array(np.broadcast_to(whole, (len(times) - 1, K, p, p)))
 
-    def panels(self, windows: np.ndarray, kept: np.ndarray | None = None) -> Panels:
-        """Panels on which σσᵀ is resolved; arguments and errors as of :func:`lesde.quadrature.resolve`."""
-        places = self.places(float(windows[0]), float(windows[-1]))
-        return resolve(self._flat_square, windows, *places, lambda k, _: self.name(k), kept)
+    def check_variance(self, times: np.ndarray) -> None:
+        """Raise Diverged where the variance that noise has added overflows, at the first such time."""
+        if not self.is_constant:
+            self._integral(times)
+            return
+        square = self._flat_square(times[:1])[0]
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite_variance(np.diff(times)[:, None, None] * square, times)
+
+    def panels(
+        self,
+        windows: np.ndarray,
+        kept: np.ndarray | None = None,
+        values: Mapping[str, float] | None = None,
+        square: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Panels:
+        """Panels on which σσᵀ is resolved; arguments and errors as of :func:`lesde.quadrature.resolve`.
+
+        Free names have the given values, with which ``square`` evaluates σσᵀ. Diverged, with the end of the
+        window, where it overflows.
+        """
+        places = self.places(float(windows[0]), float(windows[-1]), values)
+        square = square or self._flat_square
+
+        def scaled(times: np.ndarray, shift: int) -> np.ndarray:
+            found = square(times)
+            bad = ~np.isfinite(found).all((1, 2))
+            if bad.any():
+                raise _overflow(windows[np.searchsorted(windows, times[bad].min())])
+            found = np.ldexp(found, shift)
+            if found.max() > LARGEST_SQUARE:
+                raise OverflowError
+            return found
+
+        def name(k: int, _: int) -> str:
+            return self.name(k)
+
+        try:
+            return resolve(partial(scaled, shift=0), windows, *places, name, kept)
+        except OverflowError:  # sums of so large numbers are not finite: resolve a part of each
+            return resolve(partial(scaled, shift=-256), windows, *places, name, kept)
 
     def places(
         self, start: float, end: float, values: Mapping[str, float] | None = None
@@ -201,7 +246,10 @@ class Noise:
         """∫ σσᵀ dt between successive times, (interval, 1 or class, entry)."""
         if len(times) == 1:
             return np.empty((0, *self._flat_square(times).shape[1:]))
-        return integrate(self._flat_square, self.panels(times), len(times) - 1)
+        panels = self.panels(times)
+        with np.errstate(over="ignore"):
+            whole = integrate(self._flat_square, panels, len(times) - 1)
+            return finite_variance(whole, times)
 
     def expression(self, k: int) -> sp.Expr | sp.Matrix:
         """σ_k as SymPy knows it: an expression where it is a multiple of the identity, else a matrix."""
@@ -221,6 +269,20 @@ class Noise:
 
     def __repr__(self) -> str:
         return f"array{self.given.shape}" if self.given.ndim else repr(self.describe())
+
+
+def finite_variance(added: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """What noise adds to a (co)variance between successive times (interval, …); Diverged at overflow."""
+    bad = ~np.isfinite(np.cumsum(added, axis=0)).reshape(len(added), -1).all(-1)
+    if bad.any():
+        raise _overflow(times[1 + int(np.argmax(bad))])
+    return added
+
+
+def _overflow(time: float) -> Diverged:
+    return Diverged(
+        time, "the variance that noise adds", "weaken the noise, or end `times` earlier"
+    )
 
 
 def read_noise(value: Any, n_classes: int, n_features: int, parameters: Parameters = None) -> Noise:

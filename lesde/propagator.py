@@ -27,6 +27,7 @@ import numpy as np
 
 from lesde.collocation import Step, constant_step, varying_steps
 from lesde.derivation.coefficients import Coefficients
+from lesde.errors import Diverged
 from lesde.linear_system import linear_system
 
 __all__ = ["Transition", "to_classes", "transitions"]
@@ -153,7 +154,7 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
         When kernel or noise are not finite at some time, change too abruptly to integrate, or need
         dense matrices beyond :data:`lesde.linear_system.DENSE_LIMIT`.
     Diverged
-        When the growth over a time-dependent interval overflows.
+        When the growth over a time-dependent interval, or the variance that noise adds, overflows.
     """
     system = linear_system(coefficients)
     p = coefficients.n_features
@@ -169,11 +170,14 @@ def transitions(coefficients: Coefficients, times: np.ndarray) -> list[Transitio
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is told as Diverged
             try:
                 return [transition(step) for step in varying_steps(system, times)]
-            except ValueError:
+            except (ValueError, Diverged) as error:
                 # Asked for at the given times, kernel and noise can say which value is at fault.
                 coefficients.weights(times)
                 coefficients.noise.square(times)
+                if isinstance(error, Diverged):
+                    coefficients.noise.check_variance(times)
                 raise
+    coefficients.noise.check_variance(times)
     # Intervals equal up to the rounding of the times share one transition.
     generator = system.outer(coefficients.weights(times[:1]))[0] @ system.right
     rounding = 4 * np.finfo(float).eps * np.abs(times).max()

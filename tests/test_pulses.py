@@ -156,6 +156,21 @@ def test_harmless_kernels_are_integrated(formula):
     assert abs(growth(formula, 0, between) - area / 2) < 1e-12
 
 
+AT_ZERO = {
+    "log(t)": 10 * np.log(10) - 10,
+    "t**(-0.5)": 2 * np.sqrt(10),
+    "t*log(t)": 50 * np.log(10) - 25,
+}
+
+
+@pytest.mark.parametrize("how", ["law", "closed", "moments", "exact"])
+@pytest.mark.parametrize("formula", AT_ZERO)
+def test_kernels_without_a_value_at_the_first_time(formula, how):
+    area = AT_ZERO[formula]
+    error = abs(growth(formula, 0, how=how) - area / 2)
+    assert error < (1e-6 if how == "exact" else 1e-10)
+
+
 def test_noise_that_dies_out_is_integrated():
     """∫ (1 − tanh)² = 2 log 2 − 1 up to e^{-20}."""
     np.testing.assert_allclose(spread("1-tanh(t)"), 2 * np.log(2) - 1, rtol=1e-8)

@@ -14,7 +14,7 @@ from lesde.analysis.elasticity_records import choose_transform, read_steps, warn
 from lesde.analysis.elasticity_result import TWO_LEVEL, ElasticityResult
 from lesde.analysis.transition_fit import fit_transitions
 from lesde.analysis.transition_flow import rate_basis
-from lesde.checks import check_choice, check_finite_array, check_fraction, check_real
+from lesde.checks import check_choice, check_finite_array, check_fraction, check_real, shown
 
 __all__ = ["fit_elasticity"]
 
@@ -235,6 +235,8 @@ def _check_tail(tail: Any) -> float | tuple[float, float] | None:
     if tail is None:
         return None
     if isinstance(tail, list | tuple | np.ndarray):
+        if len(tail) != 2:
+            raise ValueError(f"tail must be one time or a pair of times; got {shown(tail)}.")
         ends = check_finite_array("tail", tail, [(2,)])
         first = check_real("tail[0]", float(ends[0]), 0.0)
         return first, check_real("tail[1]", float(ends[1]), first, open_minimum=True)

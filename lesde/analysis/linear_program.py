@@ -10,8 +10,8 @@ __all__ = ["linear_margins"]
 
 # in units of the root-mean-square spread
 TOLERANCE = 1e-9
-# the least that HiGHS takes, and what it falls back on where it does not get there
-FEASIBLE = (1e-10, 1e-7)
+# HiGHS's methods and tolerances, the finest it takes first; it may end just short of so small a one
+SOLVERS = (("highs", 1e-10), ("highs-ipm", 1e-10), ("highs", 1e-7))
 # data sets that share one call: a call costs 6 ms whatever it solves, and 32 small programs little more
 BATCH = 32
 LARGEST_SCATTER = 256
@@ -150,13 +150,13 @@ def _solve(
     cost[:, -1] = -1.0
     low = np.concatenate([-np.ones(p), [-np.inf, 0.0]])
     high = np.concatenate([np.ones(p), [np.inf, np.inf]])
-    for feasible in FEASIBLE:
+    for method, feasible in SOLVERS:
         result = linprog(
             cost.ravel(),
             A_ub=matrix,
             b_ub=np.zeros(len(which)),
             bounds=np.stack([np.tile(low, R), np.tile(high, R)], axis=1),
-            method="highs",
+            method=method,
             options={
                 "primal_feasibility_tolerance": feasible,
                 "dual_feasibility_tolerance": feasible,

@@ -93,6 +93,11 @@ class Evaluation:
         Behind unevaluated functions of t.
     name : str
         What is evaluated, for error messages.
+
+    Attributes
+    ----------
+    infinite : list of ValueError
+        What was not finite on the way, among the parts without names.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class Evaluation:
     ):
         self.times, self.values, self.functions, self.name = times, values, functions, name
         self._known: dict[sp.Basic, torch.Tensor] = {}
+        self.infinite: list[ValueError] = []
 
     def __call__(self, expression: sp.Expr) -> torch.Tensor:
         """The values, shape (time,) or ()."""
@@ -120,9 +126,10 @@ class Evaluation:
                 return torch.tensor(float(expression), dtype=torch.float64)
             try:
                 return torch.from_numpy(Formula(expression, self.functions)(self.times, self.name))
-            except ValueError:  # what is infinite here may stand in a denominator
+            except ValueError as error:  # what is infinite here may stand in a denominator
                 if not isinstance(expression, sp.Pow) and expression.func not in (SMOOTH | FOLDED):
                     raise
+                self.infinite.append(error)
         kind = expression.func
         if kind is sp.Pow:
             return self._power(*expression.args)
@@ -249,9 +256,14 @@ class BoundTable:
         if not bool(finite.all()):
             i, position = torch.nonzero(~finite)[0].tolist()
             expression = table.values[position]
+            name = table.names[position] if table.names else self.name
+            alone = Evaluation(times[i : i + 1], self.values, table.functions, name)
+            alone(expression)
+            if alone.infinite:  # a part without free names is at fault
+                raise alone.infinite[0]
             used = {n: float(self.values[n].detach()) for n in sorted(_names(expression))}
             raise ValueError(
-                f"{table.names[position] if table.names else self.name} = {expression} is not a "
+                f"{name} = {expression} is not a "
                 f"finite real number at t = {times[i]:g} for "
                 f"{', '.join(f'{n} = {v:g}' for n, v in used.items())}. Change the values, the "
                 f"formula or the times."

@@ -193,14 +193,12 @@ class TensorSystem:
     @torch.no_grad()
     def noise_panels(self, windows: np.ndarray, kept: np.ndarray) -> Panels:
         """Panels on which the noise is resolved, as of :func:`lesde.quadrature.resolve`."""
-        noise = self.noise.noise
-        places = noise.places(float(windows[0]), float(windows[-1]), numbers_of(self._values))
 
         def square(times: np.ndarray) -> np.ndarray:
             values = self.noise.square(times)
             return values.reshape(*values.shape[:2], -1).numpy()
 
-        return resolve(square, windows, *places, lambda k, _: noise.name(k), kept)
+        return self.noise.noise.panels(windows, kept, numbers_of(self._values), square)
 
     @torch.no_grad()
     def matrices(self, times: np.ndarray) -> np.ndarray:

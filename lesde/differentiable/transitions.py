@@ -20,6 +20,7 @@ import torch
 from lesde.collocation import LARGEST_NORM, flow_panels
 from lesde.differentiable.system import TensorSystem
 from lesde.errors import Diverged
+from lesde.noise import finite_variance
 from lesde.quadrature import INTEGRATE, WEIGHTS, Panels
 
 __all__ = ["MeanTransitions", "mean_transitions"]
@@ -79,12 +80,14 @@ def mean_transitions(system: TensorSystem, times: np.ndarray) -> MeanTransitions
         Where the growth overflows.
     """
     if system.is_constant:
-        phi, noise, kind = _constant(system, times)
         widths = torch.from_numpy(np.diff(times))[:, None, None, None]
         within = widths * system.noise.covariance(times[:1])
+        finite_variance(within.detach().numpy(), times)
+        phi, noise, kind = _constant(system, times)
     else:
         panels = _choose_panels(system, times)
         phi, noise, within = _varying(system, panels, len(times) - 1)
+        finite_variance(within.detach().numpy(), times)
         kind = np.arange(len(times) - 1)
     finite = (torch.isfinite(phi) & torch.isfinite(noise)).flatten(1).all(1).numpy()[kind]
     if not finite.all():
@@ -103,6 +106,9 @@ def _choose_panels(system: TensorSystem, times: np.ndarray) -> Panels:
     """
     try:
         panels, short = flow_panels(system, times, MOST_PANELS)
+    except Diverged:
+        system.explain(times)  # at one of the given times
+        raise
     except ValueError:
         system.weights(times)  # asked for at the given times, a value at fault is named
         system.noise.square(times)
@@ -133,11 +139,14 @@ def _constant(
         raise Diverged(times[-1], "the growth of the class means", "end `times` earlier")
     step = torch.from_numpy(widths / 2**doublings)[:, None, None]
     phi = torch.linalg.matrix_exp(generator * step)
+    # A Q much larger than the generator would cost the exponential its digits.
+    unit = 2.0 ** math.floor(math.log2(max(float(Q.detach().abs().max() * step.max()), 1e-300)))
+    Q = Q / unit
     block = torch.cat(
         [torch.cat([-generator, Q], 1), torch.cat([torch.zeros_like(Q), generator.mT], 1)]
     )
     n = len(Q)
-    noise = phi @ torch.linalg.matrix_exp(block * step)[:, :n, n:]
+    noise = phi @ torch.linalg.matrix_exp(block * step)[:, :n, n:] * unit
     noise = (noise + noise.mT) / 2
     for _ in range(doublings):
         noise = noise + phi @ noise @ phi.mT

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lesde.errors import Diverged
+from lesde.noise import finite_variance
 from lesde.simulation.classes import class_sums, spread
 from lesde.simulation.noise import BLOCK
 from lesde.simulation.plan import Block, Plan
@@ -53,13 +53,13 @@ class IntervalNoise:
     def exact(cls, noise: Any, times: np.ndarray) -> IntervalNoise:
         """The integral of the noise between successive times."""
         if noise.is_isotropic:
-            return cls(np.sqrt(_finite(noise.integrated_scale(times), times)), np.empty(0))
+            return cls(np.sqrt(noise.integrated_scale(times)), np.empty(0))
         if noise.is_constant:
             widths = np.diff(times)[:, None, None, None]
             factors = noise.factor(times[:-1]) * np.sqrt(widths)
-            _finite(factors @ factors.swapaxes(-1, -2), times)
+            finite_variance(factors @ factors.swapaxes(-1, -2), times)
             return cls(None, factors)
-        return cls(None, square_roots(_finite(noise.integrated(times), times)))
+        return cls(None, square_roots(noise.integrated(times)))
 
     @classmethod
     @np.errstate(over="ignore", invalid="ignore")
@@ -70,7 +70,7 @@ class IntervalNoise:
         sums: Any = 0.0
         for first in range(0, len(grid.starts), STEPS):
             sums = sums + _added(noise, grid, method, first, min(first + STEPS, len(grid.starts)))
-        _finite(sums, grid.times)
+        finite_variance(sums, grid.times)
         if noise.is_isotropic:
             return cls(np.sqrt(sums[..., 0, 0]), np.empty(0))
         return cls(None, square_roots(sums))
@@ -96,18 +96,6 @@ class IntervalNoise:
         covariances = self.factors @ self.factors.swapaxes(-1, -2)
         roots = square_roots(np.cumsum(covariances, axis=0))
         return [np.zeros_like(roots[0]), *roots]
-
-
-def _finite(variances: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """What noise adds to the (co)variance in every interval, up to every time finite."""
-    bad = ~np.isfinite(np.cumsum(variances, axis=0)).reshape(len(variances), -1).all(-1)
-    if bad.any():
-        raise Diverged(
-            times[1 + int(np.argmax(bad))],
-            "the variance that noise adds",
-            "weaken the noise, or end `times` earlier",
-        )
-    return variances
 
 
 def _added(noise: Any, grid: StepGrid, method: str, first: int, end: int) -> np.ndarray:

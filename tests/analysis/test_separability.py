@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.optimize import linprog
 
 import lesde
 from lesde.analysis import separability
@@ -283,3 +284,35 @@ def test_random_starts_are_projected_on_their_own_gaps():
         separation_probability(paths, direction="ensemble")
     given = lesde.simulate(model, [0, 1], initial=np.eye(3), replicates=32)
     assert separation_probability(given).attrs["direction"] == "ensemble"
+
+
+# Three sets of 2 × 8 points in 4 dimensions, in units of 1e-5, on which HiGHS's simplex ends without an answer.
+HARD = """
+    -62389 28330 -28164 78946 -68739 15729 -47623 74228 -59166 60398 -56341 97910 -67375 17583 -42243 96784
+    77110 -24211 35225 -131518 25395 -22067 25170 -32619 5345 -10556 12989 -7138 101365 -65683 71328 -129171
+    -78077 106491 -96670 104688 89030 -58601 63833 -113493 84302 -55887 60961 -107485 -61665 26805 -28215 77887
+    15463 -15203 18234 -21396 87089 -49604 55650 -105667 -23009 5286 -4318 28339 -64679 41191 -39814 89706
+    -27979 -49670 127359 -8796 -35089 -60105 133049 -3245 -20520 -35784 107554 -15755 -49029 -88858 183255 10842
+    35695 68872 -41722 -68200 -47394 -52240 58686 20574 23181 79318 -81485 -14554 -32518 25179 -146052 71798
+    35695 68872 -41722 -68200 4490 12435 -12031 7737 86648 -97716 -147181 12920 26198 -52206 24293 -22867
+    -29151 36533 -62977 100787 -37106 19046 -33804 106324 36509 67365 -39638 -66133 30371 58960 -27584 -63233
+    41441 93719 166118 113698 -16438 39662 161062 153935 -25698 49959 163437 159504 8306 -6020 43700 36965
+    -33706 52923 -132875 -123690 14311 -9690 22791 22227 19895 36006 -59872 -86185 -12187 -47358 -3127 23478
+    -12873 17048 -98421 -96969 1112 -44504 -13943 -2844 27804 -36779 -71072 -65620 -11213 5020 -62824 -59060
+    1809 -46086 -17771 -6559 1809 -46086 -17771 -6559 1809 -46086 -17771 -6559 -6181 -11729 -61661 -55760
+"""
+
+
+def test_linear_where_the_simplex_method_ends_without_an_answer():
+    """The first two sets cannot be separated, the third can: by a program with a margin of 1 each."""
+    points = np.array(HARD.split(), dtype=float).reshape(3, 16, 4) / 1e5
+    paths = lesde.from_arrays(points[:, None], np.repeat([0, 1], 8), [0.0])
+    signs = np.repeat([1.0, -1.0], 8)
+    right = []
+    for x in points:
+        rows = -signs[:, None] * np.column_stack([x, np.ones(16)])
+        program = linprog(np.zeros(5), rows, -np.ones(16), bounds=(None, None), method="highs-ipm")
+        right.append(program.status == 0)
+    assert right == [False, False, True]
+    found = separation_probability(paths, criterion="linear")
+    assert float(found["probability"].squeeze()) == np.mean(right)

@@ -72,3 +72,87 @@ def test_class_means_of_one_seed_agree_between_precisions(engine, keep):
         return paths.features.groupby("label").mean().transpose(..., "label", "feature").values
 
     np.testing.assert_allclose(means("float32"), means("float64"), atol=3e-6)
+
+
+NOISES = {
+    "constant": 1e160,
+    "one class": [1e160, 0.1],
+    "matrix": np.diag([1e160, 1.0]),
+    "formula": "1e160*(1+t)",
+    "formula of one class": ["1e160*(1+t)", "0.1"],
+    "formulas in a matrix": [["1e160*(1+t)", "0"], ["0", "1"]],
+    "callable": lambda t: 1e160 * (1 + t),
+}
+ROUTES = {
+    "law": lambda m, times, start: m.law(times, start),
+    "gradients": lambda m, times, start: m.law(times, start, differentiable=True, parameters={}),
+    "prediction": lambda m, times, start: lesde.predict_separation(m, times, start),
+    "plain": lambda m, times, start: lesde.moments(m, times, start, process="plain"),
+    "sampling": lambda m, times, start: lesde.moments(m, times, start, 0.1, "sampling"),
+    "modified": lambda m, times, start: lesde.moments(m, times, start, 0.1, "modified"),
+    "sgd": lambda m, times, start: lesde.moments(m, times, start, 0.1, "sgd"),
+}
+
+
+@pytest.mark.parametrize("transform", ["identity", "logits"])
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("noise", NOISES)
+def test_variance_that_overflows_is_told_by_all_that_follows_the_law(noise, route, transform):
+    """σ²t is 1e320 from the first time on at which noise has acted."""
+    model = lesde.LESDE(lesde.TwoLevel(2, -0.5), 2, 2, 5, noise=NOISES[noise], transform=transform)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(lesde.Diverged) as caught:
+            ROUTES[route](model, [0, 0.5, 1], np.eye(2))
+    assert caught.value.time == 0.5
+    if route != "sgd":
+        assert "the variance that noise adds" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    ["1e160 if t > 0.6 else 1", lambda t: np.where(t > 0.6, 1e160, 1.0), "exp(700*t)"],
+    ids=["switch", "callable", "growing"],
+)
+def test_variance_that_overflows_late(noise):
+    """Finite at 0.5: exp(700)/1400 is 7e300."""
+    model = lesde.LESDE(lesde.TwoLevel(2, -0.5), 2, 2, 5, noise=noise)
+    for run in ROUTES.values():
+        with pytest.raises(lesde.Diverged) as caught:
+            run(model, [0, 0.5, 1], np.eye(2))
+        assert caught.value.time == 1
+    assert np.isfinite(model.law([0, 0.5], np.eye(2))["covariance"].values).all()
+
+
+@pytest.mark.parametrize("transform", ["identity", "logits"])
+@pytest.mark.parametrize("size", [1e-150, 1e-20, 1.0, 1e6, 1e40, 1e153])
+def test_noise_of_any_size_keeps_its_digits(size, transform):
+    """Gap along (1, −1), on which H of two logits projects: dg = (α − β)/2 g dt + σ √(2/n) dW."""
+    right = 2 / 5 * np.expm1(2.5) / 2.5
+    along = np.array([1, -1]) / np.sqrt(2)
+
+    def variance(covariance):
+        c = np.asarray(covariance)[-1] / size / size
+        gap = c[0, :, 0] + c[1, :, 1] - c[0, :, 1] - c[1, :, 0]
+        return along @ gap @ along
+
+    model = lesde.LESDE(lesde.TwoLevel(2, -0.5), 2, 2, 5, noise=size, transform=transform)
+    times, start = [0, 0.3, 1], np.zeros((2, 2))
+    law = model.law(times, start, differentiable=True, parameters={})
+    assert abs(variance(model.law(times, start)["covariance"]) / right - 1) < 1e-13
+    assert abs(variance(law.covariance) / right - 1) < 1e-13
+    moments = lesde.moments(model, times, start, process="plain")
+    assert abs(variance(moments["covariance"]) / right - 1) < 1e-10
+    # ∫(1 + t)² = 7/3
+    growing = lesde.LESDE(lesde.TwoLevel(0, 0), 2, 2, 5, noise=f"{size!r}*(1+t)")
+    for route in ("law", "gradients", "plain"):
+        found = ROUTES[route](growing, times, start)
+        covariance = found.covariance if route == "gradients" else found["covariance"]
+        assert abs(variance(covariance) / (2 / 5 * 7 / 3) - 1) < 1e-10
+
+
+def test_large_numbers_in_conditions():
+    """Integers beyond 2⁶³ do not fit NumPy's: within = ∫σ²."""
+    model = lesde.LESDE(lesde.TwoLevel(0, 0), 2, 1, noise="1e20 if t > 0.5 else 1")
+    within = model.law([0, 0.5, 1], np.zeros((2, 1)))["within"].values[:, 0, 0, 0]
+    np.testing.assert_allclose(within, [0, 0.5, 0.5e40], rtol=1e-12)
