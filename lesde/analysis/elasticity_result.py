@@ -308,7 +308,8 @@ class ElasticityResult:
                 shifts[g, f] = estimate.offset
                 if estimate.limits is not None:
                     # The error by the variances that the weights are made of, at the best offset.
-                    likely = np.sqrt((estimate.weights**2 * variance[g, :, f]).sum())
+                    use = estimate.weights != 0  # elsewhere the variance may be infinite
+                    likely = np.sqrt((estimate.weights[use] ** 2 * variance[g, use, f]).sum())
                     ratio = error[g, f] / likely
                     low[g, f], high[g, f] = estimate.limits((quantile * ratio) ** 2)
                     error[g, f] = (high[g, f] - low[g, f]) / (2 * quantile)

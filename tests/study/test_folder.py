@@ -324,9 +324,11 @@ def test_an_interrupt_is_one_line_and_keeps_what_is_done(
     settings: dict[str, tuple[str, ...]], tmp_path: Path
 ) -> None:
     script = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
         "import lesde.networks\n"
         "from lesde import cli\n"
+        # Started in the background of a script, tests inherit that it is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*_, **__):\n"
         "    print('training', flush=True); time.sleep(100)\n"
         "lesde.networks.record_ensemble = wait\n"
