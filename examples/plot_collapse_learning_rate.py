@@ -37,7 +37,7 @@ print("d/dt log NC2 =", derivation.nc2_rate, " (|β|/(K−1) =", abs(beta) / (K 
 
 rng = np.random.default_rng(3)
 means = np.eye(K) - 1 / K + rng.normal(0, 0.25, (K, K))
-times = np.linspace(0, 18, 37)
+times = np.linspace(0, 18, 46)
 rates = [0.005, 0.01, 0.02, 0.04]
 long = np.linspace(0, 40, 81)
 sde = lesde.simulate(model, long, initial=means, replicates=32, dtype="float64", seed=5)
