@@ -66,7 +66,7 @@ def separation_probability(
         "projection": all samples of one class lie beyond all samples of the other along
         ``direction``. "linear": some hyperplane separates them. "nearest_center": each sample is
         nearer to its own class's mean than to the other's. All classes are separated at once where
-        every pair is. Statistics do not tell "linear". Classes that touch are not separated: a gap
+        every pair is. Statistics do not determine "linear". Classes that touch are not separated: a gap
         within the rounding of float64 is none, and for "projection" and "nearest_center" whole
         numbers are judged without rounding.
     confidence : float

@@ -172,7 +172,7 @@ class ReducedTrials:
 
 
 def share_directions(trials: SampleTrials | ReducedTrials) -> bool:
-    """Whether the replicates have their directions in common: see `in_common`."""
+    """True where the replicates share their directions: see `in_common`."""
     at = [slice(None)] * len(trials.lead)
     ends = []
     for time in (0, -1):

@@ -113,7 +113,7 @@ def map_at(read: Tensor, logits: Tensor) -> Map | None:
 
 @torch.no_grad()
 def fits(read: Tensor, found: Map, logits: Tensor) -> bool:
-    """Whether the map gives the logits, to rounding."""
+    """True where the map gives the logits, to rounding."""
     weight, bias = (None if t is None else t.detach().double() for t in found)
     assert weight is not None
     if read.ndim != 2 or read.shape[1] != weight.shape[1] or logits.shape[1] != len(weight):
@@ -127,7 +127,7 @@ def fits(read: Tensor, found: Map, logits: Tensor) -> bool:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same, to rounding."""
+    """True where two tensors are the same, to rounding."""
     if a.shape != b.shape:
         return False
     worst, size = (a.detach().double() - b.detach().double()).abs().max(), b.detach().abs().max()

@@ -1,4 +1,4 @@
-"""Whether a model maps each sample by itself, or mixes the samples of a batch."""
+"""A check that a model maps each sample by itself and does not mix the samples of a batch."""
 
 from __future__ import annotations
 
