@@ -133,7 +133,7 @@ def _within(z: dict[str, float]) -> dict[str, float]:
 def _law_of_means(means: np.ndarray, workload: Workload) -> dict[str, float]:
     """Class means (replicate, class, feature) against the exact law at the end."""
     R, size = len(means), workload.n_classes * workload.n_features
-    law = workload.model.law([0.0, workload.span], initial=workload.means)
+    law = lesde.law(workload.model, [0.0, workload.span], initial=workload.means)
     covariance = law["covariance"].values[-1].reshape(size, size)
     away = means.reshape(R, size) - law["mean"].values[-1].reshape(size)
     error = np.sqrt(np.diag(covariance) / R)

@@ -68,7 +68,7 @@ plain = model.replace(noise=float(fit.noise_scale))
 
 def log_likelihood(a, r):
     values = {**fitted, "a": a, "r": r}
-    law = plain.law(times, means, differentiable=True, parameters=values)
+    law = lesde.tensor_law(plain, times, means, parameters=values)
     return float(law.log_likelihood(observed))
 
 
@@ -147,13 +147,13 @@ with lesde.plot.style():
 # classes at t = 12, twice as late as the paths end.
 
 theta = torch.tensor(fit.estimate.values, requires_grad=True)
-law = model.law(
-    [0.0, 12.0], means, differentiable=True,
+law = lesde.tensor_law(model,
+    [0.0, 12.0], means,
     parameters=dict(zip(fit.parameter.values.tolist(), theta, strict=True)),
 )  # fmt: skip
 gap = torch.linalg.norm(law.centred_mean[1, 0] - law.centred_mean[1, 1])
 (slope,) = torch.autograd.grad(gap, theta)
 spread = float(np.sqrt(slope.numpy() @ fit.covariance.values @ slope.numpy()))
-exact = model.substitute(**truth).law([0.0, 12.0], means)["centred_mean"][1]
+exact = lesde.law(model.substitute(**truth), [0.0, 12.0], means)["centred_mean"][1]
 true_gap = float(np.linalg.norm(exact[0] - exact[1]))
 print(f"gap at t = 12: {float(gap.detach()):.2f} ± {spread:.2f}, truth {true_gap:.2f}")

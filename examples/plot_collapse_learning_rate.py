@@ -24,7 +24,7 @@ K, alpha, beta = 5, 1.0, -1.0
 model = lesde.LESDE(
     lesde.TwoLevel(alpha, beta), K, K, n_per_class=20, transform="logits", noise=0.02
 )
-derivation = model.derive()
+derivation = lesde.derive(model)
 print("d/dt log NC1 =", derivation.nc1_rate)
 print("d/dt log NC2 =", derivation.nc2_rate, " (|β|/(K−1) =", abs(beta) / (K - 1), ")")
 

@@ -34,7 +34,7 @@ models = {name: lesde.LESDE(kernel, **sizes) for name, kernel in kernels.items()
 # The drift is derived from the same rule of a single step. It is no longer linear, so there are no modes
 # and no closed form, and the derivation says so.
 
-print(models["range 2"].derive().text())
+print(lesde.derive(models["range 2"]).text())
 
 # %%
 # Simulation

@@ -31,7 +31,7 @@ print(model)
 # diffusion, the modes of the class means, their closed forms, and the rates of separation and
 # collapse. ``derivation.latex(document=True)`` gives the same as an article that compiles.
 
-derivation = model.derive()
+derivation = lesde.derive(model)
 print(derivation.text())
 
 # %%

@@ -73,7 +73,7 @@ for level in ("alpha", "beta"):
 # A fit is a kernel again. Its law, started where the paths started, goes through the observed class means.
 
 fitted = model.replace(kernel=lesde.fitted_kernel(fit), noise=float(fit.residual_scale))
-lesde.plot.class_means(paths, fitted.law(times, initial=means), features=[0, 1])
+lesde.plot.class_means(paths, lesde.law(fitted, times, initial=means), features=[0, 1])
 
 # %%
 # Label noise

@@ -92,7 +92,7 @@ def fitted_model(transform, estimator):
         transform=transform,
         noise=float(fit.residual_scale),
     )
-    return fit, model.law(late.time.values, initial=averages[0])
+    return fit, lesde.law(model, late.time.values, initial=averages[0])
 
 
 print(

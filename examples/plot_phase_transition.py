@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from scipy.stats import linregress, norm
 
 import lesde
-from lesde.analysis import separation_function
+from lesde.analysis.separation import function as separation_function
 
 K, n, sigma, start_gap = 2, 50, 1.0, 2.0
 means = np.array([[start_gap / 2, 0.0], [-start_gap / 2, 0.0]])
@@ -35,7 +35,7 @@ def model_of(c):
     return lesde.LESDE(kernel, K, 2, n, noise=sigma)
 
 
-print("critical constant:", model_of(1.0).derive().critical_constant)
+print("critical constant:", lesde.derive(model_of(1.0)).critical_constant)
 
 # %%
 # The phase diagram

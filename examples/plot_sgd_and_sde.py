@@ -28,7 +28,7 @@ replicates = 1024
 sgd = lesde.simulate(
     model, times, initial=means, replicates=replicates, learning_rate=rates, seed=7
 )
-law = model.law(times, initial=means)
+law = lesde.law(model, times, initial=means)
 
 # %%
 # Expectations
@@ -64,7 +64,7 @@ print(f"largest deviation from the discrete growth: {np.abs(z).max():.1f} standa
 #
 # The drawn sample is random, so SGD has a noise that the SDE lacks. It is shared by all samples of a
 # class: it moves class means, not the spread within a class, and its variance is h times the covariance
-# C of the kicks (see ``model.derive().diffusion``). So the variance of the gap exceeds that of the SDE by
+# C of the kicks (see ``lesde.derive(model).diffusion``). So the variance of the gap exceeds that of the SDE by
 # a term of order h, too.
 
 C = law["covariance"][-1]

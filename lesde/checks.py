@@ -368,3 +368,9 @@ def check_statistics(
             f"{name} must hold at least {minimum_classes} classes; {name}.count has {len(counts)}."
         )
     return counts.astype(np.int64)
+
+
+def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
+    """Refuse an argument that is not of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")

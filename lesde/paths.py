@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +19,355 @@ import xarray as xr
 
 from lesde.checks import bare_array, check_finite_array, check_times, real_array, shown
 
-__all__ = ["from_arrays"]
+__all__ = [
+    "as_dataset",
+    "available_memory",
+    "common_step",
+    "from_arrays",
+    "gap_directions",
+    "reduce_frame",
+    "seen_times",
+    "warn_of_lost_digits",
+    "with_asked_times",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Times on the grid of SGD's iterations: t = t0 + learning rate x iteration.
+
+SLACK = 1e-6
+"""Share of a step within which a time is on an iteration: it is a product or sum in floating point."""
+
+
+def seen_times(
+    asked: np.ndarray, rates: Sequence[float], iterations: Sequence[np.ndarray]
+) -> np.ndarray:
+    """The times at which the states after these iterations are seen, one axis for all learning rates.
+
+    Where that is the time asked for, up to rounding, it stays as it was given.
+
+    Parameters
+    ----------
+    asked : ndarray (time,)
+    rates : sequence of float
+    iterations : sequence of ndarray of int (time,)
+        Of every learning rate, counted from ``asked[0]``.
+
+    Raises
+    ------
+    ValueError
+        Where two learning rates see a state at different times.
+    """
+    seen = []
+    for rate, counts in zip(rates, iterations, strict=True):
+        exact = asked[0] + rate * counts
+        seen.append(np.where(np.abs(exact - asked) <= SLACK * rate, asked, exact))
+        apart = np.abs(seen[-1] - seen[0]) > SLACK * min(rate, rates[0])
+        if apart.any():
+            i = int(np.argmax(apart))
+            step = common_step(rates)
+            grid = "" if step is None else f" (multiples of {step:g} from times[0])"
+            raise ValueError(
+                f"times must fall on an iteration of every learning rate, or near the same ones, for one "
+                f"axis of time to hold for all; near {asked[i]:g} learning rate {float(rates[0])!r} is seen "
+                f"at {float(seen[0][i])!r} and learning rate {float(rate)!r} at {float(seen[-1][i])!r}. Give times that all share"
+                f"{grid}, for example with lesde.networks.saving_times, or take one learning rate at a time."
+            )
+    return seen[0]
+
+
+def common_step(rates: Sequence[float]) -> float | None:
+    """The shortest time that is a whole number of steps at every learning rate; None where there is none."""
+    largest, several = max(rates), 1
+    for rate in rates:
+        ratio = Fraction(largest / rate).limit_denominator(1000)
+        if abs(float(ratio) * rate - largest) > 1e-9 * largest:
+            return None
+        several = math.lcm(several, ratio.denominator)
+    return largest * several
+
+
+def with_asked_times(coords: dict, asked: np.ndarray) -> dict:
+    """Coordinates with ``asked_time`` beside ``time`` (name, values, ...) where they differ."""
+    if np.array_equal(coords["time"][1], asked):
+        return coords
+    about = {"long_name": "time asked for", "description": "time is the nearest iteration's"}
+    return {**coords, "asked_time": ("time", asked, about)}
+
+
+# --------------------------------------------------------------------------------------------------
+# The dataset made of simulated arrays, and the memory there is for them.
+
+TEXTS = {
+    "features": {"long_name": "feature", "units": "1"},
+    "mean": {"long_name": "class mean", "units": "1"},
+    "within": {"long_name": "within-class covariance, divisor n_k", "units": "1"},
+    "reach": {"long_name": "reach of a class toward another's mean, from its own", "units": "1"},
+    "reach_expected": {"long_name": "reach along the expected gap", "units": "1"},
+    "direction": {"long_name": "unit vector of the expected gap"},
+}
+
+
+def available_memory() -> float:
+    """Bytes that can still be allocated: what the system says is available, within its limits."""
+    found = [_physical_memory()]
+    try:
+        available = re.search(rb"MemAvailable:\s*(\d+)", _first_bytes("/proc/meminfo"))
+        if available is not None:
+            found.append(1024.0 * int(available[1]))
+        limit = _control_group_limit()
+        if limit is not None:
+            found.append(limit - float(_first_bytes("/sys/fs/cgroup/memory.current")))
+    except (OSError, ValueError):
+        pass  # not every system has these files
+    return max(0.0, min(found))
+
+
+def _first_bytes(path: str) -> bytes:
+    """The start of one of the system's files, without the cost of opening it as a text."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, 512)
+    finally:
+        os.close(file)
+
+
+@cache
+def _physical_memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+@cache
+def _control_group_limit() -> float | None:
+    """The limit of the control group; None where there is none."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return None if limit == "max" else float(limit)
+
+
+def as_dataset(
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]],
+    coords: dict[str, Any],
+    times: np.ndarray,
+    first_replicate: int,
+    rates: np.ndarray | None,
+    batched: bool,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+    *,
+    fixed: dict[str, tuple[tuple[str, ...], np.ndarray]] | None = None,
+    asked: np.ndarray | None = None,
+    iterations: np.ndarray | None = None,
+) -> xr.Dataset:
+    """Paths with their coordinates and attributes.
+
+    Parameters
+    ----------
+    variables : dict
+        Name to the dimensions after (learning_rate, replicate, time), and the array (cell, replicate,
+        time, ...).
+    coords : dict
+        Coordinates of the variables' own dimensions.
+    rates : ndarray (cell,), or None
+        Learning rates.
+    batched : bool
+        Whether the cells are a dimension ``learning_rate``.
+    about, settings : dict
+        The attribute ``model``, and further attributes.
+    fixed : dict, optional
+        Name to dimensions and values of variables that are the same for all cells and replicates.
+    asked : ndarray (time,), optional
+        The times asked for, where the state was seen at others.
+    iterations : ndarray of int (cell, time), optional
+    """
+    lead = ("learning_rate",) if batched else ()
+    replicates = next(iter(variables.values()))[1].shape[1]
+    replicate = np.arange(first_replicate, first_replicate + replicates)
+    coords = {
+        "replicate": ("replicate", replicate, {"long_name": "replicate"}),
+        "time": ("time", times, {"long_name": "time"}),
+        **coords,
+    }
+    if asked is not None:
+        coords = with_asked_times(coords, asked)
+    if rates is not None:
+        coords["learning_rate"] = (
+            lead,
+            rates if batched else rates[0],
+            {"long_name": "learning rate"},
+        )
+    if iterations is not None:
+        values = iterations if batched else iterations[0]
+        coords["iteration"] = ((*lead, "time"), values, {"long_name": "iteration"})
+    data: dict[str, Any] = {}
+    for name, (dims, array) in variables.items():
+        full = (*lead, "replicate", "time", *dims)
+        data[name] = (full, array if batched else array[0], TEXTS.get(name, {}))
+    data |= {name: (dims, values, TEXTS[name]) for name, (dims, values) in (fixed or {}).items()}
+    attrs = {"model": json.dumps(about), **settings, "versions": _versions()}
+    return xr.Dataset(data, coords, attrs)
+
+
+@cache
+def _versions() -> str:
+    names = ("lesde", "torch", "torchsde", "numpy")
+    return json.dumps({name: importlib.metadata.version(name) for name in names})
+
+
+def warn_of_lost_digits(means: np.ndarray, dtype: str) -> None:
+    """Say so where a grand mean leaves the differences between classes no digits.
+
+    ``means`` (..., class, feature) are those of the last time.
+    """
+    size = np.abs(means).max(axis=(-2, -1))
+    spread = np.abs(means - means.mean(axis=-2, keepdims=True)).max(axis=(-2, -1))
+    few = 1e3 * np.finfo(dtype).eps
+    if means.shape[-2] > 1 and (spread < few * size).mean() > 0.5:
+        remedy = "use dtype='float64'" if dtype == "float32" else "end `times` earlier"
+        warnings.warn(
+            f"at the last time the class means differ by less than {few:.0e} of their size, so {dtype} "
+            f"leaves their differences few digits: separation and collapse of these paths are not "
+            f"to be trusted there; {remedy}, or ask model.law, which keeps them apart.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# One frame of samples reduced to statistics of its classes: means, covariances, reaches.
+
+# Values worked on at once, in float64 (1 MB): a block stays in the processor's cache. Samples are cut
+# by their number alone, so that results do not depend on how many replicates come together.
+BLOCK_VALUES = 2**17
+
+
+def gap_directions(means: np.ndarray) -> np.ndarray:
+    """Unit vectors from class l to class k, shape (..., K, K, p), from means (..., K, p).
+
+    NaN where the means coincide.
+    """
+    gap = means[..., :, None, :] - means[..., None, :, :]
+    # scaled first, so that neither tiny nor huge gaps lose their squares
+    size = np.abs(gap).max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gap = gap / size
+        return gap / np.linalg.norm(gap, axis=-1, keepdims=True)
+
+
+def reduce_frame(samples: Any, counts: Any, directions: Any = None) -> tuple[np.ndarray, ...]:
+    """Class means, within-class covariances and reaches of one frame of every replicate.
+
+    Parameters
+    ----------
+    samples : array or torch tensor on the CPU, shape (R, N, p)
+        Sorted by class, finite; any real dtype.
+    counts : array of int, shape (K,)
+        Samples per class, each at least 1.
+    directions : array, shape (K, K, p) or (R, K, K, p), optional
+        Unit vectors, at [k, l] from class l to class k, along which to take the reach as well; zero
+        where there is none.
+
+    Returns
+    -------
+    mean : ndarray (R, K, p)
+    within : ndarray (R, K, p, p)
+        Covariance within the class, divisor n_k.
+    reach : ndarray (R, K, K)
+        Along the gap of the replicate's own class means; NaN on the diagonal and where means coincide.
+    reach_expected : ndarray (R, K, K)
+        Only with ``directions``: the same along those; NaN on the diagonal.
+
+        All float64. Deviations are taken from a sample of the class first and from the mean of those
+        second, so that they keep their digits however large the mean, and are exactly zero for
+        samples that coincide. Every replicate's numbers are the same whatever others come with it.
+    """
+    values = np.asarray(samples)
+    sizes = np.asarray(counts)
+    R, N, p = values.shape
+    K = len(sizes)
+    mean, within = np.empty((R, K, p)), np.empty((R, K, p, p))
+    reaches = np.empty((1 if directions is None else 2, R, K, K))
+    given = None
+    if directions is not None:
+        given = np.broadcast_to(np.asarray(directions, dtype=np.float64), (R, K, K, p))
+    some = max(1, BLOCK_VALUES // (N * p))
+    for rows in (slice(r, r + some) for r in range(0, R, some)):
+        groups = _groups(values[rows], sizes)
+        for classes, group in groups:
+            mean[rows, classes] = group.first + group.shift
+        units = [gap_directions(mean[rows])] + ([] if given is None else [given[rows]])
+        toward = -np.concatenate(units, axis=2)
+        for classes, group in groups:
+            along = toward[:, classes]
+            scatter, farthest = np.zeros(1), np.full(along.shape[:3], -np.inf)
+            for away in group:
+                scatter = scatter + away @ away.swapaxes(-1, -2)
+                np.maximum(farthest, (along @ away).max(axis=-1), out=farthest)
+            within[rows, classes] = scatter / group.size
+            for reach, found in zip(reaches, np.split(farthest, len(units), axis=2), strict=True):
+                reach[rows, classes] = found
+    reaches[..., np.arange(K), np.arange(K)] = np.nan
+    return mean, within, *reaches
+
+
+def _groups(values: np.ndarray, counts: np.ndarray) -> list[tuple[slice, _Deviations]]:
+    """The classes, all at once where they are of one size, else one by one."""
+    R, _, p = values.shape
+    K = len(counts)
+    step = K if (counts == counts[0]).all() else 1
+    stops = np.cumsum(counts)
+    keep = values.size <= BLOCK_VALUES
+    groups = []
+    for k in range(0, K, step):
+        n = int(counts[k])
+        part = values[:, stops[k] - n : stops[k + step - 1]].reshape(R, step, n, p)
+        groups.append((slice(k, k + step), _Deviations(part, keep)))
+    return groups
+
+
+class _Deviations:
+    """Samples of some classes of one size less their class means, a block of samples at a time.
+
+    Iterates over blocks (replicate, class, feature, sample), samples last: sums and maxima over
+    contiguous numbers are several times as fast.
+
+    Attributes
+    ----------
+    first, shift : ndarray (replicate, class, feature)
+        The first sample of each class, and the mean of the others' differences from it.
+    size : int
+        Samples per class.
+    """
+
+    def __init__(self, samples: np.ndarray, keep: bool):
+        self.samples, self.size = samples, samples.shape[2]
+        self.first = samples[:, :, 0].astype(np.float64)
+        step = max(1, BLOCK_VALUES // samples.shape[3])
+        self._parts = [slice(a, a + step) for a in range(0, self.size, step)]
+        blocks = (self._less_first(part) for part in self._parts)
+        self._kept = list(blocks) if keep else []
+        self.shift = sum(block.sum(axis=-1) for block in self._kept or blocks) / self.size
+        for block in self._kept:
+            block -= self.shift[..., None]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self._kept:
+            yield from self._kept
+            return
+        for part in self._parts:
+            block = self._less_first(part)
+            block -= self.shift[..., None]
+            yield block
+
+    def _less_first(self, part: slice) -> np.ndarray:
+        block = self.samples[:, :, part].swapaxes(-1, -2).astype(np.float64, order="C")
+        block -= self.first[..., None]
+        return block
+
+
+# --------------------------------------------------------------------------------------------------
 
 LEADING = ("learning_rate", "replicate", "time")
 ARGUMENTS = {"learning_rate": "learning_rate", "replicate": "replicate", "time": "times"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from lesde.cli import app
+from lesde.cli.commands import app
 
 MODEL = ["--alpha", "4", "--beta", "-1", "--classes", "3", "--per-class", "8", "--noise", "0.3"]
 
@@ -112,7 +112,7 @@ def test_collapse_table(paths: Path) -> None:
 def test_fit_table_and_store(paths: Path, tmp_path: Path) -> None:
     result = lesde("fit", str(paths), "--out", str(tmp_path / "fit.zarr"))
     assert result.exit_code == 0, result.output
-    from lesde.study.store import read
+    from lesde.files import read
 
     assert "alpha" in read(tmp_path / "fit.zarr")
 
@@ -202,7 +202,7 @@ def test_parameters_of_formulas() -> None:
 
 
 def test_parameters_reach_the_simulation_and_its_noise(tmp_path: Path) -> None:
-    from lesde.study.store import read
+    from lesde.files import read
 
     short = ["--per-class", "4", "--points", "3", "--until", "1", "--replicates", "4"]
     formulas = ["--alpha", "a", "--beta", "-1", "--noise", "a*t", "--parameter", "a=0.5"]
@@ -226,7 +226,7 @@ def logits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fit_takes_the_recorded_transform(logits: Path, tmp_path: Path) -> None:
     """Null: A(3) = 12 and B(3) = −3 within 5 standard errors; 32 replicates, seed 0."""
-    from lesde.study.store import read
+    from lesde.files import read
 
     result = lesde("fit", str(logits), "--out", str(tmp_path / "fit.zarr"))
     assert result.exit_code == 0, result.output
@@ -292,7 +292,7 @@ def test_tables_go_to_files(logits: Path, tmp_path: Path) -> None:
     import pandas as pd
 
     import lesde as package
-    from lesde.study.store import read
+    from lesde.files import read
 
     whole = read(logits)
     wanted = package.separation_probability(whole)
@@ -320,7 +320,7 @@ def test_tables_go_to_files(logits: Path, tmp_path: Path) -> None:
 def test_progress_is_shown_on_a_terminal_only(
     terminal: bool, paths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lesde import cli
+    from lesde.cli import commands as cli
 
     assert not CliRunner().invoke(app, ["--version"]).stderr
     if terminal:
@@ -336,7 +336,7 @@ def test_progress_is_shown_on_a_terminal_only(
 def test_the_demonstration_s_bars_are_shown_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lesde.study.demo import bar
+    from lesde.studies.demo import bar
 
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda shown=terminal: shown)

@@ -8,7 +8,7 @@ import pytest
 
 import lesde
 from lesde.checks import shown_bytes
-from lesde.cli_errors import in_options
+from lesde.cli.errors import in_options
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import zarr
 from typer.testing import CliRunner, Result
 
 import lesde
-from lesde.cli import app
+from lesde.cli.commands import app
+from lesde.files import read, write
 from lesde.networks import digits, mlp, open_records
-from lesde.study.store import read, write
 
 HOW = ("garbage", "text", "one bit", "half", "empty", "gone")
 FEW = ("garbage", "half", "gone")

@@ -86,7 +86,7 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 def test_commands_of_the_readme_are_those_of_the_command_line() -> None:
     import typer
 
-    from lesde.cli import app
+    from lesde.cli.commands import app
 
     wanted = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for page in ("README.md", "docs/api/study.md"):
@@ -197,7 +197,7 @@ def test_limit_below_the_phase_transition(c: float) -> None:
     There the gap has shrunk to at most 1e-4 spreads, so the two agree to about that.
     """
     import lesde
-    from lesde.analysis import separation_function
+    from lesde.analysis.separation import function as separation_function
 
     K, n = 2, 3
     kernel = lesde.TwoLevel(alpha="c/(2*t)", beta="-c/(2*t)", parameters={"c": c})

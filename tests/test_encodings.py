@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lesde
-from lesde import cli
+from lesde.cli import commands as cli
 
 ENCODINGS = ("ascii", "cp1252", "latin-1", "cp437")
 SMALL = ["--alpha", "2", "--beta", "-1", "--per-class", "5", "--until", "1", "--points", "8"]
@@ -37,7 +37,7 @@ def output(
 def paths(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = lesde.LESDE(lesde.TwoLevel(2.0, -1.0), 3, 3, 5, noise=0.3)
     simulated = lesde.simulate(model, [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8], np.eye(3), 8)
-    from lesde.study.store import write
+    from lesde.files import write
 
     return write(simulated, tmp_path_factory.mktemp("encodings") / "paths.zarr")
 
@@ -74,8 +74,8 @@ def test_text_in_ascii_says_what_the_other_says(monkeypatch: pytest.MonkeyPatch)
         assert expected in text
     assert "?" not in text
     model = lesde.LESDE(lesde.TwoLevel(2, -1), 3, 3, 100, noise=0.1)
-    assert model.derive().text(unicode=False) == text
-    assert "λ₁" in model.derive().text()
+    assert lesde.derive(model).text(unicode=False) == text
+    assert "λ₁" in lesde.derive(model).text()
 
 
 def test_help_in_ascii_is_laid_out_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

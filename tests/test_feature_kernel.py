@@ -11,8 +11,8 @@ import torch
 
 import lesde
 from lesde import LESDE, FeatureKernel, LabelNoise, TwoLevel
-from lesde.pair_formula import parse_pair_formula
-from lesde.pair_program import PairProgram
+from lesde.model.formula import parse_pair_formula
+from lesde.processes.pairs import PairProgram
 
 FORMULA = "s*a*exp(-r2/8) - (1-s)*exp(-r2/2)/(1+t)"
 
@@ -72,11 +72,11 @@ def test_other_kernels_still_know_t_only():
 def test_model_with_a_feature_kernel():
     model = LESDE(FeatureKernel(FORMULA, {"a": 2}), 3, 2, [3, 4, 5], noise=0.2)
     assert model.entries is None
-    assert model.derive() is model.derive()
+    assert lesde.derive(model) is lesde.derive(model)
     assert json.loads(json.dumps(model.describe()))["kernel"]["kind"] == "FeatureKernel"
     assert model.replace(n_features=4).n_features == 4
     with pytest.raises(ValueError, match=r"model.law needs a kernel of classes.*engine='torchsde'"):
-        model.law([0, 1], np.ones((3, 2)))
+        lesde.law(model, [0, 1], np.ones((3, 2)))
     with pytest.raises(ValueError, match="engine='torchsde'"):
         lesde.predict_separation(model, [0, 1], np.ones((3, 2)))
 

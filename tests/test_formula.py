@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from lesde.formula import TIME, Formula, parse_formula
+from lesde.model.formula import TIME, Formula, parse_formula
 
 TIMES = np.array([0.0, 0.05, 0.5, 1.0, 1.75, 30.0])
 

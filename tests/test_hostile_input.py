@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import lesde
 from lesde import analysis, networks
-from lesde.cli import app
+from lesde.cli.commands import app
 from lesde.plot import animate, class_means, probability, save, simplex
 
 K = 3
@@ -76,7 +76,7 @@ CALLS = {
         {"kernel", "n_classes", "n_features", "n_per_class", "transform", "noise", "parameters"},
     ),
     "TwoLevel": (lambda **given: lesde.TwoLevel(1, 0, **given), {"parameters"}),
-    "law": (lambda **given: MODEL.law(**{"times": TIMES, **given}), {"times", "initial", "differentiable", "parameters"}),
+    "law": (lambda **given: lesde.law(MODEL, **{"times": TIMES, **given}), {"times", "initial", "differentiable", "parameters"}),
     "simulate": (
         lambda **given: lesde.simulate(MODEL, **{"times": TIMES, "replicates": 4, **given}),
         {"times", "initial", "replicates", "learning_rate", "engine", "dt", "seed", "dtype", "device",
@@ -148,7 +148,7 @@ CALLS = {
     "cifar10": (lambda **given: networks.cifar10(**{"path": "there", **given}), {"path", "classes", "n_train_per_class", "seed"}),
     "animate": (lambda **given: animate(paths(), **given), {"replicate", "frames", "fps", "progress"}),
     "simplex": (lambda **given: simplex(paths(), **given), {"times", "learning_rate", "ax"}),
-    "class_means": (lambda **given: class_means(paths(), MODEL.law(TIMES, START), **given), {"features", "learning_rate", "ax"}),
+    "class_means": (lambda **given: class_means(paths(), lesde.law(MODEL, TIMES, START), **given), {"features", "learning_rate", "ax"}),
     "probability": (lambda **given: probability(lesde.separation_probability(paths()), **given), {"pair", "failure", "lowest"}),
     "save": (lambda **given: save(**{"figure": None, "path": "f", **given}), {"figure"}),
 }  # fmt: skip
@@ -187,14 +187,14 @@ def test_tensors_with_gradients_are_taken_for_their_numbers():
     xr.testing.assert_identical(with_gradient, plain)
     times = torch.tensor(TIMES, requires_grad=True)
     half = torch.eye(K, dtype=torch.bfloat16, requires_grad=True)
-    xr.testing.assert_identical(MODEL.law(times, half), MODEL.law(TIMES, START))
+    xr.testing.assert_identical(lesde.law(MODEL, times, half), lesde.law(MODEL, TIMES, START))
 
 
 def test_nothing_masked_is_as_good_as_plain():
     times = np.ma.array(TIMES, mask=np.zeros(5, bool))
-    xr.testing.assert_identical(MODEL.law(times, START), MODEL.law(TIMES, START))
+    xr.testing.assert_identical(lesde.law(MODEL, times, START), lesde.law(MODEL, TIMES, START))
     with pytest.raises(ValueError, match="initial must not be masked"):
-        MODEL.law(TIMES, [np.ma.array([1.0, 2, 3], mask=[1, 0, 0]), np.ones(3), np.ones(3)])
+        lesde.law(MODEL, TIMES, [np.ma.array([1.0, 2, 3], mask=[1, 0, 0]), np.ones(3), np.ones(3)])
 
 
 CONSUMERS = {

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from lesde import LESDE, TwoLevel
-from lesde.initial import read_initial
+from lesde.model.lesde import read_initial
 
 MODEL = LESDE(TwoLevel(1, 0), 3, 3, 2)
 MEANS = np.arange(9.0).reshape(3, 3)

@@ -7,8 +7,8 @@ import pytest
 import sympy as sp
 
 import lesde
-from lesde.formula import TIME
-from lesde.kernels import ClassMatrix, Hierarchical, Kernel, LabelNoise, TwoLevel
+from lesde.model.formula import TIME
+from lesde.model.kernels import ClassMatrix, Hierarchical, Kernel, LabelNoise, TwoLevel
 
 TIMES = np.array([0.0, 0.7, 3.0])
 
@@ -173,7 +173,7 @@ def test_bad_kernels(make, error, message):
 def test_bad_values_in_time_name_the_entry(kernel, message):
     with pytest.raises(ValueError, match=message):
         kernel.entries(2)(TIMES)
-    coefficients = lesde.LESDE(kernel, 2, 1).derive().coefficients()
+    coefficients = lesde.derive(lesde.LESDE(kernel, 2, 1)).coefficients()
     for evaluate in (coefficients.weights, coefficients.kicks):
         with pytest.raises(ValueError, match=message):
             evaluate(TIMES)
@@ -182,5 +182,5 @@ def test_bad_values_in_time_name_the_entry(kernel, message):
 def test_a_lambda_that_needs_numpy_is_a_kernel():
     made = lesde.kernel(lambda k, l, t: np.exp(-t) if k == l else 0 * t)
     model = lesde.LESDE(made, 2, 2)
-    values = model.derive().coefficients().kicks(np.array([0.0, 1.0]))
+    values = lesde.derive(model).coefficients().kicks(np.array([0.0, 1.0]))
     np.testing.assert_allclose(values[1], np.exp(-1) * np.eye(2))

@@ -134,7 +134,7 @@ def test_law_is_the_integral_of_the_moment_equations(kernel, transform, noise, c
     given, H = TRANSFORMS[transform]
     H = np.stack([given] * 3) if H is None else H
     sigma, covariance = NOISES[noise]
-    law = LESDE(kernel, 3, 3, counts, given, sigma).law(TIMES, INITIAL)
+    law = lesde.law(LESDE(kernel, 3, 3, counts, given, sigma), TIMES, INITIAL)
     mean, P = integrate(E, H, counts, covariance, TIMES, INITIAL)
     assert relative(law["mean"].values.reshape(mean.shape), mean) < 1e-10
     assert relative(law["covariance"].values.reshape(P.shape), P) < 1e-10
@@ -154,7 +154,7 @@ def test_law_with_noise_that_depends_on_time(kernel, transform, noise, counts):
     kernel, E = KERNELS[kernel]
     given, H = TRANSFORMS[transform]
     sigma, covariance = NOISES_IN_TIME[noise]
-    law = LESDE(kernel, 3, 3, counts, given, sigma).law(TIMES, INITIAL)
+    law = lesde.law(LESDE(kernel, 3, 3, counts, given, sigma), TIMES, INITIAL)
     mean, P = integrate(E, H, counts, covariance, TIMES, INITIAL)
     assert relative(law["mean"].values.reshape(mean.shape), mean) < 1e-10
     assert relative(law["covariance"].values.reshape(P.shape), P) < 1e-10
@@ -171,7 +171,7 @@ def test_noise_in_time_to_twelve_digits():
     K, n, s, r = 4, 10, 0.3, 2.5 / 4
     times = np.array([0.0, 1e-3, 1.0, 5.0])
     model = LESDE(TwoLevel(2, -0.5), K, 2, n, noise="s/sqrt(1+t)", parameters={"s": s})
-    law = model.law(times, np.zeros((K, 2)))
+    law = lesde.law(model, times, np.zeros((K, 2)))
     P = law["centred_covariance"].values[:, :, 0, :, 0]
     gap = P[:, 0, 0] + P[:, 1, 1] - 2 * P[:, 0, 1]
     grown = np.exp(2 * r * (1 + times)) * (exp1(2 * r) - exp1(2 * r * (1 + times)))
@@ -190,8 +190,8 @@ def test_constant_noise_is_the_same_however_it_is_written(noise, transform):
     numbers = np.vectorize(float)(np.array(noise, dtype=object))
     numbers = float(numbers) if numbers.ndim == 0 else numbers
     kernel = KERNELS["non-commuting"][0]
-    a = LESDE(kernel, 3, 3, (3, 20, 8), transform, noise).law(TIMES, INITIAL)
-    b = LESDE(kernel, 3, 3, (3, 20, 8), transform, numbers).law(TIMES, INITIAL)
+    a = lesde.law(LESDE(kernel, 3, 3, (3, 20, 8), transform, noise), TIMES, INITIAL)
+    b = lesde.law(LESDE(kernel, 3, 3, (3, 20, 8), transform, numbers), TIMES, INITIAL)
     for name in a.data_vars:
         np.testing.assert_array_equal(a[name].values, b[name].values)
 
@@ -205,8 +205,8 @@ def test_both_ways_to_integrate_the_noise_agree(noise, transform):
         delayed[index] = partial(np.full_like, fill_value=float(delayed[index]))
     delayed = delayed[()] if delayed.ndim == 0 else delayed
     for kernel in KERNELS.values():
-        a = LESDE(kernel[0], 3, 3, (3, 20, 8), transform, noise).law(TIMES, INITIAL)
-        b = LESDE(kernel[0], 3, 3, (3, 20, 8), transform, delayed).law(TIMES, INITIAL)
+        a = lesde.law(LESDE(kernel[0], 3, 3, (3, 20, 8), transform, noise), TIMES, INITIAL)
+        b = lesde.law(LESDE(kernel[0], 3, 3, (3, 20, 8), transform, delayed), TIMES, INITIAL)
         for name in ("covariance", "centred_covariance", "within"):
             assert relative(b[name].values, a[name].values) < 1e-12
         np.testing.assert_allclose(a["mean"], b["mean"], rtol=1e-12)
@@ -216,16 +216,16 @@ def test_noise_that_jumps_or_peaks_is_resolved():
     """σ that jumps: two constant laws in a row. σ with a narrow peak: by quadrature."""
     at, end, means = 0.7123, 2.0, INITIAL
     kernel = TwoLevel("2/(1+t)", -0.5)
-    first = LESDE(kernel, 3, 3, 10, noise=0.1).law([0, at], means)["covariance"].values[-1]
+    first = lesde.law(LESDE(kernel, 3, 3, 10, noise=0.1), [0, at], means)["covariance"].values[-1]
     later = LESDE(kernel, 3, 3, 10, noise=2.0)
-    second = later.law([at, end], means)["covariance"].values[-1]
-    phi = later.derive().transitions(np.array([at, end]))[0].phi_full().reshape(9, 9)
+    second = lesde.law(later, [at, end], means)["covariance"].values[-1]
+    phi = lesde.derive(later).transitions(np.array([at, end]))[0].phi_full().reshape(9, 9)
     expected = phi @ first.reshape(9, 9) @ phi.T + second.reshape(9, 9)
     for noise in (f"0.1 if t < {at} else 2", lambda t: np.where(t < at, 0.1, 2.0)):
-        law = LESDE(kernel, 3, 3, 10, noise=noise).law([0, end], means)
+        law = lesde.law(LESDE(kernel, 3, 3, 10, noise=noise), [0, end], means)
         assert relative(law["covariance"].values[-1].reshape(1, 9, 9), expected[None]) < 1e-12
-    peaked = LESDE(TwoLevel(2, -0.5), 2, 1, 5, noise="exp(-2e4*(t-0.613)**2)").law(
-        [0, 1], [[0], [0]]
+    peaked = lesde.law(
+        LESDE(TwoLevel(2, -0.5), 2, 1, 5, noise="exp(-2e4*(t-0.613)**2)"), [0, 1], [[0], [0]]
     )
     gap = np.array([1, -1]) @ peaked["covariance"].values[-1, :, 0, :, 0] @ [1, -1]
     rate = 2.5 / 2
@@ -248,7 +248,7 @@ def test_noise_that_jumps_or_peaks_is_resolved():
 )
 def test_without_a_kernel_means_spread_like_samples(noise, integral):
     """α = β = 0: a class mean has ∫σ² ds/n, whatever hides between the saved times."""
-    law = LESDE(TwoLevel(0, 0), 2, 1, 5, noise=noise).law([0.0, 1.0, 2.0], [[0.0], [0.0]])
+    law = lesde.law(LESDE(TwoLevel(0, 0), 2, 1, 5, noise=noise), [0.0, 1.0, 2.0], [[0.0], [0.0]])
     np.testing.assert_allclose(law["within"].values[-1, 0], integral, rtol=1e-12)
     np.testing.assert_allclose(law["covariance"].values[-1, 0, 0, 0, 0], integral / 5, rtol=1e-12)
 
@@ -268,15 +268,15 @@ def test_without_a_kernel_means_spread_like_samples(noise, integral):
 )
 def test_noise_that_cannot_be_used_is_told(noise, message):
     model = LESDE(TwoLevel(1, 0), 3, 2, noise=noise)
-    assert r"\sigma_{" in model.derive().latex()  # it can be derived from
+    assert r"\sigma_{" in lesde.derive(model).latex()  # it can be derived from
     with pytest.raises(ValueError, match=message):
-        model.law([0.0, 2.0], np.ones((3, 2)))
+        lesde.law(model, [0.0, 2.0], np.ones((3, 2)))
 
 
 def test_matrix_noise_in_time_beyond_dense_sizes_is_refused():
     noise = [["t" if i == j else 0.1 for j in range(25)] for i in range(25)]
     with pytest.raises(ValueError, match=r"noise with a matrix that changes.*= 2500, more than"):
-        LESDE(TwoLevel(1, 0), 100, 25, noise=noise).derive().transitions(np.array([0.0, 1.0]))
+        lesde.derive(LESDE(TwoLevel(1, 0), 100, 25, noise=noise)).transitions(np.array([0.0, 1.0]))
 
 
 def test_prediction_with_noise_in_time_against_simulated_paths():
@@ -310,8 +310,10 @@ def test_prediction_with_noise_in_time_against_simulated_paths():
 
 def test_random_initial_means_add_their_covariance():
     model = LESDE(KERNELS["non-commuting"][0], 3, 3, (3, 20, 8), ROTATION, 0.0)
-    law = model.law(TIMES)
-    columns = [model.law(TIMES, e.reshape(3, 3))["mean"].values.reshape(4, 9) for e in np.eye(9)]
+    law = lesde.law(model, TIMES)
+    columns = [
+        lesde.law(model, TIMES, e.reshape(3, 3))["mean"].values.reshape(4, 9) for e in np.eye(9)
+    ]
     phi = np.stack(columns, -1)
     expected = phi @ phi.swapaxes(1, 2) / 3
     assert relative(law["covariance"].values.reshape(4, 9, 9), expected) < 1e-12
@@ -322,7 +324,7 @@ def test_random_initial_means_add_their_covariance():
 def test_samples_are_split_into_means_and_offsets():
     model = LESDE(TwoLevel(1, 0), 2, 2, [2, 3])
     samples = np.random.default_rng(1).normal(size=(5, 2))
-    law = model.law([0, 1], samples)
+    law = lesde.law(model, [0, 1], samples)
     means = np.stack([samples[:2].mean(0), samples[2:].mean(0)])
     np.testing.assert_allclose(law["mean"].values[0], means, rtol=1e-15)
     np.testing.assert_allclose(
@@ -331,7 +333,7 @@ def test_samples_are_split_into_means_and_offsets():
     assert law["count"].values.tolist() == [2, 3]
     assert law["label"].values.tolist() == [0, 0, 1, 1, 1]
     assert (law["within"].values[0] == 0).all()
-    assert "offset" not in model.law([0, 1], means)
+    assert "offset" not in lesde.law(model, [0, 1], means)
     assert json.loads(law.attrs["model"])["n_per_class"] == [2, 3]
 
 
@@ -340,7 +342,7 @@ def test_closed_form_of_the_covariance():
     variance of X̄¹ − X̄² is 2 σ²/n (exp(2rt) − 1)/(2r)."""
     K, n, sigma, r = 4, 10, 0.3, (2 - -0.5) / 4
     times = np.array([0.0, 1e-8, 1.0, 100.0])
-    law = LESDE(TwoLevel(2, -0.5), K, 1, n, noise=sigma).law(times, np.zeros((K, 1)))
+    law = lesde.law(LESDE(TwoLevel(2, -0.5), K, 1, n, noise=sigma), times, np.zeros((K, 1)))
     P = law["covariance"].values[:, :, 0, :, 0]
     gap = P[:, 0, 0] + P[:, 1, 1] - 2 * P[:, 0, 1]
     expected = 2 * sigma**2 / n * np.expm1(2 * r * times) / (2 * r)
@@ -353,7 +355,7 @@ def test_power_law_from_near_zero_to_a_million():
     K, c, n, sigma = 3, 0.9, 5, 0.4
     times = np.geomspace(0.01, 1e6, 9)
     means = np.arange(6.0).reshape(3, 2) + 1
-    law = LESDE(TwoLevel(f"{c}/t", 0), K, 2, n, noise=sigma).law(times, means)
+    law = lesde.law(LESDE(TwoLevel(f"{c}/t", 0), K, 2, n, noise=sigma), times, means)
     growth = (times / times[0]) ** (c / K)
     np.testing.assert_allclose(law["mean"].values, growth[:, None, None] * means, rtol=1e-12)
     a = 1 - 2 * c / K  # ∫ (t/s)^{2c/K} ds
@@ -369,22 +371,22 @@ def test_jump_in_the_kernel():
     def model(alpha):
         return LESDE(TwoLevel(alpha, -0.5), 3, 2, 10)
 
-    first = model(3).law([0, at], means)
-    second = model(-1).law([at, end], first["mean"].values[-1])["mean"].values[-1]
+    first = lesde.law(model(3), [0, at], means)
+    second = lesde.law(model(-1), [at, end], first["mean"].values[-1])["mean"].values[-1]
     for alpha in (
         f"3 if t < {at} else -1",
         f"3 - 4*Heaviside(t - {at})",
         lambda t: np.where(t < at, 3.0, -1.0),
     ):
-        law = model(alpha).law([0, end], means)["mean"].values[-1]
+        law = lesde.law(model(alpha), [0, end], means)["mean"].values[-1]
         np.testing.assert_allclose(law, second, rtol=1e-11)
 
 
 def test_label_noise_is_the_law_of_its_matrix():
     E, p = np.random.default_rng(5).normal(size=(3, 3)), 0.3
     Q = np.where(np.eye(3), 1 - p, p / 2)
-    noisy = LESDE(LabelNoise(ClassMatrix(E), p), 3, 2).law([0, 2], INITIAL[:, :2])
-    plain = LESDE(ClassMatrix(E @ Q.T), 3, 2).law([0, 2], INITIAL[:, :2])
+    noisy = lesde.law(LESDE(LabelNoise(ClassMatrix(E), p), 3, 2), [0, 2], INITIAL[:, :2])
+    plain = lesde.law(LESDE(ClassMatrix(E @ Q.T), 3, 2), [0, 2], INITIAL[:, :2])
     np.testing.assert_allclose(noisy["mean"].values, plain["mean"].values, rtol=1e-12)
     np.testing.assert_allclose(noisy["covariance"].values, plain["covariance"].values, rtol=1e-12)
 
@@ -394,15 +396,15 @@ def test_overflow_is_told_with_its_time(alpha):
     with pytest.raises(
         Diverged, match=r"stopped being finite at time .*weaken the kernel"
     ) as error:
-        LESDE(TwoLevel(alpha, 0), 2, 2).law([0, 0.1, 20.0], np.ones((2, 2)))
+        lesde.law(LESDE(TwoLevel(alpha, 0), 2, 2), [0, 0.1, 20.0], np.ones((2, 2)))
     assert 0.1 < error.value.time <= 20
 
 
 def test_a_kernel_too_strong_to_integrate_ends(monkeypatch):
     """A decay that would take 10^17 steps: the count of steps ends it (lowered here, for time)."""
-    monkeypatch.setattr("lesde.collocation.MOST_STEPS", 300)
+    monkeypatch.setattr("lesde.laws.transitions.MOST_STEPS", 300)
     with pytest.raises(ValueError, match=r"too strong.*from t = 0 to 40.*End `times` earlier"):
-        LESDE(TwoLevel("-exp(t)", 0), 2, 1).law([0, 40], np.ones((2, 1)))
+        lesde.law(LESDE(TwoLevel("-exp(t)", 0), 2, 1), [0, 40], np.ones((2, 1)))
 
 
 @pytest.mark.parametrize(
@@ -431,20 +433,20 @@ def test_a_kernel_too_strong_to_integrate_ends(monkeypatch):
 )
 def test_bad_arguments(times, initial, error, message):
     with pytest.raises(error, match=message):
-        LESDE(TwoLevel(1, 0), 3, 2).law(times, initial)
+        lesde.law(LESDE(TwoLevel(1, 0), 3, 2), times, initial)
 
 
 def test_kernel_that_fails_inside_the_interval_names_the_time():
     with pytest.raises(ValueError, match=r"alpha = sqrt\(1 - t\) is complex .* at t = 3;"):
-        LESDE(TwoLevel("sqrt(1-t)", 0), 3, 2).law([0, 3], np.ones((3, 2)))
+        lesde.law(LESDE(TwoLevel("sqrt(1-t)", 0), 3, 2), [0, 3], np.ones((3, 2)))
 
 
 def test_results_too_large_are_refused():
     model = LESDE(TwoLevel(1, 0), 100, 100)
     with pytest.raises(ValueError, match=r"times has 1000 entries.*1600 GB; give fewer times"):
-        model.law(np.arange(1000), None)
+        lesde.law(model, np.arange(1000), None)
     with pytest.raises(ValueError, match=r"n_classes·n_features = 2500, more than 2000"):
-        LESDE(TwoLevel(1, 0), 50, 50, transform="logits").law([0, 1])
+        lesde.law(LESDE(TwoLevel(1, 0), 50, 50, transform="logits"), [0, 1])
 
 
 @pytest.mark.parametrize("engine", ["exact", "torchsde"])

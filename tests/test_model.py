@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+import lesde
 from lesde import LESDE, ClassMatrix, TwoLevel
 
 KERNEL = TwoLevel("2/(1+t)", -0.5)
@@ -48,7 +49,7 @@ def test_immutable():
     for array in (model.noise, model.counts):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 5
-    assert model.derive() is model.derive()
+    assert lesde.derive(model) is lesde.derive(model)
 
 
 def test_replace():
@@ -82,9 +83,9 @@ def test_described_as_json():
 
 def test_one_class():
     model = LESDE(TwoLevel(-1, 5), 1, 2, 10, noise=0.5)
-    law = model.law([0, 2.0], [[1.0, 2.0]])
+    law = lesde.law(model, [0, 2.0], [[1.0, 2.0]])
     np.testing.assert_allclose(law["mean"].values[1], np.exp(-2) * np.array([[1, 2]]), rtol=1e-13)
-    assert model.derive().critical_constant is None
+    assert lesde.derive(model).critical_constant is None
 
 
 @pytest.mark.parametrize(

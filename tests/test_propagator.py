@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
+import lesde
 from lesde import LESDE, ClassMatrix, Diverged, TwoLevel
-from lesde.propagator import transitions
+from lesde.laws.transitions import transitions
 
 RNG = np.random.default_rng(8)
 E = RNG.normal(size=(3, 3)) * 4
@@ -22,7 +23,7 @@ SETTINGS = [
 
 
 def of(model, times):
-    return transitions(model.derive().coefficients(), np.asarray(times, dtype=float))
+    return transitions(lesde.derive(model).coefficients(), np.asarray(times, dtype=float))
 
 
 def delayed(value):

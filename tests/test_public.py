@@ -57,7 +57,5 @@ def test_unknown_name():
 
 
 def test_simulate_is_the_function_even_when_its_package_is_imported_first():
-    code = (
-        "from lesde.simulation.run import simulate\nimport lesde\nprint(lesde.simulate is simulate)"
-    )
+    code = "from lesde.simulation import simulate\nimport lesde\nprint(lesde.simulate is simulate)"
     assert in_fresh_python(code) == "True"

@@ -23,11 +23,11 @@ def growth(alpha, beta=-0.5, times=(0, 10), how="law"):
     """log of the gap at the last time over that at the first."""
     model = lesde.LESDE(lesde.TwoLevel(alpha, beta), 2, 1, noise=1e-9)
     if how == "law":
-        means = model.law(times, START)["mean"].values
+        means = lesde.law(model, times, START)["mean"].values
     elif how == "moments":
         means = lesde.moments(model, times, START, process="plain")["mean"].values
     elif how == "closed":
-        means = model.derive().solution.evaluate(times, START)
+        means = lesde.derive(model).solution.evaluate(times, START)
     elif how == "exact":
         paths = lesde.simulate(
             model, times, initial=START, replicates=2, engine="exact", dtype="float64"
@@ -35,8 +35,8 @@ def growth(alpha, beta=-0.5, times=(0, 10), how="law"):
         means = paths["features"].groupby("label").mean().isel(replicate=0)
         means = means.transpose("time", "label", "feature").values
     else:
-        model.law(times, START)
-        law = model.law(times, torch.tensor(START), differentiable=True, parameters={})
+        lesde.law(model, times, START)
+        law = lesde.tensor_law(model, times, torch.tensor(START), parameters={})
         means = law.mean.numpy()
     gap = means[:, 0, 0] - means[:, 1, 0]
     return np.log(gap[-1] / gap[0])
@@ -44,7 +44,7 @@ def growth(alpha, beta=-0.5, times=(0, 10), how="law"):
 
 def spread(noise, times=(0, 10)):
     """n · variance of a class mean at the last time, and the variance of a sample about it."""
-    law = lesde.LESDE(lesde.TwoLevel(0, 0), 2, 1, 10, noise=noise).law(times, START)
+    law = lesde.law(lesde.LESDE(lesde.TwoLevel(0, 0), 2, 1, 10, noise=noise), times, START)
     return 10 * law["covariance"].values[-1, 0, 0, 0, 0], law["within"].values[-1, 0, 0, 0]
 
 
@@ -190,10 +190,10 @@ def test_a_pole_blames_its_own_entry(shape, place):
 def test_almost_equal_intervals_keep_their_own_widths():
     """Widths 1 % and 1e-6 apart: with constant rates each interval grows and spreads by its own."""
     times = np.cumsum([0, 1, 1.01, 1.01 * (1 + 1e-6), 0.985])
-    law = lesde.LESDE(lesde.TwoLevel(2, -0.5), 2, 1, 10, noise=0.3).law(times, START)
+    law = lesde.law(lesde.LESDE(lesde.TwoLevel(2, -0.5), 2, 1, 10, noise=0.3), times, START)
     gap = law["mean"].values[:, 0, 0] - law["mean"].values[:, 1, 0]
     np.testing.assert_allclose(np.diff(np.log(gap)), np.diff(times) * 1.25, rtol=1e-13)
-    alone = lesde.LESDE(lesde.TwoLevel(0, 0), 2, 1, 10, noise=0.3).law(times, START)
+    alone = lesde.law(lesde.LESDE(lesde.TwoLevel(0, 0), 2, 1, 10, noise=0.3), times, START)
     added = np.diff(alone["covariance"].values[:, 0, 0, 0, 0])
     np.testing.assert_allclose(added, 0.009 * np.diff(times), rtol=1e-12)
 
@@ -218,11 +218,11 @@ def test_gradients_where_exponents_overflow(formula):
         return law.mean[-1, 0] - law.mean[-1, 1]
 
     c = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    gap(model.law(times, means, differentiable=True, parameters={"c": c})).norm().backward()
+    gap(lesde.tensor_law(model, times, means, parameters={"c": c})).norm().backward()
     values = []
     for shift in (1e-5, -1e-5):
         plain = lesde.LESDE(lesde.TwoLevel(formula, 0.05, parameters={"c": 1 + shift}), 2, 2)
-        last = plain.law(times, means)["mean"].values[-1]
+        last = lesde.law(plain, times, means)["mean"].values[-1]
         values.append(np.linalg.norm(last[0] - last[1]))
     assert abs(float(c.grad) - (values[0] - values[1]) / 2e-5) < 1e-9
     if formula == STEEP[0]:
@@ -231,7 +231,10 @@ def test_gradients_where_exponents_overflow(formula):
 
 def test_one_time_alone_is_the_start():
     model = lesde.LESDE(lesde.TwoLevel("1/(1+t)", 0), 2, 1, noise="exp(-t)")
-    for law in (model.law([2.0], START), lesde.moments(model, [2.0], START, process="plain")):
+    for law in (
+        lesde.law(model, [2.0], START),
+        lesde.moments(model, [2.0], START, process="plain"),
+    ):
         np.testing.assert_allclose(law["mean"].values[0], START, rtol=1e-15)
         assert (law["covariance"].values == 0).all()
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 import lesde
-from lesde.sampling_noise import (
+from lesde.laws.moments import (
     block_operator,
+    difference,
+    drift_derivative,
     modified_drift,
     modified_noise,
+    noise_derivative,
     sampling_covariance,
     sampling_increment,
 )
-from lesde.time_derivative import difference, drift_derivative, noise_derivative
 from tests.simulation.systems import MEANS, PAIRS, make_system, moments_by_class
 
 
@@ -89,7 +91,7 @@ def test_modified_maps_are_the_dense_matrices(case):
     h, t = 0.3, 0.4
     w = system.counts / system.counts.sum()
     G = system.kernel(t) * w
-    slope = drift_derivative(system.model.derive().coefficients(), 0.0, 1.0)(np.array([t]))[0]
+    slope = drift_derivative(lesde.derive(system.model).coefficients(), 0.0, 1.0)(np.array([t]))[0]
     M = system.drift_matrix(t)
     np.testing.assert_allclose(block_operator(G, system.H), M, atol=1e-14)
     step = 1e-5
@@ -119,7 +121,7 @@ def test_derivatives_of_formulas_are_exact_and_of_callables_close():
     kernel = lesde.TwoLevel(alpha=lambda t: np.exp(-t), beta="t**2/(1+t)")
     noise = [["sin(t)", 0.5], [lambda t: 1 / (1 + t), "t*exp(t)"]]
     model = lesde.LESDE(kernel, 2, 2, [3, 5], noise=noise)
-    coefficients = model.derive().coefficients()
+    coefficients = lesde.derive(model).coefficients()
     t = np.linspace(0, 2, 41)
     slope = drift_derivative(coefficients, 0.0, 2.0)(t)
     beta = (t**2 + 2 * t) / (1 + t) ** 2
@@ -131,10 +133,10 @@ def test_derivatives_of_formulas_are_exact_and_of_callables_close():
     expected[:, :, 1, 0] = -1 / (1 + t[:, None]) ** 2
     expected[:, :, 1, 1] = ((1 + t) * np.exp(t))[:, None]
     np.testing.assert_allclose(own, expected, atol=1e-11)
-    steady = lesde.LESDE(lesde.TwoLevel(1, 0), 2, 2).derive().coefficients()
+    steady = lesde.derive(lesde.LESDE(lesde.TwoLevel(1, 0), 2, 2)).coefficients()
     assert not noise_derivative(steady, 0.0, 1.0)(t).any()
     assert not drift_derivative(steady, 0.0, 1.0)(t).any()
-    per_class = model.replace(noise=["t**3", 2.0]).derive().coefficients()
+    per_class = lesde.derive(model.replace(noise=["t**3", 2.0])).coefficients()
     got = noise_derivative(per_class, 0.0, 2.0)(t)
     np.testing.assert_allclose(got[:, 0], 3 * t[:, None, None] ** 2 * np.eye(2), rtol=1e-14)
     assert not got[:, 1].any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lesde.transforms import logit_directions, make_transform
+from lesde.model.transforms import logit_directions, make_transform
 
 RNG = np.random.default_rng(3)
 

@@ -19,7 +19,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import lesde.plot
-from lesde.cli import app
+from lesde.cli.commands import app
 
 SMALL = [
     *("--alpha", "2", "--beta", "-1", "--classes", "3", "--per-class", "5", "--noise", "0.3"),
@@ -268,7 +268,7 @@ NURSERY = textwrap.dedent(
     import json, os, shutil, signal, sys
     from pathlib import Path
     from typer.testing import CliRunner
-    import lesde, lesde.study.store
+    import lesde, lesde.files
     from lesde.cli import app
 
     lesde.simulate(lesde.LESDE(lesde.TwoLevel(1.0, 0.0), 2, 2, 2), [0, 1.0], [[0.0, 1.0], [1.0, 0.0]], 1)
@@ -393,7 +393,7 @@ def test_only_left_overs_of_dead_processes_of_the_package_are_removed(home: Path
     sleeper = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys, time; from pathlib import Path; from lesde.study.store import write\n"
+            "import sys, time; from pathlib import Path; from lesde.files import write\n"
             "import xarray as xr\n"
             "class Slow(xr.Dataset):\n"
             "    __slots__ = ()\n"

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from lesde.networks import ImageData
 from lesde.networks.ensemble import child_seed
-from lesde.networks.sampling import SampleOrder
+from lesde.networks.training import SampleOrder
 
 __all__ = ["Training", "mapped", "one_after_another"]
 

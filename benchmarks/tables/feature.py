@@ -98,10 +98,10 @@ def drift(x: np.ndarray, device: str = "cpu") -> Callable[[], Any]:
     """The package's own drift of samples (replicate, sample, feature)."""
     import torch
 
-    from lesde.simulation.interaction import Interaction
+    from lesde.processes.pairs import Interaction
 
     chosen = torch.device(device)
-    coefficients = model(x.shape[1]).derive().coefficients()
+    coefficients = lesde.derive(model(x.shape[1])).coefficients()
     interaction = Interaction(coefficients, torch.float32, chosen)
     X = torch.from_numpy(x).to(chosen)
     return lambda: interaction.drift(X, 0.0)

@@ -1,19 +1,17 @@
 """Analyses: each takes a dataset of paths, simulated or recorded, and returns a dataset."""
 
 from lesde.analysis.calibration import calibrate
-from lesde.analysis.collapse import neural_collapse
+from lesde.analysis.collapse.metrics import neural_collapse
 from lesde.analysis.convergence import convergence
-from lesde.analysis.elasticity import fit_elasticity
-from lesde.analysis.fitted_kernel import fitted_kernel
-from lesde.analysis.impact import fit_impact
-from lesde.analysis.impact_distance import fit_feature_kernel, impact_by_distance
-from lesde.analysis.impact_moments import impact_from_changes
-from lesde.analysis.layer_collapse import layer_collapse
-from lesde.analysis.log_ratio import log_ratio_elasticity
-from lesde.analysis.prediction import predict_separation
-from lesde.analysis.published_ratios import published_elasticity
-from lesde.analysis.separability import separation_probability
-from lesde.analysis.separation_function import separation_function
+from lesde.analysis.elasticity.fit import fit_elasticity, fitted_kernel
+from lesde.analysis.elasticity.published import log_ratio_elasticity, published_elasticity
+from lesde.analysis.impact.distance import fit_feature_kernel, impact_by_distance
+from lesde.analysis.impact.fit import fit_impact
+from lesde.analysis.impact.moments import impact_from_changes
+from lesde.analysis.layers import layer_collapse
+from lesde.analysis.separation.function import separation_function
+from lesde.analysis.separation.predict import predict_separation
+from lesde.analysis.separation.probability import separation_probability
 from lesde.analysis.statistics import statistics
 
 __all__ = [

@@ -3,35 +3,243 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import xarray as xr
+from scipy.optimize import minimize
 from scipy.special import ndtri
 
 from lesde.analysis.class_means import power_of_two, read_class_means
-from lesde.analysis.likelihood_search import (
-    CLOSE,
-    inverse,
-    maximise,
-    newton_distance,
-    refuse_unidentified,
-)
-from lesde.checks import (
-    check_choice,
-    check_fraction,
-    check_real,
-    shown,
-)
-from lesde.feature_kernel import no_linear_drift
+from lesde.checks import check_choice, check_fraction, check_real, shown
+from lesde.errors import Diverged
+from lesde.laws.law import PathLikelihood, path_likelihood
+from lesde.laws.system import TensorSystem
+from lesde.laws.transitions import MeanTransitions, mean_transitions
+from lesde.model.kernels import no_linear_drift
 
 if TYPE_CHECKING:
-    from lesde.analysis.path_objective import PathObjective
-    from lesde.model import LESDE
+    from lesde.model.lesde import LESDE
 
-__all__ = ["calibrate"]
+__all__ = [
+    "CLOSE",
+    "Expansion",
+    "PathObjective",
+    "calibrate",
+    "inverse",
+    "maximise",
+    "newton_distance",
+    "refuse_unidentified",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# The negative log-likelihood of paths of class means as a function of a model's free names.
+
+Expansion = tuple[float, np.ndarray, np.ndarray]
+
+
+class PathObjective:
+    """−log L(θ) of observed class means, with its gradient and Hessian.
+
+    Parameters
+    ----------
+    model : LESDE
+        With free names.
+    names : sequence of str
+        The free names in the order of θ.
+    times : ndarray, shape (time,)
+    means : ndarray, shape (replicate, time, class, feature), float64
+    profile : bool
+        Whether a common factor s of the noise is put at its best value for every θ: s² is then the
+        mean of eᵀC⁻¹e over the numbers observed.
+    """
+
+    def __init__(
+        self,
+        model: LESDE,
+        names: tuple[str, ...],
+        times: np.ndarray,
+        means: np.ndarray,
+        profile: bool,
+    ):
+        self.model, self.names, self.times, self.profile = model, names, times, profile
+        self.means = torch.from_numpy(np.ascontiguousarray(means))
+
+    def transitions(self, theta: torch.Tensor) -> MeanTransitions:
+        """The law's transitions at θ, part of its graph."""
+        values = dict(zip(self.names, theta.unbind(), strict=True))
+        return mean_transitions(TensorSystem(self.model, values), self.times)
+
+    def parts(self, theta: torch.Tensor) -> PathLikelihood:
+        """The likelihood at θ; raises where the model has no law there."""
+        return path_likelihood(self.transitions(theta), self.means)
+
+    def best_log_scale(self, theta: np.ndarray) -> float:
+        """log s: of the noise's best common factor, or 0."""
+        return 0.5 * math.log(self.misfit(theta)) if self.profile else 0.0
+
+    def misfit(self, theta: np.ndarray) -> float:
+        """Mean square of what the law at θ leaves unexplained, in units of its noise."""
+        with torch.no_grad():
+            parts = self.parts(torch.from_numpy(np.array(theta)))
+        return float(parts.quadratic) / parts.size
+
+    def _value(self, theta: torch.Tensor) -> torch.Tensor:
+        parts = self.parts(theta)
+        scale = 0.5 * torch.log(parts.quadratic / parts.size) if self.profile else 0.0
+        return -parts.value(scale)
+
+    def expand(self, theta: np.ndarray) -> Expansion:
+        """Value, gradient (parameter,) and Hessian (parameter, parameter) at θ.
+
+        Raises ValueError or Diverged where the model has no law there.
+        """
+        return _expand(self._value, torch.from_numpy(np.array(theta)))
+
+    def information(self, theta: np.ndarray, log_scale: float) -> np.ndarray:
+        """Observed information of θ, and of log s in the last place where it is estimated."""
+        if not self.profile:
+            return self.expand(theta)[2]
+
+        def joint(point: torch.Tensor) -> torch.Tensor:
+            return -self.parts(point[:-1]).value(point[-1])
+
+        return _expand(joint, torch.tensor([*theta, log_scale], dtype=torch.float64))[2]
+
+
+def _expand(function: Callable[[torch.Tensor], torch.Tensor], point: torch.Tensor) -> Expansion:
+    point = point.requires_grad_()
+    value = function(point)
+    (gradient,) = torch.autograd.grad(value, point, create_graph=True)
+    rows = [
+        torch.autograd.grad(entry, point, retain_graph=True, allow_unused=True)[0]
+        if entry.requires_grad
+        else None
+        for entry in gradient
+    ]
+    hessian = torch.stack([torch.zeros_like(point) if row is None else row for row in rows]).numpy()
+    return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
+
+
+# --------------------------------------------------------------------------------------------------
+# Newton's search for a maximum of a likelihood, and whether the data identify it.
+
+ITERATIONS = 200
+POLISHING = 8
+# An optimum is reached where a Newton step is below this part of a standard error.
+CLOSE = 1e-3
+# Eigenvalues of the information, scaled to a unit diagonal, below which a direction is not identified.
+FLAT = 1e-9
+
+
+def maximise(objective: PathObjective, first: np.ndarray) -> tuple[np.ndarray, Expansion, int]:
+    """θ, the expansion of −log L there, and the steps taken.
+
+    The search is in units of 1/√H_ii at the start, about standard errors.
+    """
+    at_start = objective.expand(first)  # errors at the start are the user's to see
+    if objective.profile and objective.misfit(first) == 0.0:
+        raise ValueError(
+            "paths follow the model at start without any noise, so that the size of the noise cannot be "
+            "estimated; use noise='model', or paths with noise."
+        )
+    if not np.isfinite(at_start[0]):
+        raise ValueError(
+            "start must have a finite likelihood: there the model is so far from the paths that it "
+            "overflows. Start nearer to the paths."
+        )
+    curvature = np.abs(np.diag(at_start[2]))
+    unit = 1 / np.sqrt(np.where(curvature > 0, curvature, 1.0))
+
+    @lru_cache(maxsize=2)
+    def expand(key: bytes) -> Expansion:
+        try:
+            value, gradient, hessian = objective.expand(first + unit * np.frombuffer(key))
+        except (ValueError, Diverged):
+            value = np.inf
+        if not np.isfinite(value):  # no law there: the step is rejected, whatever the derivatives
+            return np.inf, np.zeros(len(unit)), np.zeros((len(unit), len(unit)))
+        return value, gradient * unit, hessian * np.outer(unit, unit)
+
+    found = minimize(
+        lambda z: expand(z.tobytes())[0],
+        np.zeros(len(first)),
+        jac=lambda z: expand(z.tobytes())[1],
+        hess=lambda z: expand(z.tobytes())[2],
+        method="trust-exact",
+        options={
+            "gtol": CLOSE,
+            "maxiter": ITERATIONS,
+            "initial_trust_radius": 100.0,
+            "max_trust_radius": 1e6,
+        },
+    )
+    theta, steps = first + unit * found.x, int(found.nit)
+    at = objective.expand(theta)
+    # Near the optimum values differ by less than their rounding, and gradients still tell.
+    for _ in range(POLISHING):
+        if not CLOSE * 1e-3 < newton_distance(at) < 1.0:
+            break
+        theta = theta - np.linalg.solve(at[2], at[1])
+        at = objective.expand(theta)
+        steps += 1
+    return theta, at, steps
+
+
+def newton_distance(at: Expansion) -> float:
+    """Length of a Newton step in standard errors; infinite where the Hessian is not definite."""
+    _, gradient, hessian = at
+    unit = 1 / np.sqrt(np.abs(np.diag(hessian)) + 1e-300)
+    scaled = hessian * np.outer(unit, unit)
+    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] <= FLAT:
+        return np.inf
+    g = gradient * unit
+    return float(np.sqrt(g @ np.linalg.solve(scaled, g)))
+
+
+def inverse(information: np.ndarray) -> np.ndarray:
+    """The inverse of an information matrix; NaN where it is not positive definite."""
+    unit = 1 / np.sqrt(np.abs(np.diag(information)) + 1e-300)
+    scaled = information * np.outer(unit, unit)  # parameters may differ by powers of ten
+    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] <= 0:
+        return np.full(information.shape, np.nan)
+    return np.linalg.inv(scaled) * np.outer(unit, unit)
+
+
+def refuse_unidentified(
+    information: np.ndarray, theta: np.ndarray, labels: tuple[str, ...]
+) -> None:
+    """Raise where the likelihood does not change along some direction of the parameters."""
+    diagonal = np.diag(information)
+    for name, value, size in zip(labels, diagonal, np.maximum(np.abs(theta), 1.0), strict=True):
+        if abs(value) * size**2 < 1e-10:
+            raise ValueError(
+                f"the paths say nothing about {name}: their likelihood does not change with it. Hold it "
+                f"with model.substitute({name}=...), or use paths on which it acts."
+            )
+    unit = 1 / np.sqrt(np.abs(diagonal))
+    values, vectors = np.linalg.eigh(information * np.outer(unit, unit))
+    if abs(values[0]) < FLAT:
+        weights = np.abs(vectors[:, 0])
+        together = [
+            name for name, w in zip(labels, weights, strict=True) if w > 0.1 * weights.max()
+        ]
+        hold = f"model.substitute({together[0]}=...)"
+        if "noise_scale" in together:
+            hold = 'noise="model", as the model has a name for the size of the noise,'
+        raise ValueError(
+            f"{' and '.join(together)} are not identified by the paths: the likelihood stays the same "
+            f"when they change together. Hold one with {hold} or use paths that tell them apart."
+        )
+
+
+# --------------------------------------------------------------------------------------------------
 
 NOISE = ("estimate", "model")
 # Rounding of the data, relative to the noise of a transition, from which on it is told.
@@ -109,7 +317,7 @@ def calibrate(
     >>> bool(fit.converged)
     True
     """
-    from lesde.model import LESDE
+    from lesde.model.lesde import LESDE
 
     if not isinstance(model, LESDE):
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
@@ -125,8 +333,6 @@ def calibrate(
             f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {unknowns} "
             f"with errors; give more replicates or times."
         )
-
-    from lesde.analysis.path_objective import PathObjective
 
     # With its size estimated, noise goes by the unit of the features; in one of their own size no square leaves the
     # range of floats.

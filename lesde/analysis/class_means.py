@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.class_frames import ClassFrames
+from lesde.analysis.collapse.frames import ClassFrames
 from lesde.checks import check_paths, check_statistics, check_times, is_statistics
 
 __all__ = ["ClassMeans", "power_of_two", "read_class_means"]
+
 
 # Feature values read at once: 64 MB in float64.
 BLOCK_VALUES = 2**23

@@ -2,21 +2,528 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy import optimize, stats
 
-from lesde.analysis.clocks import Clock, read_clocks
-from lesde.analysis.collapse import target_of
-from lesde.analysis.decay import Line, fit_line, log_evidence
-from lesde.analysis.decay_window import decay_window
-from lesde.analysis.learning_rate_law import against_learning_rate
-from lesde.analysis.passage import first_passage, median_interval
-from lesde.checks import check_choice, check_dataset, check_fraction, check_names, check_real, shown
+from lesde.analysis.collapse.metrics import target_of
+from lesde.checks import (
+    check_choice,
+    check_dataset,
+    check_fraction,
+    check_names,
+    check_real,
+    check_times,
+    shown,
+)
 
-__all__ = ["convergence"]
+__all__ = [
+    "CLOCKS",
+    "Clock",
+    "Clocks",
+    "Line",
+    "against_learning_rate",
+    "convergence",
+    "decay_window",
+    "first_passage",
+    "fit_line",
+    "log_evidence",
+    "median_interval",
+    "read_clocks",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Clocks a metric can be followed on: continuous time, and the number of SGD iterations.
+
+CLOCKS = ("time", "iteration")
+
+
+class Clock(NamedTuple):
+    """Abscissas of one curve, (T,): ``x`` of an exponential, ``u = x + shift`` of a power law."""
+
+    x: np.ndarray
+    shift: float
+
+    @property
+    def u(self) -> np.ndarray:
+        return self.x + self.shift
+
+
+class Clocks(NamedTuple):
+    """One clock for all curves: ``x`` (*groups, T) and ``shift`` (*groups)."""
+
+    name: str
+    x: np.ndarray
+    shift: np.ndarray
+
+    def at(self, group: tuple[int, ...]) -> Clock:
+        return Clock(self.x[group], float(self.shift[group]))
+
+    def take(self, frames: np.ndarray) -> Clocks:
+        return self._replace(x=self.x[..., frames])
+
+
+def read_clocks(
+    nc: xr.Dataset, against: str | Sequence[str] | None, groups: list[Hashable], offset: float
+) -> list[Clocks]:
+    """The clocks asked for, over the dimensions ``groups`` of the curves and time.
+
+    The instant u = 0 of a power law is time = −offset on every clock. An iteration count that is
+    a straight line in time (up to rounding) is continued to that instant; one that is not (a
+    learning-rate schedule) has u = iteration.
+    """
+    times = check_times("nc.time", nc["time"].values)
+    sizes = tuple(nc.sizes[d] for d in groups)
+    iteration = _iteration(nc, times, groups, sizes)
+    if against is None:
+        names = ["time"] if iteration is None else list(CLOCKS)
+    else:
+        asked = check_names("against", against)
+        names = list(dict.fromkeys(check_choice("against", name, CLOCKS) for name in asked))
+        if not names:
+            raise ValueError("against must name a clock, 'time' or 'iteration'; got none.")
+    result = []
+    for name in names:
+        if name == "time":
+            x = np.broadcast_to(times, (*sizes, len(times)))
+            result.append(Clocks(name, x, np.full(sizes, offset)))
+            continue
+        if iteration is None:
+            raise ValueError(
+                "against='iteration' needs a coordinate iteration(time) or a positive coordinate "
+                "learning_rate; nc has neither. Add one with "
+                "nc.assign_coords(iteration=('time', steps))."
+            )
+        shift = np.empty(sizes)
+        for g in np.ndindex(*sizes):
+            shift[g] = _shift(times, iteration[g], offset)
+        result.append(Clocks(name, iteration, shift))
+    return result
+
+
+def _iteration(
+    nc: xr.Dataset, times: np.ndarray, groups: list[Hashable], sizes: tuple[int, ...]
+) -> np.ndarray | None:
+    """Iteration of each frame, (*groups, T) float64, or None where the dataset cannot tell."""
+    if "iteration" in nc.coords:
+        coord = nc.coords["iteration"]
+        if not set(coord.dims) <= {*groups, "time"} or "time" not in coord.dims:
+            raise ValueError(
+                f"nc.iteration must be a coordinate over time, and over no dimension but "
+                f"{', '.join(map(repr, [*groups, 'time']))}; "
+                f"got {', '.join(map(repr, coord.dims)) or 'none'}."
+            )
+        missing = {d: n for d, n in zip(groups, sizes, strict=True) if d not in coord.dims}
+        values = (
+            coord.drop_vars(coord.coords).expand_dims(missing).transpose(*groups, "time").values
+        )
+        values = values.astype(np.float64)
+        if not np.isfinite(values).all() or (np.diff(values, axis=-1) < 0).any():
+            raise ValueError("nc.iteration must be finite and must not decrease in time.")
+        if (values[..., 0] == values[..., -1]).any():
+            raise ValueError("nc.iteration must increase in time; it is constant for some curve.")
+        return values
+    if "learning_rate" not in nc.coords or nc.coords["learning_rate"].ndim > 1:
+        return None
+    rate = nc.coords["learning_rate"]
+    values = rate.values.astype(np.float64)
+    if not (values > 0).all() or not set(rate.dims) <= set(groups):
+        return None
+    shape = [nc.sizes[d] if d in rate.dims else 1 for d in groups]
+    return np.broadcast_to((times - times[0]) / values.reshape(*shape, 1), (*sizes, len(times)))
+
+
+def _shift(times: np.ndarray, iteration: np.ndarray, offset: float) -> float:
+    """Iterations from the instant −offset to iteration 0."""
+    slope, intercept = np.polyfit(times, iteration, 1)
+    if np.abs(iteration - slope * times - intercept).max() > 1 + 1e-6 * np.abs(iteration).max():
+        return 0.0
+    # Rounded counts would put the line's own intercept a fraction of a step off, and a frame at
+    # u = 0 into the logarithm; anchored at the first frame both clocks share it exactly.
+    slope = (iteration[-1] - iteration[0]) / (times[-1] - times[0])
+    return float(slope * (times[0] + offset) - iteration[0])
+
+
+# --------------------------------------------------------------------------------------------------
+# Straight lines through logarithms: slopes with intervals, and the evidence for an abscissa.
+
+# Autocorrelations φ at equal steps of log(1 − φ) from 0 to 1 − 10⁻⁴: the grid of the marginalised
+# interval and, by its density, the prior 1/(1 − φ). Trajectories of an SDE lie close to φ = 1,
+# where a flat prior covers far too rarely.
+_PHI = 1 - 10.0 ** (-4 * (np.arange(64) + 0.5) / 64)
+
+
+class Line(NamedTuple):
+    """A fitted line: slope with confidence limits, intercept, and replicates it rests on."""
+
+    slope: float
+    lower: float
+    upper: float
+    intercept: float
+    replicates: int
+
+
+_NO_LINE = Line(np.nan, np.nan, np.nan, np.nan, 0)
+
+
+def fit_line(x: np.ndarray, z: np.ndarray, confidence: float) -> Line:
+    """Least-squares slope of z on x, common to independent replicates, with a confidence interval.
+
+    Parameters
+    ----------
+    x : ndarray, shape (T,)
+    z : ndarray, shape (R, T)
+        NaN where missing. A replicate with fewer than three values is left out.
+    confidence : float
+
+    Returns
+    -------
+    Line
+        One ordinary least-squares line per replicate, and the means of their slopes and intercepts. With three
+        replicates or more, the t interval of the slopes (R − 1 degrees of freedom): whatever
+        correlation one trajectory has, it is in their scatter. With one or two, the interval
+        marginalised over the autocorrelation of AR(1) residuals (`_marginal_interval`).
+    """
+    z = z[np.isfinite(z).sum(axis=1) >= 3]
+    if len(z) == 0:
+        return _NO_LINE
+    present = np.isfinite(z)
+    n = present.sum(axis=1)
+    filled = np.where(present, z, 0.0)
+    x_mean = present @ x / n
+    z_mean = filled.sum(axis=1) / n
+    away = np.where(present, x - x_mean[:, None], 0.0)
+    weights = away / (away**2).sum(axis=1, keepdims=True)
+    slopes = (weights * filled).sum(axis=1)
+    mean = float(slopes.mean())
+    intercept = float((z_mean - slopes * x_mean).mean())
+    if len(z) < 3:
+        low, high = _marginal_interval(x, z, mean, weights / len(z), confidence)
+        return Line(mean, low, high, intercept, len(z))
+    half = stats.t.ppf((1 + confidence) / 2, len(z) - 1) * slopes.std(ddof=1) / np.sqrt(len(z))
+    return Line(mean, mean - float(half), mean + float(half), intercept, len(z))
+
+
+class _Sums(NamedTuple):
+    """Generalised least-squares sums, each an array over the autocorrelations of the grid."""
+
+    xx: np.ndarray
+    xz: np.ndarray
+    zz: np.ndarray
+    log_det: np.ndarray  # of the residuals' correlation matrix
+    log_det_ones: np.ndarray  # of the intercepts' block of XᵀV⁻¹X
+
+    @property
+    def rss(self) -> np.ndarray:
+        return np.maximum(self.zz - self.xz**2 / self.xx, 0.0)
+
+
+def _sums(x: np.ndarray, z: np.ndarray) -> tuple[_Sums, int]:
+    """Sums over replicates with an intercept each partialled out, and the number of values."""
+    total = np.zeros((5, len(_PHI)))
+    count = 0
+    for row in z:
+        frames = np.flatnonzero(np.isfinite(row))
+        phi = _PHI[:, None] ** np.diff(frames)  # missing frames weaken the correlation
+        scale = np.sqrt(1 - phi**2)
+
+        def white(v: np.ndarray, phi: np.ndarray = phi, scale: np.ndarray = scale) -> np.ndarray:
+            first = np.full((len(_PHI), 1), v[0])
+            return np.concatenate([first, (v[1:] - phi * v[:-1]) / scale], axis=1)
+
+        # About the plain means first: the sums below would otherwise cancel.
+        x_row, z_row = x[frames] - x[frames].mean(), row[frames] - row[frames].mean()
+        one, u, v = white(np.ones(len(frames))), white(x_row), white(z_row)
+        norm = (one**2).sum(axis=1)
+        u_mean, v_mean = (one * u).sum(axis=1) / norm, (one * v).sum(axis=1) / norm
+        u, v = u - u_mean[:, None] * one, v - v_mean[:, None] * one
+        total += [
+            (u * u).sum(axis=1),
+            (u * v).sum(axis=1),
+            (v * v).sum(axis=1),
+            np.log(scale**2).sum(axis=1),
+            np.log(norm),
+        ]
+        count += len(frames)
+    return _Sums(*total), count
+
+
+def _floor(z: np.ndarray, count: int) -> float:
+    """Residual sum of squares below which it is rounding."""
+    return count * (16 * np.finfo(np.float64).eps * max(1.0, float(np.nanmax(np.abs(z))))) ** 2
+
+
+def _marginal_interval(
+    x: np.ndarray, z: np.ndarray, slope: float, weights: np.ndarray, confidence: float
+) -> tuple[float, float]:
+    """Interval of a slope Σ weight × z with AR(1) residuals, averaged over the autocorrelation.
+
+    Given φ the estimate has about a t distribution, with the residuals' variance from generalised least squares. The interval is
+    that of the mixture of these over φ, weighted by the restricted likelihood times the prior
+    1/(1 − φ) on (0, 1 − 10⁻⁴). On simulated AR(1) noise, 20 to 200 frames, its 95% interval
+    covers the slope in 94 to 100% of cases for φ ≤ 0.98, and in 87 to 95% for a random walk. A curve that is no
+    straight line has residuals that wander as those of a random walk do: the interval is wide there, about
+    the same best line as with more replicates.
+    """
+    sums, count = _sums(x, z)
+    free = count - len(z) - 1
+    rss = np.maximum(sums.rss, _floor(z, count))
+    log_weight = -0.5 * (free * np.log(rss) + sums.log_det + sums.log_det_ones + np.log(sums.xx))
+    chance = np.exp(log_weight - log_weight.max())
+    chance /= chance.sum()
+    frames = np.arange(z.shape[1])
+    lags = np.sum([np.correlate(w, w, "full")[len(frames) - 1 :] for w in weights], axis=0)
+    lags[1:] *= 2
+    scale = np.sqrt(rss / free * np.maximum(_PHI[:, None] ** frames @ lags, 0.0))
+
+    def beyond(reach: float) -> float:
+        return float(chance @ stats.t.sf(reach / scale, free)) - (1 - confidence) / 2
+
+    most = float(scale.max()) * stats.t.ppf((1 + confidence) / 2, free)
+    reach = optimize.brentq(beyond, 0.0, most * 1.001, xtol=1e-9 * most)
+    return slope - reach, slope + reach
+
+
+def log_evidence(x: np.ndarray, z: np.ndarray) -> tuple[float, float]:
+    """Maximised log-likelihood of a line with AR(1) residuals, and the plain R² of the line.
+
+    Parameters
+    ----------
+    x, z : ndarray, shape (T,)
+        One curve; NaN in z where missing.
+
+    Returns
+    -------
+    log_likelihood, r_squared : float
+        R² is NaN for a constant curve.
+    """
+    sums, count = _sums(x, z[None])
+    floor = _floor(z, count)
+    likelihood = -0.5 * (count * np.log(np.maximum(sums.rss, floor) / count) + sums.log_det)
+    present = np.isfinite(z)
+    u, v = x[present] - x[present].mean(), z[present] - z[present].mean()
+    total = v @ v
+    r_squared = (u @ v) ** 2 / ((u @ u) * total) if total > floor else np.nan
+    return float(likelihood.max()), float(r_squared)
+
+
+# --------------------------------------------------------------------------------------------------
+# Which part of a decaying curve follows the law: after the transient and above the floor.
+
+# Candidate positions of each end; finer than this the choice is not distinguishable in noise.
+_CANDIDATES = 25
+_FEWEST = 8
+# Times the penalty of the BIC: with 1, a third of plain laws in noise of autocorrelation 0.8 are
+# cut.
+_CAUTION = 3.0
+
+
+def decay_window(abscissas: list[np.ndarray], z: np.ndarray) -> tuple[int, int]:
+    """First frame and last frame + 1 of the stretch of a curve that is a straight line.
+
+    Parameters
+    ----------
+    abscissas : list of ndarray, each of shape (T,)
+        One per law, such as time and log time; the law that explains the curve best decides.
+    z : ndarray, shape (T,)
+        Logarithm of the curve, finite.
+
+    Returns
+    -------
+    start, stop : int
+
+    Notes
+    -----
+    For each law and each pair of frames i < j the *whole* curve is described by a
+    continuous broken line: a straight transient of free slope up to i, the line of the law from i
+    to j, constant from j on. The transient, the constant or both may be absent. Least squares
+    over all frames, and the pair that minimises a BIC with n_eff = n(1−ρ)/(1+ρ) observations in
+    place of n, ρ ≥ 0 being the lag-one autocorrelation of the residuals of the best of all these
+    lines, and with three times the usual penalty: a wandering curve must earn its breaks. A
+    transient costs two parameters (slope and position), a constant one (position). A window holds
+    at least max(8, n/10) frames; i and j are sought among 25 positions.
+
+    On plain laws of 80 frames in AR(1) noise it cut none of 60 for an autocorrelation up to 0.5
+    and 3% for 0.8 and 0.95.
+
+    The rule finds one transient, one decay and one floor. It does not see a law that bends slowly
+    into a floor for what it is, and the intervals of rates fitted in the window do not include
+    the uncertainty of the choice. Where the window matters, set it by hand.
+    """
+    n = len(z)
+    fewest = max(_FEWEST, n // 10)
+    if n < 2 * fewest:
+        return 0, n
+    places = np.unique(np.linspace(0, n, _CANDIDATES + 1).round().astype(int))
+    fits: list[tuple[float, int, int, int]] = []
+    best_rss, best_residual = np.inf, np.zeros(n)
+    for x in abscissas:
+        x = (x - x[0]) / (x[-1] - x[0])
+        for i in places:
+            if 0 < i < 3:
+                continue
+            for j in places[places >= i + fewest]:
+                if n - 3 < j < n:
+                    continue
+                first, last = x[i], x[j - 1]
+                columns = [np.ones(n), np.clip(x, first, last)]
+                if i > 0:
+                    columns.append(np.minimum(x - first, 0.0))
+                design = np.stack(columns, axis=1)
+                solution, *_ = np.linalg.lstsq(design, z, rcond=None)
+                residual = z - design @ solution
+                rss = float(residual @ residual)
+                fits.append((rss, 2 + 2 * (i > 0) + (j < n), int(i), int(j)))
+                if rss < best_rss:
+                    best_rss, best_residual = rss, residual
+    rho = 0.0
+    if best_rss > 0:
+        rho = float(np.clip(best_residual[1:] @ best_residual[:-1] / best_rss, 0.0, 0.99))
+    effective = n * (1 - rho) / (1 + rho)
+    floor = n * (16 * np.finfo(np.float64).eps * max(1.0, float(np.abs(z).max()))) ** 2
+
+    def bic(fit: tuple[float, int, int, int]) -> float:
+        penalty = _CAUTION * fit[1] * np.log(max(effective, 2.0))
+        return effective * np.log(max(fit[0], floor) / n) + penalty
+
+    _, _, start, stop = min(fits, key=bic)
+    return start, stop
+
+
+# --------------------------------------------------------------------------------------------------
+# How the rate of decay depends on the learning rate.
+
+
+def against_learning_rate(result: xr.Dataset, confidence: float) -> xr.Dataset:
+    """Add the power law of the rate in the learning rate, where there are three or more.
+
+    Parameters
+    ----------
+    result : xarray.Dataset
+        With the variable ``rate`` and the coordinate ``learning_rate``.
+    confidence : float
+
+    Returns
+    -------
+    xarray.Dataset
+        With ``learning_rate_exponent``, ``learning_rate_exponent_lower`` and
+        ``learning_rate_exponent_upper`` over the dimensions of ``rate`` but ``learning_rate``:
+        slope of the ordinary least-squares line of log rate on log learning rate and its t
+        interval from the residuals, n − 2 degrees of freedom. NaN where a rate is not positive.
+    """
+    if "learning_rate" not in result.rate.dims or result.sizes["learning_rate"] < 3:
+        return result
+    if "learning_rate" not in result.coords or not (result["learning_rate"] > 0).all():
+        return result
+    h = np.log(result["learning_rate"].values.astype(np.float64))
+    rate = result["rate"].transpose("learning_rate", ...)
+    z = np.log(rate.where((rate > 0).all("learning_rate")).values)
+    away = (h - h.mean()).reshape(-1, *(1,) * (z.ndim - 1))
+    slope = (away * z).sum(axis=0) / (away**2).sum()
+    residual = z - z.mean(axis=0) - slope * away
+    free = len(h) - 2
+    error = np.sqrt((residual**2).sum(axis=0) / free / (away**2).sum())
+    half = stats.t.ppf((1 + confidence) / 2, free) * error
+    dims = rate.dims[1:]
+    title = "exponent c of rate ~ learning_rate^c"
+    return result.assign(
+        learning_rate_exponent=(dims, slope, {"long_name": title}),
+        learning_rate_exponent_lower=(
+            dims,
+            slope - half,
+            {"long_name": f"lower limit of the {title}"},
+        ),
+        learning_rate_exponent_upper=(
+            dims,
+            slope + half,
+            {"long_name": f"upper limit of the {title}"},
+        ),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# First passage of a decaying curve through a threshold, with censored replicates.
+
+
+def first_passage(x: np.ndarray, y: np.ndarray, threshold: float) -> np.ndarray:
+    """When each replicate first falls to a threshold, by interpolation of log y between frames.
+
+    Parameters
+    ----------
+    x : ndarray, shape (T,)
+    y : ndarray, shape (R, T)
+        Non-negative, NaN where missing (passed over).
+    threshold : float
+
+    Returns
+    -------
+    ndarray, shape (R,)
+        The first *downward* crossing: from a frame above the threshold to the next one at or
+        below it. A replicate that is never above it was there from its first frame. inf: still
+        above it at its last frame and at all before (censored); NaN: no values.
+    """
+    result = np.full(len(y), np.nan)
+    for r, row in enumerate(y):
+        frames = np.flatnonzero(np.isfinite(row))
+        if len(frames) == 0:
+            continue
+        above = row[frames] > threshold
+        if not above.any():
+            result[r] = x[frames[0]]
+            continue
+        down = np.flatnonzero(above[:-1] & ~above[1:])
+        if len(down) == 0:
+            result[r] = np.inf
+            continue
+        a, b = frames[down[0]], frames[down[0] + 1]
+        # An exact 0 is not reached by a straight line of log y: it counts from its own frame.
+        share = np.log(row[a] / threshold) / np.log(row[a] / row[b]) if row[b] > 0 else 1.0
+        result[r] = x[a] + share * (x[b] - x[a])
+    return result
+
+
+def median_interval(
+    values: np.ndarray, end: float, confidence: float
+) -> tuple[float, float, float, float]:
+    """Median of censored values, its distribution-free interval, and the share not censored.
+
+    Parameters
+    ----------
+    values : ndarray, shape (R,)
+        inf where censored, NaN where missing.
+    end : float
+        Where the record ends: a censored value is beyond it, so a limit that falls on one is at
+        least that.
+    confidence : float
+
+    Returns
+    -------
+    median, lower, upper, reached : float
+        The median is NaN where half or more are censored. The interval runs between order
+        statistics, chosen by the binomial distribution so that it covers at least ``confidence``;
+        ``upper`` is inf where that order statistic is censored, and both are NaN with too few
+        replicates (fewer than 6 at 95%).
+    """
+    values = np.sort(values[~np.isnan(values)])
+    n = len(values)
+    if n == 0:
+        return np.nan, np.nan, np.nan, np.nan
+    reached = float(np.isfinite(values).mean())
+    upper_middle = values[n // 2]
+    median = (values[(n - 1) // 2] + upper_middle) / 2 if np.isfinite(upper_middle) else np.nan
+    # P(Binomial(n, 1/2) < k) < (1 − confidence)/2, so that (values[k−1], values[n−k]) covers the
+    # median.
+    k = int(stats.binom.ppf((1 - confidence) / 2, n, 0.5))
+    if k < 1:
+        return float(median), np.nan, np.nan, reached
+    return float(median), float(min(values[k - 1], end)), float(values[n - k]), reached
+
+
+# --------------------------------------------------------------------------------------------------
 
 _LAWS = ("exponential", "power law")
 _NUMBERS = {

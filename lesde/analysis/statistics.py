@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.class_geometry import rounding_of
-from lesde.analysis.collapse_registry import batches
-from lesde.analysis.directions import check_pairs
+from lesde.analysis.collapse.frames import rounding_of
+from lesde.analysis.collapse.metrics import batches
+from lesde.analysis.separation.directions import check_pairs
 from lesde.checks import bare_array, check_dataset, check_paths, check_times, shown
-from lesde.reduction import gap_directions, reduce_frame
+from lesde.paths import gap_directions, reduce_frame
 
 __all__ = ["expected_directions", "reduce_frame", "statistics"]
+
 
 # Feature values read at once: 32 MB in float64.
 READ_VALUES = 2**22
@@ -48,7 +49,7 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
         Directions along which pairs of classes are compared besides those of each replicate's own
         gaps: an array ([time,] class, class_, feature) with at [k, l], k < l, the vector from class l
         to class k, of any length above zero; a DataArray with these dimensions and possibly others of
-        the paths, but not ``replicate``; or the dataset ``model.law(paths.time, initial=...)``, for its
+        the paths, but not ``replicate``; or the dataset ``lesde.law(model, paths.time, initial=...)``, for its
         expected gaps (where those are zero the pair has no direction and counts as not separated).
 
     Returns
@@ -182,7 +183,7 @@ def _check_room(lead: tuple[int, ...], K: int, p: int, dtype: np.dtype) -> None:
     needed = math.prod(map(float, lead)) * K * (p + p * p + 2 * K) * dtype.itemsize
     if needed < LOOK_FROM:
         return
-    from lesde.simulation.result import available_memory
+    from lesde.paths import available_memory
 
     if needed > available_memory():
         raise ValueError(
@@ -241,7 +242,7 @@ def _of_law(law: xr.Dataset, paths: xr.Dataset, features: xr.DataArray, K: int) 
     if mean.dims != tuple(wanted) or dict(mean.sizes) != wanted:
         raise ValueError(
             f"directions, a law, must be over the times, classes and features of the paths, "
-            f"{wanted}; got {dict(mean.sizes)}. Use model.law(paths.time, initial=...)."
+            f"{wanted}; got {dict(mean.sizes)}. Use lesde.law(model, paths.time, initial=...)."
         )
     times = check_times("directions.time", law["time"].values, minimum_length=1)
     if "time" in paths.coords and not np.allclose(times, paths["time"].values, rtol=1e-6, atol=0.0):

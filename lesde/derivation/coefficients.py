@@ -1,24 +1,29 @@
-"""The derived coefficients as numbers: what every engine runs."""
+"""The coefficients of a model with a feature kernel: what the engines run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import numpy as np
 import sympy as sp
 
-from lesde.derivation.microscopic import class_coefficients
-from lesde.entries import EntryTable
-from lesde.noise import Noise
-from lesde.quadrature import Panels, resolve
-from lesde.transforms import Transform
+from lesde.derivation.rule import class_coefficients
+from lesde.model.formula import EntryTable, PairFormula
+from lesde.model.kernels import no_linear_drift
+from lesde.model.noise import Noise
+from lesde.model.quadrature import Panels, resolve
+from lesde.model.transforms import Transform
 
 if TYPE_CHECKING:
-    from lesde.model import LESDE
+    from lesde.model.lesde import LESDE
 
-__all__ = ["Coefficients", "derive_coefficients"]
+__all__ = ["Coefficients", "FeatureCoefficients", "derive_coefficients"]
+
+
+# --------------------------------------------------------------------------------------------------
+# The derived coefficients as numbers: what every engine runs.
 
 
 @dataclass(frozen=True)
@@ -136,3 +141,46 @@ def derive_coefficients(model: LESDE) -> Coefficients:
     return Coefficients(
         model.entries, drift, kicks, model.transform, model.noise_table, model.counts
     )
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureCoefficients:
+    """The strength of two samples, the transform and the noise.
+
+    Numbers of the drift, the kicks and the sampling noise come from
+    :class:`lesde.simulation.interaction.Interaction`.
+
+    Attributes
+    ----------
+    strength : PairFormula
+        κ(X_i, X_J): the factor of h H_L X_J in the step of sample i on sample J.
+    transform : Transform
+        The matrices H_l, with their structure.
+    noise : Noise
+        σ_k of a sample, per square root of time, as a function of time.
+    counts : ndarray of int, shape (class,)
+        Samples a class.
+    """
+
+    depends_on_features: ClassVar[bool] = True
+
+    strength: PairFormula
+    transform: Transform
+    noise: Noise
+    counts: np.ndarray
+
+    @property
+    def n_features(self) -> int:
+        """p."""
+        return self.transform.n_features
+
+    def weights(self, times: np.ndarray) -> NoReturn:
+        """Not there: the drift is no matrix of classes."""
+        raise no_linear_drift("the class matrix of the drift")
+
+    def kicks(self, times: np.ndarray) -> NoReturn:
+        """Not there: the kicks are no table of classes."""
+        raise no_linear_drift("the table of kicks")

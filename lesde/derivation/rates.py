@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sympy as sp
 
-from lesde.bounded import Unfinished, bounded
-from lesde.derivation.integrals import DUMMY, expand_terms, time_terms
-from lesde.derivation.modes import Tree, mode_tree, reduced_table, tidy
-from lesde.derivation.solution import Solution
-from lesde.formula import TIME
-from lesde.transforms import logit_directions
+from lesde.derivation.modes import (
+    DUMMY,
+    Solution,
+    Tree,
+    expand_terms,
+    mode_tree,
+    reduced_table,
+    tidy,
+    time_terms,
+)
+from lesde.model.formula import TIME, Unfinished, bounded
+from lesde.model.transforms import logit_directions
 
 if TYPE_CHECKING:
-    from lesde.model import LESDE
+    from lesde.model.lesde import LESDE
 
 __all__ = ["critical_constant", "nc1_rate", "nc2_rate", "separation_rate", "within_rate"]
 
@@ -125,7 +131,9 @@ def late_means(model: LESDE, tree: Tree) -> LateMeans | None:
 
     None for others: with several functions of time, or one that may be negative, none is known to win.
     """
-    table = model.derive().coefficients().drift_table
+    from lesde.derivation import derive
+
+    table = derive(model).coefficients().drift_table
     terms = [time_terms(value) for value in table.values if value != 0]
     functions = {function for term in terms for function in term}
     numeric = all(constant.is_number for term in terms for constant in term.values())
@@ -321,7 +329,9 @@ def critical_constant(model: LESDE) -> sp.Expr | None:
     c = sp.Symbol("c", positive=True)
     beta = sp.Function("beta", real=True)(TIME)
     varied = model.replace(kernel=model.kernel.with_levels(beta + c / TIME, beta))
-    table = reduced_table(varied, varied.derive().coefficients())
+    from lesde.derivation import derive
+
+    table = reduced_table(varied, derive(varied).coefficients())
     if table is None:
         return None
     rate = separation_rate(varied, mode_tree(table))

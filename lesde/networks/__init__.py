@@ -18,25 +18,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .architectures import lenet, mlp
-    from .callback import Recorder
-    from .callback_records import open_records
-    from .cifar import cifar10
-    from .corruption import with_class_counts, with_label_noise
-    from .datasets import ImageData, digits
-    from .drawn import drawn_means
-    from .geometric import geo_mnist
-    from .impact import measure_impact
-    from .lightning import LightningRecorder
-    from .mnist import mnist_sample
-    from .pace import training_time
-    from .probes import probe_both, split_records
-    from .recorder import collect, record_ensemble
-    from .recording import record
-    from .runs import EnsembleRun
-    from .schedule import saving_times
-    from .torch_data import from_dataset
-    from .training import train_ensemble
+    from lesde.networks.architectures import lenet, mlp
+    from lesde.networks.callback import Recorder
+    from lesde.networks.callback_store import open_records
+    from lesde.networks.cifar import cifar10
+    from lesde.networks.data import (
+        ImageData,
+        digits,
+        mnist_sample,
+        with_class_counts,
+        with_label_noise,
+    )
+    from lesde.networks.geometric import geo_mnist
+    from lesde.networks.impact import measure_impact
+    from lesde.networks.lightning import LightningRecorder
+    from lesde.networks.probes import from_dataset, probe_both, split_records
+    from lesde.networks.records import collect, drawn_means, record, record_ensemble
+    from lesde.networks.training import EnsembleRun, saving_times, train_ensemble, training_time
 
 __all__ = [
     "EnsembleRun",
@@ -66,30 +64,30 @@ __all__ = [
 ]
 
 _HOMES = {
-    "EnsembleRun": "runs",
-    "ImageData": "datasets",
+    "EnsembleRun": "training",
+    "ImageData": "data",
     "LightningRecorder": "lightning",
     "Recorder": "callback",
     "cifar10": "cifar",
-    "collect": "recorder",
-    "digits": "datasets",
-    "drawn_means": "drawn",
-    "from_dataset": "torch_data",
+    "collect": "records",
+    "digits": "data",
+    "drawn_means": "records",
+    "from_dataset": "probes",
     "geo_mnist": "geometric",
     "lenet": "architectures",
     "measure_impact": "impact",
     "mlp": "architectures",
-    "mnist_sample": "mnist",
-    "open_records": "callback_records",
+    "mnist_sample": "data",
+    "open_records": "callback_store",
     "probe_both": "probes",
-    "record": "recording",
-    "record_ensemble": "recorder",
-    "saving_times": "schedule",
+    "record": "records",
+    "record_ensemble": "records",
+    "saving_times": "training",
     "split_records": "probes",
     "train_ensemble": "training",
-    "training_time": "pace",
-    "with_class_counts": "corruption",
-    "with_label_noise": "corruption",
+    "training_time": "training",
+    "with_class_counts": "data",
+    "with_label_noise": "data",
 }
 
 

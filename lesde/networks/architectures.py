@@ -8,10 +8,11 @@ from itertools import pairwise
 
 from torch import nn
 
-from ..checks import check_choice, check_flag, check_integer, check_sequence, shown_bytes
-from ..simulation.result import available_memory
+from lesde.checks import check_choice, check_flag, check_integer, check_sequence, shown_bytes
+from lesde.paths import available_memory
 
 __all__ = ["lenet", "mlp"]
+
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

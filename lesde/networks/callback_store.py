@@ -1,39 +1,59 @@
-"""Records on disk: Zarr arrays that grow along time, a few records at once."""
+"""Stores of recorders, read back and joined over replicates."""
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # registers its exit handler, which has to come before ours
+import concurrent.futures.thread
 import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from ..checks import shown
-from ..stores import (
+from lesde.checks import check_choice, shown
+from lesde.files import (
+    REMEDY,
     arrays_of,
     check_chunks,
+    check_format,
     damaged,
     never,
+    nodes_of,
     opened,
     quiet_zarr,
     settled,
     telling,
 )
-from .recording import ABOUT, CLOCK, Entries, packed, with_rate
+from lesde.networks.records import ABOUT, CLOCK, Entries, packed, with_rate
 
-__all__ = ["MemoryTrack", "Store", "StoreTrack", "open_track", "write_dropped"]
+__all__ = [
+    "Key",
+    "MemoryTrack",
+    "Store",
+    "StoreTrack",
+    "clock_of",
+    "found_tracks",
+    "new_tracks",
+    "open_records",
+    "open_track",
+    "tracks_of",
+    "write_dropped",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Records on disk: Zarr arrays that grow along time, a few records at once.
 
 _CHUNK = 8_000_000  # bytes of the features of one chunk, about
 _LONGEST = 64  # records in one chunk at most
@@ -406,3 +426,267 @@ def _place(group: zarr.Group) -> Path:
 def _records_a_chunk(entries: Entries) -> int:
     size = max(1, np.asarray(entries["features"][1]).nbytes)
     return int(np.clip(_CHUNK // size, 1, _LONGEST))
+
+
+# --------------------------------------------------------------------------------------------------
+# Stores of the recorder: begun, found again, and looked into.
+
+Key = tuple[str, str]
+"""A probe set and a layer."""
+
+_MARK = "lesde_recording"
+_FORMAT = 1
+
+
+def new_tracks(
+    path: Path,
+    about: Mapping[str, Any],
+    contents: Mapping[Key, tuple[np.ndarray, Mapping[str, Any]]],
+) -> dict[Key, StoreTrack]:
+    """A new store; ``contents`` are labels and attributes of every track."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = zarr.open_group(str(path), mode="w-", attributes={**about, _MARK: _FORMAT})
+    return {
+        (name, layer): StoreTrack.create(
+            root, _path_of(name, layer), labels, about["replicate"], attrs
+        )
+        for (name, layer), (labels, attrs) in contents.items()
+    }
+
+
+def found_tracks(
+    path: Path, about: Mapping[str, Any], keys: Sequence[Key]
+) -> dict[Key, StoreTrack]:
+    """The tracks of an existing store, recorded as ``about`` says.
+
+    Raises
+    ------
+    ValueError
+        If the store was recorded in another way, or is damaged.
+    """
+    groups = tracks_of(path, "r+")
+    known = nodes_of(path)[""]["attributes"]
+    for name, value in about.items():
+        if known.get(name) != value:
+            told = f": {shown(known.get(name))} there, {shown(value)} here"
+            raise ValueError(
+                f"store {str(path)!r} was recorded with other {name}"
+                f"{told if name != 'probes' else ' or their samples in another order'}. Resume with "
+                f"the same arguments, or name another store."
+            )
+    found = {(name, layer): StoreTrack(groups[name][layer]) for name, layer in keys}
+    # What Zarr writes takes its name when it is whole; a kill leaves it under another, for ever.
+    for left in path.rglob("*.partial"):
+        left.unlink()
+    return found
+
+
+def clock_of(path: str | Path) -> dict[str, np.ndarray]:
+    """``time`` and ``iteration`` of the records that are whole in all tracks of a store."""
+    tracks = [StoreTrack(group) for layers in tracks_of(path).values() for group in layers.values()]
+    if not tracks:
+        return {"time": np.empty(0), "iteration": np.empty(0, dtype=int)}
+    return tracks[0].clock(min(track.written for track in tracks))
+
+
+def tracks_of(path: str | Path, mode: Literal["r", "r+"] = "r") -> dict[str, dict[str, zarr.Group]]:
+    """The groups of a store by probe set and layer.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at ``path``.
+    ValueError
+        If what is there was not written by a recorder, or is damaged.
+    """
+    write_dropped()
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise FileNotFoundError(f"store {str(place)!r} does not exist.")
+    empty = place.is_dir() and not any(place.iterdir())
+    about: dict[str, Any] = {} if empty else nodes_of(place)[""].get("attributes", {})
+    if _MARK not in about:
+        raise ValueError(
+            f"store {str(place)!r} is no store of a lesde.Recorder. Open other Zarr stores with "
+            f"xarray.open_zarr."
+        )
+    check_format(place, about[_MARK], _FORMAT)
+    with telling(place, always=True), quiet_zarr():
+        root = zarr.open_group(str(place), mode=mode)
+        found = {
+            (str(group.attrs["probe"]), str(group.attrs["layer"])): group
+            for _, probe in root.groups()
+            for _, group in probe.groups()
+        }
+    for name, layer in itertools.product(about["probes"], about["layers"]):
+        if (name, layer) not in found:
+            raise ValueError(
+                f"store {str(place)!r} lacks {_path_of(name, layer)}, which was lost, or never made where the "
+                f"program was killed as it began. {REMEDY}"
+            )
+    return {
+        name: {layer: found[name, layer] for layer in about["layers"]} for name in about["probes"]
+    }
+
+
+def _path_of(probe: str, layer: str) -> str:
+    """The group of a track in its store."""
+    return f"{probe}/{layer.replace('/', '%2F')}"
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+def open_records(
+    stores: Any,
+    layer: str,
+    probe: str | None = None,
+    *,
+    join: str = "exact",
+) -> xr.Dataset:
+    """One layer of what several :class:`lesde.Recorder` recorded, joined along ``replicate``.
+
+    Parameters
+    ----------
+    stores : str, path, Recorder or xarray.Dataset, or sequence of these
+        One for each replicate; their numbers must differ (``replicate=`` of the recorder). A path is that
+        of a store. A recorder gives what it holds, in memory or in a store. A dataset is one that
+        :func:`lesde.record` or :meth:`lesde.Recorder.paths` returned, of this layer and probe set.
+    layer : str
+        As the recorder was given it.
+    probe : str, optional
+        Name of the probe set; needed where there are several.
+    join : {"exact", "inner"}, default "exact"
+        Whether all replicates must have the same times, or those that all have are kept (where one run
+        was stopped early).
+
+    Returns
+    -------
+    xarray.Dataset
+        As :meth:`lesde.Recorder.paths` gives, over all replicates in the order of their numbers. From one
+        store values are read when they are used; several are read at once.
+
+    Raises
+    ------
+    FileNotFoundError, TypeError, ValueError
+        If a store is not there, was not written by a recorder, is damaged, holds no such layer or probe
+        set, or the stores do not fit together. Where numbers are read when they are used, damage to them
+        is told then, by a ValueError that names the store and the file in it.
+
+    Examples
+    --------
+    >>> paths = open_records(["run0.zarr", "run1.zarr"], "penultimate", "train")  # doctest: +SKIP
+
+    Recorders in memory:
+
+    >>> import lesde
+    >>> from lesde.networks import digits, mlp
+    >>> data, recorders = digits(classes=3), []
+    >>> for run in range(2):
+    ...     recorder = lesde.Recorder(mlp(64, (8,), 3), "logits", data, every=1, replicate=run)
+    ...     recorders.append(recorder)
+    >>> open_records(recorders, "logits").sizes["replicate"]
+    2
+    """
+    check_choice("join", join, ("exact", "inner"))
+    given = _listed(stores)
+    if not given:
+        raise ValueError("stores must name at least one store; got none.")
+    found = [_one(source, layer, probe) for source in given]
+    if len(found) == 1:
+        return found[0]
+    found.sort(key=lambda one: int(one["replicate"][0]))
+    numbers = [int(number) for one in found for number in one["replicate"]]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"stores must hold different replicates; got the numbers {numbers}. Give every recorder its "
+            f"own replicate=."
+        )
+    for one in found[1:]:
+        if not found[0]["label"].equals(one["label"]):
+            raise ValueError("stores must hold the same probe set; their labels differ.")
+        if not found[0]["time"].equals(one["time"]) and join == "exact":
+            raise ValueError(
+                f"stores must hold the same times; replicate {numbers[0]} has "
+                f"{found[0].sizes['time']} up to {float(found[0].time[-1]):g}, replicate "
+                f"{int(one['replicate'][0])} has {one.sizes['time']} up to {float(one.time[-1]):g}. "
+                f"join='inner' keeps the times that all have."
+            )
+    joined = xr.concat(
+        found,
+        dim="replicate",
+        data_vars=[v for v in found[0].data_vars if "replicate" in found[0][v].dims],
+        coords="minimal",
+        compat="equals",
+        join="inner",
+        combine_attrs="drop_conflicts",
+    )
+    if joined.sizes["time"] == 0:
+        raise ValueError("stores have no recorded time in common.")
+    return joined
+
+
+def _one(source: Any, layer: str, probe: str | None) -> xr.Dataset:
+    for name, value in (("layer", layer), ("probe", probe)):
+        if not isinstance(value, str | None):
+            raise TypeError(f"{name} must be a name; got {shown(value)}.")
+    if isinstance(source, xr.Dataset):
+        return _checked(source, layer, probe)
+    if isinstance(source, str | Path):
+        return _from_store(source, layer, probe)
+    if not _records_of_callback_records(source):
+        raise _no_source(source)
+    return source.paths(layer, probe)
+
+
+def _listed(stores: Any) -> list[Any]:
+    if isinstance(stores, str | Path | xr.Dataset) or _records_of_callback_records(stores):
+        return [stores]
+    try:
+        return list(stores)
+    except TypeError:
+        raise _no_source(stores) from None
+
+
+def _records_of_callback_records(source: Any) -> bool:
+    """Whether it is a recorder, known by what it can do: LightningRecorder would import Lightning."""
+    return callable(getattr(source, "paths", None))
+
+
+def _no_source(source: Any) -> TypeError:
+    return TypeError(
+        f"stores must be paths of stores, recorders, datasets that these gave, or a sequence of them; "
+        f"got {shown(source)}."
+    )
+
+
+def _checked(paths: xr.Dataset, layer: str, probe: str | None) -> xr.Dataset:
+    for name, wanted in (("layer", layer), ("probe", probe)):
+        known = paths.attrs.get(name)
+        if known is None or "replicate" not in paths["features"].dims:
+            raise ValueError(
+                "stores must hold datasets as lesde.record and Recorder.paths return them, with the "
+                "attributes layer and probe and the dimension replicate."
+            )
+        if wanted is not None and wanted != known:
+            raise ValueError(
+                f"{name} must be {known!r}, which a dataset among stores holds; got {shown(wanted)}."
+            )
+    return paths
+
+
+def _from_store(path: str | Path, layer: str, probe: str | None) -> xr.Dataset:
+    tracks = tracks_of(path)
+    if probe is None and len(tracks) == 1:
+        (probe,) = tracks
+    if probe not in tracks:
+        raise ValueError(
+            f"probe must be one of {', '.join(map(repr, tracks))}, as store {str(path)!r} holds them; got "
+            f"{shown(probe)}."
+        )
+    if layer not in tracks[probe]:
+        raise ValueError(
+            f"layer must be one of {', '.join(map(repr, tracks[probe]))}, as store {str(path)!r} holds "
+            f"them; got {shown(layer)}."
+        )
+    return open_track(tracks[probe][layer])

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_integer, check_path, check_seed
-from .datasets import ImageData, chosen_classes
-from .sampled_images import check_split, take_images
+from lesde.checks import check_integer, check_path, check_seed
+from lesde.networks.data import ImageData, check_split, chosen_classes, take_images
 
 __all__ = ["CIFAR10_CLASSES", "cifar10", "read_cifar10"]
+
 
 CIFAR10_CLASSES = (
     "airplane",

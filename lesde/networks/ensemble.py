@@ -1,28 +1,102 @@
-"""Many networks of one architecture, their parameters stacked along a leading replicate axis."""
+"""One step of plain SGD for all networks of an ensemble at once.
+
+Two ways to the same step. :func:`mapped_step` takes any architecture through ``torch.func``.
+:class:`ChainStep` writes backpropagation out for chains of linear layers, convolutions, pooling and
+activations, as batched matrix products: for small networks and small batches nearly all of the time of
+the first way is the overhead of the transformations, and the second is many times faster.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..checks import NAMES, check_sequence, shown
-from .chain import Chain, chain_of
-from .coupling import check_each_by_itself, trial_rows
-from .quiet import Kept, kept_randomness
-from .sharing import Share, one_after_another, parts_of
+from lesde.checks import NAMES, check_sequence, shown
+from lesde.networks.layers import Chain, Convolution, Linear, chain_of
+from lesde.networks.quiet import Kept, check_each_by_itself, kept_randomness, trial_rows
 
-__all__ = ["Ensemble", "Evaluation", "child_seed", "layer_names"]
+__all__ = [
+    "LOSSES",
+    "ChainStep",
+    "Ensemble",
+    "Evaluation",
+    "Share",
+    "child_seed",
+    "layer_names",
+    "make_step",
+    "mapped_step",
+    "one_after_another",
+    "parts_of",
+    "threads",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Work on many networks shared among threads.
+
+Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""Applies a function to all items; results in their order."""
+
+# Numbers that the networks stepped together hold, weights and what an input makes of itself: at most as
+# many as the processor's cache takes, and no fewer than fill the time in which another thread prepares
+# its next operation.
+_MOST, _LEAST = 2**21, 2**18
+
+
+def one_after_another(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """A :data:`Share` without threads."""
+    return [function(item) for item in items]
+
+
+def parts_of(replicates: int, numbers: int, workers: int) -> list[slice]:
+    """Replicates cut into parts for ``workers`` threads, each of which holds some ``numbers``.
+
+    What a network computes must not depend on its part.
+    """
+    least = max(1, _LEAST // numbers)
+    most = max(least, _MOST // numbers)
+    parts = -(-replicates // most)
+    if workers > 1:
+        parts = min(-(-parts // workers) * workers, max(parts, replicates // least))
+    edges = [replicates * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+@contextmanager
+def threads(workers: int, each: int) -> Iterator[Share]:
+    """Share among ``workers`` threads while the block runs, of ``each`` PyTorch threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(each)
+    try:
+        if workers == 1:
+            yield one_after_another
+        else:
+            with ThreadPoolExecutor(workers, initializer=_prepare, initargs=(each,)) as pool:
+                yield lambda function, items: list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prepare(each: int) -> None:
+    torch.set_num_threads(each)
+
+
+# --------------------------------------------------------------------------------------------------
+# Many networks of one architecture, their parameters stacked along a leading replicate axis.
 
 # Numbers that a network makes of the inputs it evaluates at once; more do not fit into the cache.
 _AT_ONCE = 2**19
@@ -326,3 +400,72 @@ def _check_architecture(
             f"{', '.join(map(repr, known[2:]))}."
         )
     return names[linear[-1][0]]
+
+
+# --------------------------------------------------------------------------------------------------
+
+Step = Callable[[Tensor, Tensor], Tensor]
+"""Takes inputs (replicate, batch, ...) and one-hot targets (replicate, batch, class); returns the
+logits (replicate, batch, class) before the step."""
+
+
+def _squared_error(logits: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (logits - targets).square().sum(-1).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "mse": _squared_error,
+}
+"""Loss of logits (batch, class) against one-hot targets (batch, class), the mean over the batch."""
+
+
+def make_step(ensemble: Ensemble, loss: str, learning_rate: float) -> Step:
+    """The faster of the two steps that the architecture allows."""
+    chain = chain_of(ensemble.base, ensemble.parameters, ensemble.fixed)
+    if chain is not None:
+        return ChainStep(chain, loss, learning_rate)
+    return mapped_step(ensemble, loss, learning_rate)
+
+
+def mapped_step(ensemble: Ensemble, loss: str, learning_rate: float) -> Step:
+    """The step for any architecture: the gradient of one network, mapped over the replicates."""
+    measure = LOSSES[loss]
+
+    def cost(
+        parameters: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = functional_call(ensemble.base, (parameters, fixed), (x,))
+        return measure(logits, y), logits
+
+    gradient = vmap(grad(cost, has_aux=True))
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        change, logits = gradient(ensemble.parameters, ensemble.fixed, x, y)
+        with torch.no_grad():
+            for name, parameter in ensemble.parameters.items():
+                parameter.sub_(change[name], alpha=learning_rate)
+        return logits
+
+    return step
+
+
+class ChainStep:
+    """The step for a chain of layers, by backpropagation written out."""
+
+    def __init__(self, chain: Chain, loss: str, learning_rate: float) -> None:
+        self._chain, self._loss, self._rate = chain, loss, learning_rate
+        trained = (isinstance(layer, Linear | Convolution) for layer in chain.layers)
+        self._first = list(trained).index(True)  # derivatives go no further
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self._chain.forward(x)
+        guess = torch.softmax(logits, -1) if self._loss == "cross_entropy" else logits
+        # Both losses have this form of derivative; the mean over the batch is taken here.
+        delta: Tensor | None = guess - y if y.shape[1] == 1 else (guess - y) / y.shape[1]
+        layers = self._chain.layers
+        for i in range(len(layers) - 1, self._first - 1, -1):
+            assert delta is not None
+            delta = layers[i].backward(delta, self._rate, i > self._first)
+        return logits

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from ..checks import check_choice, check_integer, check_seed
-from .datasets import ImageData
-from .sampled_images import check_split
+from lesde.checks import check_choice, check_integer, check_seed
+from lesde.networks.data import ImageData, check_split
 
 __all__ = ["SHAPES", "draw_shapes", "geo_mnist"]
+
 
 SHAPES = ("triangle", "rectangle", "ellipse")
 """The classes, in the order of their labels."""

@@ -1,4 +1,4 @@
-"""Local elasticity of networks measured directly, while they train."""
+"""Local elasticity of any one network measured directly: `lesde.measure_impact`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,38 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from ..analysis.impact_bins import Bins, bin_changes, check_bins, make_bins, pair_distances
-from ..analysis.impact_moments import DISTANCES, impact_dataset, reduce_changes
-from ..checks import check_choice, check_integer, check_real, check_seed, shown
-from .datasets import ImageData
-from .ensemble import Ensemble, child_seed
-from .gradients import LOSSES, make_step
-from .recorder import record_ensemble
+from lesde.analysis.impact.moments import (
+    DISTANCES,
+    Bins,
+    bin_changes,
+    check_bins,
+    impact_dataset,
+    impact_from_changes,
+    make_bins,
+    pair_distances,
+    reduce_changes,
+)
+from lesde.checks import check_choice, check_integer, check_labels, check_real, check_seed, shown
+from lesde.networks.data import ImageData
+from lesde.networks.ensemble import LOSSES, Ensemble, child_seed, make_step
+from lesde.networks.quiet import (
+    Kept,
+    check_each_by_itself,
+    device_of,
+    evaluating,
+    kept_randomness,
+    rounding,
+    trial_rows,
+)
+from lesde.networks.records import record_ensemble
 
-__all__ = ["measure_impact"]
+__all__ = ["measure_impact", "measure_module_impact"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Local elasticity of networks measured directly, while they train.
 
 # What copies of networks and their layers' outputs may take at once, in bytes. Some multiples of the
 # processor's cache: more is not faster.
@@ -294,3 +316,276 @@ def _at_once(ensemble: Ensemble, samples: int, example: Tensor) -> int:
     # The outputs of a layer and of the next are there at a time, and patches of a convolution are more.
     each = 8 * (3 * weights + 4 * samples * max(outputs))
     return max(1, WORKING_BYTES // each)
+
+
+# --------------------------------------------------------------------------------------------------
+
+Values = dict[str, Tensor]
+
+
+def measure_module_impact(
+    model: nn.Module,
+    loss: str | Callable[[Tensor, Tensor], Tensor],
+    samples: tuple[Any, Any],
+    probe: tuple[Any, Any],
+    learning_rate: float,
+    layer: str = "logits",
+    *,
+    by: str | None = None,
+    bins: int | Sequence[float] = 12,
+    shares: Any = None,
+    batch_size: int = 1024,
+) -> xr.Dataset:
+    """What one SGD step of a network at each of some samples does to the features of others.
+
+    For every drawn sample the parameters take one step of plain SGD at that sample alone, from where they
+    are now, and the features of the probe are taken before and after. The network itself is left as it was, as
+    :func:`lesde.record` leaves it. For networks of an ensemble, measured while they train, see
+    :func:`lesde.networks.measure_impact`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any that maps a batch (n, ...) to outputs (n, ...), each sample by itself and without chance. It is run in
+        evaluation mode: no dropout, and batch normalisation with its running statistics. Parameters that do not
+        require a gradient stay as they are.
+    loss : {"cross_entropy", "mse"} or callable
+        ``"mse"`` is half the squared distance to the one-hot label. A callable takes the output for one sample,
+        (1, ...), and its label, an int64 tensor (1,), and returns a number.
+    samples : (array (S, ...), int array (S,))
+        Inputs and labels of the drawn samples, at which steps are taken; several of every class of the probe.
+    probe : (array (n, ...), int array (n,))
+        Inputs and labels 0 to K−1 of the samples that are watched.
+    learning_rate : float
+        h, of the step.
+    layer : str, default "logits"
+        Features: ``"logits"``, the output of the model, or the output of the submodule of that name; flattened.
+    by : {"r2", "cosine"}, optional
+        Also sort pairs by squared distance or cosine of their features, for `lesde.impact_by_distance`.
+    bins, shares
+        As for `lesde.analysis.impact_from_changes`.
+    batch_size : int, default 1024
+        Probe samples per forward pass.
+
+    Returns
+    -------
+    xarray.Dataset
+        For `lesde.fit_impact`, as `lesde.analysis.impact_from_changes` returns it, without time or replicate; join
+        those of several moments of training with ``xarray.concat(impacts, xr.IndexVariable("time", times))``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are not as above, a network whose features of a sample depend on chance or on the other
+        samples of a batch, or inputs or features that are not finite.
+
+    Notes
+    -----
+    A step and two passes of the drawn sample and one of the probe for each of the S samples. Changes are computed in the
+    precision of the model; for small ones convert it before: ``model.double()``. All S × n changes are held at a time.
+
+    Examples
+    --------
+    >>> network = lesde.networks.mlp(64, (32,), 4)
+    >>> data = lesde.networks.digits(classes=4)
+    >>> drawn = (data.train_x[::20], data.train_y[::20])
+    >>> impact = lesde.measure_impact(network, "cross_entropy", drawn, (data.probe_x, data.probe_y), 0.01)
+    >>> lesde.fit_impact(impact).E.shape
+    (4, 4)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module; got {shown(model)}. To train networks on ImageData and measure "
+            f"them on the way, use lesde.networks.measure_impact(data, architecture, learning_rates, "
+            f"replicates, times)."
+        )
+    rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
+    if by is not None:
+        check_choice("by", by, ("r2", "cosine"))
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be the name of one layer; got {shown(layer)}.")
+    watch = _Watched(model, layer, check_integer("batch_size", batch_size))
+    x, y = watch.inputs("samples", samples)
+    probe_x, probe_y = watch.inputs("probe", probe)
+    labels = check_labels("probe labels", probe_y.numpy())
+    _check_drawn(y.numpy(), int(labels.max()) + 1)
+    cost = _loss(loss, int(labels.max()) + 1)
+    with kept_randomness(device_of(model)), evaluating(model), Kept(model) as kept:
+        watch.kept = kept
+        start = {name: p.detach() for name, p in model.named_parameters()}
+        watch.check(start, probe_x)
+        before, drawn = watch(start, probe_x), watch(start, x)
+        changes = np.empty((len(x), *before.shape), dtype=np.float64)
+        own = np.empty(drawn.shape, dtype=np.float64)
+        for j in range(len(x)):
+            moved = _stepped(model, watch, cost, x[j : j + 1], y[j : j + 1], rate)
+            changes[j] = (watch(moved, probe_x) - before).double().cpu().numpy()
+            own[j] = (watch(moved, x[j : j + 1]) - drawn[j]).double().cpu().numpy()[0]
+    return impact_from_changes(
+        changes,
+        labels,
+        drawn.double().cpu().numpy(),
+        y.numpy(),
+        rate,
+        drawn_changes=own,
+        features=before.double().cpu().numpy(),
+        by=by,
+        bins=bins,
+        shares=shares,
+    ).assign_attrs(engine="network", layer=layer, architecture=str(model))
+
+
+def _check_drawn(labels: np.ndarray, n_classes: int) -> None:
+    """Raise where a class is drawn that is not watched."""
+    other = np.unique(labels[(labels < 0) | (labels >= n_classes)])
+    if len(other):
+        raise ValueError(
+            f"samples labels must be 0 to {n_classes - 1}, the classes of probe; got "
+            f"{', '.join(map(str, other[:8]))}{', …' if len(other) > 8 else ''}. Renumber them, or watch samples "
+            f"of these classes too."
+        )
+
+
+def _stepped(
+    model: nn.Module,
+    watch: _Watched,
+    cost: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    rate: float,
+) -> Values:
+    """Parameters after one step at one sample; those that the step does not touch are left out."""
+    trained = {
+        name: p.detach().clone().requires_grad_()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    if not trained:
+        raise ValueError("model must have parameters that require a gradient; it has none.")
+    with torch.enable_grad():
+        value = cost(watch.run(trained, x), y.to(x.device))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"loss must return one number; got {shown(value)}.")
+        slopes = torch.autograd.grad(value.reshape(()), list(trained.values()), allow_unused=True)
+    watch.restore()
+    with torch.no_grad():
+        return {
+            name: p.detach() - rate * slope if slope is not None else p.detach()
+            for (name, p), slope in zip(trained.items(), slopes, strict=True)
+        }
+
+
+class _Watched:
+    """A model's features of one layer, for parameters given in place of its own."""
+
+    def __init__(self, model: nn.Module, layer: str, batch_size: int) -> None:
+        names = [name for name, _ in model.named_modules() if name]
+        if layer != "logits" and layer not in names:
+            raise ValueError(
+                f"layer must be 'logits' or the name of a submodule of model, "
+                f"{', '.join(map(repr, names)) or 'of which it has none'}; got {shown(layer)}."
+            )
+        self._model, self._batch_size = model, batch_size
+        # A submodule that is called "logits" is meant by its name, as in a recorder.
+        self._module = model.get_submodule(layer) if layer in names else None
+        self._layer = layer
+        first = next(model.parameters(), None)
+        self._like = torch.zeros(0) if first is None else first
+        self.kept: Kept | None = None
+
+    def restore(self) -> None:
+        """Make the model what it was, so that what a pass leaves in it does not meet the next."""
+        if self.kept is not None:
+            self.kept.restore()
+
+    def check(self, parameters: Values, x: Tensor) -> None:
+        """Raise where the features of a sample depend on the other samples, or on chance."""
+
+        def run(rows: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
+            with kept_randomness(device_of(self._model), seed):
+                return {self._layer: self(parameters, x[rows])}
+
+        rows = trial_rows(len(x), self._batch_size)
+        seen = check_each_by_itself(self._model, run, rows, len(x), self._like.dtype)[self._layer]
+        other = run(rows, 1)[self._layer]
+        if float((other - seen).abs().max()) > rounding(seen.dtype) * float(seen.abs().max()):
+            raise ValueError(
+                f"model must give the same features for the same input each time; those of {self._layer!r} "
+                f"differ with the random numbers. Leave out what draws in evaluation mode."
+            )
+
+    def inputs(self, name: str, value: Any) -> tuple[Tensor, Tensor]:
+        """Inputs where the model is and in its precision, and labels on the CPU."""
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise TypeError(f"{name} must be a pair (inputs, labels); got {shown(value)}.")
+        try:
+            x, y = torch.as_tensor(value[0]), torch.as_tensor(value[1]).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{name} must hold inputs that are numbers and integer labels: {error}. Number labels that "
+                f"are names, for example with numpy.unique(labels, return_inverse=True)."
+            ) from None
+        if y.ndim != 1 or y.is_floating_point() or len(x) != len(y) or len(y) == 0:
+            raise ValueError(
+                f"{name} must hold one input and one integer label each, at least one; got inputs of shape "
+                f"{tuple(x.shape)} and labels of shape {tuple(y.shape)}, {y.dtype}."
+            )
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            raise ValueError(f"{name} must have finite inputs; remove or replace its NaN and inf.")
+        x = x.to(self._like.device)
+        return (x.to(self._like.dtype) if x.is_floating_point() else x), y.long()
+
+    def run(self, parameters: Values, x: Tensor) -> Tensor:
+        """Outputs of the model. Buffers are copies, so that what a pass changes of them is lost."""
+        buffers = {name: b.clone() for name, b in self._model.named_buffers()}
+        try:
+            return functional_call(self._model, (parameters, buffers), (x,))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"model must take a batch of shape {tuple(x.shape)}, here also of one sample; it failed "
+                f"with: {error}"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(self, parameters: Values, x: Tensor) -> Tensor:
+        """Features (sample, feature)."""
+        found = []
+        for part in x.split(self._batch_size):
+            found.append(self._features(parameters, part))
+            self.restore()
+        return torch.cat(found)
+
+    def _features(self, parameters: Values, x: Tensor) -> Tensor:
+        seen: list[Any] = []
+        handle = None
+        if self._module is not None:
+            handle = self._module.register_forward_hook(lambda _, __, out: seen.append(out))
+        try:
+            output = self.run(parameters, x)
+        finally:
+            if handle is not None:
+                handle.remove()
+        if self._module is not None and not seen:
+            raise ValueError("layer must be a submodule that runs; this one never does.")
+        found = seen[-1] if seen else output
+        if not isinstance(found, Tensor) or len(found) != len(x):
+            raise ValueError(
+                f"layer must return a tensor with one row per input; it returned {shown(found)}."
+            )
+        return found.reshape(len(x), -1).clone()
+
+
+def _loss(loss: Any, n_classes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    if callable(loss):
+        return loss
+    measure = LOSSES[check_choice("loss", loss, LOSSES)]
+
+    def of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.ndim != 2 or logits.shape[1] < n_classes:
+            raise ValueError(
+                f"model must return logits (n, K) with K of at least {n_classes} for loss={loss!r}; got shape "
+                f"{tuple(logits.shape)}. Give a function of (output, label) as loss."
+            )
+        return measure(logits, nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype))
+
+    return of_labels

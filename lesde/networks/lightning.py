@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from .callback import Recorder
-from .callback_clock import rate_of
-from .callback_opening import clock_of
+from .callback import Recorder, rate_of
+from .callback_store import clock_of
 
 __all__ = ["LightningRecorder"]
 

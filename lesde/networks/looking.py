@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,19 +11,163 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..checks import check_choice, check_integer, shown
-from ..errors import Diverged
-from .classifier import Call, Head, Map, close, find_head, fits, linear_calls, map_at
-from .coupling import check_each_by_itself, tensors_in, trial_rows
-from .ensemble import layer_names
-from .gradients import LOSSES
-from .probe_set import ProbeSet, each
-from .quiet import Kept, device_of, kept_randomness, moved_parameters, quiet
+from lesde.checks import check_choice, check_integer, shown
+from lesde.errors import Diverged
+from lesde.networks.ensemble import LOSSES, layer_names
+from lesde.networks.probes import ProbeSet, each
+from lesde.networks.quiet import (
+    Kept,
+    check_each_by_itself,
+    device_of,
+    kept_randomness,
+    moved_parameters,
+    quiet,
+    rounding,
+    tensors_in,
+    trial_rows,
+)
 
-__all__ = ["Look", "Looker"]
+__all__ = [
+    "Call",
+    "Head",
+    "Look",
+    "Looker",
+    "close",
+    "find_head",
+    "fits",
+    "linear_calls",
+    "map_at",
+    "read_input",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Which features a model's logits are an affine map of, and that map: W and b with logits = h Wᵀ + b.
+
+Map = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where the classifier reads.
+
+    Attributes
+    ----------
+    module : torch.nn.Linear
+        Its input is what the logits are an affine map of.
+    own : bool
+        Whether its weight and bias are that map; else (an adapter beside it, a scale after it) the map is
+        the derivative of the logits.
+    """
+
+    module: nn.Linear
+    own: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """The last call of a linear layer: what it read, and what its weight and bias make of it."""
+
+    module: nn.Linear
+    read: Tensor
+    values: Tensor
+    product: Tensor
+
+
+def read_input(inputs: tuple, keywords: dict[str, Any]) -> Tensor:
+    """What a linear layer is called with."""
+    return inputs[0] if inputs else keywords["input"]
+
+
+@contextmanager
+def linear_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Linear, Call]]:
+    """The linear layers among some modules that run in the block, in the order of their last calls."""
+    calls: dict[nn.Linear, Call] = {}
+
+    def before(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
+        read = read_input(inputs, keywords)
+        if torch.is_grad_enabled() and read.is_leaf and read.is_floating_point():
+            read.requires_grad_()  # also where all before it is frozen
+
+    def after(module: nn.Linear, inputs: tuple, keywords: dict[str, Any], output: Any) -> None:
+        read = read_input(inputs, keywords)
+        calls.pop(module, None)
+        with torch.no_grad():
+            product = F.linear(read, module.weight, module.bias)
+            calls[module] = Call(module, read, read.clone(), product)
+
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, nn.Linear):
+                handle = module.register_forward_pre_hook(before, with_kwargs=True)
+                stack.callback(handle.remove)
+                stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        yield calls
+
+
+def find_head(calls: Sequence[Call], logits: Tensor, by_derivative: bool = False) -> Head | None:
+    """The last linear layer that gives the logits, or whose input the logits are an affine map of."""
+    for call in reversed(calls):
+        if call.values.ndim != 2 or len(call.values) != len(logits) or close(call.values, logits):
+            continue
+        if not by_derivative:
+            if close(call.product, logits):
+                return Head(call.module, own=True)
+        # Through one point there is always an affine map.
+        elif len(torch.unique(call.values, dim=0)) > 1:
+            found = map_at(call.read, logits)
+            if found is not None and fits(call.values, found, logits):
+                return Head(call.module, own=False)
+    return None
+
+
+@torch.enable_grad()
+def map_at(read: Tensor, logits: Tensor) -> Map | None:
+    """The affine map at the first sample; None where the logits do not depend on what was read."""
+    if not (read.requires_grad and logits.requires_grad):
+        return None
+    rows = []
+    for k in range(logits.shape[1]):
+        try:
+            (slope,) = torch.autograd.grad(logits[0, k], read, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # changed in place since
+            return None
+        if slope is None:
+            return None
+        rows.append(slope[0])
+    with torch.no_grad():
+        weight = torch.stack(rows)
+        return weight, logits[0].detach() - weight @ read[0].detach()
+
+
+@torch.no_grad()
+def fits(read: Tensor, found: Map, logits: Tensor) -> bool:
+    """True where the map gives the logits, to rounding."""
+    weight, bias = (None if t is None else t.detach().double() for t in found)
+    assert weight is not None
+    if read.ndim != 2 or read.shape[1] != weight.shape[1] or logits.shape[1] != len(weight):
+        return False
+    x = read.detach().double()
+    product, size = x @ weight.T, x.abs() @ weight.abs().T
+    if bias is not None:
+        product, size = product + bias, size + bias.abs()
+    worst = (product - logits.double()).abs().max()
+    return bool(worst <= rounding(logits.dtype) * size.max())
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """True where two tensors are the same, to rounding."""
+    if a.shape != b.shape:
+        return False
+    worst, size = (a.detach().double() - b.detach().double()).abs().max(), b.detach().abs().max()
+    return bool(worst <= rounding(b.dtype) * size.double())
+
+
+# --------------------------------------------------------------------------------------------------
 
 _DTYPES = ("float16", "float32", "float64")
 Pooling = str | Callable[[Tensor], Tensor]

@@ -29,24 +29,16 @@ Figures are one column (3.4 in) wide. They are registered with pyplot, so a note
 
 from __future__ import annotations
 
-from lesde.plot.animations import animate
 from lesde.plot.elasticities import elasticity
-from lesde.plot.fans import separation_fan
-from lesde.plot.impact_matrices import impact_matrix
-from lesde.plot.impacts import impact, impact_by_distance
+from lesde.plot.impacts import impact, impact_by_distance, impact_matrix
 from lesde.plot.layers import layers, layers_over_time
-from lesde.plot.learning_rates import learning_rate_range
-from lesde.plot.logit_paths import logit_paths
-from lesde.plot.means import class_means
-from lesde.plot.metrics import collapse
-from lesde.plot.phases import phase_diagram
-from lesde.plot.probabilities import probability
-from lesde.plot.rates import collapse_rate
+from lesde.plot.learning_rates import collapse, collapse_rate, learning_rate_range
+from lesde.plot.probabilities import phase_diagram, probability
 from lesde.plot.sampling import sampling_noise
 from lesde.plot.saving import save
-from lesde.plot.simplices import simplex
-from lesde.plot.spaces import simplex3d
+from lesde.plot.simplices import animate, simplex, simplex3d
 from lesde.plot.style import style
+from lesde.plot.trajectories import class_means, logit_paths, separation_fan
 
 __all__ = [
     "animate",

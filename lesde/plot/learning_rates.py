@@ -2,22 +2,475 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.checks import check_choice, check_dataset
-from lesde.plot.canvas import axis_label, check_panels, legend_above, panels, positive, tidy_log
-from lesde.plot.rate_key import refuse_other_dims
-from lesde.plot.style import INK, SECOND_INK, palette, style
+from lesde.analysis.collapse.metrics import target_of
+from lesde.checks import check_choice, check_dataset, check_fraction, check_names
+from lesde.plot.frames import select_rate
+from lesde.plot.style import (
+    INK,
+    OKABE_ITO,
+    SECOND_INK,
+    axis_label,
+    check_panels,
+    class_marker,
+    colours_of_rates,
+    legend_above,
+    number,
+    palette,
+    panels,
+    positive,
+    style,
+    tidy_log,
+    title_of,
+    widen_log,
+)
 
-__all__ = ["learning_rate_range"]
+__all__ = [
+    "RateCell",
+    "band_patch",
+    "collapse",
+    "collapse_rate",
+    "draw_band",
+    "learning_rate_range",
+    "metric_label",
+    "nested_lines",
+    "rate_cells",
+    "rate_key",
+    "refuse_other_dims",
+]
 
-SOURCE = "lesde.study.learning_rates.compare_learning_rates"
+
+# --------------------------------------------------------------------------------------------------
+# Curves by learning rate: one cell of a dataset and one colour each, and the key to them.
+
+MOST_ENTRIES = 8
+"""Above this many learning rates the key is a colour bar."""
+
+
+class RateCell(NamedTuple):
+    """What is drawn in one colour."""
+
+    rate: float | None
+    data: xr.Dataset
+    colour: Any
+
+
+def rate_cells(
+    dataset: xr.Dataset, name: str, learning_rate: float | None = None
+) -> list[RateCell]:
+    """The learning rates of a dataset in increasing order, or only the one asked for."""
+    if learning_rate is not None or "learning_rate" not in dataset.dims:
+        chosen, note = select_rate(dataset, learning_rate, name)
+        # Named in the key only where the dataset has others.
+        rate = float(chosen["learning_rate"]) if note else None
+        return [RateCell(rate, chosen, OKABE_ITO[0])]
+    select_rate(dataset, None, name)  # checks that the coordinate is there
+    rates = dataset["learning_rate"].values.astype(np.float64)
+    colours = [OKABE_ITO[0]] if len(rates) == 1 else colours_of_rates(rates)
+    return [
+        RateCell(float(rates[i]), dataset.isel(learning_rate=int(i)), colours[i])
+        for i in np.argsort(rates)
+    ]
+
+
+def refuse_other_dims(variable: xr.DataArray, allowed: Sequence[str], name: str) -> None:
+    """Raise where a variable has a dimension that the figure has no place for."""
+    other = [str(d) for d in variable.dims if d not in allowed]
+    if other:
+        raise ValueError(
+            f"{name} has the dimension {other[0]!r}, for which this figure has no place. Choose an "
+            f"entry with {name}.isel({other[0]}=0)."
+        )
+
+
+def draw_band(ax: Axes, x: Any, low: Any, high: Any, colour: Any, several: bool) -> None:
+    """A filled range; where there are ``several``, fainter and with an edge, so that they do not merge."""
+    ax.fill_between(x, low, high, zorder=1, **_band_look(colour, several))
+
+
+def band_patch(colour: Any, several: bool, label: str) -> Patch:
+    """Legend entry of `draw_band`."""
+    return Patch(**_band_look(colour, several), label=label)
+
+
+def _band_look(colour: Any, several: bool) -> dict[str, Any]:
+    if not several:
+        return {"facecolor": to_rgba(colour, 0.22), "linewidth": 0}
+    return {
+        "facecolor": to_rgba(colour, 0.1),
+        "edgecolor": to_rgba(colour, 0.75),
+        "linewidth": 0.4,
+    }
+
+
+def nested_lines(count: int) -> list[Any]:
+    """Line styles of curves that may coincide, in the order they are drawn in.
+
+    All have one period; of ``count`` curves on one path, each shows in an equal part of it. Solid
+    where there are too many to tell. Short dashes need a thin line below them to be followed.
+    """
+    if count == 1 or count > MOST_ENTRIES:
+        return ["-"] * count
+    part = max(2.0, 8.0 / count)
+    return ["-", *((0, (part * (count - i), part * i)) for i in range(1, count))]
+
+
+def rate_key(
+    axes: Any,
+    cells: Sequence[RateCell],
+    handles: Sequence[Artist] = (),
+    lines: Sequence[Any] | None = None,
+) -> None:
+    """Legend of ``handles`` and learning rates above the axes; a colour bar for many rates.
+
+    ``lines`` are the line styles of the cells, solid by default.
+    """
+    styles: list[Any] = ["-"] * len(cells) if lines is None else list(lines)
+    rates = [cell.rate for cell in cells if cell.rate is not None]
+    if len(rates) > MOST_ENTRIES:
+        flat = list(np.asarray(axes, dtype=object).ravel())
+        figure: Figure = flat[0].figure
+        norm = BoundaryNorm(np.arange(len(rates) + 1) - 0.5, len(rates))
+        colours = ListedColormap([cell.colour for cell in cells])
+        bar = figure.colorbar(
+            ScalarMappable(norm, colours), ax=flat, aspect=30, fraction=0.05, pad=0.02
+        )
+        at = np.unique(np.linspace(0, len(rates) - 1, 6).round().astype(int))
+        bar.set_ticks(list(at), labels=[number(rates[i]) for i in at])
+        bar.ax.minorticks_off()
+        bar.ax.tick_params(labelsize=7, width=0.6, length=2)
+        bar.set_label("learning rate", size=8)
+        bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+        legend_above(axes, list(handles))
+        return
+    if len(rates) == 1 and handles:
+        legend_above(axes, list(handles), f"learning rate {number(rates[0])}")
+        return
+    entries = [
+        Line2D([], [], color=cell.colour, linestyle=line, label=number(cell.rate))
+        for cell, line in zip(cells, styles, strict=True)
+        if cell.rate is not None
+    ]
+    # Dashes need room to be told apart.
+    length = 3.0 if any(line != "-" for line in styles) else None
+    if entries and handles:
+        # One title cannot serve both kinds of entry, so the first rate says what the numbers are.
+        entries[0].set_label(f"learning rate {entries[0].get_label()}")
+        legend_above(axes, [*handles, *entries], handlelength=length)
+    else:
+        legend_above(axes, [*handles, *entries], "learning rate" if entries else None, length)
+
+
+# --------------------------------------------------------------------------------------------------
+# Collapse metrics against time, by learning rate.
+
+USUAL = ("nc1", "nc2_etf")
+SHORT = {
+    "nc1": "NC1  $\\mathrm{tr}(\\Sigma_W\\Sigma_B^{+})/K$",
+    "nc1_trace": "NC1  $\\mathrm{tr}\\,\\Sigma_W/\\mathrm{tr}\\,\\Sigma_B$",
+    "nc1_cdnv": "NC1  CDNV",
+    "nc2_etf": "NC2  distance to ETF",
+    "nc2_norm_cv": "NC2  CV of norms",
+    "nc2_angle_std": "NC2  SD of cosines",
+    "nc3": "NC3  distance to duality",
+    "nc3_duality": "NC3  self-duality error",
+    "nc4": "NC4  agreement",
+    "ncc_accuracy": "nearest-centre accuracy",
+}
+"""The package's own metrics in few words; their long names do not fit beside a panel."""
+AWAY = {"nc4": "NC4  1 − agreement", "ncc_accuracy": "nearest-centre error"}
+"""Distances to a target of 1."""
+
+
+def metric_label(nc: xr.Dataset, metric: str) -> str:
+    """What an axis says of a metric: its distance to the target where that is not 0."""
+    label = SHORT.get(metric) or title_of(nc[metric], metric)
+    target = target_of(nc[metric])
+    if target == 0:
+        return label
+    return AWAY.get(metric) or f"|{label} − {target:g}|"
+
+
+@style()
+def collapse(
+    nc: xr.Dataset,
+    metrics: str | Sequence[str] | None = None,
+    *,
+    against: str = "time",
+    learning_rate: float | None = None,
+    spread: float = 0.8,
+    ax: Any = None,
+) -> np.ndarray:
+    """Collapse metrics against time on a logarithmic axis, a panel each, coloured by learning rate.
+
+    Parameters
+    ----------
+    nc : xarray.Dataset
+        As `lesde.neural_collapse` returns: metrics over time and possibly learning rate, replicate.
+    metrics : str or sequence of str, optional
+        One panel each, one below the other. Default: ``nc1`` and ``nc2_etf``, or that of them which
+        ``nc`` holds; where it holds neither, all metrics it has over time.
+    against : {"time", "iteration"}, default "time"
+        Horizontal axis; ``"iteration"`` needs the coordinate of that name.
+    learning_rate : float, optional
+        Show only this one. Default: all.
+    spread : float, default 0.8
+        The line is the median over replicates, the band holds this share of the replicates in its
+        middle: 0.8 is from the 10 % to the 90 % quantile. It shows how replicates differ, not how
+        well their median is known. No band for a single replicate.
+    ax : matplotlib Axes or array of them, one per metric, optional
+        Default: a new figure, one column wide.
+
+    Returns
+    -------
+    ndarray of matplotlib Axes, shape (metric,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset without the metrics, or arguments it does not fit.
+
+    Notes
+    -----
+    Drawn is the distance to the metric's attribute ``target`` (0 if it has none). Values that are 0,
+    NaN or infinite have no place on a logarithmic axis and are left out: paths that start with all
+    samples at their class mean have NC1 = 0 at first. A metric with no positive value gets a linear
+    axis. A logarithmic axis spans at least a factor of 2, so that a metric that hardly changes looks
+    like one; all panels have the same horizontal limits.
+
+    Examples
+    --------
+    >>> nc = lesde.neural_collapse(paths)  # doctest: +SKIP
+    >>> axes = lesde.plot.collapse(nc, ["nc1", "nc2_norm_cv"])  # doctest: +SKIP
+    """
+    if metrics is None:
+        metrics = _held(nc)
+    names = check_names("metrics", metrics)
+    if not names:
+        raise ValueError("metrics must name at least one metric; got none.")
+    check_dataset("nc", nc, names, "lesde.neural_collapse")
+    check_choice("against", against, ("time", "iteration"))
+    spread = check_fraction("spread", spread)
+    for name in names:
+        refuse_other_dims(nc[name], ("learning_rate", "replicate", "time"), "nc")
+        if "time" not in nc[name].dims:
+            raise ValueError(
+                f"nc must hold {name} over the dimension 'time'; it is a single frame."
+            )
+    if against not in nc.coords:
+        raise ValueError(
+            f"against={against!r} needs the coordinate {against} in nc; it has "
+            f"{', '.join(map(str, nc.coords)) or 'none'}."
+        )
+    check_panels(ax, len(names))
+    cells = rate_cells(nc, "nc", learning_rate)
+    # What has no logarithm is not drawn, but takes its room: panels can be compared side by side.
+    clocks = np.concatenate([np.ravel(cell.data[against].values) for cell in cells])
+    ends = (float(clocks.min()), float(clocks.max()))
+    height = 0.75 + 1.35 * len(names)
+    axes = panels(ax, len(names), 1, height, sharex=ax is None)[:, 0]
+    for each, name in zip(axes, names, strict=True):
+        shown = [_curve(each, cell, name, against, spread, len(cells) > 1) for cell in cells]
+        each.update_datalim([(at, each.dataLim.y1) for at in ends], updatey=False)
+        if any(shown):
+            each.set_yscale("log")
+            tidy_log(each, "y")
+            widen_log(each)
+        each.set_ylabel(metric_label(nc, name))
+        each.margins(x=0.02)
+        each.set_xlabel(axis_label(nc.coords[against], against))
+        if ax is None and name != names[-1]:
+            each.xaxis.label.set_visible(
+                False
+            )  # panels share the axis; its label is below the last
+    rate_key(axes, cells)
+    return axes
+
+
+def _held(nc: Any) -> list[str]:
+    """The usual metrics as far as a dataset has them, else all it has over time."""
+    if not isinstance(nc, xr.Dataset):
+        return list(USUAL)  # the check of the dataset says what is wrong
+    usual = [name for name in USUAL if name in nc]
+    over_time = [str(name) for name, v in nc.data_vars.items() if "time" in v.dims]
+    return usual or over_time or list(USUAL)
+
+
+def _curve(ax: Axes, cell: RateCell, name: str, against: str, spread: float, several: bool) -> bool:
+    """Draw one metric at one learning rate; whether anything of it is positive."""
+    variable = cell.data[name]
+    target = target_of(variable)
+    if "replicate" not in variable.dims:
+        variable = variable.expand_dims("replicate")
+    values = np.abs(variable.transpose("replicate", "time").values.astype(np.float64) - target)
+    levels = [(1 - spread) / 2, 0.5, (1 + spread) / 2]
+    with np.errstate(invalid="ignore"):  # between two infinities; left out below
+        low, middle, high = np.quantile(values, levels, axis=0)
+    x = cell.data[against].values
+    if not np.isfinite(positive(middle)).any():
+        ax.plot(x, middle, color=cell.colour)
+        return False
+    middle = positive(middle)
+    ax.plot(x, middle, color=cell.colour, zorder=3)
+    if len(values) > 1:
+        draw_band(ax, x, positive(low), positive(high), cell.colour, several)
+    return True
+
+
+# --------------------------------------------------------------------------------------------------
+# Collapse rate against learning rate.
+
+SOURCE = "lesde.convergence"
+UNITS = {"time": "per unit of time", "iteration": "per iteration"}
+
+
+@style()
+def collapse_rate(
+    rates: xr.Dataset,
+    metric: str | Sequence[str] = "nc1",
+    *,
+    clock: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Collapse rate against learning rate, with confidence limits and the fitted power law.
+
+    Parameters
+    ----------
+    rates : xarray.Dataset
+        As `lesde.convergence` returns, with the dimension ``learning_rate``.
+    metric : str or sequence of str, default "nc1"
+        Metrics shown, a colour each.
+    clock : str, optional
+        ``"time"`` or ``"iteration"``. Default: the first in ``rates``.
+    ax : matplotlib Axes, optional
+        Default: a new figure, one column wide.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset that holds no rates by learning rate, or no positive one.
+
+    Notes
+    -----
+    Both axes are logarithmic. A rate that is not positive has no place there; where only its lower
+    limit is not, the bar reaches the bottom of the axis. The line is rate ~ learning_rate^c with c the
+    dataset's ``learning_rate_exponent``, through the mean of the logarithms, and the legend gives c
+    with its interval; there is none with fewer than three learning rates or a rate that is not positive.
+
+    Examples
+    --------
+    >>> rates = lesde.convergence(nc, against="iteration")  # doctest: +SKIP
+    >>> ax = lesde.plot.collapse_rate(rates, ["nc1", "nc2_etf"])  # doctest: +SKIP
+    """
+    check_dataset("rates", rates, ["rate", "rate_lower", "rate_upper"], SOURCE)
+    if "learning_rate" not in rates["rate"].dims or "learning_rate" not in rates.coords:
+        raise ValueError(
+            "rates must have the dimension 'learning_rate' with its values; simulate or record with "
+            "several learning rates, learning_rate=[...]."
+        )
+    known = [str(m) for m in rates["metric"].values]
+    names = list(dict.fromkeys([metric] if isinstance(metric, str) else metric))
+    if not names:
+        raise ValueError("metric must name at least one metric; got none.")
+    for name in names:
+        check_choice("metric", name, known)
+    clocks = [str(c) for c in rates["clock"].values]
+    clock = clocks[0] if clock is None else check_choice("clock", clock, clocks)
+    refuse_other_dims(rates["rate"], ("metric", "learning_rate", "clock"), "rates")
+    check_panels(ax, 1)
+    data = rates.sel(clock=clock).sortby("learning_rate")
+    if not (data["rate"].sel(metric=names) > 0).any():
+        raise ValueError(
+            f"rates must hold a positive rate of {', '.join(names)} for a logarithmic axis; none is. "
+            f"Nothing was found to decay."
+        )
+    if not (data["learning_rate"] > 0).all():
+        raise ValueError("rates must have positive learning rates for a logarithmic axis.")
+
+    target: Axes = panels(ax, 1, 1, 2.4)[0, 0]
+    target.set_xscale("log")
+    target.set_yscale("log")
+    h = data["learning_rate"].values.astype(np.float64)
+    handles: list[Any] = []
+    for i, name in enumerate(names):
+        handles.append(_draw(target, data.sel(metric=name), h, name, i, len(names)))
+    _fit_limits(target, data.sel(metric=names), h)
+    target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
+    target.set_ylabel(f"collapse rate {UNITS.get(clock, f'({clock})')}")
+    legend_above(target, handles)
+    return target
+
+
+def _draw(ax: Axes, data: xr.Dataset, h: np.ndarray, name: str, i: int, count: int) -> Any:
+    """Points, bars and line of one metric; its legend entry."""
+    rate, low, high = (
+        data[n].values.astype(np.float64) for n in ("rate", "rate_lower", "rate_upper")
+    )
+    colour = palette(count)[i]
+    good = np.isfinite(rate) & (rate > 0)
+    middle = np.where(good, rate, np.nan)
+    # A lower limit of 0 or less lies below every logarithmic axis.
+    below = np.where(np.isfinite(low), middle - np.maximum(low, 1e-300), 0.0)
+    above = np.where(np.isfinite(high), high - middle, 0.0)
+    label = name.upper().replace("_", " ")
+    if "learning_rate_exponent" in data:
+        c, c_low, c_high = (
+            float(data[f"learning_rate_exponent{end}"]) for end in ("", "_lower", "_upper")
+        )
+        if np.isfinite(c) and good.all():
+            z = np.log(rate).mean() - c * np.log(h).mean()
+            ax.plot(
+                h, np.exp(z + c * np.log(h)), color=colour, linewidth=0.9, linestyle="--", zorder=2
+            )
+            label += f": slope {number(c)} [{number(c_low)}, {number(c_high)}]"
+    return ax.errorbar(
+        h[good],
+        middle[good],
+        np.stack([below, above])[:, good],
+        color=colour,
+        marker=class_marker(i),
+        markersize=4,
+        linestyle="none",
+        elinewidth=0.9,
+        zorder=3,
+        label=label,
+    )
+
+
+def _fit_limits(ax: Axes, data: xr.Dataset, h: np.ndarray) -> None:
+    """Limits around what can be shown; bars to zero must not set them."""
+    rate = data["rate"].values
+    shown = [v[np.isfinite(v) & (v > 0)] for v in (rate, data["rate_upper"].values)]
+    lower = data["rate_lower"].values
+    # A limit barely above 0 would take the axis down by orders of magnitude.
+    near = lower[np.isfinite(lower) & (lower > 0.1 * shown[0].min())]
+    values = np.concatenate([*shown, near])
+    ax.set_ylim(values.min() / 1.3, values.max() * 1.3)
+    pad = (h[-1] / h[0]) ** 0.06 if len(h) > 1 else 2.0
+    ax.set_xlim(h[0] / pad, h[-1] * pad)
+    tidy_log(ax, "x", list(h))
+    tidy_log(ax, "y")
+
+
+# --------------------------------------------------------------------------------------------------
+
+SOURCE_LEARNING_RATES = "lesde.study.learning_rates.compare_learning_rates"
 NEEDED = ["network", "predicted", "inside", "range_lowest", "range_highest"]
 ORDER = ("I-model", "L-model")
 NAMES = {"nc1": "NC1", "nc2_etf": "NC2"}
@@ -61,7 +514,7 @@ def learning_rate_range(
     --------
     >>> ax = lesde.plot.learning_rate_range(comparison)  # doctest: +SKIP
     """
-    check_dataset("comparison", comparison, NEEDED, SOURCE)
+    check_dataset("comparison", comparison, NEEDED, SOURCE_LEARNING_RATES)
     kernels = [str(k) for k in np.atleast_1d(comparison["kernel"].values)]
     kernel = kernels[0] if kernel is None else check_choice("kernel", kernel, kernels)
     data = comparison.sel(kernel=kernel) if "kernel" in comparison.dims else comparison
@@ -83,7 +536,7 @@ def learning_rate_range(
         for column, metric in enumerate(metrics):
             cell = data.sel(quantity=quantity, metric=metric)
             target = axes[row, column]
-            _draw(target, cell, colours, log=quantity == "value")
+            _draw_of_learning_rates(target, cell, colours, log=quantity == "value")
             _label(target, str(quantity), NAMES.get(str(metric), str(metric)), comparison)
             target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
             if ax is None and row + 1 < len(quantities):
@@ -102,7 +555,7 @@ def _colours(models: list[str]) -> dict[str, str]:
     return {name: colours[name] for name in models}
 
 
-def _draw(ax: Axes, cell: xr.Dataset, colours: dict[str, str], log: bool) -> None:
+def _draw_of_learning_rates(ax: Axes, cell: xr.Dataset, colours: dict[str, str], log: bool) -> None:
     """One panel: shading, bands, lines and points."""
     h = cell["learning_rate"].values.astype(np.float64)
     ax.set_xscale("log")

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lesde.checks import check_names, check_path, check_real, shown
+from lesde.files import Target
 from lesde.plot.style import style
-from lesde.writing import Target
 
 __all__ = ["save"]
+
 
 FORMATS = ("pdf", "png", "svg", "eps")
 

@@ -1,25 +1,52 @@
-"""Samples, class means and the simplex they collapse to, in a plane."""
+"""The collapse as a film."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from lesde.checks import check_integer
-from lesde.plot.canvas import check_panels, class_handles, legend_above, number, panels
-from lesde.plot.frames import Frames, at_times, read_frames, spread_over
-from lesde.plot.geometry import joins, nearest_simplex, principal_axes, principal_names
-from lesde.plot.style import INK, SECOND_INK, class_marker, palette, style
-from lesde.plot.ticks import centre_ticks
+from lesde.checks import check_flag, check_integer, check_real, shown
+from lesde.files import Target
+from lesde.plot.frames import (
+    Frames,
+    at_times,
+    joins,
+    nearest_simplex,
+    principal_axes,
+    principal_names,
+    read_frames,
+    spread_over,
+)
+from lesde.plot.style import (
+    INK,
+    SECOND_INK,
+    centre_ticks,
+    check_panels,
+    class_handles,
+    class_line,
+    class_marker,
+    legend_above,
+    number,
+    palette,
+    panels,
+    style,
+)
 
-__all__ = ["Scene", "draw_plane", "make_scene", "simplex", "target_handles"]
+__all__ = ["Scene", "animate", "draw_plane", "make_scene", "simplex", "simplex3d", "target_handles"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Samples, class means and the simplex they collapse to, in a plane.
 
 
 @dataclass(frozen=True)
@@ -223,3 +250,261 @@ def draw_plane(ax: Axes, scene: Scene, frame: int, scale: float = 1.0) -> dict[s
             zorder=4,
         )
     return drawn
+
+
+# --------------------------------------------------------------------------------------------------
+# Samples, class means and the simplex they collapse to, in space.
+
+
+@style()
+def simplex3d(
+    paths: xr.Dataset,
+    time: float | None = None,
+    replicate: int = 0,
+    *,
+    learning_rate: float | None = None,
+    max_points: int = 600,
+    elevation: float = 22.0,
+    azimuth: float = -60.0,
+    ax: Any = None,
+) -> Axes:
+    """Samples, class means with their way there, and the target simplex, in three dimensions.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset
+        As for `lesde.plot.separation_fan`; at least three features.
+    time : float, optional
+        The saved time nearest to it is shown, and the ways of the class means up to it. Default: the last.
+    replicate : int, default 0
+        Position of the replicate shown.
+    learning_rate : float, optional
+        Which learning rate. Default: the first; the figure says which.
+    max_points : int, default 600
+        Most samples drawn, evenly over the classes.
+    elevation, azimuth : float, default 22, −60
+        Where it is seen from, in degrees.
+    ax : Axes with ``projection="3d"``, optional
+        Default: a new figure, one column wide.
+
+    Returns
+    -------
+    mpl_toolkits.mplot3d.Axes3D
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset that is not paths, or arguments it does not fit.
+
+    Notes
+    -----
+    Coordinates are the three principal axes of the class means at the time shown, followed by those
+    within classes where the means span fewer than three. Every frame is centred on its mean of class
+    means, so the ways are those of the contrasts. Joins and target are those of `lesde.plot.simplex`.
+    """
+    frames = read_frames(paths, replicate, learning_rate)
+    check_integer("max_points", max_points)
+    check_real("elevation", elevation)
+    check_real("azimuth", azimuth)
+    (last,) = at_times(frames.times, frames.times[-1] if time is None else time, 1, "time")[:1]
+    check_panels(ax, 1, three_d=True)
+    frames = frames.take(range(last + 1))
+    scene = make_scene(frames, 3, max_points)
+    target: Any = panels(ax, 1, 1, 3.3, projection="3d")[0, 0]
+    K = frames.n_classes
+    colours = palette(K)
+    for k, values in scene.samples.items():
+        target.scatter(
+            *values[-1].T, s=3, color=colours[k], alpha=0.35, linewidths=0, depthshade=False
+        )
+    for line in joins(scene.means[-1]):
+        target.plot(*line.T, color=SECOND_INK, linewidth=0.7)
+    simplex_means = scene.targets[-1]
+    for line in [] if simplex_means is None else joins(simplex_means):
+        target.plot(*line.T, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
+    for k in range(K):
+        way = scene.means[:, k]
+        target.plot(*way.T, color=colours[k], linestyle=class_line(k), linewidth=1.1)
+        target.plot(
+            *way[-1:].T,
+            color=colours[k],
+            marker=class_marker(k),
+            markersize=6,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            linestyle="none",
+        )
+    reach = 1.02 * max(scene.reach(-1), float(np.abs(scene.means).max()))
+    # None near the corners, where the labels of two axes meet.
+    round_numbers = MaxNLocator(5, symmetric=True).tick_values(-0.8 * reach, 0.8 * reach)
+    ticks = [value for value in round_numbers if abs(value) <= 0.8 * reach]
+    for which, name in zip("xyz", scene.names, strict=True):
+        axis = getattr(target, f"{which}axis")
+        getattr(target, f"set_{which}lim")(-reach, reach)
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
+        axis._axinfo["grid"].update(color=(0.85, 0.85, 0.85), linewidth=0.4)
+        target.tick_params(axis=which, labelsize=7, pad=-2)
+        getattr(target, f"set_{which}label")(name, labelpad=-5)
+    target.set_box_aspect((1, 1, 1), zoom=0.88)
+    target.view_init(elev=elevation, azim=azimuth)
+    title = f"class, $t$ = {number(frames.times[-1])}"
+    title += f", {frames.note}" if frames.note else ""
+    handles = class_handles(range(K), K)
+    legend_above(target, [*handles, *target_handles(simplex_means is not None)], title)
+    return target
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+@style()
+def animate(
+    paths: xr.Dataset,
+    file: str | Path | None = None,
+    replicate: int = 0,
+    *,
+    learning_rate: float | None = None,
+    frames: int = 60,
+    fps: float = 12.0,
+    max_points: int = 600,
+    dpi: float = 150.0,
+    progress: bool = False,
+) -> FuncAnimation:
+    """Samples moving in the plane of the class means, in units of the size of the simplex.
+
+    Coordinates are divided by the root mean square distance of the class means from their centre, so
+    that growth does not run out of the picture: what is seen is the spread within classes shrinking
+    against the distance between them, and the means taking their places.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset
+        As for `lesde.plot.separation_fan`; at least two features and two times.
+    file : str or path, optional
+        GIF to write; folders are made, and a file that is there is replaced, whole. Default: none is written.
+    replicate : int, default 0
+        Position of the replicate shown.
+    learning_rate : float, optional
+        Which learning rate. Default: the first; the figure says which.
+    frames : int, default 60
+        Most frames: saved times evenly spaced, all if there are fewer. Times at which all class means
+        coincide have no size to divide by and are left out.
+    fps : float, default 12
+        Frames per second.
+    max_points : int, default 600
+        Most samples drawn, evenly over the classes.
+    dpi : float, default 150
+        Dots per inch of the GIF; it is one column (3.4 in) wide.
+    progress : bool, default False
+        Show a progress bar while the file is written.
+
+    Returns
+    -------
+    matplotlib.animation.FuncAnimation
+        Keep it while it is shown. In a notebook show ``IPython.display.HTML(animation.to_jshtml())``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dataset that is not paths, arguments it does not fit, or a file that is no GIF.
+
+    Notes
+    -----
+    The plane, the joins and the dashed target are those of `lesde.plot.simplex` at the last time.
+
+    Examples
+    --------
+    >>> animation = lesde.plot.animate(paths, "collapse.gif")  # doctest: +SKIP
+    """
+    trajectory = read_frames(paths, replicate, learning_rate)
+    check_integer("frames", frames, 2)
+    check_integer("max_points", max_points)
+    check_flag("progress", progress)
+    check_real("fps", fps, 0.0, open_minimum=True)
+    check_real("dpi", dpi, 0.0, open_minimum=True)
+    if file is not None and Path(file).suffix.lower() != ".gif":
+        raise ValueError(f"file must end in .gif; got {shown(str(file))}.")
+    place = None if file is None else Target(Path(file), "file", overwrite=True)
+    if place is not None:
+        place.check()
+    times = trajectory.times
+    indices = np.arange(len(times))
+    if len(times) > frames:
+        indices = np.array(at_times(times, None, frames))
+    # The scale: how far class means are from their centre.
+    centred = trajectory.means - trajectory.means.mean(axis=1, keepdims=True)
+    size = np.sqrt((centred**2).sum(-1).mean(-1))
+    floor = 1e-12 * np.abs(trajectory.means).max(axis=(1, 2))
+    indices = indices[size[indices] > floor[indices]]
+    if len(indices) < 2:
+        raise ValueError(
+            f"paths must hold at least 2 times with class means that differ; got {len(indices)}."
+        )
+    trajectory, size = trajectory.take(indices), size[indices]
+    scene = make_scene(trajectory, 2, max_points)
+
+    ax: Axes = panels(None, 1, 1, 3.6)[0, 0]
+    figure: Any = ax.figure
+    drawn = draw_plane(ax, scene, 0, float(size[0]))
+    reach = _reach(scene, size)
+    ax.set_xlim(-reach, reach)
+    ax.set_ylim(-reach, reach)
+    ax.set_aspect("equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, symmetric=True))
+        # Plain text: the default formatter's mathematical text is parsed again for every frame.
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    ax.set_xlabel(f"{scene.names[0]} / RMS distance of means")
+    ax.set_ylabel(f"{scene.names[1]} / RMS distance of means")
+    clock = ax.text(0.02, 0.98, "", transform=ax.transAxes, va="top")
+    K = trajectory.n_classes
+    title = f"class, {trajectory.note}" if trajectory.note else "class"
+    with_target = any(s is not None for s in scene.targets)
+    legend_above(ax, [*class_handles(range(K), K, False), *target_handles(with_target)], title)
+    # The layout is found once: found again for every frame it would make the picture tremble.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+    def show(frame: int) -> list[Any]:
+        scale = float(size[frame])
+        for k, points in drawn["samples"].items():
+            points.set_offsets(scene.samples[k][frame] / scale)
+        for k, point in drawn["means"].items():
+            point.set_data(*(scene.means[frame, k : k + 1] / scale).T)
+        drawn["joins"].set_segments(joins(scene.means[frame] / scale))
+        target = scene.targets[frame]
+        drawn["target"].set_segments([] if target is None else joins(target / scale))
+        clock.set_text(f"$t$ = {number(trajectory.times[frame])}")
+        return [clock]
+
+    film = FuncAnimation(figure, show, frames=len(indices), interval=1000.0 / fps, repeat=False)
+    if place is not None:
+        place.put(lambda new: _write(film, new, fps, dpi, len(indices), progress))
+    return film
+
+
+def _reach(scene: Scene, size: np.ndarray) -> float:
+    """Half the width of the picture: everything at the last time, nearly all of it at most times.
+
+    Early frames, in which samples spread far wider than the means are apart, must not make the
+    collapsed simplex a dot.
+    """
+    scaled = [np.abs(v).max(axis=-1) / size[:, None] for v in scene.samples.values()]
+    far = np.quantile(np.concatenate(scaled, axis=1), 0.99)
+    last = scene.reach(len(size) - 1) / size[-1]
+    return 1.1 * float(max(last, min(far, 3.0 * last)))
+
+
+def _write(
+    film: FuncAnimation, file: Path, fps: float, dpi: float, total: int, progress: bool
+) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=total, disable=not progress, desc="animate", unit="frame") as bar:
+        film.save(
+            str(file),
+            writer=PillowWriter(fps=fps),  # type: ignore[arg-type]
+            dpi=dpi,
+            progress_callback=lambda i, n: bar.update(),
+        )

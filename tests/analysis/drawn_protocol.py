@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from lesde.transforms import logit_directions
+from lesde.model.transforms import logit_directions
 
 STEP = 0.005
 PER_CLASS = 500

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 import lesde
 from lesde import LESDE, LabelNoise, TwoLevel
-from lesde.analysis.likelihood_search import inverse
+from lesde.analysis.calibration import inverse
 
 AB = {"a": None, "b": None}
 TRUTH = {"a": 2.0, "b": -0.5}
@@ -25,7 +25,7 @@ def draw(
     rng = np.random.default_rng(seed)
     state = np.broadcast_to(start, (replicates, *start.shape))
     rows = [state]
-    for step in model.derive().transitions(np.asarray(times, float)):
+    for step in lesde.derive(model).transitions(np.asarray(times, float)):
         state = step.mean(state) + step.noise(rng.normal(size=(step.n_normals, *state.shape)))
         rows.append(state)
     return xr.Dataset(
@@ -297,7 +297,7 @@ def test_bad_arguments():
 
 
 def test_a_search_that_is_cut_short_says_so(monkeypatch):
-    monkeypatch.setattr("lesde.analysis.likelihood_search.ITERATIONS", 1)
+    monkeypatch.setattr("lesde.analysis.calibration.ITERATIONS", 1)
     model, paths = small()
     with pytest.warns(UserWarning, match=r"did not reach a maximum .*a = .*start elsewhere"):
         fit = lesde.calibrate(paths, model, {"a": 30.0, "b": -20.0})

@@ -9,9 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import xarray as xr
-
-from lesde.analysis import class_frames
-from lesde.analysis.collapse import (
+from lesde.analysis.collapse.metrics.metrics import (
     METRICS,
     metric,
     nc1,
@@ -24,6 +22,8 @@ from lesde.analysis.collapse import (
     nc4,
     neural_collapse,
 )
+
+from lesde.analysis.collapse.metrics import frames as class_frames
 
 PLAIN = [nc1, nc1_trace, nc1_cdnv, nc2_etf, nc2_norm_cv, nc2_angle_std]
 PLAIN_NAMES = [function.__name__ for function in PLAIN]

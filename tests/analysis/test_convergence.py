@@ -8,13 +8,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from lesde.analysis.collapse.metrics.metrics import neural_collapse
 from scipy import integrate, signal, stats
 
-from lesde.analysis.collapse import neural_collapse
-from lesde.analysis.convergence import convergence
-from lesde.analysis.decay import fit_line
-from lesde.analysis.decay_window import decay_window
-from lesde.analysis.passage import first_passage, median_interval
+from lesde.analysis.convergence import (
+    convergence,
+    decay_window,
+    first_passage,
+    fit_line,
+    median_interval,
+)
 
 Z = 5  # tolerance of a statistical test, in standard errors
 

@@ -7,8 +7,7 @@ import pytest
 from scipy.optimize import linprog, nnls
 from scipy.spatial.distance import cdist
 
-from lesde.analysis.criteria import CRITERIA, Frame
-from lesde.analysis.linear_program import linear_margins
+from lesde.analysis.separation.criteria import CRITERIA, Frame, linear_margins
 
 SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 

@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
+from lesde.analysis.elasticity.fit.fit import fit_elasticity
 
-from lesde.analysis.elasticity import fit_elasticity
 from tests.analysis.test_elasticity_paths import (
     dataset,
     projections,

@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from lesde.analysis.elasticity.fit.fit import fit_elasticity, fitted_kernel
 from scipy.integrate import quad
 
-from lesde.analysis.elasticity import fit_elasticity
-from lesde.analysis.fitted_kernel import fitted_kernel
-from lesde.kernels import ClassMatrix, TwoLevel
-from lesde.model import LESDE
-from lesde.propagator import transitions
+import lesde
+from lesde.laws.transitions import transitions
+from lesde.model.kernels import ClassMatrix, TwoLevel
+from lesde.model.lesde import LESDE
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -53,7 +53,7 @@ def test_fit_simulate_compare(paths, kernel):
     """Paths made by the package with the fitted kernel and no noise are fitted with the same rates."""
     fit = fit_elasticity(paths, kernel=kernel).isel(learning_rate=0)
     model = LESDE(fitted_kernel(fit), 3, 4, [10, 20, 15], noise=0.0)
-    steps = transitions(model.derive().coefficients(), TIMES)
+    steps = transitions(lesde.derive(model).coefficients(), TIMES)
     X = np.random.default_rng(1).standard_normal((8, 3, 4))
     frames = [X]
     for step in steps:
@@ -76,7 +76,7 @@ def test_means_of_the_fitted_model_match_the_paths(paths):
         .values
     )
     X = means[0, 0]
-    for step in transitions(model.derive().coefficients(), TIMES):
+    for step in transitions(lesde.derive(model).coefficients(), TIMES):
         X = step.mean(X)
     error = means[:, -1].std(0) / np.sqrt(16)
     assert (np.abs(means[:, -1].mean(0) - X) < 5 * error).all()

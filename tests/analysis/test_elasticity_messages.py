@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.transforms import logit_directions
+from lesde.model.transforms import logit_directions
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 TIMES = np.linspace(0.0, 1.0, 5)

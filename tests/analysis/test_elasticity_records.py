@@ -7,12 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
+from lesde.analysis.elasticity.fit.published import log_ratio_elasticity
+from lesde.analysis.elasticity.fit.transitions import Steps, flow
 
 import lesde
 from lesde import LESDE, ClassMatrix, FeatureKernel, TwoLevel, fit_elasticity, simulate
-from lesde.analysis.log_ratio import log_ratio_elasticity
-from lesde.analysis.transition_flow import Steps, flow
-from lesde.study.store import read, write
+from lesde.files import read, write
 from tests.analysis.test_elasticity_paths import dataset
 
 K = 3

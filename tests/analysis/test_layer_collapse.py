@@ -8,10 +8,10 @@ import importlib
 import numpy as np
 import pytest
 import xarray as xr
+from lesde.analysis.collapse.metrics.metrics import METRICS
 
 import lesde
-from lesde.analysis import class_frames
-from lesde.analysis.collapse import METRICS
+from lesde.analysis.collapse.metrics import frames as class_frames
 
 WIDTHS = {"penultimate": 6, "conv": 40, "middle": 11, "logits": 4}
 COUNTS = {"train": (12, 20, 9, 15), "held_out": (7, 5, 8, 6)}
@@ -240,6 +240,6 @@ def test_refusals(both):
 
 
 def test_example_of_the_docstring():
-    found = doctest.testmod(importlib.import_module("lesde.analysis.layer_collapse"))
+    found = doctest.testmod(importlib.import_module("lesde.analysis.layers"))
     assert found.attempted > 0
     assert found.failed == 0

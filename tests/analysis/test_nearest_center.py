@@ -7,11 +7,18 @@ import tracemalloc
 import numpy as np
 import pytest
 import xarray as xr
+from lesde.analysis.collapse.metrics.metrics import (
+    METRICS,
+    nc3,
+    nc3_duality,
+    nc4,
+    ncc_accuracy,
+    neural_collapse,
+)
 from sklearn.neighbors import NearestCentroid
 
 import lesde
-from lesde.analysis import class_frames
-from lesde.analysis.collapse import METRICS, nc3, nc3_duality, nc4, ncc_accuracy, neural_collapse
+from lesde.analysis.collapse.metrics import frames as class_frames
 
 
 def make(seed, counts, p, leading=(), spread=1.0):

@@ -9,8 +9,8 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 import lesde
-from lesde.analysis.prediction import predict_from_law, predict_separation
-from lesde.analysis.separation_function import separation_function
+from lesde.analysis.separation.function import separation_function
+from lesde.analysis.separation.predict import predict_from_law, predict_separation
 
 
 def make_law(mean, covariance, within, count, offset=None):
@@ -237,10 +237,10 @@ def test_undefined_directions():
 @pytest.mark.parametrize("beta", [1.5, 3.5])
 def test_prediction_for_a_model_agrees_with_its_simulation(beta):
     # expanding (beta < alpha) and contracting means; null: prediction is right; 4,096 replicates
-    from lesde.analysis.prediction import predict_separation
-    from lesde.analysis.separability import separation_probability
-    from lesde.kernels import TwoLevel
-    from lesde.model import LESDE
+    from lesde.analysis.separation.predict import predict_separation
+    from lesde.analysis.separation.probability import separation_probability
+    from lesde.model.kernels import TwoLevel
+    from lesde.model.lesde import LESDE
 
     kernel = TwoLevel(alpha=2.0, beta=beta)
     model = LESDE(kernel, n_classes=2, n_features=2, n_per_class=6, noise=0.6)
@@ -262,7 +262,7 @@ def test_a_grand_mean_that_outgrows_the_gap_costs_no_digits(transform):
     model = lesde.LESDE(lesde.TwoLevel(2, 1), 2, p, 20, noise=1.0, transform=transform)
     start = np.array([[1.3, 0.3], [0.7, 0.9]])[:, :p]
     for t in (10.0, 20.0, 60.0):
-        law = model.law([0, t], initial=start)
+        law = lesde.law(model, [0, t], initial=start)
         gap = law["centred_mean"].values[1] @ np.array([1.0, -1.0])[:p]
         # I: X^1 − X^2. L: the gap along d_1 ∝ (1, −1), at the same rate (α−β)/2.
         expected = (start[0] - start[1]) @ np.array([1.0, -1.0])[:p] * np.exp(t / 2)

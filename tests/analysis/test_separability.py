@@ -12,10 +12,10 @@ import xarray as xr
 from scipy.optimize import linprog
 
 import lesde
-from lesde.analysis import separability
-from lesde.analysis.criteria import CRITERIA, DIRECTED, criterion
-from lesde.analysis.intervals import binomial_interval
-from lesde.analysis.separability import separation_probability
+from lesde.analysis.separation import probability as separability
+from lesde.analysis.separation.counting import binomial_interval
+from lesde.analysis.separation.criteria import CRITERIA, DIRECTED, criterion
+from lesde.analysis.separation.probability import separation_probability
 
 GAPS = np.array([0.5, 2.0, 4.0])
 

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.analysis.directions import gap_directions
+from lesde.analysis.separation.directions import gap_directions
 from tests.analysis.samples import COUNTS, make_paths, plain
 
 
@@ -47,7 +47,7 @@ def test_dimensions_may_be_missing_or_in_any_order():
 @pytest.mark.parametrize("block", [60, 2**17])
 def test_one_replicate_does_not_depend_on_the_others(counts, block, monkeypatch):
     """Bit for bit, also where samples are worked on in parts."""
-    from lesde import reduction
+    from lesde import paths as reduction
 
     monkeypatch.setattr(reduction, "BLOCK_VALUES", block)
     samples = np.random.default_rng(0).normal(size=(9, sum(counts), 5)).astype(np.float32)
@@ -82,7 +82,7 @@ def test_digits_are_kept_far_from_the_origin():
     rng = np.random.default_rng(2)
     steps = rng.integers(-40, 40, size=(1, 2, 30, 3))
     exact = steps / 2.0**12
-    from lesde.reduction import reduce_frame
+    from lesde.paths import reduce_frame
 
     far = exact + 2.0**40 + np.array([0.0, 3.0])[:, None, None]
     _, within, reach = reduce_frame(far.reshape(1, 60, 3), [30, 30])
@@ -96,7 +96,7 @@ def test_digits_are_kept_far_from_the_origin():
 
 
 def test_samples_that_coincide_have_no_spread():
-    from lesde.reduction import reduce_frame
+    from lesde.paths import reduce_frame
 
     value = np.array([0.1, -1e8, 3e-9])
     samples = np.tile(value, (2, 9, 1))
@@ -143,13 +143,13 @@ def test_direction_errors():
             lesde.statistics(paths, directions)
     model = lesde.LESDE(lesde.TwoLevel(1, 0), 2, 4, 5)
     with pytest.raises(ValueError, match="at the times of the paths"):
-        lesde.statistics(paths, model.law(np.linspace(0, 1, 7), initial=np.eye(2, 4)))
+        lesde.statistics(paths, lesde.law(model, np.linspace(0, 1, 7), initial=np.eye(2, 4)))
     with pytest.raises(ValueError, match=r"over the times, classes and features"):
-        lesde.statistics(paths, model.law([0, 1], initial=np.eye(2, 4)))
+        lesde.statistics(paths, lesde.law(model, [0, 1], initial=np.eye(2, 4)))
 
 
 def test_memory_of_the_result_is_checked_first(monkeypatch):
-    from lesde.simulation import result
+    from lesde import paths as result
 
     # The function of the same name hides the module from an import statement.
     module = importlib.import_module("lesde.analysis.statistics")

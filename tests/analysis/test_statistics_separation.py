@@ -9,8 +9,9 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.analysis import reduced_criteria, separability
-from lesde.analysis.directions import gap_directions
+from lesde.analysis.separation import criteria as reduced_criteria
+from lesde.analysis.separation import probability as separability
+from lesde.analysis.separation.directions import gap_directions
 from tests.analysis.samples import COUNTS, make_paths
 
 
@@ -78,7 +79,7 @@ def test_expected_gap_has_no_upward_bias():
     means[:, 0] = 0.55, -0.55
     model = lesde.LESDE(lesde.TwoLevel(0.0, 0.0), 2, 50, 10, noise=0.45)
     times = [0.0, 1.0]
-    law = model.law(times, initial=means)
+    law = lesde.law(model, times, initial=means)
     truth = float(lesde.predict_separation(model, times, initial=means).probability[-1])
     paths = lesde.simulate(model, times, initial=means, replicates=1600, dtype="float64", seed=4)
     reduced = lesde.statistics(paths, directions=law)
@@ -99,7 +100,7 @@ def test_law_without_a_gap_separates_nothing():
     model = lesde.LESDE(lesde.TwoLevel(1.0, -1.0), 2, 3, 4, noise=0.3)
     means = np.ones((2, 3))
     paths = lesde.simulate(model, [0, 1], initial=means, replicates=32)
-    reduced = lesde.statistics(paths, directions=model.law([0, 1], initial=means))
+    reduced = lesde.statistics(paths, directions=lesde.law(model, [0, 1], initial=means))
     assert not lesde.separation_probability(reduced).successes.any()
     assert np.isfinite(reduced["reach_expected"].values[..., [0, 1], [1, 0]]).all()
 

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.study.store import write
+from lesde.files import write
 from tests.analysis.samples import COUNTS, make_paths
 from tests.plot.conftest import legend_texts
 
@@ -58,7 +58,7 @@ def test_stored_statistics(tmp_path: Path):
     """A store read lazily gives the same as statistics in memory, on the command line too."""
     from typer.testing import CliRunner
 
-    from lesde.cli import app
+    from lesde.cli.commands import app
 
     paths = make_paths((5, 7, 4), "float32", replicates=12)
     write(paths, tmp_path / "paths.zarr")
@@ -116,7 +116,7 @@ def test_figure_of_class_means():
 
 def test_a_law_is_no_statistics():
     """A law has means and covariances of processes, not of samples."""
-    law = lesde.LESDE(lesde.TwoLevel(1, 0), 2, 4, 5).law([0.0, 1.0], initial=np.eye(2, 4))
+    law = lesde.law(lesde.LESDE(lesde.TwoLevel(1, 0), 2, 4, 5), [0.0, 1.0], initial=np.eye(2, 4))
     for analysis in (lesde.neural_collapse, lesde.separation_probability, lesde.fit_elasticity):
         with pytest.raises(ValueError, match="features missing"):
             analysis(law)

@@ -74,15 +74,15 @@ def test_closed_solution_is_that_of_the_ode(counts, transform):
     initial = np.random.default_rng(5).normal(size=(K, K))
     for kernel, strength in kernels(K):
         model = lesde.LESDE(kernel, K, K, list(counts), transform=transform)
-        solution = model.derive().solution
+        solution = lesde.derive(model).solution
         assert solution is not None
         expected = solved(strength, counts, transform, initial)
         np.testing.assert_allclose(
             solution.evaluate(TIMES, initial), expected, rtol=0, atol=2e-10 * np.abs(expected).max()
         )
     model = lesde.LESDE(lesde.TwoLevel(2, -0.5), K, K, list(counts), transform=transform)
-    assert "Solution of the mean ODE" in model.derive().text()
-    assert r"\bar{X}" in model.derive().latex()
+    assert "Solution of the mean ODE" in lesde.derive(model).text()
+    assert r"\bar{X}" in lesde.derive(model).latex()
 
 
 def test_unevaluated_levels_of_classes_with_and_without_partners():
@@ -90,14 +90,16 @@ def test_unevaluated_levels_of_classes_with_and_without_partners():
     groups, counts = [0, 1, 1], [4, 3, 3]
     E = grouped(groups, 2, 0.5, -0.3)
     initial = np.random.default_rng(1).normal(size=(3, 3))
-    solution = lesde.LESDE(
-        lesde.Hierarchical(groups, "2*a", "0.5*a", "-0.3*a", parameters={"a": None}),
-        3,
-        3,
-        counts,
-        transform="logits",
-    ).derive()
-    numbers = solution.model.substitute(a=1).derive().solution.evaluate(TIMES, initial)
+    solution = lesde.derive(
+        lesde.LESDE(
+            lesde.Hierarchical(groups, "2*a", "0.5*a", "-0.3*a", parameters={"a": None}),
+            3,
+            3,
+            counts,
+            transform="logits",
+        )
+    )
+    numbers = lesde.derive(solution.model.substitute(a=1)).solution.evaluate(TIMES, initial)
     expected = solved(lambda t: E, counts, "logits", initial)
     np.testing.assert_allclose(numbers, expected, atol=1e-10 * np.abs(expected).max())
     assert "Solution" in solution.text()
@@ -112,7 +114,7 @@ def test_complex_rates_that_change_in_time():
     initial = np.random.default_rng(0).normal(size=(K, K))
     for transform in ("identity", "logits"):
         model = lesde.LESDE(lesde.ClassMatrix(rows.tolist()), K, K, 10, transform=transform)
-        got = model.derive().solution.evaluate(TIMES, initial)
+        got = lesde.derive(model).solution.evaluate(TIMES, initial)
         expected = solved(
             lambda t: rest + (2 + np.exp(-(t**2)) * np.cos(3 * t)) * np.eye(K),
             [10] * K,
@@ -129,7 +131,7 @@ def test_a_switch_whose_exponentials_overflow_on_the_way(transform):
     kernel = lesde.TwoLevel("1/(1+exp(20*(t-1)))", 0)
     means = np.array([[1, 0.2], [-0.1, 0.3]])
     model = lesde.LESDE(kernel, 2, 2, transform=transform)
-    got = model.derive().solution.evaluate([0, 1, 50], means)[-1]
+    got = lesde.derive(model).solution.evaluate([0, 1, 50], means)[-1]
     area = mpmath.quad(lambda t: 1 / (1 + mpmath.exp(20 * (t - 1))), [0, 0.5, 1, 1.5, 3, 50])
     grown = float(mpmath.exp(area / 2))
     if transform == "identity":

@@ -11,9 +11,12 @@ import pytest
 import sympy as sp
 import torch
 
+import lesde
 from lesde import LESDE, FeatureKernel, TwoLevel
-from lesde.derivation import FeatureDerivation, microscopic, pair_rule
-from lesde.simulation.interaction import Interaction
+from lesde.derivation import rule as microscopic
+from lesde.derivation import rule as pair_rule
+from lesde.derivation.derivation import FeatureDerivation
+from lesde.processes.pairs import Interaction
 from tests.derivation.systems import logit_matrices, words
 
 K, P, COUNTS, T = 3, 2, [2, 5, 3], 0.7
@@ -68,7 +71,7 @@ def averages(system, i: int, j: int) -> dict[str, np.ndarray]:
 
 def test_drift_is_the_mean_over_all_draws(system):
     model, _, X, _, kicks = system
-    derivation = model.derive()
+    derivation = lesde.derive(model)
     numbers = Interaction(derivation.coefficients(), torch.float64).drift(torch.tensor(X)[None], T)
     for i, k in enumerate(model.labels):
         drift = words(derivation.drift[k], {}, averages(system, i, i))[:, 0]
@@ -78,7 +81,7 @@ def test_drift_is_the_mean_over_all_draws(system):
 
 def test_sampling_covariance_is_that_over_all_draws(system):
     model, _, _, _, kicks = system
-    derivation = model.derive()
+    derivation = lesde.derive(model)
     centred = kicks - kicks.mean(1, keepdims=True)
     h = 0.05
     for i, j in [(0, 0), (0, 1), (0, 4), (9, 3), (5, 5)]:
@@ -111,13 +114,15 @@ def test_mean_drift_is_that_of_samples_at_their_class_means(system):
     means = np.stack([X[model.labels == k].mean(0) for k in range(K)])
     means[1] = 0.0  # a mean at the origin has cosine 0
     samples = torch.tensor(means[model.labels])[None]
-    full = Interaction(model.derive().coefficients(), torch.float64).drift(samples, T)[0].numpy()
-    drift = model.derive().mean_drift(means, T)
+    full = (
+        Interaction(lesde.derive(model).coefficients(), torch.float64).drift(samples, T)[0].numpy()
+    )
+    drift = lesde.derive(model).mean_drift(means, T)
     np.testing.assert_allclose(full, drift[model.labels], rtol=1e-12, atol=1e-14)
-    batch = model.derive().mean_drift(np.stack([means, 2 * means]), T)
+    batch = lesde.derive(model).mean_drift(np.stack([means, 2 * means]), T)
     np.testing.assert_allclose(batch[0], drift, rtol=1e-15)
     with pytest.raises(ValueError, match="means must have shape"):
-        model.derive().mean_drift(means[:2], T)
+        lesde.derive(model).mean_drift(means[:2], T)
 
 
 def test_mean_ode_says_what_mean_drift_computes(system):
@@ -134,15 +139,15 @@ def test_mean_ode_says_what_mean_drift_computes(system):
             scalars[sp.Symbol(f"c_{name}", real=True)] = g / norm
     values = {f"Xbar_{l + 1}": means[l][:, None] for l in range(K)}
     values |= {f"H_{l + 1}": matrices[l] for l in range(K)}
-    expected = model.derive().mean_drift(means, T)
-    for k, equation in enumerate(model.derive().mean_ode):
+    expected = lesde.derive(model).mean_drift(means, T)
+    for k, equation in enumerate(lesde.derive(model).mean_ode):
         right = words(equation.rhs, scalars, values)[:, 0]
         np.testing.assert_allclose(right, expected[k], rtol=1e-12)
 
 
 def test_what_needs_a_linear_drift_is_absent_and_says_why():
     model = LESDE(FeatureKernel(FORMULA), 3, 2)
-    d = model.derive()
+    d = lesde.derive(model)
     assert isinstance(d, FeatureDerivation)
     assert (d.modes, d.is_closed, d.solution, d.separation_rate) == ((), False, None, None)
     assert (d.nc1_rate, d.nc2_rate, d.critical_constant, d.class_model) == (None,) * 4
@@ -159,16 +164,16 @@ def test_what_needs_a_linear_drift_is_absent_and_says_why():
 
 def test_formula_without_features_has_a_class_model():
     model = LESDE(FeatureKernel("2*s - (1-s)/(1+t)"), 3, 2, [2, 3, 4], noise=0.2)
-    twin = model.derive().class_model
+    twin = lesde.derive(model).class_model
     assert isinstance(twin.kernel, TwoLevel)
     assert twin.counts.tolist() == [2, 3, 4]
     assert twin.noise == 0.2
-    assert "equals the one with this class kernel" in model.derive().text()
-    assert "E_kk} &= 2" in model.derive().latex().replace("E_{kk", "E_kk")
+    assert "equals the one with this class kernel" in lesde.derive(model).text()
+    assert "E_kk} &= 2" in lesde.derive(model).latex().replace("E_{kk", "E_kk")
     means = np.arange(6.0).reshape(3, 2) ** 2
     np.testing.assert_allclose(
-        model.derive().mean_drift(means, T),
-        twin.derive().coefficients().weights(np.array([T]))[0] @ means,
+        lesde.derive(model).mean_drift(means, T),
+        lesde.derive(twin).coefficients().weights(np.array([T]))[0] @ means,
         rtol=1e-14,
     )
 
@@ -184,7 +189,7 @@ REPORTED = {
 
 @pytest.mark.parametrize("name", REPORTED)
 def test_report_in_latex_balances_and_says_what_is_derived(name):
-    latex = REPORTED[name].derive().latex(document=True)
+    latex = lesde.derive(REPORTED[name]).latex(document=True)
     assert latex.startswith(r"\documentclass")
     assert latex.rstrip().endswith(r"\end{document}")
     assert latex.count("{") == latex.count("}")
@@ -201,8 +206,8 @@ def test_report_in_latex_balances_and_says_what_is_derived(name):
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_reports_compile(tmp_path):
-    bodies = [model.derive().latex() for model in REPORTED.values()]
-    first = REPORTED["powers"].derive().latex(document=True)
+    bodies = [lesde.derive(model).latex() for model in REPORTED.values()]
+    first = lesde.derive(REPORTED["powers"]).latex(document=True)
     head = first[: first.index(r"\subsection*")]
     (tmp_path / "all.tex").write_text(head + "\n\\newpage\n".join(bodies) + "\\end{document}\n")
     done = subprocess.run(
@@ -213,11 +218,11 @@ def test_reports_compile(tmp_path):
 
 
 def test_text_and_notebook_forms():
-    derivation = REPORTED["all variables"].derive()
+    derivation = lesde.derive(REPORTED["all variables"])
     text = derivation.text()
     for word in ("Microscopic rule", "‖X_i − X_J‖²", "κ(s=1)", "X̄", derivation.why_open):
         assert word in text
     assert "Σ(l)⋅wₗ" in text
     assert derivation._repr_latex_() == derivation.latex()
     assert repr(derivation).endswith("no closed form")
-    assert "has no value for a" not in REPORTED["free"].derive().text()
+    assert "has no value for a" not in lesde.derive(REPORTED["free"]).text()

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+import lesde
 from lesde import LESDE, ClassMatrix, LabelNoise, TwoLevel
 from tests.derivation.systems import CLOSED, OPEN
 
@@ -45,7 +46,7 @@ def test_equations_are_read_by_mathtext(name):
     mathtext = pytest.importorskip("matplotlib.mathtext")
     parser = mathtext.MathTextParser("path")
     read = 0
-    for line in equations(REPORTED[name].derive().latex()):
+    for line in equations(lesde.derive(REPORTED[name]).latex()):
         if r"\begin" in line or "operatorname" in line:
             continue
         line = line.replace(r"\quad", r"\ ").replace(r"\limits", "")
@@ -60,8 +61,8 @@ def test_equations_are_read_by_mathtext(name):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_all_reports_compile(tmp_path):
     """One document of all models, without errors and without lines wider than the page."""
-    bodies = [model.derive().latex() for model in REPORTED.values()]
-    first = REPORTED["unevaluated I"].derive().latex(document=True)
+    bodies = [lesde.derive(model).latex() for model in REPORTED.values()]
+    first = lesde.derive(REPORTED["unevaluated I"]).latex(document=True)
     head = first[: first.index(r"\subsection*")]
     (tmp_path / "all.tex").write_text(head + "\n\\newpage\n".join(bodies) + "\\end{document}\n")
     done = subprocess.run(
@@ -74,7 +75,7 @@ def test_all_reports_compile(tmp_path):
 
 @pytest.mark.parametrize("name", REPORTED)
 def test_braces_and_environments_balance(name):
-    latex = REPORTED[name].derive().latex(document=True)
+    latex = lesde.derive(REPORTED[name]).latex(document=True)
     assert latex.count("{") == latex.count("}")
     assert latex.count(r"\left") - latex.count(r"\leftarrow") == latex.count(r"\right")
     for environment in re.findall(r"\\begin\{(.*?)\}", latex):
@@ -82,20 +83,20 @@ def test_braces_and_environments_balance(name):
 
 
 def test_what_is_printed_is_what_is_derived():
-    latex = LESDE(TwoLevel(), 3, 2).derive().latex()
+    latex = lesde.derive(LESDE(TwoLevel(), 3, 2)).latex()
     text = " ".join(latex.split())
     assert r"\frac{\alpha{\left(t \right)} - \beta{\left(t \right)}}{3}" in text
     assert r"c^{*} &= \frac{3}{2}" in text
     assert "multiplicity 4" in text
     assert r"\sigma_{k}" in text
-    changed = LESDE(TwoLevel(), 5, 2).derive().latex()
+    changed = lesde.derive(LESDE(TwoLevel(), 5, 2)).latex()
     assert r"c^{*} &= \frac{5}{2}" in changed
     for title in ("Microscopic rule", "Drift", "Diffusion", "Modes", "Solution", "Rates"):
         assert rf"\subsection*{{{title}" in latex
 
 
 def test_noise_is_shown_as_a_function_of_time():
-    in_time = REPORTED["noise in time"].derive()
+    in_time = lesde.derive(REPORTED["noise in time"])
     assert r"\sigma_{k} &= \frac{3}{10 \left(t + 1\right)}" in in_time.latex()
     assert "10⋅(t + 1)" in in_time.text()
     assert in_time.diffusion.factor(1).subs({"t": 2}).is_positive is not False
@@ -103,22 +104,22 @@ def test_noise_is_shown_as_a_function_of_time():
     assert r"\int\limits_{t_{0}}^{t} \sigma^{2}{\left(\tau \right)}" in in_time.latex()
     assert in_time.critical_constant is None
     assert "No closed form for c_crit: the noise depends on time." in in_time.text()
-    classes = REPORTED["noise of classes"].derive().text()
+    classes = lesde.derive(REPORTED["noise of classes"]).text()
     assert "σ₁ = t" in classes
     assert "Every class has its own noise" in classes
     assert r"\left[\begin{matrix}e^{- t} & 0\\t & 1\end{matrix}\right]" in (
-        REPORTED["noise matrix"].derive().latex()
+        lesde.derive(REPORTED["noise matrix"]).latex()
     )
-    callables = REPORTED["noise callables"].derive().latex()
+    callables = lesde.derive(REPORTED["noise callables"]).latex()
     assert r"\sigma_{k} &= \sigma_{11}{\left(t \right)}" in callables
-    assert "not written out" in REPORTED["noise matrix, large"].derive().text()
-    plain = LESDE(TwoLevel(), 3, 2, noise=0.3).derive()
+    assert "not written out" in lesde.derive(REPORTED["noise matrix, large"]).text()
+    plain = lesde.derive(LESDE(TwoLevel(), 3, 2, noise=0.3))
     assert r"\sigma_{k} &=" not in plain.latex()
     assert float(plain.critical_constant) == 1.5
 
 
 def test_text_and_notebook_forms():
-    derivation = LESDE(TwoLevel("2/(1+t)", -0.5), 3, 2).derive()
+    derivation = lesde.derive(LESDE(TwoLevel("2/(1+t)", -0.5), 3, 2))
     text = derivation.text()
     for word in ("Microscopic rule", "X̄", "multiplicity 4"):
         assert word in text

@@ -7,9 +7,8 @@ import pytest
 import sympy as sp
 import torch
 
-from lesde.differentiable.formulas import BoundTable, Evaluation
-from lesde.entries import EntryTable
-from lesde.formula import TIME, parse_formula
+from lesde.laws.system import BoundTable, Evaluation
+from lesde.model.formula import TIME, EntryTable, parse_formula
 
 TIMES = np.array([0.3, 0.7, 1.0, 2.5])
 NUMBERS = {"a": 0.6, "b": -1.3, "r": 0.4}

@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import lesde
 from lesde import LESDE, ClassMatrix, Diverged, Hierarchical, LabelNoise, TwoLevel
-from lesde.differentiable.system import clean
+from lesde.laws.system import clean
 
 RNG = np.random.default_rng(42)
 MATRIX = RNG.normal(size=(3, 3, 3)) * 0.7
@@ -95,8 +95,8 @@ CASES += [("constant", t, n, "random") for t in TRANSFORMS for n in ("per class"
 def test_equals_the_law_without_gradients(kernel, transform, noise, start):
     initial = INITIAL if start == "given" else None
     model, values = model_of(kernel, transform, noise)
-    law = model.law(TIMES, initial, differentiable=True, parameters=values)
-    expected = model.substitute(**values).law(TIMES, initial)
+    law = lesde.tensor_law(model, TIMES, initial, parameters=values)
+    expected = lesde.law(model.substitute(**values), TIMES, initial)
     for name in VARIABLES:
         assert relative(getattr(law, name), expected[name].values) < 1e-12
         assert getattr(law, name).dtype == torch.float64
@@ -109,7 +109,7 @@ def test_the_contrasts_keep_their_digits():
     kernel = TwoLevel("a", "b", free("a", "b"))
     model = LESDE(kernel, 4, 2, 10)
     means = RNG.normal(size=(4, 2))
-    law = model.law([0, 60], means, differentiable=True, parameters={"a": 1.0, "b": 0.9})
+    law = lesde.tensor_law(model, [0, 60], means, parameters={"a": 1.0, "b": 0.9})
     expected = means - means.mean(0)
     np.testing.assert_allclose(law.centred_mean[1], np.exp(0.1 / 4 * 60) * expected, rtol=1e-11)
 
@@ -119,7 +119,9 @@ def differences(model, values, name, initial, step=2e-3):
     total = 0.0
     for k, weight in ((1, 8.0), (2, -1.0)):
         up, down = (
-            model.substitute(**{**values, name: values[name] + sign * k * step}).law(TIMES, initial)
+            lesde.law(
+                model.substitute(**{**values, name: values[name] + sign * k * step}), TIMES, initial
+            )
             for sign in (1, -1)
         )
         total = total + weight * (up[list(VARIABLES)] - down[list(VARIABLES)])
@@ -151,9 +153,7 @@ def test_gradients_are_the_differences_of_the_law_without_them(kernel, transform
         at = torch.tensor(values[name], dtype=torch.float64)
 
         def law(value, name=name):
-            found = model.law(
-                TIMES, INITIAL, differentiable=True, parameters={**values, name: value}
-            )
+            found = lesde.tensor_law(model, TIMES, INITIAL, parameters={**values, name: value})
             return tuple(getattr(found, variable) for variable in VARIABLES)
 
         # A vector through the tensors: the derivative of every entry in one pass.
@@ -171,8 +171,8 @@ def test_reverse_gradients_to_parameters_and_initial_state(kernel, transform):
     names = list(values)
 
     def law(initial, *at):
-        found = model.law(
-            TIMES[:3], initial, differentiable=True, parameters=dict(zip(names, at, strict=True))
+        found = lesde.tensor_law(
+            model, TIMES[:3], initial, parameters=dict(zip(names, at, strict=True))
         )
         return found.mean[1:], found.covariance[1:]
 
@@ -185,10 +185,10 @@ def test_reverse_gradients_to_parameters_and_initial_state(kernel, transform):
 def test_gradients_to_samples_reach_every_sample():
     model, values = model_of("constant", "I", "scalar")
     samples = torch.tensor(RNG.normal(size=(31, 3)), requires_grad=True)
-    law = model.law([0, 1], samples, differentiable=True, parameters=values)
+    law = lesde.tensor_law(model, [0, 1], samples, parameters=values)
     law.mean[1, 1, 0].backward()
     means = torch.tensor(INITIAL, requires_grad=True)
-    model.law([0, 1], means, differentiable=True, parameters=values).mean[1, 1, 0].backward()
+    lesde.tensor_law(model, [0, 1], means, parameters=values).mean[1, 1, 0].backward()
     each = means.grad / torch.tensor(COUNTS)[:, None]
     expected = each.repeat_interleave(torch.tensor(COUNTS), 0)
     torch.testing.assert_close(samples.grad, expected, rtol=1e-14, atol=0)
@@ -201,7 +201,7 @@ def test_a_strength_that_is_zero_now_has_a_gradient():
     model = LESDE(kernel, 2, 1, 10)
     d = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     start = [[1.0], [1.0]]
-    law = model.law([0, 1], start, differentiable=True, parameters={"a": 1.0, "d": d})
+    law = lesde.tensor_law(model, [0, 1], start, parameters={"a": 1.0, "d": d})
     law.mean[1, 0, 0].backward()  # X̄¹ grows by d X̄²/2 per unit of time: slope exp(1/2)/2
     assert float(d.grad) == pytest.approx(np.exp(0.5) / 2, rel=1e-13)
     matrix = torch.tensor([[[1.0, 1e-17], [0.0, 1.0]]], dtype=torch.float64, requires_grad=True)
@@ -216,15 +216,15 @@ def test_jumps_and_kinks_at_fixed_places():
     values = {"a": 2.0, "b": -1.0, "c": 1.3}
     model = LESDE(kernel, 3, 2)
     means = INITIAL[:, :2]
-    law = model.law([0, 2.0], means, differentiable=True, parameters=values)
-    expected = model.substitute(**values).law([0, 2.0], means)
+    law = lesde.tensor_law(model, [0, 2.0], means, parameters=values)
+    expected = lesde.law(model.substitute(**values), [0, 2.0], means)
     assert relative(law.mean, expected["mean"].values) < 1e-12
     assert relative(law.covariance, expected["covariance"].values) < 1e-12
     # Contrasts grow with ∫(α − β)/3 = (0.7123 a + 1.2877 b − c²/2)/3.
     slopes = {"a": 0.7123, "b": 1.2877, "c": -values["c"]}
     for name, slope in slopes.items():
         at = torch.tensor(values[name], dtype=torch.float64, requires_grad=True)
-        found = model.law([0, 2.0], means, differentiable=True, parameters={**values, name: at})
+        found = lesde.tensor_law(model, [0, 2.0], means, parameters={**values, name: at})
         (gradient,) = torch.autograd.grad(found.centred_mean[1, 0, 0], at)
         expected_slope = slope / 3 * float(found.centred_mean[1, 0, 0].detach())
         assert float(gradient) == pytest.approx(expected_slope, rel=1e-10)
@@ -234,10 +234,10 @@ def test_jumps_and_kinks_at_fixed_places():
 @pytest.mark.parametrize("noise", ["scalar", "full", "full per class", "in time"])
 def test_likelihood_is_that_of_the_gaussian_transitions(transform, noise):
     model, values = model_of("power", transform, noise)
-    law = model.law(TIMES, INITIAL, differentiable=True, parameters=values)
+    law = lesde.tensor_law(model, TIMES, INITIAL, parameters=values)
     paths = RNG.normal(size=(5, 4, 3, 3))
     expected = 0.0
-    for i, step in enumerate(model.substitute(**values).derive().transitions(TIMES)):
+    for i, step in enumerate(lesde.derive(model.substitute(**values)).transitions(TIMES)):
         centre = step.mean(paths[:, i]).reshape(5, 9)
         covariance = step.covariance().reshape(9, 9)
         for x, m in zip(paths[:, i + 1].reshape(5, 9), centre, strict=True):
@@ -252,31 +252,31 @@ def test_likelihood_is_that_of_the_gaussian_transitions(transform, noise):
 
 def test_bad_arguments():
     model, values = model_of("constant", "I", "scalar")
-    law = model.law(TIMES, INITIAL, differentiable=True, parameters=values)
+    law = lesde.tensor_law(model, TIMES, INITIAL, parameters=values)
     with pytest.raises(
         ValueError, match=r"means must have shape \(replicate, 4, 3, 3\).*\(2, 4, 3, 2\)"
     ):
         law.log_likelihood(np.zeros((2, 4, 3, 2)))
     with pytest.raises(ValueError, match="means must be finite"):
         law.log_likelihood(np.full((1, 4, 3, 3), np.nan))
-    one = model.law([0.0], INITIAL, differentiable=True, parameters=values)
+    one = lesde.tensor_law(model, [0.0], INITIAL, parameters=values)
     assert one.mean.shape == (1, 3, 3)
     with pytest.raises(ValueError, match="at least 2 times"):
         one.log_likelihood(np.zeros((1, 1, 3, 3)))
     still = LESDE(TwoLevel(1, 0), 3, 3, noise=[0.1, 0.0, 0.1])
-    silent = still.law([0, 1], INITIAL, differentiable=True)
+    silent = lesde.tensor_law(still, [0, 1], INITIAL)
     with pytest.raises(ValueError, match="noise must move the class means in every direction"):
         silent.log_likelihood(np.zeros((1, 2, 3, 3)))
     with pytest.raises(ValueError, match="no value for b"):
-        model.law(TIMES, INITIAL, differentiable=True, parameters={"a": 1.0})
+        lesde.tensor_law(model, TIMES, INITIAL, parameters={"a": 1.0})
     with pytest.raises(ValueError, match=r"initial must have shape"):
-        model.law(TIMES, torch.zeros(2, 3), differentiable=True, parameters=values)
+        lesde.tensor_law(model, TIMES, torch.zeros(2, 3), parameters=values)
 
 
 def test_kernels_of_the_features_are_refused():
     model = LESDE(lesde.FeatureKernel("exp(-r2)"), 2, 2, 5)
     with pytest.raises(ValueError, match="needs a kernel of classes and time"):
-        model.law([0, 1], differentiable=True)
+        lesde.tensor_law(model, [0, 1])
 
 
 @pytest.mark.parametrize(("alpha", "a"), [("a", 2000.0), ("a + t", 100.0), ("a*exp(t)", 1.0)])
@@ -285,13 +285,13 @@ def test_overflow_is_told_with_its_time(alpha, a):
     with pytest.raises(
         Diverged, match=r"stopped being finite at time .*weaken the kernel"
     ) as error:
-        model.law([0, 0.01, 20.0], np.eye(2), differentiable=True, parameters={"a": a})
+        lesde.tensor_law(model, [0, 0.01, 20.0], np.eye(2), parameters={"a": a})
     assert 0.01 < error.value.time <= 20
 
 
 def test_a_pole_is_told():
     model = LESDE(TwoLevel("a/(1-t)", 0, free("a")), 2, 2)
     with pytest.raises(ValueError, match=r"alpha = .*1/\(1 - t\) .*t = 1"):
-        model.law([0, 2], np.eye(2), differentiable=True, parameters={"a": 2.0})
+        lesde.tensor_law(model, [0, 2], np.eye(2), parameters={"a": 2.0})
     with pytest.raises(ValueError, match=r"alpha = 1/\(1 - t\) is not finite at t = 1"):
-        model.law([0, 1], np.eye(2), differentiable=True, parameters={"a": 2.0})
+        lesde.tensor_law(model, [0, 1], np.eye(2), parameters={"a": 2.0})

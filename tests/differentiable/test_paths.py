@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 
 import lesde
 from lesde import LESDE, ClassMatrix, Diverged, TwoLevel
-from lesde.differentiable import tensor_paths
+from lesde.processes.tensor_paths import tensor_paths
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.normal(size=(3, 3, 3)) * 0.5

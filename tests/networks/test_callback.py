@@ -14,9 +14,9 @@ from torch import nn
 
 import lesde
 from lesde.networks import digits, mlp, open_records, record_ensemble, saving_times
-from lesde.networks.callback_clock import Clock
+from lesde.networks.callback import Clock
 from lesde.networks.ensemble import child_seed
-from lesde.networks.sampling import SampleOrder
+from lesde.networks.training import SampleOrder
 
 from .own_loop import Loop
 

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from lesde.networks import geo_mnist, lenet, mlp, record_ensemble, train_ensemble
-from lesde.networks.engine import Trainer
-from lesde.networks.runs import Job
-from lesde.networks.sharing import one_after_another, parts_of, threads
+from lesde.networks.ensemble import one_after_another, parts_of, threads
+from lesde.networks.training import Job, Trainer
 
 from .architectures import convolutional, ensemble_of
 
@@ -23,7 +22,7 @@ def shapes():
 @pytest.fixture
 def small_parts(monkeypatch):
     """As if every network were large enough for a part of its own."""
-    monkeypatch.setattr("lesde.networks.sharing._LEAST", 1)
+    monkeypatch.setattr("lesde.networks.ensemble._LEAST", 1)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -77,7 +76,7 @@ def test_an_error_in_a_thread_comes_out(data, small_parts, monkeypatch):
     def fail(*_):
         raise RuntimeError("in a thread")
 
-    monkeypatch.setattr("lesde.networks.stacked.Linear.backward", fail)
+    monkeypatch.setattr("lesde.networks.layers.Linear.backward", fail)
     torch.set_num_threads(2)
     with pytest.raises(RuntimeError, match="in a thread"):
         train(data, lambda: mlp(64, (), 4), 4)

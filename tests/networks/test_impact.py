@@ -13,7 +13,7 @@ import lesde
 from lesde.networks import collect, measure_impact, mlp, record_ensemble, with_label_noise
 from lesde.networks import impact as impact_module
 from lesde.networks.ensemble import child_seed
-from lesde.networks.sampling import SampleOrder
+from lesde.networks.training import SampleOrder
 
 from .architectures import ARCHITECTURES, Residual, dense, ensemble_of
 

@@ -8,14 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from lesde.networks import (
-    lenet,
-    mnist,
-    mnist_sample,
-    record_ensemble,
-    with_class_counts,
-    with_label_noise,
-)
+from lesde.networks import data as mnist
+from lesde.networks import lenet, mnist_sample, record_ensemble, with_class_counts, with_label_noise
 
 
 def images():

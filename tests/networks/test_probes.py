@@ -10,14 +10,7 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.networks import (
-    collect,
-    digits,
-    mlp,
-    probe_both,
-    record_ensemble,
-    split_records,
-)
+from lesde.networks import collect, digits, mlp, probe_both, record_ensemble, split_records
 
 LAYERS = ("logits", "activation1", "penultimate")
 SETTINGS = {"classes": 4, "n_train_per_class": 30, "n_probe_per_class": 8, "seed": 3}

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lesde.networks import saving_times
-from lesde.networks.sampling import SampleOrder
-from lesde.networks.schedule import iterations_of
+from lesde.networks.training import SampleOrder, iterations_of
 
 
 def test_saving_times_land_on_iterations_of_every_rate():

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from lesde.networks import lenet
-from lesde.networks.ensemble import Ensemble
-from lesde.networks.gradients import ChainStep, make_step, mapped_step
+from lesde.networks.ensemble import ChainStep, Ensemble, make_step, mapped_step
 
 NETWORKS = {
     "lenet": (lambda: lenet(3), (1, 32, 32)),

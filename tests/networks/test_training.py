@@ -18,10 +18,9 @@ from lesde.networks import (
     train_ensemble,
     with_label_noise,
 )
-from lesde.networks.chain import chain_of
-from lesde.networks.ensemble import child_seed
-from lesde.networks.gradients import ChainStep, make_step, mapped_step
-from lesde.networks.sampling import SampleOrder
+from lesde.networks.ensemble import ChainStep, child_seed, make_step, mapped_step
+from lesde.networks.layers import chain_of
+from lesde.networks.training import SampleOrder
 
 from .architectures import ARCHITECTURES, Residual, convolutional, dense, ensemble_of
 
@@ -125,7 +124,7 @@ def test_a_replicate_does_not_depend_on_its_company(data, name):
 
 def test_result_does_not_depend_on_what_is_saved_or_gathered(data, monkeypatch):
     (sparse,) = train_ensemble(data, dense, 0.05, 2, [0, 4.0])
-    monkeypatch.setattr("lesde.networks.engine._GATHER", 1000)
+    monkeypatch.setattr("lesde.networks.training._GATHER", 1000)
     (often,) = train_ensemble(data, dense, 0.05, 2, [0, 0.3, 0.35, 2.0, 4.0])
     np.testing.assert_array_equal(sparse.features["logits"][:, -1], often.features["logits"][:, -1])
 
@@ -289,7 +288,7 @@ def test_small_networks_train_on_one_thread_and_the_setting_comes_back(data, mon
     try:
         for enough, wanted in ((2**23, [1, 1]), (1, [3, 3])):
             threads = []
-            monkeypatch.setattr("lesde.networks.engine._WORTH_THREADS", enough)
+            monkeypatch.setattr("lesde.networks.training._WORTH_THREADS", enough)
             runs = train_ensemble(data, dense, 0.1, 2, [0, 1.0], progress=note)
             with pytest.raises(KeyboardInterrupt):
                 next(runs)

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 import lesde
 from lesde import plot
-from lesde.plot.truth import true_elasticity
+from lesde.plot.elasticities import true_elasticity
 from tests.plot.conftest import band_edges, drawn_inside, legend_texts
 
 TIMES = np.linspace(0.5, 4.5, 9)

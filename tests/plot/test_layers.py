@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from lesde import plot
-from lesde.plot.layer_axes import short_names
+from lesde.plot.layers import short_names
 from lesde.plot.style import colours_of_rates
 from tests.plot.conftest import apart, band_edges, drawn_inside, legend_texts, tick_label_boxes
 

@@ -102,7 +102,7 @@ def test_fit_truth_and_means(model, paths, swept):
         rtol=1e-9,
         atol=1e-9,
     )
-    law = model.law(TIMES, initial=START)
+    law = lesde.law(model, TIMES, initial=START)
     axes = plot.class_means(paths, law)
     np.testing.assert_allclose(axes[0].get_lines()[0].get_ydata(), law["mean"][:, 0, 0])
     assert drawn_inside(axes[0].figure)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lesde import plot
-from lesde.plot.geometry import nearest_simplex, principal_axes
+from lesde.plot.frames import nearest_simplex, principal_axes
 from tests.plot.conftest import (
     apart,
     class_mean,

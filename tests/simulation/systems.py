@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from lesde.kernels import ClassMatrix
-from lesde.model import LESDE
+from lesde.model.kernels import ClassMatrix
+from lesde.model.lesde import LESDE
 
 CONSTANT = [["1.2", "-0.6", "0.3"], ["-0.4", "0.9", "-0.5"], ["0.2", "-0.8", "1.1"]]
 VARYING = [

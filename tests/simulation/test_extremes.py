@@ -12,11 +12,11 @@ from scipy.integrate import quad
 from scipy.special import erfcx, log_ndtr, ndtr, wofz
 from scipy.stats import halfnorm, kstest, norm
 
-from lesde.analysis.prediction import predict_from_law
-from lesde.simulation import centred_maxima, extremes
-from lesde.simulation.centred_maxima import _BelowLevel, largest_of_centred
-from lesde.simulation.extremes import draw_reach
-from lesde.simulation.noise import BlockNoise
+from lesde.analysis.separation.predict import predict_from_law
+from lesde.processes import deviations as centred_maxima
+from lesde.processes import deviations as extremes
+from lesde.processes.deviations import _BelowLevel, draw_reach, largest_of_centred
+from lesde.processes.random import BlockNoise
 
 SIGMAS = 5.0
 # Two-sided at 5 sigma. This file makes some 400 Kolmogorov-Smirnov comparisons: at 1e-4 each, one of

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import lesde
 from lesde import LESDE, FeatureKernel, TwoLevel
-from lesde.simulation.interaction import Interaction
-from lesde.simulation.pair_layout import make_layout
+from lesde.processes.pairs import Interaction, make_layout
 
 T = 0.7
 FORMULAS = [
@@ -66,7 +66,7 @@ def test_against_a_double_loop(formula, name):
     model = make_model(formula, name)
     X = samples_of(model, 2)
     N, xi = model.n_samples, np.random.default_rng(2).normal(size=(2, model.n_samples))
-    work = Interaction(model.derive().coefficients(), torch.float64)
+    work = Interaction(lesde.derive(model).coefficients(), torch.float64)
     drift = work.drift(torch.tensor(X), T)
     sampling = work.sampling(torch.tensor(X), T, drift, torch.tensor(xi))
     kicks = torch.stack([work.kick(torch.tensor(X), torch.tensor([j, j]), T) for j in range(N)], 2)
@@ -89,8 +89,8 @@ def test_single_precision(formula, name):
     """float32 agrees with float64 to some 20 units of rounding of the largest drift."""
     model = make_model(formula, name)
     X = torch.tensor(samples_of(model, 3), dtype=torch.float32)
-    exact = Interaction(model.derive().coefficients(), torch.float64).drift(X.double(), T)
-    single = Interaction(model.derive().coefficients(), torch.float32).drift(X, T)
+    exact = Interaction(lesde.derive(model).coefficients(), torch.float64).drift(X.double(), T)
+    single = Interaction(lesde.derive(model).coefficients(), torch.float32).drift(X, T)
     assert single.dtype == torch.float32
     assert float((single - exact).abs().max()) < 20 * 1.2e-7 * float(exact.abs().max())
 
@@ -100,7 +100,7 @@ def test_sampling_noise_has_the_covariance_of_the_kicks():
     model = make_model(FORMULAS[0], "small classes")
     X = samples_of(model, 1)
     N = model.n_samples
-    work = Interaction(model.derive().coefficients(), torch.float64)
+    work = Interaction(lesde.derive(model).coefficients(), torch.float64)
     copies = torch.tensor(X).expand(N, -1, -1).contiguous()
     units = torch.eye(N, dtype=torch.float64)
     columns = work.sampling(copies, T, work.drift(copies, T), units).reshape(N, -1).numpy()
@@ -122,21 +122,21 @@ def test_constant_formula_is_the_class_kernel(transform, tiled):
     model = twin.replace(kernel=FeatureKernel(formula))
     assert model.kernel.formula.is_class_only is not tiled
     X = samples_of(model, 2)
-    drift = Interaction(model.derive().coefficients(), torch.float64).drift(torch.tensor(X), T)
+    drift = Interaction(lesde.derive(model).coefficients(), torch.float64).drift(torch.tensor(X), T)
     ends = np.cumsum([0, *counts])
     means = np.stack([X[:, a:b].mean(1) for a, b in itertools.pairwise(ends)], axis=1)
-    weights = twin.derive().coefficients().weights(np.array([T]))[0]
+    weights = lesde.derive(twin).coefficients().weights(np.array([T]))[0]
     expected = (weights @ model.transform(means))[:, model.labels]
     np.testing.assert_allclose(drift, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_constant_formula_costs_no_tiles():
     model = LESDE(FeatureKernel("2*s - (1-s)*t"), 3, 2, 100)
-    work = Interaction(model.derive().coefficients())
+    work = Interaction(lesde.derive(model).coefficients())
     assert work._tiles is not None
     assert work._tiles.tasks == []
     only_same = LESDE(FeatureKernel("s*exp(-r2) - 1 + s"), 3, 2, 100)
-    kinds = [part.kind for task in Interaction(only_same.derive().coefficients())._tiles.tasks
+    kinds = [part.kind for task in Interaction(lesde.derive(only_same).coefficients())._tiles.tasks
              for part in task.parts]  # fmt: skip
     assert kinds == ["same"] * 3
 
@@ -156,7 +156,7 @@ def test_bits_do_not_depend_on_grouping_memory_or_threads(name, dtype):
     counts, transform, p = BIT_SYSTEMS[name]
     formula = "s*exp(-r2/8) + c*exp(-r2*t) + g/(1+r2)**1.3 + sinh(c) + (1-s)*cosh(c)**2.5"
     model = LESDE(FeatureKernel(formula), len(counts), p, counts, transform)
-    coefficients = model.derive().coefficients()
+    coefficients = lesde.derive(model).coefficients()
     rng = np.random.default_rng(7)
     R, N = 5, model.n_samples
     X = torch.tensor(rng.normal(size=(R, N, p)), dtype=dtype)
@@ -189,7 +189,7 @@ def test_rotation_turns_the_drift(formula):
     model = make_model(formula, "unbalanced")
     Q = np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)))[0]
     X = samples_of(model, 1)
-    work = Interaction(model.derive().coefficients(), torch.float64)
+    work = Interaction(lesde.derive(model).coefficients(), torch.float64)
     turned = work.drift(torch.tensor(X @ Q.T), T).numpy()
     plain = work.drift(torch.tensor(X), T).numpy()
     np.testing.assert_allclose(turned, plain @ Q.T, rtol=1e-9, atol=1e-12)
@@ -205,7 +205,7 @@ def test_distances_within_a_collapsed_class_far_away_keep_their_digits():
     centres = np.array([[500.0, 0, 0], [-500.0, 0, 0]])[model.labels]
     X = centres + 0.05 * np.random.default_rng(3).normal(size=centres.shape)
     X = torch.tensor(X[None], dtype=torch.float32)
-    single = Interaction(model.derive().coefficients(), torch.float32).drift(X, T)
+    single = Interaction(lesde.derive(model).coefficients(), torch.float32).drift(X, T)
     exact = kicks_of_all_draws(model, X[0].double().numpy(), T).mean(1)
     np.testing.assert_allclose(single[0], exact, rtol=1e-3, atol=1e-3 * np.abs(exact).max())
 
@@ -215,15 +215,15 @@ def test_own_distance_is_exactly_zero():
     model = LESDE(FeatureKernel("s*Heaviside(1e-12 - sqrt(r2))"), 2, 2, [60, 5])
     X = torch.tensor(samples_of(model, 1, seed=9)[:, :, :] * 10, dtype=torch.float32)
     X[0, 3] += 1.0
-    drift = Interaction(model.derive().coefficients()).drift(X, T)
+    drift = Interaction(lesde.derive(model).coefficients()).drift(X, T)
     torch.testing.assert_close(drift, X / model.n_samples, rtol=1e-6, atol=0)
 
 
 def test_large_features_have_finite_cosines():
     model = LESDE(FeatureKernel("c"), 2, 2, [60, 5])
     X = torch.tensor(samples_of(model, 1), dtype=torch.float32)
-    plain = Interaction(model.derive().coefficients()).drift(X, T)
-    large = Interaction(model.derive().coefficients()).drift(X * 2.0**80, T)
+    plain = Interaction(lesde.derive(model).coefficients()).drift(X, T)
+    large = Interaction(lesde.derive(model).coefficients()).drift(X * 2.0**80, T)
     torch.testing.assert_close(large, plain * 2.0**80, rtol=1e-6, atol=0)
 
 
@@ -257,7 +257,7 @@ def test_layout_holds_every_pair_once(counts):
 def test_memory_of_the_tiles_is_bounded():
     """A small block, so that there are many tiles, and the arena is what was asked for."""
     model = LESDE(FeatureKernel("tanh(g)*exp(-r2) + c**3"), 2, 2, [600, 500])
-    coefficients = model.derive().coefficients()
+    coefficients = lesde.derive(model).coefficients()
     with pytest.raises(
         ValueError, match=r"tile_bytes must be at least \d+, which the largest tile"
     ):
@@ -274,9 +274,9 @@ def test_memory_of_the_tiles_is_bounded():
 def test_errors():
     free = LESDE(FeatureKernel("a*exp(-r2)", {"a": None}), 2, 2)
     with pytest.raises(ValueError, match=r"no value for a.*parameters=\{"):
-        Interaction(free.derive().coefficients())
+        Interaction(lesde.derive(free).coefficients())
     pole = LESDE(FeatureKernel("exp(-r2)/t + s*exp(-r2/(t-1))"), 2, 2, 60)
-    work = Interaction(pole.derive().coefficients())
+    work = Interaction(lesde.derive(pole).coefficients())
     assert not work.is_constant
     for time in (0.0, 1.0):
         with pytest.raises(ValueError, match=rf"strength.* not finite.* at t = {time:g}"):
@@ -288,7 +288,7 @@ def test_non_finite_features_are_passed_on():
     model = LESDE(FeatureKernel(FORMULAS[0]), 2, 2, 60)
     X = torch.zeros(2, 120, 2)
     X[0, 5] = torch.inf
-    drift = Interaction(model.derive().coefficients()).drift(X, T)
+    drift = Interaction(lesde.derive(model).coefficients()).drift(X, T)
     assert not bool(torch.isfinite(drift[0]).all())
     assert bool(torch.isfinite(drift[1]).all())
 
@@ -301,7 +301,7 @@ def test_on_a_gpu(formula):
 
 
 def check_on_a_gpu(model: LESDE) -> None:
-    coefficients, X = model.derive().coefficients(), torch.tensor(samples_of(model, 3))
+    coefficients, X = lesde.derive(model).coefficients(), torch.tensor(samples_of(model, 3))
     cpu = Interaction(coefficients, torch.float64)
     gpu = Interaction(coefficients, torch.float64, "cuda")
     J, xi = torch.tensor([0, 5, 9]), torch.tensor(samples_of(model, 3)[:, :, 0])

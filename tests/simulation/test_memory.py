@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import lesde
-from lesde.initial import Initial
-from lesde.simulation import own_parts
-from lesde.simulation.own_parts import NoiseClock
-from lesde.simulation.plan import Plan
-from lesde.simulation.steps import StepGrid
+from lesde.model.lesde import Initial
+from lesde.processes import sgd as own_parts
+from lesde.processes.integration import StepGrid
+from lesde.processes.plan import Plan
+from lesde.processes.sgd import NoiseClock
 
 PROGRAM = """
 import re
@@ -82,7 +82,7 @@ def test_ages_of_noise_are_tabulated_piece_by_piece(monkeypatch):
     model = lesde.LESDE(lesde.TwoLevel(1, 0), 3, 2, 2, noise=["t", "1+t", "exp(-t)"])
     rate, last, start = 0.01, 2000, 0.5
     plan = Plan(
-        model.derive().coefficients(),
+        lesde.derive(model).coefficients(),
         np.array([start, start + rate * last]),
         Initial(None, None),
         32,

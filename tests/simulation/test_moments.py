@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import lesde
 from lesde.simulation import simulate
 from tests.simulation.systems import (
     ALL,
@@ -61,7 +62,7 @@ def test_exact_has_the_moments_of_the_sde(case):
 def test_law_has_the_moments_of_the_sde(case):
     # The same reference for the law ties law and engines together, without Monte-Carlo error.
     system = make_system(*case)
-    law = system.model.law([0, 0.4, T], MEANS)
+    law = lesde.law(system.model, [0, 0.4, T], MEANS)
     mean, covariance = sde_reference(case, T)
     np.testing.assert_allclose(law["mean"].values[-1], mean, rtol=1e-7, atol=1e-9)
     size = mean.size

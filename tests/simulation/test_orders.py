@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lesde.initial import Initial
-from lesde.kernels import ClassMatrix
-from lesde.model import LESDE
-from lesde.simulation.brownian import GivenIncrements
-from lesde.simulation.mean_sde import DriftTable, MeanSDE
-from lesde.simulation.noise import BLOCK
-from lesde.simulation.plan import Plan
-from lesde.simulation.steps import StepGrid, integrate
+import lesde
+from lesde.model.kernels import ClassMatrix
+from lesde.model.lesde import LESDE, Initial
+from lesde.processes.integration import GivenIncrements, StepGrid, integrate
+from lesde.processes.means import DriftTable, MeanSDE
+from lesde.processes.plan import Plan
+from lesde.processes.random import BLOCK
 from tests.simulation.systems import System
 
 T = 2.0
@@ -58,7 +57,7 @@ def final_states(method, W, U, model=MODEL):
 
 
 def make_plan(model, grid):
-    coefficients = model.derive().coefficients()
+    coefficients = lesde.derive(model).coefficients()
     start = Initial(None, None)
     cpu = torch.device("cpu")
     return Plan(coefficients, np.array([0.0, T]), start, 1, 0, 0, None, cpu, torch.float64)
@@ -174,8 +173,8 @@ def test_an_interval_of_whole_steps_gets_no_extra_step():
 
 
 def test_brownian_gives_the_steps_that_were_drawn():
-    from lesde.simulation.brownian import StepIncrements
-    from lesde.simulation.noise import BlockNoise
+    from lesde.processes.integration import StepIncrements
+    from lesde.processes.random import BlockNoise
 
     noise = BlockNoise(0, 0, 0, torch.device("cpu"))
     path = StepIncrements([noise], 2, 3, torch.float64)
@@ -190,8 +189,8 @@ def test_brownian_gives_the_steps_that_were_drawn():
 
 
 def test_stretches_draw_one_stream():
-    from lesde.simulation.brownian import StepIncrements
-    from lesde.simulation.noise import BlockNoise
+    from lesde.processes.integration import StepIncrements
+    from lesde.processes.random import BlockNoise
 
     def draws(lengths):
         path = StepIncrements(

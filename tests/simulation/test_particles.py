@@ -9,15 +9,12 @@ import pytest
 import torch
 
 import lesde
-from lesde.initial import Initial
-from lesde.simulation import plan as plans
+from lesde.model.lesde import Initial
+from lesde.processes import plan as plans
+from lesde.processes.integration import GivenIncrements, StepGrid, integrate
+from lesde.processes.particles import IntegratedSamples, Interactions, ParticleSGD, SampleSDE
+from lesde.processes.plan import Features, Plan
 from lesde.simulation import simulate
-from lesde.simulation.brownian import GivenIncrements
-from lesde.simulation.keeping import Features
-from lesde.simulation.particles import IntegratedSamples, Interactions, ParticleSGD
-from lesde.simulation.plan import Plan
-from lesde.simulation.sample_sde import SampleSDE
-from lesde.simulation.steps import StepGrid, integrate
 from tests.simulation.systems import MATRICES, MEANS
 from tests.simulation.test_orders import slope_of
 
@@ -29,7 +26,7 @@ SETTINGS = {"n_classes": 3, "n_features": 3, "n_per_class": COUNTS, "noise": [0.
 def run(model, engine, sde="plain", method="euler", rate=0.05, replicates=40):
     """Paths by the engines that carry every sample, whatever the kernel."""
     plan = Plan(
-        model.derive().coefficients(),
+        lesde.derive(model).coefficients(),
         TIMES,
         Initial(MEANS, None),
         replicates,
@@ -103,7 +100,7 @@ def final_states(method, W, U):
     model = lesde.LESDE(lesde.FeatureKernel(KERNEL), 2, 2, 2, noise="0.4+0.2*t")
     grid = StepGrid.regular(np.array([0.0, 1.0]), 1 / steps)
     plan = Plan(
-        model.derive().coefficients(),
+        lesde.derive(model).coefficients(),
         np.array([0.0, 1.0]),
         Initial(None, None),
         32,
@@ -264,7 +261,7 @@ def test_arguments_that_do_not_fit(changes, message):
 def test_groups_hold_all_blocks_in_order(monkeypatch):
     model = lesde.LESDE(lesde.TwoLevel(2, -1), 3, 3, 4)
     plan = Plan(
-        model.derive().coefficients(),
+        lesde.derive(model).coefficients(),
         TIMES,
         Initial(MEANS, None),
         100,

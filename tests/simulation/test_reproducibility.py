@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lesde.simulation import brownian, particles, plan, reduced, sgd, simulate, steps
-from lesde.simulation.noise import BlockNoise
+from lesde.processes import integration as brownian
+from lesde.processes import integration as steps
+from lesde.processes import particles, plan, reduced, sgd
+from lesde.processes.random import BlockNoise
+from lesde.simulation import simulate
 from tests.simulation.systems import MEANS, make_system
 
 TIMES = [0, 0.2, 0.5, 1.1]
@@ -176,7 +179,7 @@ def test_streams_use_all_of_the_seed():
 def test_all_words_of_the_generator_are_set():
     # The state of torch's generator is NumPy's twister seeded by the same sequence: the first
     # uniforms of both come from the same 32-bit words.
-    from lesde.simulation.noise import _seeded
+    from lesde.processes.random import _seeded
 
     # NumPy starts with the last seed word, which torch leaves out.
     words = np.random.MT19937(np.random.SeedSequence(7)).random_raw(101)[1:]

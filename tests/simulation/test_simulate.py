@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import lesde
+from lesde import paths as result
+from lesde import simulation as request
 from lesde.errors import Diverged
-from lesde.kernels import ClassMatrix, TwoLevel
-from lesde.model import LESDE
-from lesde.simulation import request, result, simulate
-from lesde.simulation.classes import spread
+from lesde.model.kernels import ClassMatrix, TwoLevel
+from lesde.model.lesde import LESDE
+from lesde.processes.plan import spread
+from lesde.simulation import simulate
 from tests.simulation.systems import MEANS, make_system, moments_by_class
 
 MODEL = LESDE(TwoLevel(alpha=2, beta=-1), n_classes=3, n_features=2, n_per_class=[4, 2, 3])
@@ -81,7 +83,7 @@ def test_initial_samples_and_replicates(engine):
     np.testing.assert_allclose(per_replicate[:, 0], own, atol=1e-14)
     again = simulate(quiet, times, own[35], 40, **settings).features.values
     if engine == "srk" or engine == "exact":
-        mean = quiet.law(times, own[35])["mean"].values[-1]
+        mean = lesde.law(quiet, times, own[35])["mean"].values[-1]
         got, _ = moments_by_class(per_replicate[35:36, 1], MODEL.counts)
         np.testing.assert_allclose(got[0], mean, atol=3e-5)
     np.testing.assert_allclose(again[35], per_replicate[35], atol=1e-12)
@@ -161,7 +163,7 @@ def test_default_step_is_accurate_to_about_one_percent():
     model = LESDE(TwoLevel("3/(1+t)", -1), 3, 3, 2, noise=0.0)
     x = np.eye(3)
     times = [0, 2.0]
-    mean = model.law(times, x)["mean"].values[-1]
+    mean = lesde.law(model, times, x)["mean"].values[-1]
     for method in ("euler", "srk"):
         paths = simulate(model, times, x, 1, engine="torchsde", method=method, dtype="float64")
         got, _ = moments_by_class(paths.features.isel(time=-1).values, model.counts)
@@ -314,7 +316,7 @@ def test_progress_and_interrupt(capsys, monkeypatch):
     simulate(MODEL, [0, 1, 2], X0, 40)
     assert capsys.readouterr().err == ""
 
-    from lesde.simulation.keeping import Features
+    from lesde.processes.plan import Features
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -366,7 +368,7 @@ def test_a_model_is_asked_for():
 @pytest.mark.parametrize(("n", "p"), [(1, 1), (7, 3), (15, 3), (33, 1), (100, 40), (101, 3)])
 def test_classes_are_shifted_to_the_bit_like_single_samples(n, p):
     """Whatever number of samples is shifted in one go, also where it does not divide the class."""
-    from lesde.simulation.deviations import _shift_classes
+    from lesde.processes.deviations import _shift_classes
 
     counts = np.full(3, n)
     values, shift = torch.randn(2, 4, 3 * n, p), torch.randn(2, 4, 3, p)

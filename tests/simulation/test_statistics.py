@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, ks_2samp, kstest
 
-from lesde.class_moments import moments
-from lesde.kernels import TwoLevel
-from lesde.model import LESDE
-from lesde.reduction import reduce_frame
+import lesde
+from lesde.laws.moments import moments
+from lesde.model.kernels import TwoLevel
+from lesde.model.lesde import LESDE
+from lesde.paths import reduce_frame
 from lesde.simulation import simulate
 from tests.simulation.systems import MEANS, make_system
 
@@ -130,7 +131,7 @@ def test_statistics_of_given_samples_are_streamed():
 def test_expected_directions_are_those_of_the_law():
     system = make_system("logits", "unbalanced", "varying", "scalar")
     paths = simulate(system.model, TIMES, MEANS, 4, keep="statistics")
-    law = system.model.law(TIMES, MEANS)["mean"].values
+    law = lesde.law(system.model, TIMES, MEANS)["mean"].values
     gap = law[:, 0] - law[:, 2]
     np.testing.assert_allclose(
         paths.direction.values[:, 0, 2],

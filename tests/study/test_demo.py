@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lesde.study import demo, demo_figures, demo_steps, digit_networks
-from lesde.study.config import DemoConfig, load_config
-from lesde.study.store import read
+from lesde.files import read
+from lesde.studies import demo
+from lesde.studies import demo as demo_figures
+from lesde.studies import demo as demo_steps
+from lesde.studies import digits as digit_networks
+from lesde.studies.runner import DemoConfig, load_config
 from tests.plot.conftest import apart, tick_label_boxes
 
 SMALL = DemoConfig(

@@ -20,8 +20,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import lesde.networks
-from lesde.cli import app
-from lesde.study import reproduce_training
+from lesde.cli.commands import app
+from lesde.studies import reproduce_trainings as reproduce_training
 
 RATES = {
     **{"train_per_class": 10, "probe_per_class": 4, "widths": [4], "learning_rates": [0.04, 0.08]},
@@ -261,7 +261,7 @@ NURSERY = textwrap.dedent(
     """
     import os, signal, sys
     from typer.testing import CliRunner
-    import lesde, lesde.plot, lesde.networks, lesde.study.rates, lesde.study.reproduce
+    import lesde, lesde.plot, lesde.networks, lesde.studies.rates, lesde.studies.reproduce
     from lesde.cli import app
 
     out, share, words = sys.argv[1], sys.argv[2:-1], sys.argv[-1].split("|")

@@ -12,17 +12,23 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 import lesde
-from lesde.analysis.decay import fit_line
-from lesde.study.learning_rates import (
+from lesde.analysis.convergence import fit_line
+from lesde.model.transforms import make_transform
+from lesde.studies.learning_rates import (
+    Kernels,
+    average_kernels,
+    class_moments,
     compare_learning_rates,
+    draw_kernels,
+    frames_of_kernels,
+    interval,
     learning_rate_experiment,
+    longest_run,
+    model_limits,
+    predict,
+    state_ranges,
     whole_errors,
 )
-from lesde.study.learning_rates_kernel import average_kernels, class_moments, draw_kernels
-from lesde.study.learning_rates_predict import model_limits, predict
-from lesde.study.learning_rates_process import Kernels, frames_of_kernels
-from lesde.study.learning_rates_range import interval, longest_run, state_ranges
-from lesde.transforms import make_transform
 
 K, N_PER_CLASS = 4, 8
 RATES = [0.01, 0.02, 0.04, 0.08]

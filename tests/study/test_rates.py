@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from lesde.cli import app
-from lesde.study import digit_networks, rates
-from lesde.study.config import RateConfig
-from lesde.study.store import read
-from lesde.study.tables import with_interval
+from lesde.cli.commands import app
+from lesde.files import read
+from lesde.studies import digits as digit_networks
+from lesde.studies import rates
+from lesde.studies.runner import RateConfig
+from lesde.text import with_interval
 
 SMALL = RateConfig(
     train_per_class=20,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lesde.study.report import Report, lasting_time, with_error
+from lesde.studies.runner import Report, lasting_time, with_error
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from lesde.cli import app
-from lesde.study import reproduce_training as training
-from lesde.study.report import Report
-from lesde.study.reproduce import FIGURES
-from lesde.study.reproduce_analysis import (
+from lesde.cli.commands import app
+from lesde.files import read, write
+from lesde.studies import reproduce_trainings as training
+from lesde.studies.reproduce import FIGURES
+from lesde.studies.reproduce_analysis import (
     MODELS,
     contrast,
     determined,
@@ -32,11 +32,10 @@ from lesde.study.reproduce_analysis import (
     run_odes,
     told,
 )
-from lesde.study.reproduce_figures import draw_separation
-from lesde.study.reproduce_protocol import LEVELS, PRESETS, levels_for, load_protocol
-from lesde.study.reproduce_training import Trainings
-from lesde.study.store import read, write
-from lesde.study.tables import with_interval
+from lesde.studies.reproduce_figures import draw_separation
+from lesde.studies.reproduce_trainings import LEVELS, PRESETS, Trainings, levels_for, load_protocol
+from lesde.studies.runner import Report
+from lesde.text import with_interval
 
 # Images and steps are few, the learning rate is large: the networks learn something of the shapes.
 TINY = {
@@ -299,7 +298,7 @@ def test_settings_refused(change: dict, message: str) -> None:
 
 
 def test_unknown_preset_and_figure(tmp_path: Path) -> None:
-    from lesde.study.reproduce import run
+    from lesde.studies.reproduce import run
 
     with pytest.raises(ValueError, match=r"--preset must be one of .*; got 'fast'"):
         load_protocol("fast")

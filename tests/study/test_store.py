@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lesde.study.store import read, write
+from lesde.files import read, write
 
 
 def example(value: float = 1.0) -> xr.Dataset:

@@ -1,0 +1,320 @@
+"""Elasticity by distance: `impact_by_distance`, and the feature kernel nearest to it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import sympy as sp
+import xarray as xr
+
+from lesde.analysis.impact.fit import Clusters, read_impact
+from lesde.analysis.impact.moments import PAIRS
+from lesde.checks import check_dataset, check_fraction, check_real, shown
+from lesde.model.formula import TIME, VARIABLES
+from lesde.model.kernels import FeatureKernel
+
+__all__ = ["fit_feature_kernel", "impact_by_distance"]
+
+
+MOST_STEPS = 200
+APART = 1e6
+"""Condition of the slopes from which parameters are not told apart: that of numerical derivatives."""
+NEARBY = (0.1, 10.0, 0.01, 100.0)
+"""Factors of the starts of a search beside the one asked for."""
+FELT, FAR = 1e-5, 1e3
+"""Share of the strengths that a parameter must move, and how far from its start it then may be all the same."""
+
+
+def impact_by_distance(
+    impact: xr.Dataset,
+    transform: Any = "identity",
+    confidence: float = 0.95,
+    *,
+    errors: str = "auto",
+) -> xr.Dataset:
+    """The strength κ with which a step at a sample moves another, by the distance between the two.
+
+    In each bin of distance, for samples of one class and of different ones apart, the coefficient Σ ⟨ΔX_i, u_J⟩ /
+    (h Σ ‖u_J‖²) of the regression of changes on u_J = H_L X_J: where the changes come from a `lesde.FeatureKernel`,
+    the mean of its strength over the pairs of the bin, each with weight ‖u_J‖².
+
+    Parameters
+    ----------
+    impact : xarray.Dataset
+        As for `lesde.fit_impact`, measured with ``by="r2"`` or another distance.
+    transform, confidence, errors
+        As for `lesde.fit_impact`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``time`` where ``impact`` has it, ``pair`` ("same" class or "other") and ``bin``:
+
+        - ``strength`` with ``_se``, ``_lower``, ``_upper``; NaN in a bin without pairs.
+        - ``distance``: mean distance of the pairs of the bin, with the same weights.
+        - ``count``: pairs in the bin; ``weight``: Σ ‖u_J‖² over them.
+        - ``strength_covariance (pair, bin, pair_, bin_)``: the bins share drawn samples, so their errors
+          are not independent.
+        - ``bin_edges (edge)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are not as above, or an impact that was not measured by distance.
+
+    Examples
+    --------
+    >>> impact = lesde.measure_impact(network, "cross_entropy", drawn, probe, 0.01, by="r2")  # doctest: +SKIP
+    >>> strength = lesde.impact_by_distance(impact)  # doctest: +SKIP
+    >>> ax = lesde.plot.impact_by_distance(strength)  # doctest: +SKIP
+    """
+    confidence = check_fraction("confidence", confidence)
+    data = read_impact(impact)
+    if "bin_change" not in impact:
+        raise ValueError(
+            "impact was not measured by distance; measure it with by='r2' or by='cosine' (ensembles also by "
+            "'input_r2' or 'input_cosine')."
+        )
+    H = data.transform(transform)
+    clusters = Clusters(data, errors, confidence)
+    u, unit = data.scaled_drivers(H)
+    changes = data.array("bin_change", ("draw", "pair", "bin", "feature")) / unit[..., None, None]
+    along = np.einsum("grtdsbp,grtdp->grtdsb", changes, u)
+    number = data.array("bin_count", ("draw", "pair", "bin"))
+    distance = data.array("bin_distance", ("draw", "pair", "bin"))
+    length = np.einsum("grtdp,grtdp->grtd", u, u)[..., None, None]
+    G, _, T, _, P, B = number.shape
+    shape = (G, T, P, B)
+    parts = {
+        name: np.empty(shape)
+        for name in ("strength", "strength_se", "distance", "count", "weight", "quantile")
+    }
+    covariance = np.empty((G, T, P, B, P, B))
+    for g, t in np.ndindex(G, T):
+        weight = number[g, :, t] * length[g, :, t]
+        top = clusters.sums(along[g, :, t]).sum(1) / data.steps[g]
+        bottom = clusters.sums(weight).sum(1)
+        with np.errstate(all="ignore"):
+            values = top / bottom
+            parts["weight"][g, t] = bottom[0] * unit[g, 0, t, 0, 0] ** 2
+            parts["distance"][g, t] = (distance[g, :, t] * length[g, :, t]).sum((0, 1)) / bottom[0]
+        away = clusters.deviations(values)
+        parts["strength"][g, t] = values[0]
+        covariance[g, t] = np.tensordot(away, away, (0, 0))
+        parts["strength_se"][g, t] = np.sqrt((away**2).sum(0))
+        parts["count"][g, t] = number[g, :, t].sum((0, 1))
+        parts["quantile"][g, t] = clusters.quantile(bottom[:1] - bottom[1:])
+    reach = parts.pop("quantile") * parts["strength_se"]
+    parts |= {
+        "strength_lower": parts["strength"] - reach,
+        "strength_upper": parts["strength"] + reach,
+    }
+    over = ("time",) if data.has_time else ()
+    lead = (*data.groups, *over)
+    sizes = (*data.groups.values(), *([T] if data.has_time else []))
+    result = xr.Dataset(coords=data.coords()).drop_vars(
+        ["class", "count", "share"], errors="ignore"
+    )
+    result = result.assign_coords(pair=list(PAIRS), pair_=list(PAIRS))
+    for name, values in parts.items():
+        result[name] = ((*lead, "pair", "bin"), values.reshape(*sizes, P, B))
+    result["strength_covariance"] = (
+        (*lead, "pair", "bin", "pair_", "bin_"),
+        covariance.reshape(*sizes, P, B, P, B),
+    )
+    result["bin_edges"] = impact["bin_edges"]
+    result["strength"].attrs["long_name"] = "strength of elasticity"
+    result["distance"].attrs["long_name"] = {
+        "r2": "squared distance of features",
+        "cosine": "cosine of features",
+        "input_r2": "squared distance of inputs",
+        "input_cosine": "cosine of inputs",
+    }[impact.attrs["by"]]
+    return result.assign_attrs(
+        by=impact.attrs["by"],
+        transform=H.kind,
+        errors=clusters.kind,
+        freedom=clusters.count - clusters.n_strata,
+        confidence=confidence,
+    )
+
+
+def fit_feature_kernel(
+    strength: xr.Dataset, formula: Any, start: Mapping[str, float], confidence: float = 0.95
+) -> xr.Dataset:
+    """Fit the free parameters of a `lesde.FeatureKernel` to strengths by distance.
+
+    Least squares over the bins with the weights Σ ‖u_J‖² of the regression on pairs, the formula taken at the
+    mean distance of each bin: right to first order in the width of a bin, so use many. Errors follow from the
+    covariance of the bins to first order.
+
+    Parameters
+    ----------
+    strength : xarray.Dataset
+        As `lesde.impact_by_distance` returns, by "r2" or "cosine" of features, at one time: select others away with
+        ``strength.isel(time=...)``.
+    formula : str or sympy.Expr
+        In ``r2`` (or ``c``, where ``strength`` is by cosine), ``s``, and the parameters.
+    start : mapping of str to float
+        The parameters and where to start their search. It starts also with each of them ten and a hundred times
+        larger and smaller, and the best fit is taken: of formulas that are not linear in them, least squares has several ends.
+    confidence : float, default 0.95
+
+    Returns
+    -------
+    xarray.Dataset
+        ``value (parameter)`` with ``_se``, ``_lower``, ``_upper``; ``chi_square``, Σ (residual/se)² over the bins, which is near
+        ``freedom``, bins less parameters, where the formula fits and bins are nearly independent. Attribute ``formula``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a formula in anything else, fewer bins than parameters, or a search that does not end.
+
+    Examples
+    --------
+    >>> fit = lesde.fit_feature_kernel(strength, "a*exp(-r2/b)", {"a": 1, "b": 2})  # doctest: +SKIP
+    >>> kernel = lesde.FeatureKernel(fit.attrs["formula"],
+    ...     parameters=dict(zip(fit.parameter.values, fit.value.values)))  # doctest: +SKIP
+    """
+    from scipy.stats import t as student
+
+    confidence = check_fraction("confidence", confidence)
+    check_dataset(
+        "strength",
+        strength,
+        ["strength", "strength_se", "distance", "weight"],
+        "lesde.impact_by_distance",
+    )
+    if set(strength["strength"].dims) != {"pair", "bin"}:
+        extra = [str(d) for d in strength["strength"].dims if d not in ("pair", "bin")]
+        raise ValueError(
+            f"strength must be over pair and bin alone; select {', '.join(extra) or 'them'} with "
+            f"strength.isel(...)."
+        )
+    names = list(start)
+    begin = np.array([check_real(f"start[{name!r}]", start[name]) for name in names])
+    curve, text = _curve(strength, formula, names)
+
+    ordered = strength.transpose("pair", "bin", ...)
+    columns = ("strength", "strength_se", "distance", "weight")
+    y, error, x, weight = (ordered[name].values.ravel() for name in columns)
+    s = np.repeat([1.0 if pair == "same" else 0.0 for pair in strength["pair"].values], len(x) // 2)
+    known = np.isfinite(y) & np.isfinite(error) & (error > 0)
+    if known.sum() < max(len(names), 1):
+        raise ValueError(
+            f"strength must have at least as many bins with errors as there are parameters, "
+            f"{len(names)}; it has {int(known.sum())}."
+        )
+    y, error, x, s = y[known], error[known], x[known], s[known]
+    # A bin of few pairs does not know its own error well enough to be weighted by it.
+    root = np.sqrt(weight[known] / weight[known].mean())
+
+    def residual(values: np.ndarray) -> np.ndarray:
+        return (curve(x, s, values) - y) * root
+
+    if not np.isfinite(residual(begin)).all():
+        raise ValueError(f"start must give finite strengths; got {shown(dict(start))}.")
+    best = _search(residual, begin)
+    if best is None:
+        raise ValueError(
+            f"the search for {', '.join(names)} did not end in {MOST_STEPS} steps; give other values in "
+            f"start, or a formula with fewer parameters."
+        )
+    size = np.linalg.norm(best.jac, axis=0)
+    felt = size * np.abs(best.x) > FELT * np.linalg.norm(y * root)
+    away = (np.abs(best.x) > FAR * np.abs(begin)) & (begin != 0)
+    lost = np.flatnonzero((size == 0) | (away & ~felt))
+    if len(lost):
+        where = ", ".join(f"{names[i]} = {best.x[i]:.3g}" for i in lost)
+        raise ValueError(
+            f"the search went to {where}, where the strengths do not depend on it; give other values in start, or a "
+            f"formula without it."
+        )
+    if np.linalg.cond(best.jac / size) > APART:
+        raise ValueError(
+            f"the strengths do not tell {', '.join(names)} apart; use a formula with fewer parameters."
+        )
+    # In units of each column: parameters may be of very different sizes.
+    gain = np.linalg.pinv(best.jac / size) / size[:, None] * root
+    bins = ordered["strength_covariance"].transpose("pair", "bin", "pair_", "bin_").values
+    bins = bins.reshape(len(known), len(known))[np.ix_(known, known)]
+    spread = np.sqrt(np.diag(gain @ bins @ gain.T))
+    units = float(strength.attrs.get("freedom", np.inf))
+    reach = student.ppf((1 + confidence) / 2, max(units, 1.0)) * spread
+    return xr.Dataset(
+        {
+            "value": ("parameter", best.x),
+            "value_se": ("parameter", spread),
+            "value_lower": ("parameter", best.x - reach),
+            "value_upper": ("parameter", best.x + reach),
+            "chi_square": float((((curve(x, s, best.x) - y) / error) ** 2).sum()),
+            "freedom": len(y) - len(names),
+        },
+        {"parameter": names},
+        {"formula": text, "confidence": confidence},
+    )
+
+
+def _search(residual: Any, begin: np.ndarray) -> Any:
+    """The best of the least-squares fits from several starts that come to an end; None where none does."""
+    from scipy.optimize import least_squares
+
+    starts = [begin]
+    for i in np.flatnonzero(begin):
+        for factor in NEARBY:
+            starts.append(np.where(np.arange(len(begin)) == i, begin * factor, begin))
+    best = None
+    for start in starts:
+        if np.isfinite(residual(start)).all():
+            try:
+                found = least_squares(residual, start, x_scale="jac", max_nfev=MOST_STEPS)
+            except (ValueError, np.linalg.LinAlgError):
+                continue  # the search met numbers that are not finite
+            # Where two end alike, the one from nearer to what was asked for.
+            if found.success and (best is None or found.cost < best.cost * (1 - 1e-9)):
+                best = found
+    return best
+
+
+def _curve(strength: xr.Dataset, formula: Any, names: list[str]) -> tuple[Any, str]:
+    """The strength as a function of (distance, s, parameters), and the formula as text."""
+    by = strength.attrs.get("by")
+    if by not in ("r2", "cosine"):
+        raise ValueError(
+            f"strength must be by 'r2' or 'cosine' of features, on which a FeatureKernel depends; got "
+            f"by={by!r}."
+        )
+    variable = "r2" if by == "r2" else "c"
+    try:
+        kernel = FeatureKernel(formula, {name: None for name in names})
+    except ValueError as error:
+        advice = (
+            r"Give it a value with parameters=\{'(\w+)': \.\.\.\}, or None there to leave it free"
+        )
+        raise ValueError(
+            re.sub(advice, r"Let start say where to look for it, such as '\1': 1.0", str(error))
+        ) from None
+    expression = kernel.formula.expression
+    allowed = {VARIABLES[variable], VARIABLES["s"]}
+    symbols = {str(x): x for x in expression.free_symbols}
+    unused = [name for name in names if name not in symbols]
+    if unused:
+        raise ValueError(f"formula must hold the parameters of start; {', '.join(unused)} missing.")
+    other = [n for n, x in symbols.items() if x not in allowed and n not in names]
+    if other or TIME in expression.free_symbols:
+        raise ValueError(
+            f"formula must be in {variable}, s and the parameters in start, {', '.join(names)}; got "
+            f"{', '.join(sorted({*other}))} too."
+        )
+    arguments = [VARIABLES[variable], VARIABLES["s"], *(symbols[name] for name in names)]
+    compiled = sp.lambdify(arguments, expression, modules=["numpy", "scipy"])
+
+    def curve(x: np.ndarray, s: np.ndarray, values: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(np.asarray(compiled(x, s, *values), np.float64), x.shape)
+
+    return curve, str(expression)

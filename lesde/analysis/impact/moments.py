@@ -1,0 +1,363 @@
+"""What single SGD steps do to features, reduced to a few numbers a step: the impact dataset.
+
+A step at one drawn sample J moves every other sample i by ΔX_i. What the estimates of elasticity need
+of that is the mean change of every class, as a vector, and mean squares; the changes themselves can
+then be forgotten. No transform H is chosen here, so one measurement serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.analysis.class_means import power_of_two
+from lesde.checks import (
+    bare_array,
+    check_choice,
+    check_finite_array,
+    check_integer,
+    check_labels,
+    check_real,
+    shown,
+)
+
+__all__ = [
+    "DISTANCES",
+    "PAIRS",
+    "Bins",
+    "bin_changes",
+    "check_bins",
+    "impact_dataset",
+    "impact_from_changes",
+    "make_bins",
+    "pair_distances",
+    "reduce_changes",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Pairs of a drawn and a moved sample sorted by the distance between them.
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Ranges of distance, each with its lower edge; the last with both.
+
+    Attributes
+    ----------
+    edges : float64 array (bin + 1,)
+        Not decreasing; equal edges bound an empty bin.
+    """
+
+    edges: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def find(self, distances: np.ndarray) -> np.ndarray:
+        """Number of the bin of each distance, −1 outside of all."""
+        found = np.searchsorted(self.edges, distances, side="right") - 1
+        found = np.where(distances == self.edges[-1], len(self) - 1, found)
+        return np.where(found < len(self), found, -1)
+
+
+def check_bins(bins: Any) -> int | np.ndarray:
+    """The argument ``bins``: how many, or their edges."""
+    if not isinstance(bins, Sequence | np.ndarray) or isinstance(bins, str):
+        return check_integer("bins", bins, 2, 10**6)
+    edges = check_finite_array("bins", bins, [("edges",)])
+    if len(edges) < 2 or (np.diff(edges) <= 0).any():
+        raise ValueError(
+            f"bins must be a number of bins, or at least 2 increasing edges; got {shown(bins)}."
+        )
+    return edges
+
+
+def make_bins(bins: Any, distances: np.ndarray) -> Bins:
+    """Bins with the edges given, or so many that hold equal numbers of the distances."""
+    checked = check_bins(bins)
+    if isinstance(checked, int):
+        return Bins(np.quantile(distances, np.linspace(0, 1, checked + 1)))
+    return Bins(checked)
+
+
+def pair_distances(drawn: np.ndarray, features: np.ndarray, by: str) -> np.ndarray:
+    """Squared distances or cosines (..., draw, sample) of (..., draw, feature) to (..., sample, feature).
+
+    ``by`` ends in "r2" or "cosine"; the cosine is 0 where a norm is 0, as in a `lesde.FeatureKernel`.
+    """
+    drawn, features = np.asarray(drawn, np.float64), np.asarray(features, np.float64)
+    if by.endswith("r2"):
+        # Around a common origin the products below lose the fewest digits.
+        origin = features.mean(-2, keepdims=True)
+        drawn, features = drawn - origin, features - origin
+    inner = drawn @ features.swapaxes(-1, -2)
+    one, other = (np.einsum("...p,...p->...", x, x) for x in (drawn, features))
+    if by.endswith("r2"):
+        return np.maximum(one[..., :, None] + other[..., None, :] - 2 * inner, 0.0)
+    norms = np.sqrt(one[..., :, None] * other[..., None, :])
+    return np.clip(inner / np.where(norms > 0, norms, 1.0), -1.0, 1.0)
+
+
+def bin_changes(
+    bins: Bins, changes: np.ndarray, distances: np.ndarray, same: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Sums over the samples of every bin, of the drawn sample's class and of others apart.
+
+    Parameters
+    ----------
+    bins : Bins
+    changes : array (draw, sample, feature)
+    distances, same : arrays (draw, sample)
+        Distance to the drawn sample, and whether both are of one class.
+
+    Returns
+    -------
+    dict
+        ``bin_change`` (draw, pair, bin, feature), ``bin_count`` and ``bin_distance`` (draw, pair, bin).
+    """
+    draws, p = len(changes), changes.shape[-1]
+    found = bins.find(distances)
+    cell = (np.arange(draws)[:, None] * 2 + ~same) * len(bins) + found
+    inside = found >= 0
+    at, size = cell[inside], draws * 2 * len(bins)
+    rows = changes[inside]
+    sums = np.stack([np.bincount(at, rows[:, j], size) for j in range(p)], axis=-1)
+    shape = (draws, 2, len(bins))
+    return {
+        "bin_change": sums.reshape(*shape, p),
+        "bin_count": np.bincount(at, minlength=size).astype(np.float64).reshape(shape),
+        "bin_distance": np.bincount(at, distances[inside], size).reshape(shape),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+
+DISTANCES = ("r2", "cosine", "input_r2", "input_cosine")
+"""What pairs of samples may be sorted by: squared distance or cosine, of features or of inputs."""
+
+PAIRS = ("same", "other")
+"""Whether the sample that is moved is of the class of the sample that is drawn."""
+
+CLASS_DIMS = {
+    "change": ("draw", "class", "feature"),
+    "square": ("draw", "class"),
+    "relative": ("draw", "class"),
+    "drawn": ("draw", "feature"),
+    "bin_change": ("draw", "pair", "bin", "feature"),
+    "bin_count": ("draw", "pair", "bin"),
+    "bin_distance": ("draw", "pair", "bin"),
+}
+NAMES = {
+    "change": "mean change of the features of a class by one step",
+    "square": "mean squared change of the features of a class by one step",
+    "relative": "mean of |change| over |change of the drawn sample|",
+    "drawn": "features of the drawn sample before the step",
+    "bin_change": "sum of changes over the samples of a bin",
+    "bin_count": "samples in a bin",
+    "bin_distance": "sum of the distances to the drawn sample over the samples of a bin",
+}
+
+
+def reduce_changes(
+    changes: np.ndarray, labels: np.ndarray, own: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Class by class, what some steps did.
+
+    Parameters
+    ----------
+    changes : array (draw, sample, feature)
+    labels : int array (sample,)
+    own : array (draw,), optional
+        |ΔX_J| of the drawn samples.
+
+    Returns
+    -------
+    dict
+        ``change`` (draw, class, feature), ``square`` and, with ``own``, ``relative`` (draw, class); the
+        last is NaN where the drawn sample did not move.
+    """
+    shares = (labels == np.arange(labels.max() + 1)[:, None]).astype(np.float64)
+    shares /= shares.sum(1, keepdims=True)
+    changes = np.asarray(changes, dtype=np.float64)
+    unit = power_of_two(np.abs(changes).max(initial=0.0))
+    squares = np.einsum("dnp,dnp->dn", changes / unit, changes / unit)
+    with np.errstate(over="ignore"):  # beyond the range of floats: inf
+        result = {"change": shares @ changes, "square": squares @ shares.T * unit**2}
+    if own is not None:
+        moved = np.where(own > 0, own, np.nan)
+        result["relative"] = np.sqrt(squares) @ shares.T / (moved / unit)[:, None]
+    return result
+
+
+def impact_from_changes(
+    changes: Any,
+    labels: Any,
+    drawn: Any,
+    drawn_labels: Any,
+    learning_rate: float,
+    *,
+    drawn_changes: Any = None,
+    features: Any = None,
+    by: str | None = None,
+    bins: int | Sequence[float] = 12,
+    shares: Any = None,
+) -> xr.Dataset:
+    """The impact dataset of changes that were observed by any other means.
+
+    Parameters
+    ----------
+    changes : array (..., draw, sample, feature)
+        ΔX_i of every sample i by one step at every drawn sample J, each from the same state. The leading
+        axes are none, (time,) or (replicate, time).
+    labels : int array (sample,)
+        Classes 0 to K−1 of the samples that are moved, each present.
+    drawn : array (..., draw, feature)
+        X_J, features of the drawn samples before the step.
+    drawn_labels : int array (draw,)
+        Their classes.
+    learning_rate : float
+        h, the learning rate of the steps.
+    drawn_changes : array (..., draw, feature), optional
+        ΔX_J; needed for the relative measure only.
+    features : array (..., sample, feature), optional
+        X_i before the step; needed to sort pairs by distance.
+    by : {"r2", "cosine"}, optional
+        Also sort pairs by the squared distance ‖X_i − X_J‖² or the cosine of X_i and X_J.
+    bins : int or sequence of float, default 12
+        Number of bins, with edges at quantiles of all pairs at each time, or the edges.
+    shares : array (class,), optional
+        Shares w_k of the classes among the samples that training draws. Default: those of ``labels``.
+
+    Returns
+    -------
+    xarray.Dataset
+        For `lesde.fit_impact` and `lesde.impact_by_distance`. ``change (..., draw, class, feature)``, ``square``,
+        ``relative (..., draw, class)``, ``drawn (..., draw, feature)``, coordinates ``drawn_label(draw)``,
+        ``count(class)``, ``share(class)``, ``step`` (h).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays that do not fit together, or hold values that are not finite.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> labels, x = np.repeat([0, 1], 20), rng.normal(size=(40, 3))
+    >>> E = np.array([[2.0, -1.0], [-0.5, 1.0]])
+    >>> changes = 0.01 * E[labels][:, labels].T[..., None] * x[:, None]     # one step at each sample
+    >>> impact = impact_from_changes(changes, labels, x, labels, 0.01)
+    >>> lesde.fit_impact(impact).E.values.round(3)
+    array([[ 2. , -1. ],
+           [-0.5,  1. ]])
+    """
+    array = check_finite_array("changes", changes)
+    if array.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"changes must have the axes (draw, sample, feature), with (time,) or (replicate, time) before "
+            f"them; got shape {array.shape}."
+        )
+    lead, (D, n, p) = array.shape[:-3], array.shape[-3:]
+    labels = check_labels("labels", labels)
+    if len(labels) != n:
+        raise ValueError(
+            f"labels must hold one label for each of the {n} samples; got {len(labels)}."
+        )
+    K = int(labels.max()) + 1
+    of = _drawn_labels(drawn_labels, D, K)
+    x = check_finite_array("drawn", drawn, [(*lead, D, p)])
+    flat = array.reshape(-1, n, p)
+    own = None
+    if drawn_changes is not None:
+        moved = check_finite_array("drawn_changes", drawn_changes, [(*lead, D, p)])
+        unit = power_of_two(np.abs(moved).max(initial=0.0))
+        own = (np.linalg.norm(moved / unit, axis=-1) * unit).ravel()
+    parts = reduce_changes(flat, labels, own)
+    edges = None
+    if by is not None:
+        check_choice("by", by, ("r2", "cosine"))
+        if features is None:
+            raise ValueError(f"by={by!r} needs features, those of the samples before the step.")
+        at = check_finite_array("features", features, [(*lead, n, p)])
+        distances = pair_distances(x, at, by)
+        frames = distances if array.ndim < 5 else np.moveaxis(distances, 0, 1)
+        every = [make_bins(bins, frame) for frame in (frames if lead else frames[None])]
+        edges = np.array([each.edges for each in every]) if lead else every[0].edges
+        same = labels == of[:, None]
+        binned = [
+            bin_changes(every[i[-1] if lead else 0], array[i], distances[i], same)
+            for i in np.ndindex(*lead)
+        ]
+        parts |= {name: np.concatenate([one[name] for one in binned]) for name in binned[0]}
+    parts = {name: value.reshape(*lead, D, *value.shape[1:]) for name, value in parts.items()}
+    return impact_dataset(
+        parts | {"drawn": x},
+        ("replicate", "time")[2 - len(lead) :],
+        of,
+        np.bincount(labels),
+        np.bincount(labels) / n if shares is None else _shares(shares, K),
+        check_real("learning_rate", learning_rate, 0.0, open_minimum=True),
+        edges=edges,
+        by=by,
+    )
+
+
+def impact_dataset(
+    parts: Mapping[str, np.ndarray],
+    lead: Sequence[str],
+    drawn_labels: np.ndarray,
+    counts: np.ndarray,
+    shares: np.ndarray,
+    step: float,
+    *,
+    edges: np.ndarray | None = None,
+    by: str | None = None,
+    coords: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Put reduced changes under their dimensions, ``lead`` first."""
+    variables: dict[str, Any] = {
+        name: ((*lead, *CLASS_DIMS[name]), values, {"long_name": NAMES[name]})
+        for name, values in parts.items()
+    }
+    named: dict[str, Any] = {
+        "drawn_label": ("draw", drawn_labels, {"long_name": "class of the drawn sample"}),
+        "class": np.arange(len(counts)),
+        "count": ("class", counts, {"long_name": "samples that were watched"}),
+        "share": ("class", shares, {"long_name": "share of the samples that training draws"}),
+        "step": ((), step, {"long_name": "learning rate of the step"}),
+    }
+    attrs: dict[str, Any] = {}
+    if by is not None and edges is not None:
+        over = ("learning_rate", "time")[3 - edges.ndim :]
+        variables["bin_edges"] = ((*over, "edge"), edges, {"long_name": "edges of the bins"})
+        named["pair"] = list(PAIRS)
+        named["bin"] = np.arange(edges.shape[-1] - 1)
+        attrs["by"] = by
+    return xr.Dataset(variables, named | dict(coords or {}), attrs)
+
+
+def _drawn_labels(value: Any, draws: int, n_classes: int) -> np.ndarray:
+    labels = bare_array("drawn_labels", value)
+    if labels.shape != (draws,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"drawn_labels must hold one integer for each of the {draws} drawn samples; got "
+            f"{labels.dtype} of shape {labels.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(
+            f"drawn_labels must be from 0 to {n_classes - 1}, the classes of labels; got "
+            f"{labels.min()} to {labels.max()}."
+        )
+    return labels.astype(np.int64)
+
+
+def _shares(value: Any, n_classes: int) -> np.ndarray:
+    shares = check_finite_array("shares", value, [(n_classes,)])
+    if (shares <= 0).any():
+        raise ValueError(f"shares must be positive; got {shares.tolist()}.")
+    return shares / shares.sum()

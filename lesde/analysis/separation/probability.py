@@ -1,0 +1,316 @@
+"""How often the classes of an ensemble of trajectories are separated."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.analysis.separation.counting import (
+    METHODS,
+    Counter,
+    binomial_interval,
+    replicates_to_add,
+)
+from lesde.analysis.separation.criteria import CRITERIA, check_reducible
+from lesde.analysis.separation.function import separation_function
+from lesde.analysis.separation.predict import predict_from_law, predict_separation
+from lesde.checks import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_integer,
+    check_real,
+    check_times,
+    shown,
+)
+
+__all__ = [
+    "predict_from_law",
+    "predict_separation",
+    "separation_function",
+    "separation_probability",
+]
+
+
+# replicates come in blocks of this size, each with its own stream of noise
+BLOCK = 32
+# float32 features of one batch
+BATCH_BYTES = 1 << 27
+MOST_IN_BATCH = 4096
+
+
+def separation_probability(
+    paths: Any,
+    criterion: str = "projection",
+    confidence: float = 0.95,
+    interval: str = "wilson",
+    direction: Any = "auto",
+    precision: float | None = None,
+    max_replicates: int = 65536,
+    margin: bool = False,
+    progress: bool = False,
+    **simulation: Any,
+) -> xr.Dataset:
+    """Estimate the probability that the classes are separated, at every time.
+
+    Parameters
+    ----------
+    paths : xarray.Dataset, LESDE or another process
+        Trajectories, simulated or recorded: variable ``features`` with the dims sample and feature,
+        replicate, and any others, which are kept; coordinate ``label`` (sample). Without replicate
+        there is one trial. Or a dataset of statistics, as `lesde.statistics` or
+        ``lesde.simulate(..., keep="statistics")`` returns: variables ``mean`` and ``reach``, coordinate
+        ``count``. Or a model or process, which is then simulated batch by batch, with the keywords of
+        ``lesde.simulate`` in ``simulation``, ``keep`` among them; only counts are kept, so memory does
+        not grow.
+    criterion : str
+        "projection": all samples of one class lie beyond all samples of the other along
+        ``direction``. "linear": some hyperplane separates them. "nearest_center": each sample is
+        nearer to its own class's mean than to the other's. All classes are separated at once where
+        every pair is. Statistics do not determine "linear". Classes that touch are not separated: a gap
+        within the rounding of float64 is none, and for "projection" and "nearest_center" whole
+        numbers are judged without rounding.
+    confidence : float
+        Of each interval by itself, between 0 and 1.
+    interval : "wilson" or "clopper-pearson"
+        See ``binomial_interval``.
+    direction : "auto", "ensemble", "own", "initial" or array
+        For "projection". "auto", the default: "ensemble" where the replicates have their directions in
+        common, else "own". They have where the cosine between the class means (less their mean) of two
+        replicates is above 1/2 on average, at the first time or at the last; of fewer than 8
+        replicates, which chance can bring that close, above 0.99. "ensemble": the unit vector along the gap of the class means
+        averaged over replicates, at each time. "own": along each replicate's own gap, for random
+        initial means, whose average over replicates says nothing. "initial": the ensemble's at the
+        first time. With a common direction a replicate whose noise put the classes in the opposite
+        order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair, its sign chosen by the ensemble gap; an
+        array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
+        From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
+        gap of the law (the variable ``direction``) rather than an average over the trajectories;
+        "auto" is "own" where they do not hold it, or where it is zero and the replicates have no
+        direction in common.
+    precision : float, optional
+        Half-width wanted for the widest interval of ``probability`` over times (and learning
+        rates). With a model, replicates are added until it is reached; a dataset that is too small
+        is refused.
+    max_replicates : int
+        Where adding stops, with a warning.
+    margin : bool
+        Also return by how much: see Returns.
+    progress : bool
+        Show a bar over replicates (models only).
+    **simulation
+        ``times`` (required with a model), ``initial``, ``replicates`` (256; those to begin with,
+        rounded up to whole blocks of 32 if more are to follow), ``seed`` (0), ``learning_rate``,
+        ``engine``, ...
+
+    Returns
+    -------
+    xarray.Dataset
+        ``probability``, ``lower``, ``upper``, ``successes`` (leading dims: [learning_rate,] time),
+        ``pairwise``, ``pairwise_lower``, ``pairwise_upper`` (..., class, class_), symmetric and NaN
+        on the diagonal, and the scalar ``trials``. With ``margin``: ``margin_mean`` and
+        ``margin_std`` (..., class, class_) over replicates and, from a dataset, ``margin``
+        (..., replicate, class, class_), in units of the features: the empty gap between the classes
+        along the direction ("projection"), half the distance of the convex hulls in the sum norm
+        ("linear"), the least distance of a sample to the plane between the means
+        ("nearest_center"); negative, or 0 for "linear", where the pair is not separated. Statistics of
+        more than two classes whose attribute ``joint`` is 0 hold the law of each pair only:
+        ``probability`` and what belongs to it, ``successes`` included, are then NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are not usable; for a dataset whose intervals are wider than
+        ``precision``; for a criterion or direction that needs every sample where there are statistics.
+
+    Warns
+    -----
+    UserWarning
+        "linear" with so few samples that any labels are separable (n <= p + 1); ``precision`` not
+        reached by ``max_replicates``; statistics that do not tell all pairs at once.
+
+    Notes
+    -----
+    The ensemble direction is estimated from the trajectories it is then used on, which biases the
+    estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true probability of 0.119,
+    8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions 16 replicates
+    are enough. Where p/(R n) is not small give the direction, for example from the law's mean gap.
+    With a model it comes from the first batch alone. Where the expected means coincide it is noise.
+    The direction that statistics hold is not estimated, so there is no such bias with them; make them of
+    paths with ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
+
+    Stopping once an interval is narrow looks at the counts, so coverage is not exactly that of a
+    fixed number of replicates; the tests compute it.
+
+    Examples
+    --------
+    >>> prob = separation_probability(paths)  # doctest: +SKIP
+    >>> prob = separation_probability(
+    ...     model, precision=0.01, times=[0, 1, 2], initial=means
+    ... )  # doctest: +SKIP
+    """
+    criterion = check_choice("criterion", criterion, CRITERIA)
+    interval = check_choice("interval", interval, METHODS)
+    confidence = check_fraction("confidence", confidence)
+    limit = check_integer("max_replicates", max_replicates)
+    margin, progress = check_flag("margin", margin), check_flag("progress", progress)
+    if precision is not None:
+        precision = check_real("precision", precision, 0.0, 0.5, open_minimum=True)
+    counter = Counter(criterion, direction, margin)
+    recorded = isinstance(paths, xr.Dataset)
+    if recorded:
+        if simulation:
+            raise TypeError(
+                f"{', '.join(simulation)}: keywords of the simulation need a model in place of "
+                f"paths; got a dataset, which is already simulated."
+            )
+        counter.add(paths)
+        if (
+            precision is not None
+            and (width := _half_width(counter, confidence, interval)) > precision
+        ):
+            raise ValueError(
+                f"precision={precision:g} needs about "
+                f"{counter.trials + replicates_to_add(counter.trials, width, precision)} replicates; "
+                f"paths has {counter.trials}, which give {width:.3g}. Pass the model in place of paths, "
+                f"with the keywords of lesde.simulate, to add replicates."
+            )
+    else:
+        if not hasattr(paths, "counts"):
+            raise TypeError(
+                f"paths must be an xarray.Dataset of trajectories, or a lesde.LESDE or another process to "
+                f"simulate; got {shown(type(paths).__name__)}."
+            )
+        _simulate(counter, paths, precision, limit, confidence, interval, progress, simulation)
+    if not counter.joint:
+        warnings.warn(
+            "these statistics hold the law of each pair of classes, not that of all pairs at once "
+            "(attribute joint is not 1): probability is NaN. Use pairwise, or keep='features'.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return _result(counter, confidence, interval, keep_margins=recorded)
+
+
+def _simulate(
+    counter: Counter,
+    model: Any,
+    precision: float | None,
+    limit: int,
+    confidence: float,
+    interval: str,
+    progress: bool,
+    simulation: dict[str, Any],
+) -> None:
+    """Simulate and count until the replicates, or the precision, are reached."""
+    from tqdm.auto import tqdm
+
+    from lesde.simulation import simulate
+
+    options = dict(simulation)
+    if "times" not in options:
+        raise TypeError("times is required with a model: separation_probability(model, times=...).")
+    wanted = check_integer("replicates", options.pop("replicates", 256))
+    first = check_integer("first_replicate", options.pop("first_replicate", 0), minimum=0)
+    if precision is None and wanted > limit:
+        raise ValueError(f"replicates must be at most max_replicates={limit}; got {wanted}.")
+    if precision is not None:
+        wanted = min(-(-wanted // BLOCK) * BLOCK, limit)
+    times = check_times("times", options.pop("times"))
+    if options.get("keep") == "statistics":
+        check_reducible(counter.criterion, counter.direction)
+    batch = _batch(model, times, options)
+    with tqdm(total=wanted, unit="replicate", disable=not progress) as bar:
+        while True:
+            while counter.trials < wanted:
+                size = min(batch, wanted - counter.trials)
+                counter.add(
+                    simulate(
+                        model,
+                        times,
+                        replicates=size,
+                        first_replicate=first + counter.trials,
+                        **options,
+                    )
+                )
+                bar.update(size)
+            if precision is None:
+                return
+            width = _half_width(counter, confidence, interval)
+            if width <= precision:
+                return
+            if counter.trials >= limit:
+                warnings.warn(
+                    f"precision={precision:g} was not reached with max_replicates={limit}: the "
+                    f"widest interval is +-{width:.3g}. Raise max_replicates.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+                return
+            wanted = min(wanted + replicates_to_add(counter.trials, width, precision, BLOCK), limit)
+            bar.total = wanted
+            bar.refresh()
+
+
+def _batch(model: Any, times: Any, options: dict[str, Any]) -> int:
+    """Replicates per call, in whole blocks, so that a batch stays within ``BATCH_BYTES``."""
+    if hasattr(model, "n_features"):
+        rates = max(1, np.size(options.get("learning_rate", 1)))
+        K, p = len(model.counts), model.n_features
+        kept = options.get("keep") == "statistics"
+        numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
+        each = 4.0 * rates * np.size(times) * numbers
+    else:  # a process that does not say what it gives is looked at
+        from lesde.simulation import simulate
+
+        each = simulate(model, times, replicates=BLOCK, **options).nbytes / BLOCK
+    return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))
+
+
+def _half_width(counter: Counter, confidence: float, interval: str) -> float:
+    if not counter.joint:
+        raise ValueError(
+            "precision is that of the probability that all pairs are separated, which these statistics "
+            "do not tell (attribute joint is not 1). Leave precision out and use pairwise, or "
+            "keep='features'."
+        )
+    lower, upper = binomial_interval(counter.successes, counter.trials, confidence, interval)
+    return float((upper - lower).max() / 2.0)
+
+
+def _result(counter: Counter, confidence: float, interval: str, keep_margins: bool) -> xr.Dataset:
+    n, dims = counter.trials, counter.dims
+    pair_dims = (*dims, "class", "class_")
+    lower, upper = binomial_interval(counter.successes, n, confidence, interval)
+    pair_lower, pair_upper = binomial_interval(counter.pairs, n, confidence, interval)
+    # No number for all pairs at once where only the pairs' own laws are known.
+    all_pairs = 1.0 if counter.joint else np.nan
+    successes = counter.successes.astype(np.int64) if counter.joint else counter.successes * np.nan
+    off = np.where(np.eye(counter.pairs.shape[-1], dtype=bool), np.nan, 1.0)
+    data: dict[str, Any] = {
+        "probability": (dims, counter.successes / n * all_pairs),
+        "lower": (dims, lower * all_pairs),
+        "upper": (dims, upper * all_pairs),
+        "successes": (dims, successes),
+        "trials": ((), n),
+        "pairwise": (pair_dims, counter.pairs / n * off),
+        "pairwise_lower": (pair_dims, pair_lower * off),
+        "pairwise_upper": (pair_dims, pair_upper * off),
+    }
+    if counter.margin:
+        mean = counter.sums[0] / n
+        spread = np.maximum(counter.sums[1] / n - mean**2, 0.0)
+        data["margin_mean"] = (pair_dims, np.ldexp(mean, counter.exponent))
+        data["margin_std"] = (pair_dims, np.ldexp(np.sqrt(spread), counter.exponent))
+        if keep_margins:
+            data["margin"] = ((*dims, "replicate", "class", "class_"), counter.margins)
+    attrs = {
+        "criterion": counter.criterion,
+        "confidence": confidence,
+        "interval": interval,
+        "direction": counter.direction if isinstance(counter.direction, str) else "given",
+    }
+    return xr.Dataset(data, coords=counter.coords, attrs=attrs)

@@ -1,0 +1,1058 @@
+"""K×K tables of formulas that keep their structure: distinct values once, and where each stands.
+
+A kernel over 100 classes has 10,000 entries but often only two values. Everything symbolic is done
+once per distinct value, and expanded by indexing when numbers are needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import math
+import numbers
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import sympy as sp
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import Boolean
+
+from lesde.checks import shown
+
+__all__ = [
+    "CONSTANTS",
+    "FEATURE_VARIABLES",
+    "FUNCTIONS",
+    "TIME",
+    "VARIABLES",
+    "EntryTable",
+    "Formula",
+    "PairFormula",
+    "Unfinished",
+    "bounded",
+    "in_floats",
+    "parse_formula",
+    "parse_pair_formula",
+    "peaks",
+    "rational",
+    "read_formula",
+    "switches",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Symbolic steps under a bound: SymPy may search for ever, and nobody waits for that.
+
+Result = TypeVar("Result")
+
+MOST_CALLS = 2_500_000
+"""About two seconds; integrals that a person would print take a tenth to three quarters of it."""
+MOST_SECONDS = 3.0
+"""Processor time of the thread, for steps whose single calls are long."""
+
+
+class Unfinished(BaseException):
+    """A step was given up. Not an Exception, which SymPy catches in many places."""
+
+
+def bounded(step: Callable[..., Result], *arguments: Any) -> Result:
+    """The value of ``step(*arguments)``.
+
+    Raises
+    ------
+    Unfinished
+        Where it takes more than :data:`MOST_CALLS` calls.
+    """
+    if sys.getprofile() is not None:  # within another bound, or under somebody's profiler
+        return step(*arguments)
+    left = MOST_CALLS
+    end = time.thread_time() + MOST_SECONDS
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 or (left % 64 == 0 and time.thread_time() > end):
+            raise Unfinished
+
+    sys.setprofile(count)
+    try:
+        return step(*arguments)
+    finally:
+        sys.setprofile(None)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading a formula from text: a small parser that executes nothing.
+
+FUNCTIONS: dict[str, Callable[..., sp.Expr]] = {
+    "exp": sp.exp,
+    "log": sp.log,
+    "ln": sp.log,
+    "sqrt": sp.sqrt,
+    "sin": sp.sin,
+    "cos": sp.cos,
+    "tan": sp.tan,
+    "atan": sp.atan,
+    "sinh": sp.sinh,
+    "cosh": sp.cosh,
+    "tanh": sp.tanh,
+    "erf": sp.erf,
+    "abs": sp.Abs,
+    "Abs": sp.Abs,
+    "min": sp.Min,
+    "max": sp.Max,
+    "Min": sp.Min,
+    "Max": sp.Max,
+    "Heaviside": sp.Heaviside,
+}
+CONSTANTS = {"pi": sp.pi, "e": sp.E, "E": sp.E}
+
+# Long or deep input and towers of powers can keep SymPy busy for ever; no kernel needs them.
+MAX_LENGTH = 500
+MAX_EXPONENT = 100
+MAX_LOG = 700  # exp of more overflows
+MAX_DEPTH = 40
+LARGEST = sp.Integer(10) ** 308
+
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.Pow: lambda a, b: a**b,
+}
+_COMPARE = {ast.Lt: sp.Lt, ast.LtE: sp.Le, ast.Gt: sp.Gt, ast.GtE: sp.Ge}
+
+
+def rational(value: float | numbers.Integral) -> sp.Expr:
+    """The number as a user meant it: 0.1 becomes 1/10 and 2/3 in floating point becomes 2/3.
+
+    The result equals the float when rounded to one, so that exact closed forms cost no accuracy.
+    """
+    if isinstance(value, numbers.Integral):
+        return sp.Integer(int(value))
+    number = float(value)
+    for guess in (Fraction(repr(number)), Fraction(number).limit_denominator(1000)):
+        if guess.denominator <= 10**6 and float(guess) == number:
+            return sp.Rational(guess.numerator, guess.denominator)
+    return sp.Float(number, 17)
+
+
+def _bounded(value: Any) -> Any:
+    """The value, where it is not a number out of reach of floating point."""
+    if not isinstance(value, sp.Expr) or not value.is_number:
+        return value
+    if value.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
+        raise ValueError("it is not finite: it divides by zero or takes the logarithm of zero")
+    if value.is_Rational:
+        if abs(value) > LARGEST:
+            raise ValueError("a constant is too large for a floating-point number")
+        return value if value.q < LARGEST else sp.Float(value, 17)
+    if abs(sp.N(value, 15)) > LARGEST:
+        raise ValueError("a constant is too large for a floating-point number")
+    return value
+
+
+def _check_exponent(exponent: sp.Expr, base: sp.Expr | None = None) -> None:
+    """Refuse exponents with which SymPy would multiply out a huge power; no base stands for e."""
+    limit = MAX_LOG if base is None else MAX_EXPONENT
+    if exponent.is_number:
+        if abs(sp.N(exponent, 15)) > limit:
+            raise ValueError(f"an exponent may be at most {limit} in size")
+        return
+    powers = base is not None and base.is_number
+    powers = powers or any(term.is_number for term in exponent.atoms(sp.log))
+    if powers and any(abs(number) > MAX_LOG for number in exponent.atoms(sp.Rational)):
+        raise ValueError(f"numbers in the exponent of a number may be at most {MAX_LOG} in size")
+
+
+class _Reader(ast.NodeVisitor):
+    """Builds a SymPy expression from the few kinds of syntax that a formula may contain."""
+
+    def __init__(self, names: Mapping[str, sp.Expr], variables: Sequence[str]):
+        self.names = names
+        self.variables = variables
+        self.depth = 0
+
+    def visit(self, node: ast.AST) -> Any:
+        # Sums and products are flat however many terms they have; the rest may nest only so deep.
+        flat = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub | ast.Mult)
+        self.depth += not flat
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"it is nested too deeply, beyond {MAX_DEPTH} levels")
+        value = _bounded(super().visit(node))
+        self.depth -= not flat
+        return value
+
+    def number(self, node: ast.AST) -> sp.Expr:
+        """The value of a node that has to be a number."""
+        value = self.visit(node)
+        if not isinstance(value, sp.Expr):
+            raise ValueError(f"the condition '{ast.unparse(node)}' stands where a number must")
+        return value
+
+    def condition(self, node: ast.AST) -> Boolean:
+        """The value of a node that has to be a condition."""
+        value = self.visit(node)
+        if isinstance(value, sp.Expr) or not isinstance(value, Boolean):
+            raise ValueError(f"the number '{ast.unparse(node)}' stands where a condition must")
+        return value
+
+    def generic_visit(self, node: ast.AST) -> Any:
+        raise ValueError(
+            f"{type(node).__name__} is not allowed in a formula; use numbers, "
+            f"{', '.join(self.variables)}, + - * / **, "
+            f"comparisons, 'a if condition else b', and {', '.join(sorted(FUNCTIONS))}"
+        )
+
+    def visit_Expression(self, node: ast.Expression) -> Any:
+        return self.visit(node.body)
+
+    def visit_Constant(self, node: ast.Constant) -> Any:
+        if isinstance(node.value, bool) or not isinstance(node.value, int | float):
+            raise ValueError(f"{node.value!r} is not a real number")
+        if isinstance(node.value, float) and not math.isfinite(node.value):
+            raise ValueError("a constant is too large for a floating-point number")
+        return rational(node.value)
+
+    def visit_Name(self, node: ast.Name) -> Any:
+        if node.id in self.names:
+            return self.names[node.id]
+        if node.id in FUNCTIONS:
+            raise ValueError(f"{node.id} is a function; write {node.id}(...)")
+        known = sorted(set(self.names) - set(CONSTANTS) - set(self.variables))
+        given = f"the parameters {', '.join(known)}" if known else "no parameters"
+        raise ValueError(
+            f"unknown symbol {node.id!r}; known are {', '.join(self.variables)}, pi, e and {given}. "
+            f"Give it a value with parameters={{{node.id!r}: ...}}, or None there to leave it free"
+        )
+
+    def visit_BinOp(self, node: ast.BinOp) -> Any:
+        if isinstance(node.op, ast.BitXor):
+            raise ValueError("'^' is not a power; write '**'")
+        if type(node.op) not in _BINARY:
+            return self.generic_visit(node.op)
+        left, right = self.number(node.left), self.number(node.right)
+        if isinstance(node.op, ast.Pow):
+            _check_exponent(right, None if left == sp.E else left)
+        return _BINARY[type(node.op)](left, right)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
+        if isinstance(node.op, ast.USub):
+            return -self.number(node.operand)
+        if isinstance(node.op, ast.UAdd):
+            return self.number(node.operand)
+        return self.generic_visit(node.op)
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS:
+            name = ast.unparse(node.func)
+            raise ValueError(f"unknown function {name!r}; known are {', '.join(sorted(FUNCTIONS))}")
+        if node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
+            raise ValueError(f"{node.func.id} takes plain arguments only")
+        count = len(node.args)
+        many = node.func.id.lower() in ("min", "max")
+        if (many and count < 1) or (not many and count != 1):
+            raise ValueError(f"{node.func.id} takes {'arguments' if many else 'one argument'}")
+        arguments = [self.number(arg) for arg in node.args]
+        if node.func.id in ("exp", "sinh", "cosh"):
+            _check_exponent(arguments[0])
+        return FUNCTIONS[node.func.id](*arguments)
+
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        return sp.Piecewise(
+            (self.number(node.body), self.condition(node.test)), (self.number(node.orelse), True)
+        )
+
+    def visit_Compare(self, node: ast.Compare) -> Any:
+        terms = [self.number(node.left), *(self.number(item) for item in node.comparators)]
+        parts = []
+        for op, left, right in zip(node.ops, terms, terms[1:], strict=False):
+            if type(op) not in _COMPARE:
+                return self.generic_visit(op)
+            parts.append(_COMPARE[type(op)](left, right))
+        return sp.And(*parts)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
+        join = sp.And if isinstance(node.op, ast.And) else sp.Or
+        return join(*(self.condition(value) for value in node.values))
+
+
+def read_formula(
+    text: str, names: Mapping[str, sp.Expr], variables: Sequence[str] = ("t",)
+) -> sp.Expr:
+    """The SymPy expression that a text stands for.
+
+    Parameters
+    ----------
+    text : str
+    names : mapping of str to sympy.Expr
+        What each name in the text stands for.
+    variables : sequence of str, default ("t",)
+        Those of the names that are variables, for messages; the rest are constants and parameters.
+
+    Raises
+    ------
+    ValueError
+        Saying what in the text is not understood; the caller names the argument.
+    """
+    if len(text) > MAX_LENGTH:
+        raise ValueError(
+            f"a formula may have at most {MAX_LENGTH} characters, this has {len(text)}"
+        )
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        detail = getattr(error, "msg", None) or "it is nested too deeply"
+        raise ValueError(f"syntax error: {detail}") from None
+    try:
+        result = _Reader(names, variables).visit(tree)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (TypeError, ArithmeticError) as error:  # SymPy's refusals, such as comparing with √(−1)
+        raise ValueError(f"it cannot be computed: {error}") from None
+    if not isinstance(result, sp.Expr):
+        raise ValueError("it is a condition, not a number")
+    return result
+
+
+# --------------------------------------------------------------------------------------------------
+# Formulas in time: parsing without `eval`, and numerical evaluation with checks.
+
+TIME = sp.Symbol("t", real=True)
+"""The time of the LE-SDE. A symbol called ``t`` in a user's expression is replaced by this one."""
+
+
+@lru_cache(maxsize=4096)
+def _names(expression: sp.Expr) -> frozenset[str]:
+    """Free symbols other than t, and unevaluated functions."""
+    symbols = {str(s) for s in expression.free_symbols - {TIME}}
+    return frozenset(symbols | {f.func.__name__ for f in expression.atoms(AppliedUndef)})
+
+
+@lru_cache(maxsize=4096)
+def _compiled(
+    expression: sp.Expr, functions: tuple[tuple[str, Callable[..., Any]], ...]
+) -> Callable[[np.ndarray], Any]:
+    """The NumPy function of an expression; engines ask for the same few again and again."""
+    return sp.lambdify(TIME, in_floats(expression), modules=[dict(functions), "numpy", "scipy"])
+
+
+def in_floats(expression: sp.Expr) -> sp.Expr:
+    """The expression with floats for integers beyond NumPy's, which make arrays of objects."""
+    large = [n for n in expression.atoms(sp.Integer) if abs(n) >= 2**63]
+    return expression.xreplace({n: sp.Float(n, 17) for n in large})
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A real function of time.
+
+    Attributes
+    ----------
+    expression : sympy.Expr
+        In :data:`TIME`; may contain unevaluated functions, such as ``alpha(t)``.
+    functions : mapping of str to callable
+        The Python callable behind each unevaluated function that has one.
+    """
+
+    expression: sp.Expr
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
+
+    def unresolved(self) -> list[str]:
+        """Names that have no value yet: free symbols other than t, functions without a callable."""
+        return sorted(_names(self.expression) - set(self.functions))
+
+    def substitute(self, values: Mapping[str, sp.Expr], name: str = "kernel value") -> Formula:
+        """The formula with expressions in place of free names; ``name`` is for error messages."""
+        swaps = {s: values[s.name] for s in self.expression.free_symbols if s.name in values}
+        if not swaps:
+            return self
+        return Formula(
+            _real(name, self.expression.xreplace(swaps), self.expression).expression, self.functions
+        )
+
+    def __call__(self, times: np.ndarray, name: str = "kernel value") -> np.ndarray:
+        """Values at the given times, float64, of the shape of ``times``.
+
+        Raises
+        ------
+        ValueError
+            When a name has no value, or a value is complex or not finite; names the time.
+        """
+        missing = self.unresolved()
+        if missing:
+            raise ValueError(
+                f"{name} = {self.expression} has no value for {', '.join(missing)}; it can be "
+                f"derived from but not evaluated. Give numbers with parameters={{...}}."
+            )
+        times = np.asarray(times, dtype=np.float64)
+        with np.errstate(all="ignore"):
+            try:
+                raw = np.asarray(self._compiled()(times))
+            except (ZeroDivisionError, OverflowError):
+                raw = np.full(times.shape, np.nan)
+            except Exception as error:
+                if not self.functions:
+                    raise
+                raise ValueError(
+                    f"{name} cannot be evaluated at an array of times: its function raised "
+                    f"{type(error).__name__}: {error}. Write it with NumPy functions so that it is "
+                    f"vectorised, for example numpy.where in place of if."
+                ) from error
+        if raw.dtype.kind not in "biufc":
+            raise ValueError(f"{name} must return numbers; its function returned {shown(raw)}.")
+        if raw.shape not in ((), times.shape):
+            raise ValueError(
+                f"{name} must return one value per time: given times of shape {times.shape}, it "
+                f"returned shape {raw.shape}. Write it with NumPy functions so that it is vectorised."
+            )
+        if np.iscomplexobj(raw) and np.abs(raw.imag).max(initial=0) == 0:
+            raw = raw.real
+        values = np.broadcast_to(raw, times.shape)
+        bad = np.iscomplexobj(values) * (np.imag(values) != 0) | ~np.isfinite(values)
+        if bad.any():
+            when = float(times[bad].flat[0])
+            raise ValueError(
+                f"{name} = {self.expression} is {self._diagnosis(when)} at t = {when:g}; it "
+                f"must be real and finite at every time simulated. Change the formula or the times."
+            )
+        return np.array(values, dtype=np.float64)
+
+    def _compiled(self) -> Callable[[np.ndarray], Any]:
+        try:
+            return _compiled(self.expression, tuple(self.functions.items()))
+        except TypeError:  # a callable that cannot be hashed
+            return _compiled.__wrapped__(self.expression, tuple(self.functions.items()))
+
+    def _diagnosis(self, when: float) -> str:
+        if self.functions:  # callables are written for real times
+            return "not finite"
+        # In floating point: SymPy computes the digits of exp(exp(1000)) for ever.
+        try:
+            with np.errstate(all="ignore"):
+                value = complex(self._compiled()(np.array(when, np.complex128)))
+        except Exception:  # a function that takes no complex numbers
+            return "not finite"
+        if not np.isfinite(value) or value.imag == 0:
+            return "not finite"
+        return f"complex ({sp.N(sp.sympify(value), 8)})"
+
+
+def parse_formula(
+    name: str,
+    value: Any,
+    parameters: Mapping[str, float | None] | None = None,
+    symbol: str | None = None,
+    variables: Mapping[str, sp.Symbol] | None = None,
+) -> Formula:
+    """Turn a number, string, SymPy expression or callable into a :class:`Formula`.
+
+    Strings are read by a small parser that knows arithmetic and a list of functions; nothing in
+    them is executed.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for error messages.
+    value : number, str, sympy.Expr, callable or Formula
+        ``"2/(1+t)"``, ``0.5``, ``sympy.exp(-t)``, ``lambda t: numpy.exp(-t)``.
+    parameters : mapping of str to number or None, optional
+        Values of further symbols in the formula. None leaves a name free: such a formula can be
+        derived from, calibrated and differentiated, and takes its value later.
+    symbol : str, optional
+        Name of the function of t that stands for a callable; the argument's name unless given.
+    variables : mapping of str to sympy.Symbol, optional
+        Variables of the formula besides t.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was given, and what is allowed.
+    """
+    known: dict[str, sp.Expr] = {**(variables or {}), "t": TIME}
+    values: dict[str, sp.Expr] = {}
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise TypeError(
+            f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
+            f"{shown(parameters)}."
+        )
+    for key, number in (parameters or {}).items():
+        if key == "t":
+            raise ValueError("parameters may not contain 't', which is the time.")
+        if key in known:
+            raise ValueError(
+                f"parameters may not contain {key!r}, which is a variable of {name}; give the "
+                f"parameter another name than {', '.join(known)}."
+            )
+        if number is None:
+            values[key] = sp.Symbol(key, real=True)
+            continue
+        if isinstance(number, bool) or not isinstance(number, numbers.Real):
+            raise TypeError(
+                f"parameters[{key!r}] must be a real number; got {shown(number)}. None leaves the name "
+                f"free."
+            )
+        if not math.isfinite(number):
+            raise ValueError(f"parameters[{key!r}] must be finite; got {number}.")
+        values[key] = rational(number)
+
+    if isinstance(value, Formula):
+        return value.substitute(values, name)
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, a formula or a function of t; got {value}.")
+    if isinstance(value, numbers.Real) and not isinstance(value, sp.Basic):
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer beyond the largest float
+            finite = False
+        if not finite:
+            raise ValueError(f"{name} must be finite in float64; got {shown(value)}.")
+        return Formula(rational(value if isinstance(value, numbers.Integral) else float(value)))
+    if isinstance(value, str):
+        try:
+            expression = bounded(read_formula, value, {**CONSTANTS, **values, **known}, list(known))
+        except ValueError as error:
+            raise ValueError(f"{name} = {shown(value)} is not a usable formula: {error}.") from None
+        except Unfinished:
+            raise _too_long(name, value) from None
+        return _real(name, expression, value)
+    if isinstance(value, sp.Expr):
+        meaning = {**values, **known}
+        swaps = {s: meaning.get(s.name, s) for s in value.free_symbols}
+        return _real(name, value.xreplace(swaps), value)
+    if callable(value):
+        symbol = symbol or name
+        return Formula(sp.Function(symbol, real=True)(TIME), {symbol: value})
+    raise TypeError(
+        f"{name} must be a number, a string or SymPy expression in t, or a vectorised function of "
+        f"t; got {shown(value)}."
+    )
+
+
+def _real(name: str, expression: sp.Expr, given: Any) -> Formula:
+    if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
+        raise ValueError(
+            f"{name} = {shown(given)} must be finite: it contains {shown(expression)}. Change the formula."
+        )
+    try:
+        real = not expression.is_number or bounded(lambda: expression.is_real)
+    except Unfinished:
+        raise _too_long(name, given) from None
+    if real is False:
+        raise ValueError(
+            f"{name} = {shown(given)} must be real: it equals {shown(expression)}. Change the formula."
+        )
+    return Formula(expression)
+
+
+def _too_long(name: str, given: Any) -> ValueError:
+    return ValueError(
+        f"{name} = {shown(given)} takes SymPy too long to read. Write it more simply, or give it as a "
+        f"vectorised function of t."
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Where formulas in time switch: the places of jumps and kinks, and where a narrow peak may hide.
+
+# Samples of a condition that is no polynomial in t, and halvings of a bracket until nothing lies within.
+SAMPLES = 4096
+HALVINGS = 70
+# Switches that can be told apart; a formula with more is refused as changing too often.
+MOST = 20_000
+# The largest degree of a polynomial whose roots are asked for.
+DEGREE = 12
+
+Functions = Mapping[str, Callable[..., Any]]
+Values = Mapping[str, float]
+
+
+def switches(
+    expressions: Iterable[sp.Expr], functions: Functions, start: float, end: float, values: Values
+) -> np.ndarray:
+    """The times between ``start`` and ``end`` at which one of the expressions may jump or have a kink.
+
+    Parameters
+    ----------
+    expressions : iterable of sympy.Expr
+        In :data:`lesde.formula.TIME` and names with values.
+    functions : mapping of str to callable
+        Behind unevaluated functions of t in the expressions.
+    start, end : float
+    values : mapping of str to float
+        Of free names.
+
+    Returns
+    -------
+    ndarray
+        Increasing. Each is the first floating-point number at which the expression has its later form.
+
+    Raises
+    ------
+    ValueError
+        Where an expression switches too often.
+    """
+    conditions = {each for e in expressions for each in _conditions(e)}
+    found = [_changes(*each, functions, start, end, values) for each in conditions]
+    places = np.unique(np.concatenate([np.empty(0), *found]))
+    return places[(places > start) & (places < end)]
+
+
+def peaks(expressions: Iterable[sp.Expr], start: float, end: float, values: Values) -> np.ndarray:
+    """Times at which one of the expressions may have a narrow peak or step.
+
+    These are the zeros of what stands in a function or a power, and of its slope, where that is a
+    polynomial in t: 5.3 for exp(-1e6*(t - 5.3)**2), tanh(1e6*(t - 5.3)) or 1/(1 + 1e6*(t - 5.3)**2).
+    """
+    arguments = {each for e in expressions for each in _arguments(e)}
+    found = [_turns(each, start, end, values) for each in arguments]
+    return np.unique(np.concatenate([np.empty(0), *found]))
+
+
+@lru_cache(maxsize=4096)
+def _conditions(expression: sp.Expr) -> frozenset[tuple[str, sp.Expr]]:
+    """Pairs of a rule, "sign" or "floor", and what it is applied to: the expression is smooth
+    wherever none of these changes."""
+    found: set[tuple[str, sp.Expr]] = set()
+    for node in sp.preorder_traversal(expression):
+        kind, arguments = node.func, node.args
+        if isinstance(node, Relational):
+            found.add(("sign", arguments[0] - arguments[1]))
+        elif kind in (sp.Heaviside, sp.sign, sp.Abs, sp.log):
+            found.add(("sign", arguments[0]))
+        elif kind in (sp.Max, sp.Min):
+            found |= {("sign", a - b) for a, b in itertools.combinations(arguments, 2)}
+        elif kind in (sp.floor, sp.ceiling, sp.frac):
+            found.add(("floor", arguments[0]))
+        elif kind is sp.Mod:
+            found.add(("floor", arguments[0] / arguments[1]))
+        elif kind is sp.Pow and not (arguments[1].is_Integer and arguments[1] > 0):
+            found.add(("sign", arguments[0]))  # a root, or a pole within a bounded function
+        elif kind is sp.tan:
+            found.add(("sign", sp.cos(arguments[0])))
+    return frozenset((rule, g) for rule, g in found if _depends(g))
+
+
+@lru_cache(maxsize=4096)
+def _arguments(expression: sp.Expr) -> frozenset[sp.Expr]:
+    found = set()
+    for node in sp.preorder_traversal(expression):
+        if isinstance(node, sp.Function | sp.Pow) and not isinstance(
+            node, AppliedUndef | sp.Piecewise
+        ):
+            found |= {a for a in node.args if isinstance(a, sp.Expr) and _depends(a)}
+    return frozenset(found)
+
+
+def _depends(expression: sp.Basic) -> bool:
+    return TIME in expression.free_symbols
+
+
+@lru_cache(maxsize=4096)
+def _polynomial(expression: sp.Expr) -> tuple[sp.Expr, ...] | None:
+    """Coefficients in t, from the highest; None where it is no polynomial of small degree."""
+    if not expression.is_polynomial(TIME):
+        return None
+    coefficients = sp.Poly(expression, TIME).all_coeffs()
+    return tuple(coefficients) if len(coefficients) <= DEGREE + 1 else None
+
+
+def _coefficients(expression: sp.Expr, values: Values) -> np.ndarray | None:
+    symbolic = _polynomial(expression)
+    if symbolic is None:
+        return None
+    swaps = {symbol: values[symbol.name] for c in symbolic for symbol in c.free_symbols}
+    return np.array([float(c.xreplace(swaps)) for c in symbolic])
+
+
+def _turns(expression: sp.Expr, start: float, end: float, values: Values) -> np.ndarray:
+    """Where a polynomial or its slope is zero, or nearly: real parts of their roots."""
+    coefficients = _coefficients(expression, values)
+    if coefficients is None or len(coefficients) < 2:
+        return np.empty(0)
+    with np.errstate(all="ignore"):
+        roots = [np.roots(coefficients).real, np.roots(np.polyder(coefficients)).real]
+    places = np.concatenate(roots)
+    return places[(places > start) & (places < end)]
+
+
+@lru_cache(maxsize=4096)
+def _compiled_of_switches(
+    expression: sp.Expr, names: tuple[str, ...], functions: tuple[Any, ...]
+) -> Any:
+    symbols = [TIME, *(sp.Symbol(name, real=True) for name in names)]
+    return sp.lambdify(symbols, expression, modules=[dict(functions), "numpy", "scipy"])
+
+
+def _changes(
+    rule: str, expression: sp.Expr, functions: Functions, start: float, end: float, values: Values
+) -> np.ndarray:
+    """Where the sign of an expression, or the integer below it, changes."""
+    names = tuple(sorted(str(s) for s in expression.free_symbols - {TIME}))
+    try:
+        function = _compiled_of_switches(expression, names, tuple(functions.items()))
+    except TypeError:  # a callable that cannot be hashed
+        function = _compiled_of_switches.__wrapped__(expression, names, tuple(functions.items()))
+    numbers = [values[name] for name in names]
+
+    def amount(times: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(np.real(function(times, *numbers)), times.shape).astype(float)
+
+    def label(times: np.ndarray) -> np.ndarray:
+        found = amount(times)
+        return np.nan_to_num((np.sign if rule == "sign" else np.floor)(found), nan=-2.0)
+
+    coefficients = _coefficients(expression, values)
+    if coefficients is None:
+        samples = np.linspace(start, end, SAMPLES)
+        if rule == "sign":
+            samples = np.sort(np.concatenate([samples, _near_zeros(amount, samples)]))
+    else:
+        samples = np.array([start, end])
+        turns = [_turns(expression, start, end, values)]
+        if rule == "floor":
+            ends = np.sort(amount(np.concatenate([samples, *turns])))
+            if ends[-1] - ends[0] > MOST:
+                _refuse(expression, start, end)
+            for level in np.arange(np.ceil(ends[0]), ends[-1] + 1):
+                shifted = coefficients - level * (np.arange(len(coefficients), 0, -1) == 1)
+                turns.append(np.roots(shifted).real)
+        places = np.unique(np.concatenate([samples, *turns]))
+        places = places[(places >= start) & (places <= end)]
+        samples = np.sort(np.concatenate([places, (places[:-1] + places[1:]) / 2]))
+    return _bisect(label, samples, lambda: _refuse(expression, start, end))
+
+
+def _refuse(expression: sp.Expr, start: float, end: float) -> None:
+    raise ValueError(
+        f"{expression} changes too often between t = {start:g} and {end:g}: a formula may switch at most "
+        f"{MOST} times. End `times` earlier, or write a formula that switches less often."
+    )
+
+
+def _near_zeros(amount: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
+    """Where |g| is least between samples of one sign: it may cross zero twice there."""
+    size = np.abs(amount(samples))
+    inner = (size[1:-1] <= size[:-2]) & (size[1:-1] <= size[2:])
+    left, right = samples[:-2][inner], samples[2:][inner]
+    sign = np.sign(amount(samples[1:-1][inner]))
+    for _ in range(60):
+        first, second = left + (right - left) / 3, right - (right - left) / 3
+        lower = sign * amount(first) < sign * amount(second)
+        left, right = np.where(lower, left, first), np.where(lower, second, right)
+    return left
+
+
+def _bisect(
+    label: Callable[[np.ndarray], np.ndarray], samples: np.ndarray, refuse: Callable[[], None]
+) -> np.ndarray:
+    """The first floating-point numbers with another label than the one before, between samples."""
+    labels = label(samples)
+    at = np.flatnonzero(labels[1:] != labels[:-1])
+    left, right, before, after = samples[at], samples[at + 1], labels[at], labels[at + 1]
+    for _ in range(HALVINGS):
+        middle = left + (right - left) / 2
+        if not ((middle > left) & (middle < right)).any():
+            break
+        between = label(middle)
+        changed, unchanged = between != before, between != after
+        left = np.concatenate([left[changed], middle[unchanged]])
+        right = np.concatenate([middle[changed], right[unchanged]])
+        before, after = (
+            np.concatenate([before[changed], between[unchanged]]),
+            np.concatenate([between[changed], after[unchanged]]),
+        )
+        if len(left) > MOST:
+            refuse()
+    return right
+
+
+# --------------------------------------------------------------------------------------------------
+# Formulas of two samples: squared distance r2, inner product g, cosine c, same class s, and time t.
+
+VARIABLES: dict[str, sp.Symbol] = {
+    "r2": sp.Symbol("r2", nonnegative=True),
+    "g": sp.Symbol("g", real=True),
+    "c": sp.Symbol("c", real=True),
+    "s": sp.Symbol("s", real=True),
+}
+"""What a formula may depend on besides t."""
+
+FEATURE_VARIABLES = {name: VARIABLES[name] for name in ("r2", "g", "c")}
+
+
+@dataclass(frozen=True)
+class PairFormula:
+    """κ(X_i, X_j) as a formula in r2, g, c, s and t.
+
+    ``r2`` is ‖X_i − X_j‖², ``g`` is ⟨X_i, X_j⟩, ``c`` is g/(‖X_i‖‖X_j‖) and 0 where a norm is 0, ``s``
+    is 1 for samples of one class and 0 for others.
+
+    Attributes
+    ----------
+    expression : sympy.Expr
+        In the symbols of :data:`VARIABLES` and :data:`lesde.formula.TIME`.
+    """
+
+    expression: sp.Expr
+
+    def at(self, same: bool) -> sp.Expr:
+        """The expression for two samples of one class, or of different ones: s is 1 or 0."""
+        return self._parts[0 if same else 1]
+
+    @cached_property
+    def _parts(self) -> tuple[sp.Expr, sp.Expr]:
+        values = []
+        for s in (1, 0):
+            try:
+                value = sp.sympify(bounded(self.expression.subs, VARIABLES["s"], s))
+            except Unfinished:
+                raise ValueError(
+                    f"strength = {self.expression} takes SymPy too long to evaluate at s = {s}; write "
+                    f"it more simply."
+                ) from None
+            if value.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
+                raise ValueError(
+                    f"strength = {self.expression} is not finite at s = {s}; s is 1 for samples of "
+                    f"one class and 0 for others, so write for example s*a + (1-s)*b."
+                )
+            values.append(value)
+        return values[0], values[1]
+
+    @cached_property
+    def uses(self) -> frozenset[str]:
+        """Which of r2, g and c matter, for samples of one class or of different ones."""
+        free = self.at(True).free_symbols | self.at(False).free_symbols
+        return frozenset(name for name, symbol in FEATURE_VARIABLES.items() if symbol in free)
+
+    @property
+    def is_class_only(self) -> bool:
+        """Whether it depends on s and t only, and so is a class kernel."""
+        return not self.uses
+
+    def unresolved(self) -> list[str]:
+        """Names that have no value yet."""
+        known = {*VARIABLES.values(), TIME}
+        return sorted(str(symbol) for symbol in self.expression.free_symbols - known)
+
+    def check_resolved(self) -> None:
+        """Refuse a formula with a name that has no value.
+
+        Raises
+        ------
+        ValueError
+            Naming it.
+        """
+        missing = self.unresolved()
+        if missing:
+            raise ValueError(
+                f"strength = {self.expression} has no value for {', '.join(missing)}; it can be "
+                f"derived from but not evaluated. Give numbers with parameters={{...}}, or later with "
+                f"model.substitute."
+            )
+
+    @cached_property
+    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        self.check_resolved()
+        symbols = (*FEATURE_VARIABLES.values(), TIME)
+        same, different = (
+            sp.lambdify(symbols, self.at(same), modules=["numpy", "scipy"], cse=True)
+            for same in (True, False)
+        )
+        return same, different
+
+    def __call__(self, r2: Any, g: Any, c: Any, s: Any, t: Any) -> np.ndarray:
+        """Values for arrays that broadcast, float64; not checked to be finite."""
+        r2, g, c, s, t = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (r2, g, c, s, t)))
+        with np.errstate(all="ignore"):
+            same, different = (np.asarray(f(r2, g, c, t)) for f in self._compiled)
+        return np.array(np.where(s == 1, same, different), dtype=np.float64)
+
+
+def parse_pair_formula(
+    name: str, value: Any, parameters: Mapping[str, float | None] | None = None
+) -> PairFormula:
+    """Read a number, a string or a SymPy expression; see :func:`lesde.formula.parse_formula`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no formula, for names not known (with those that are), and for a formula that is
+        not finite at s = 0 or 1, or at r2 = 0, the distance of a sample to itself.
+    """
+    if isinstance(value, PairFormula):
+        value = value.expression
+    if not isinstance(value, str | int | float | np.number | sp.Expr) or isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be a number, or a formula (text or SymPy) in {', '.join(VARIABLES)} and t; "
+            f"got {shown(value)}."
+        )
+    parsed: Formula = parse_formula(name, value, parameters, variables=VARIABLES)
+    formula = PairFormula(parsed.expression)
+    formula.at(True)  # raises where s = 1 or 0 divides by zero
+    if not formula.unresolved() and "r2" in formula.uses:
+        _check_own_distance(name, formula)
+    return formula
+
+
+def _check_own_distance(name: str, formula: PairFormula) -> None:
+    """Every sample is at distance 0 from itself, so κ has to be finite there."""
+    g, t = np.meshgrid([0.5, 1.0, 2.0], [0.1, 0.7, 1.3, 10.0])
+    near = formula(1e-3, g, 1.0, 1.0, t)
+    at_zero = formula(0.0, g, 1.0, 1.0, t)
+    if np.isfinite(near).any() and not np.isfinite(at_zero).any():
+        raise ValueError(
+            f"{name} = {formula.expression} is not finite at r2 = 0, the distance of a sample to "
+            f"itself; write for example 1/(1 + r2) in place of 1/r2."
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+
+MANY = 32
+
+
+@lru_cache(maxsize=16)
+def _compile_all(expressions: tuple[sp.Expr, ...]) -> Callable[[np.ndarray], Any]:
+    return sp.lambdify(TIME, [in_floats(e) for e in expressions], modules=["numpy", "scipy"])
+
+
+@dataclass(frozen=True)
+class EntryTable:
+    """A matrix of expressions in time, stored as distinct values and an index.
+
+    Attributes
+    ----------
+    values : tuple of sympy.Expr
+        The distinct values.
+    index : ndarray of int, shape (rows, columns)
+        Entry (k, l) is ``values[index[k, l]]``.
+    functions : mapping of str to callable
+        Python callables behind unevaluated functions in the values.
+    names : tuple of str
+        What the user calls each value, for error messages; empty for derived tables.
+    """
+
+    values: tuple[sp.Expr, ...]
+    index: np.ndarray
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_formulas(cls, formulas: Mapping[str, Formula], index: np.ndarray) -> EntryTable:
+        """A table from named formulas that may repeat; equal expressions are merged.
+
+        ``index`` counts the formulas in their order; the names appear in error messages.
+        """
+        functions: dict[str, Callable[..., Any]] = {}
+        for formula in formulas.values():
+            functions.update(formula.functions)
+        expressions = [formula.expression for formula in formulas.values()]
+        return cls._merged(expressions, index, functions, list(formulas))
+
+    @classmethod
+    def _merged(
+        cls,
+        expressions: Sequence[sp.Expr],
+        index: np.ndarray,
+        functions: Mapping[str, Any],
+        names: Sequence[str] = (),
+    ) -> EntryTable:
+        position: dict[sp.Expr, int] = {}
+        relabel = np.array([position.setdefault(e, len(position)) for e in expressions], dtype=int)
+        index = relabel[np.asarray(index, dtype=int)]
+        used = np.unique(index)
+        ordered = list(position)
+        first = dict(zip(reversed(relabel.tolist()), reversed(names), strict=False))
+        return cls(
+            tuple(ordered[i] for i in used),
+            np.searchsorted(used, index),
+            dict(functions),
+            tuple(first[i] for i in used) if names else (),
+        )
+
+    def __getitem__(self, key: tuple[int, int]) -> sp.Expr:
+        return self.values[self.index[key]]
+
+    def combine(self, labels: np.ndarray, rule: Callable[[sp.Expr, int], sp.Expr]) -> EntryTable:
+        """A new table with entries ``rule(value, label)``, evaluated once per distinct pair.
+
+        ``labels`` (rows, columns) are small integers that tell apart the entries which the rule
+        treats differently, for example the class whose weight multiplies the entry.
+        """
+        pairs, inverse = np.unique(
+            np.stack([self.index.ravel(), np.asarray(labels).ravel()]), axis=1, return_inverse=True
+        )
+        expressions = [rule(self.values[i], int(j)) for i, j in pairs.T]
+        return self._merged(expressions, inverse.reshape(self.index.shape), self.functions)
+
+    def matrix(self) -> sp.Matrix:
+        """The dense SymPy matrix; meant for small tables."""
+        rows, columns = self.index.shape
+        return sp.Matrix(rows, columns, lambda k, l: self[k, l])
+
+    def __call__(self, times: np.ndarray) -> np.ndarray:
+        """Values at the times, shape (time, rows, columns), float64, checked real and finite."""
+        return self.distinct(times)[..., self.index]
+
+    def distinct(self, times: np.ndarray) -> np.ndarray:
+        """The distinct values at the times, shape (time, value), float64, checked real and finite."""
+        times = np.asarray(times, dtype=np.float64)
+        distinct = np.empty((*times.shape, len(self.values)))
+        formulas = []
+        for position, value in enumerate(self.values):
+            if value.is_Rational or value.is_Float:
+                distinct[..., position] = float(value)
+            else:
+                formulas.append(position)
+        if not self._fill_together(formulas, times, distinct):
+            for position in formulas:
+                name = self.names[position] if self.names else "kernel entry"
+                distinct[..., position] = Formula(self.values[position], self.functions)(
+                    times, name
+                )
+        return distinct
+
+    def _fill_together(self, formulas: list[int], times: np.ndarray, out: np.ndarray) -> bool:
+        """Evaluate many formulas by one compiled function; False where each must be asked alone.
+
+        Compiling ten thousand entries one by one takes minutes. Anything unusual (a callable, a
+        value that is not real and finite) is left to the formulas, whose errors name it.
+        """
+        if len(formulas) < MANY or self.functions:
+            return False
+        expressions = tuple(self.values[position] for position in formulas)
+        if any(expression.free_symbols - {TIME} for expression in expressions):
+            return False
+        try:
+            with np.errstate(all="ignore"):
+                values = _compile_all(expressions)(times)
+                for position, value in zip(formulas, values, strict=True):
+                    out[..., position] = value
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError, NameError):
+            return False
+        return bool(np.isfinite(out[..., formulas]).all())
+
+    def places(
+        self, start: float, end: float, values: Mapping[str, float] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Switches and peaks of all values, as :mod:`lesde.switches` finds them."""
+        values = values or {}
+        return (
+            switches(self.values, self.functions, start, end, values),
+            peaks(self.values, start, end, values),
+        )
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no entry depends on time."""
+        return all(TIME not in value.free_symbols for value in self.values)

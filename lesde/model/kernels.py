@@ -1,0 +1,449 @@
+"""An elasticity kernel that sees the features: strength as a function of the two samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from lesde.checks import check_integer, check_labels, check_real, shown
+from lesde.model.formula import (
+    TIME,
+    EntryTable,
+    Formula,
+    PairFormula,
+    parse_formula,
+    parse_pair_formula,
+    rational,
+)
+
+__all__ = [
+    "ClassMatrix",
+    "FeatureKernel",
+    "Hierarchical",
+    "Kernel",
+    "LabelNoise",
+    "TwoLevel",
+    "kernel",
+    "no_linear_drift",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Elasticity kernels: how strongly an SGD step on a sample of one class moves each class.
+
+Parameters = Mapping[str, float | None] | None
+
+
+def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = None) -> Formula:
+    """A formula; None leaves an unevaluated function of that name, to derive with."""
+    if value is None:
+        return Formula(sp.Function(symbol or name, real=True)(TIME))
+    return parse_formula(name, value, parameters, symbol)
+
+
+class Kernel(ABC):
+    """A class-to-class elasticity kernel E_kl(t).
+
+    A new kernel subclasses this and returns its table; everything else (derivation, laws, engines,
+    fits) works from the table.
+    """
+
+    depends_on_features = False
+    """Whether E depends on the features themselves, so that classes and time do not tell it."""
+    free_names: tuple[str, ...] = ()
+    """Names without a value that are not in the table."""
+
+    @abstractmethod
+    def entries(self, n_classes: int) -> EntryTable:
+        """The K×K table E_kl(t): row k is moved by a step on a sample of class l (column)."""
+
+    @property
+    def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
+        """(α, β) before label noise, for kernels that have just two; else None."""
+        return None
+
+    def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> Kernel:
+        """The same kernel with other α and β; only where :attr:`levels` is not None."""
+        raise TypeError(f"{type(self).__name__} has no levels α and β to replace.")
+
+    def with_parameters(self, values: Mapping[str, float]) -> Kernel:
+        """The same kernel with numbers in place of free names; other names stay free.
+
+        A name is free in a formula where ``parameters={"a": None}`` left it so, or where a SymPy
+        expression has a symbol other than t.
+        """
+        raise TypeError(f"{type(self).__name__} takes its parameters where it is made.")
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and formulas as plain text, for the attributes of a dataset."""
+        return {"kind": type(self).__name__, **self._describe()}
+
+    @abstractmethod
+    def _describe(self) -> dict[str, Any]: ...
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{key}={value}" for key, value in self._describe().items())
+        return f"{type(self).__name__}({inner})"
+
+
+class TwoLevel(Kernel):
+    """Within-class strength α(t), between-class strength β(t).
+
+    Parameters
+    ----------
+    alpha, beta : number, str, sympy.Expr, callable or None
+        E_kk = α and E_kl = β for k ≠ l. None leaves the function unevaluated: such a model can be
+        derived, not simulated.
+    parameters : mapping, optional
+        Values of named parameters in the formulas; None leaves a name free, for
+        :func:`lesde.calibrate` to find or :meth:`with_parameters` to set.
+
+    Examples
+    --------
+    >>> TwoLevel(alpha="c/(1+t)", beta=-0.5, parameters={"c": 2})
+    TwoLevel(alpha=2/(t + 1), beta=-1/2)
+    """
+
+    def __init__(self, alpha: Any = None, beta: Any = None, parameters: Parameters = None):
+        self.alpha = _value("alpha", alpha, parameters)
+        self.beta = _value("beta", beta, parameters)
+
+    @property
+    def levels(self) -> tuple[sp.Expr, sp.Expr]:
+        return self.alpha.expression, self.beta.expression
+
+    def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> TwoLevel:
+        return TwoLevel(Formula(alpha), Formula(beta))
+
+    def with_parameters(self, values: Mapping[str, float]) -> TwoLevel:
+        return TwoLevel(self.alpha, self.beta, values)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        index = 1 - np.eye(n_classes, dtype=int)
+        return EntryTable.from_formulas({"alpha": self.alpha, "beta": self.beta}, index)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"alpha": str(self.alpha.expression), "beta": str(self.beta.expression)}
+
+
+class ClassMatrix(Kernel):
+    """A full K×K matrix of strengths.
+
+    Parameters
+    ----------
+    matrix : K×K nested sequence, array or SymPy matrix of values
+        Entry (k, l): how a step on class l moves class k. Each entry is a number, a formula in t, a
+        callable of t, or None for an unevaluated function.
+    parameters : mapping, optional
+        Values of named parameters in the formulas.
+
+    Examples
+    --------
+    >>> ClassMatrix([[2, "-1/(1+t)"], [-0.5, 1]])
+    ClassMatrix(matrix=[['2', '-1/(t + 1)'], ['-1/2', '1']])
+    """
+
+    def __init__(self, matrix: Any, parameters: Parameters = None):
+        rows = matrix.tolist() if hasattr(matrix, "tolist") else matrix
+        if not isinstance(rows, Sequence) or isinstance(rows, str) or len(rows) == 0:
+            raise TypeError(f"matrix must be a K×K table of values; got {shown(matrix)}.")
+        rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
+        for row in rows:
+            if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(rows):
+                raise ValueError(
+                    f"matrix must be square: it has {len(rows)} rows, one of them is {shown(row)}."
+                )
+        self.n_classes = len(rows)
+        self.formulas = [
+            _value(
+                f"matrix[{k}][{l}]",
+                v,
+                parameters,
+                f"E_{k + 1}{l + 1}" if self.n_classes < 10 else f"E_{k + 1}_{l + 1}",
+            )
+            for k, row in enumerate(rows)
+            for l, v in enumerate(row)
+        ]
+
+    def with_parameters(self, values: Mapping[str, float]) -> ClassMatrix:
+        K = self.n_classes
+        return ClassMatrix([self.formulas[k * K : (k + 1) * K] for k in range(K)], values)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        if n_classes != self.n_classes:
+            raise ValueError(
+                f"n_classes must be {self.n_classes}, the size of the kernel's matrix; got {n_classes}."
+            )
+        index = np.arange(n_classes**2).reshape(n_classes, n_classes)
+        named = {
+            f"matrix[{i // n_classes}][{i % n_classes}]": formula
+            for i, formula in enumerate(self.formulas)
+        }
+        return EntryTable.from_formulas(named, index)
+
+    def _describe(self) -> dict[str, Any]:
+        text = [str(formula.expression) for formula in self.formulas]
+        K = self.n_classes
+        return {"matrix": [text[k * K : (k + 1) * K] for k in range(K)]}
+
+
+class Hierarchical(Kernel):
+    """Classes grouped into superclasses: three strengths.
+
+    Parameters
+    ----------
+    groups : sequence of int, length K
+        The superclass of every class, numbered from 0.
+    alpha, beta, gamma : values
+        Same class; other class of the same superclass; class of another superclass.
+    parameters : mapping, optional
+        Values of named parameters in the formulas.
+
+    Examples
+    --------
+    >>> Hierarchical([0, 0, 1, 1], alpha=2, beta=1, gamma=-0.5)
+    Hierarchical(groups=[0, 0, 1, 1], alpha=2, beta=1, gamma=-1/2)
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        alpha: Any = None,
+        beta: Any = None,
+        gamma: Any = None,
+        parameters: Parameters = None,
+    ):
+        self.groups = check_labels("groups", groups)
+        self.alpha = _value("alpha", alpha, parameters)
+        self.beta = _value("beta", beta, parameters)
+        self.gamma = _value("gamma", gamma, parameters)
+
+    def with_parameters(self, values: Mapping[str, float]) -> Hierarchical:
+        return Hierarchical(self.groups.tolist(), self.alpha, self.beta, self.gamma, values)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        if n_classes != len(self.groups):
+            raise ValueError(
+                f"n_classes must be {len(self.groups)}, the length of the kernel's groups; got "
+                f"{n_classes}."
+            )
+        same_group = self.groups[:, None] == self.groups[None, :]
+        index = np.where(np.eye(n_classes, dtype=bool), 0, np.where(same_group, 1, 2))
+        formulas = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+        return EntryTable.from_formulas(formulas, index)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "groups": self.groups.tolist(),
+            "alpha": str(self.alpha.expression),
+            "beta": str(self.beta.expression),
+            "gamma": str(self.gamma.expression),
+        }
+
+
+class LabelNoise(Kernel):
+    """The kernel that training with wrong labels amounts to.
+
+    A training label is wrong with probability p, uniformly over the other classes, so a step on a
+    sample of class l acts as one on class m with probability Q_lm, Q = (1−p)I + p/(K−1)(11ᵀ−I), and
+    E′ = E Qᵀ: the expected strength. The engine "sgd" uses it too and draws no labels, so the extra
+    sampling noise of wrong labels, and a transform H of the wrong class, are not part of this kernel.
+    For a two-level kernel α′−β′ = (α−β)(1 − pK/(K−1)): it vanishes at p = (K−1)/K.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        The kernel of clean labels.
+    p : float or sympy.Symbol
+        Probability of a wrong label, in [0, 1]; a symbol leaves it free.
+    """
+
+    p: sp.Expr
+
+    def __init__(self, kernel: Kernel, p: Any):
+        if not isinstance(kernel, Kernel):
+            raise TypeError(f"kernel must be an elasticity kernel; got {shown(kernel)}.")
+        self.kernel = kernel
+        if isinstance(p, sp.Expr):
+            if not p.free_symbols:
+                check_real("p", float(p) if p.is_real else p, 0.0, 1.0)
+            self.p = p
+        else:
+            self.p = rational(check_real("p", p, 0.0, 1.0))
+
+    @property
+    def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
+        return self.kernel.levels
+
+    def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> LabelNoise:
+        return LabelNoise(self.kernel.with_levels(alpha, beta), self.p)
+
+    def with_parameters(self, values: Mapping[str, float]) -> LabelNoise:
+        p = parse_formula("p", self.p, values).expression
+        return LabelNoise(self.kernel.with_parameters(values), p)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        clean = self.kernel.entries(n_classes)
+        if n_classes == 1:
+            return clean
+        # (E Qᵀ)_kl = (1 − p − p/(K−1)) E_kl + p/(K−1) Σ_m E_km. The sum over m is the same for all rows
+        # in which every value occurs equally often, so it is written once per kind of row.
+        spread = self.p / (n_classes - 1)
+        counts = np.stack([(clean.index == v).sum(1) for v in range(len(clean.values))], axis=1)
+        kinds, row_kind = np.unique(counts, axis=0, return_inverse=True)
+
+        keep = 1 - self.p - spread
+        factors = {int(n): sp.simplify(spread * int(n)) for n in np.unique(kinds)}
+        own = {n: sp.simplify(factor + keep) for n, factor in factors.items()}
+        tallies = [{clean.values[v]: int(row[v]) for v in np.flatnonzero(row)} for row in kinds]
+        sums = [sp.Add(*(factors[n] * v for v, n in tally.items())) for tally in tallies]
+
+        def noisy(value: sp.Expr, kind: int) -> sp.Expr:
+            if self.p.is_number:  # SymPy merges the numbers
+                return sums[kind] + keep * value
+            n = tallies[kind][value]
+            return sums[kind] - factors[n] * value + own[n] * value
+
+        return clean.combine(np.broadcast_to(row_kind.reshape(-1, 1), clean.index.shape), noisy)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"kernel": repr(self.kernel), "p": str(self.p)}
+
+
+# --------------------------------------------------------------------------------------------------
+# Kernels from a Python function of two classes and the time.
+
+
+class _FunctionKernel(Kernel):
+    """A kernel from a function (k, l, t); made by the decorator :func:`kernel`."""
+
+    def __init__(self, function: Callable[[int, int, Any], Any], parameters: Parameters = None):
+        self.function = function
+        self.parameters = parameters
+        self.__doc__ = function.__doc__
+
+    def _entry(self, k: int, l: int) -> Formula:
+        name = f"kernel({k}, {l}, t)"
+        given = getattr(self.function, "__name__", "E")
+        # A lambda's name is no identifier, which the symbol of a callable has to be.
+        symbol = f"{given if given.isidentifier() else 'E'}_{k + 1}_{l + 1}"
+        try:
+            return parse_formula(name, self.function(k, l, TIME), self.parameters, symbol)
+        except (TypeError, AttributeError):
+            # The function uses NumPy on t, so it has no formula: keep it as a callable.
+            return parse_formula(name, lambda t, k=k, l=l: self.function(k, l, t), None, symbol)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        K = check_integer("n_classes", n_classes)
+        formulas = {f"kernel({k}, {l}, t)": self._entry(k, l) for k in range(K) for l in range(K)}
+        return EntryTable.from_formulas(formulas, np.arange(K * K).reshape(K, K))
+
+    def with_parameters(self, values: Mapping[str, float]) -> Kernel:
+        return _FunctionKernel(self.function, {**(self.parameters or {}), **values})
+
+    def _describe(self) -> dict[str, Any]:
+        return {"function": getattr(self.function, "__name__", repr(self.function))}
+
+
+def kernel(function: Callable[[int, int, Any], Any]) -> Kernel:
+    """Make a kernel of a function ``(k, l, t)``, as a decorator.
+
+    Parameters
+    ----------
+    function : callable
+        Called with class numbers k (moved) and l (drawn), from 0, and the time. It returns a
+        number, a formula or an expression in t. It is called with a SymPy symbol first, so that the
+        kernel can be derived from; if it fails there with TypeError or AttributeError (it uses NumPy
+        functions on t), it is kept as a numerical function.
+
+    Examples
+    --------
+    >>> @kernel
+    ... def chain(k, l, t):
+    ...     return 2 / (1 + t) if k == l else -1 / (1 + abs(k - l))
+    >>> chain.entries(3)[0, 2]
+    -1/3
+    """
+    if not callable(function):
+        raise TypeError(f"kernel decorates a function (k, l, t); got {shown(function)}.")
+    return _FunctionKernel(function)
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+class FeatureKernel(Kernel):
+    """Strength κ(X_i, X_J) with which a step on sample J moves sample i, from their features.
+
+    The drift of such a model is not linear in the features, so it has no exact law: it is simulated
+    with the engines "torchsde" and "sgd". A step costs O(N² p), in tiles of bounded size. A formula in
+    s and t only is a class kernel, and costs what that costs.
+
+    Parameters
+    ----------
+    strength : number, str or sympy.Expr
+        A formula in
+
+        - ``r2``, the squared distance ‖X_i − X_J‖²,
+        - ``g``, the inner product ⟨X_i, X_J⟩,
+        - ``c``, the cosine g/(‖X_i‖‖X_J‖), 0 where a norm is 0,
+        - ``s``, 1 where both samples are of one class and 0 where not,
+        - ``t``, the time.
+    parameters : mapping, optional
+        Values of named parameters in the formula; None leaves a name free, to derive with and to set
+        later by ``model.substitute``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no such formula; names that are not known are told with those that are.
+
+    Notes
+    -----
+    Every drawn sample also moves itself, with r2 = 0 and s = 1, so the formula must be finite there.
+
+    Examples
+    --------
+    >>> FeatureKernel("s*a*exp(-r2/8) - (1-s)*exp(-r2/2)/(1+t)", parameters={"a": 2})
+    FeatureKernel(strength=2*s*exp(-r2/8) - (1 - s)*exp(-r2/2)/(t + 1))
+    """
+
+    depends_on_features = True
+
+    def __init__(self, strength: Any, parameters: Parameters = None):
+        self.formula: PairFormula = parse_pair_formula("strength", strength, parameters)
+        self.free_names = tuple(self.formula.unresolved())
+
+    @property
+    def class_kernel(self) -> TwoLevel | None:
+        """The class kernel that it equals where the formula has only s and t, else None."""
+        if not self.formula.is_class_only:
+            return None
+        return TwoLevel(Formula(self.formula.at(True)), Formula(self.formula.at(False)))
+
+    def with_parameters(self, values: Mapping[str, float]) -> FeatureKernel:
+        return FeatureKernel(self.formula.expression, values)
+
+    def entries(self, n_classes: int) -> EntryTable:
+        if self.class_kernel is None:
+            raise TypeError(
+                f"FeatureKernel has no table of strengths between classes: strength = "
+                f"{self.formula.expression} depends on the features ({', '.join(sorted(self.formula.uses))})."
+            )
+        return self.class_kernel.entries(n_classes)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"strength": str(self.formula.expression)}
+
+
+def no_linear_drift(what: str) -> ValueError:
+    """The error for what needs a drift that is linear in the features."""
+    return ValueError(
+        f"{what} needs a kernel of classes and time; this model's FeatureKernel depends on the features, "
+        f"so its drift is not linear. Simulate it with lesde.simulate(model, ..., engine='torchsde') or "
+        f"engine='sgd'."
+    )

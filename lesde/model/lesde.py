@@ -1,0 +1,335 @@
+"""Reading the argument ``initial`` of laws and simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sympy as sp
+
+from lesde.checks import (
+    bare_array,
+    check_finite_array,
+    check_integer,
+    check_real,
+    shown,
+)
+from lesde.model.formula import TIME, EntryTable
+from lesde.model.kernels import Kernel
+from lesde.model.noise import Noise, read_noise
+from lesde.model.transforms import Transform, make_transform
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["LESDE", "Initial", "class_average", "read_initial"]
+
+
+# --------------------------------------------------------------------------------------------------
+# LESDE: the immutable description of one system, and where its arguments are validated.
+
+MOST_SAMPLES = 10**15
+"""All classes together; sums over samples stay exact in float64."""
+
+
+MOST_CLASSES = 10**4
+"""Tables of a kernel have an entry for every pair of classes."""
+MOST_FEATURES = 10**9
+
+
+class LESDE:
+    """A locally elastic SDE: K classes of samples in R^p that move each other through a kernel.
+
+    dX_i = b_{k(i)} dt + σ dW_i with drift b_k = Σ_l w_l E_kl(t) H_l X̄^l, where w_l = n_l/N and X̄^l is
+    the mean of class l.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Class-to-class elasticity E_kl(t), or a :class:`lesde.FeatureKernel`, whose strength depends on
+        the features of both samples.
+    n_classes, n_features : int
+        K and p.
+    n_per_class : int or sequence of K ints, default 100
+        Samples of each class; a sequence makes the classes unbalanced.
+    transform : {"identity", "logits"} or array (p, p) or (K, p, p), default "identity"
+        The matrices H_l. "logits" needs p = K.
+    noise : value, or array or nested list of values, default 0.1
+        The diffusion σ, per square root of time: one value; (K,) values, one a class; a (p, p)
+        factor with covariance σσᵀ; or (K, p, p) factors. A value is a number, a formula in t (text
+        or SymPy) or a vectorised function of t; single values and values a class must not be
+        negative. A formula with a name left free can be derived from but not simulated.
+    parameters : mapping of str to number or None, optional
+        Values of named parameters in the formulas of ``noise``; kernels have their own. None
+        leaves a name free.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was given and what is allowed.
+
+    References
+    ----------
+    Zhang, Wang, Su, NeurIPS 2021 (arXiv 2110.05960).
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel("2/(1+t)", -0.5), n_classes=3, n_features=3)
+    >>> model.n_samples
+    300
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        n_classes: int,
+        n_features: int,
+        n_per_class: int | Sequence[int] = 100,
+        transform: Any = "identity",
+        noise: Any = 0.1,
+        parameters: Mapping[str, float | None] | None = None,
+    ):
+        if not isinstance(kernel, Kernel):
+            raise TypeError(
+                f"kernel must be an elasticity kernel such as lesde.TwoLevel(alpha=2, beta=-1); got "
+                f"{shown(kernel)}."
+            )
+        self.kernel = kernel
+        self.n_classes = check_integer("n_classes", n_classes, 1, MOST_CLASSES)
+        self.n_features = check_integer("n_features", n_features, 1, MOST_FEATURES)
+        self.counts = _counts(n_per_class, self.n_classes)
+        self.transform: Transform = make_transform(transform, self.n_classes, self.n_features)
+        self.noise_table: Noise = read_noise(noise, self.n_classes, self.n_features, parameters)
+        self.noise: np.ndarray = self.noise_table.given
+        self.parameters: dict[str, float | None] = dict(parameters or {})
+        # As it was given, for replace(parameters=...): names in formulas are values by now.
+        numbers = bare_array("noise", noise).dtype.kind in "biuf"
+        self._given_noise = self.noise_table.describe() if numbers else _kept(noise)
+        # A kernel that depends on the features has no table: what needs one asks for that first.
+        self.entries: EntryTable = (
+            None if kernel.depends_on_features else kernel.entries(self.n_classes)  # type: ignore[assignment]
+        )
+        self.counts.setflags(write=False)
+        object.__setattr__(self, "_frozen", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # cached_property writes to __dict__ and does not come here.
+        if getattr(self, "_frozen", False):
+            raise AttributeError(
+                f"a LESDE is immutable, so {name} cannot be set; make another with model.replace"
+                f"({name}=...)."
+            )
+        object.__setattr__(self, name, value)
+
+    def replace(self, **changes: Any) -> LESDE:
+        """Another model, with the given arguments changed."""
+        arguments: dict[str, Any] = {
+            "kernel": self.kernel,
+            "n_classes": self.n_classes,
+            "n_features": self.n_features,
+            "n_per_class": int(self.counts[0]) if self.is_balanced else self.counts.tolist(),
+            "transform": self.transform,
+            "noise": self._given_noise,
+            "parameters": self.parameters or None,
+        }
+        unknown = sorted(set(changes) - set(arguments))
+        if unknown:
+            raise TypeError(f"replace knows {', '.join(arguments)}; got {', '.join(unknown)}.")
+        return LESDE(**{**arguments, **changes})
+
+    @property
+    def free_parameters(self) -> tuple[str, ...]:
+        """Names in the formulas of kernel and noise that have no value yet, sorted."""
+        expressions = [] if self.entries is None else list(self.entries.values)
+        if not self.noise_table.is_numeric:
+            expressions += [formula.expression for formula in self.noise_table.given.ravel()]
+        names = {str(s) for e in expressions for s in e.free_symbols - {TIME}}
+        return tuple(sorted(names.union(self.kernel.free_names)))
+
+    def substitute(self, **parameters: float) -> LESDE:
+        """The model with numbers in place of free names; those not given stay free.
+
+        >>> import lesde
+        >>> kernel = lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})
+        >>> model = lesde.LESDE(kernel, n_classes=3, n_features=3)
+        >>> model.free_parameters
+        ('a', 'b')
+        >>> model.substitute(a=2, b=-0.5).kernel
+        TwoLevel(alpha=2/(t + 1), beta=-1/2)
+        """
+        free = self.free_parameters
+        unknown = sorted(set(parameters) - set(free))
+        if unknown:
+            raise TypeError(
+                f"substitute knows the free names of the model, {', '.join(free) or 'which has none'}; "
+                f"got {', '.join(unknown)}."
+            )
+        if not parameters:
+            return self
+        return self.replace(
+            kernel=self.kernel.with_parameters(parameters),
+            parameters={**self.parameters, **parameters},
+        )
+
+    @property
+    def n_samples(self) -> int:
+        """N, the samples of all classes together."""
+        return int(self.counts.sum())
+
+    @property
+    def weights(self) -> np.ndarray:
+        """w_k = n_k/N, shape (class,), float64."""
+        return self.counts / self.n_samples
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of every sample, shape (sample,), sorted."""
+        return np.repeat(np.arange(self.n_classes), self.counts)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all classes have equally many samples."""
+        return bool((self.counts == self.counts[0]).all())
+
+    def transform_array(self) -> np.ndarray:
+        """H_l of every class, shape (class, feature, feature), float64."""
+        return self.transform.array()
+
+    def noise_factor(self, time: float | None = None) -> np.ndarray:
+        """The factor σ_k of every class, shape (class, feature, feature), float64.
+
+        At a time, which may be left out where the noise does not depend on it.
+        """
+        return self.noise_table.factor([self._noise_time(time)])[0]
+
+    def noise_covariance(self, time: float | None = None) -> np.ndarray:
+        """σ_k σ_kᵀ, per sample and unit time, shape (class, feature, feature), float64.
+
+        At a time, which may be left out where the noise does not depend on it.
+        """
+        return self.noise_table.covariance([self._noise_time(time)])[0]
+
+    def _noise_time(self, time: float | None) -> float:
+        if time is None and not self.noise_table.is_constant:
+            raise ValueError(
+                "time must be given, as the noise of this model depends on it; got None."
+            )
+        return 0.0 if time is None else check_real("time", time)
+
+    def describe(self) -> dict[str, Any]:
+        """The model as plain numbers and text, for the attributes of a dataset."""
+        matrices = self.transform.matrices
+        return {
+            "kernel": self.kernel.describe(),
+            "n_classes": self.n_classes,
+            "n_features": self.n_features,
+            "n_per_class": self.counts.tolist(),
+            "transform": self.transform.kind if matrices is None else matrices.tolist(),
+            "noise": self.noise_table.describe(),
+        }
+
+    def __repr__(self) -> str:
+        counts = int(self.counts[0]) if self.is_balanced else self.counts.tolist()
+        return (
+            f"LESDE({self.kernel!r}, n_classes={self.n_classes}, n_features={self.n_features}, "
+            f"n_per_class={counts}, transform={self.transform.kind!r}, "
+            f"noise={self.noise_table!r})"
+        )
+
+
+def _counts(value: Any, n_classes: int) -> np.ndarray:
+    if isinstance(value, Sequence | np.ndarray) and np.ndim(bare_array("n_per_class", value)) == 1:
+        bare_array("n_per_class", value)
+        if len(value) != n_classes:
+            raise ValueError(
+                f"n_per_class must be one integer or {n_classes} of them, one a class; got "
+                f"{len(value)} values."
+            )
+        counts = [check_integer(f"n_per_class[{k}]", n, 1, np.inf) for k, n in enumerate(value)]
+    else:
+        counts = [check_integer("n_per_class", value, 1, np.inf)] * n_classes
+    if sum(counts) > MOST_SAMPLES:
+        raise ValueError(
+            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {shown(sum(counts))}."
+        )
+    return np.array(counts)
+
+
+def _kept(value: Any) -> Any:
+    """A value or nested values that later changes of the caller's lists and arrays do not reach."""
+    if isinstance(value, np.ndarray | sp.MatrixBase):
+        return _kept(value.tolist())
+    return tuple(_kept(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The initial state of a model, split into class means and deviations.
+
+    Attributes
+    ----------
+    means : ndarray (..., class, feature), or None
+        None stands for random means, N(0, I/p).
+    offsets : ndarray (..., sample, feature), or None
+        Deviations of the samples from their class mean; None where all are zero.
+    """
+
+    means: np.ndarray | None
+    offsets: np.ndarray | None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the means are drawn."""
+        return self.means is None
+
+
+def class_average(samples: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Class means (..., class, feature) of samples (..., sample, feature) sorted by class."""
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.add.reduceat(samples, starts, axis=-2) / counts[:, None]
+
+
+def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> Initial:
+    """Class means and deviations from what a user gives.
+
+    Parameters
+    ----------
+    initial : None, or array
+        None: random means. (class, feature): the means, every sample at its mean. (sample, feature):
+        the samples, sorted by class. With ``replicates`` also either of these with a leading
+        replicate dimension.
+    """
+    if initial is None:
+        return Initial(None, None)
+    K, p, N = model.n_classes, model.n_features, model.n_samples
+    shapes: list[tuple[int | str, ...]] = [(K, p), (N, p)]
+    if replicates is not None:
+        shapes += [(replicates, K, p), (replicates, N, p)]
+    array = check_finite_array("initial", _by_name(initial), shapes)
+    if array.shape[-2] == K and K != N:
+        return Initial(array, None)
+    means = class_average(array, model.counts)
+    offsets = array - np.repeat(means, model.counts, axis=-2)
+    return Initial(means, offsets if np.any(offsets) else None)
+
+
+def _by_name(initial: Any) -> Any:
+    """An array in the order (replicate, class or sample, feature), by the names of a DataArray."""
+    dims = getattr(initial, "dims", None)
+    if dims is None:
+        return initial
+    order = [dim for dim in ("replicate", "class", "sample", "feature") if dim in dims]
+    if len(order) == len(dims):
+        return initial.transpose(*order).values
+    if set(order):
+        raise ValueError(
+            f"initial has the dimensions {', '.join(map(repr, dims))}; name them 'class' or 'sample', "
+            f"'feature', and optionally 'replicate'."
+        )
+    return initial.values

