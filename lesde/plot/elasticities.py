@@ -13,26 +13,18 @@ from matplotlib.lines import Line2D
 from lesde.checks import check_dataset, shown
 from lesde.model.kernels import Kernel
 from lesde.model.lesde import LESDE
-from lesde.plot.learning_rates import (
+from lesde.plot.curves import (
+    FAR,
     RateCell,
     band_patch,
     draw_band,
+    limit_to_bands,
     rate_cells,
     rate_key,
     refuse_other_dims,
 )
-from lesde.plot.style import (
-    FAR,
-    INK,
-    LEVELS,
-    SECOND_INK,
-    axis_label,
-    check_panels,
-    limit_to_bands,
-    number,
-    panels,
-    style,
-)
+from lesde.plot.style import INK, LEVELS, SECOND_INK, axis_label, check_panels, panels, style
+from lesde.plot.ticks import number
 
 __all__ = ["elasticity", "true_elasticity"]
 

@@ -17,18 +17,19 @@ from matplotlib.textpath import TextPath
 
 from lesde.checks import check_choice, check_dataset, check_real, shown
 from lesde.model.kernels import FeatureKernel
-from lesde.plot.frames import at_times, select_rate
-from lesde.plot.learning_rates import (
+from lesde.plot.curves import (
+    FAR,
     RateCell,
     band_patch,
     draw_band,
+    limit_to_bands,
     rate_cells,
     rate_key,
     refuse_other_dims,
 )
+from lesde.plot.frames import at_times, select_rate
 from lesde.plot.style import (
     COLUMN,
-    FAR,
     INK,
     LEVELS,
     SECOND_INK,
@@ -36,11 +37,10 @@ from lesde.plot.style import (
     check_panels,
     fix_ticks,
     legend_above,
-    limit_to_bands,
-    number,
     panels,
     style,
 )
+from lesde.plot.ticks import number
 
 __all__ = ["impact", "impact_by_distance", "impact_matrix"]
 

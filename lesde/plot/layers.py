@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 
 from lesde.analysis.collapse.metrics import target_of
 from lesde.checks import check_choice, check_dataset, check_fraction, shown
+from lesde.plot.collapse import SHORT
+from lesde.plot.curves import MOST_ENTRIES, draw_band, refuse_other_dims
 from lesde.plot.frames import at_times, select_rate
-from lesde.plot.learning_rates import MOST_ENTRIES, SHORT, draw_band, refuse_other_dims
 from lesde.plot.style import (
-    DIGIT,
     INK,
     LINES,
     OKABE_ITO,
@@ -28,14 +28,12 @@ from lesde.plot.style import (
     check_panels,
     colours_of_rates,
     legend_above,
-    number,
     panels,
     positive,
     style,
-    tidy_log,
     title_of,
-    widen_log,
 )
+from lesde.plot.ticks import DIGIT, number, tidy_log, widen_log
 
 __all__ = [
     "LayerCurves",
