@@ -128,18 +128,36 @@ FAR = 4.0
 """How much farther than usual a band may reach and still be shown whole."""
 
 
-def limit_to_bands(ax: Axes, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """Limits that hold curves and bands, but for the parts of a band that are far wider than usual."""
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Values and the ends of their band, NaN where not known."""
+
+
+def limit_to_bands(ax: Axes, curves: Sequence[Curve], *, zero: bool = False) -> None:
+    """Limits that hold curves and bands, but for what is known far worse than usual.
+
+    A band is far too wide where it reaches beyond its curve by more than `FAR` times the usual reach
+    (the median) and `FAR` times the range of what is known better: then it is cut off, and its value
+    with it unless that is near the others. The axis spans at least half of the largest value shown, so
+    that a constant looks like one. ``zero`` is shown if asked for.
+    """
+    values, low, high = (np.concatenate(part) for part in zip(*curves, strict=True))
     known = np.isfinite(values)
-    if not known.any():
-        return
     values, low, high = values[known], low[known], high[known]
-    reach = np.maximum(high - values, values - low)
-    usual = float(np.median(reach[reach > 0])) if (reach > 0).any() else 0.0
-    most = FAR * max(float(np.ptp(values)), usual)
-    shown = reach <= most if most > 0 else np.ones(len(reach), bool)
-    bottom = float(min(values.min(), low[shown].min(initial=np.inf)))
-    top = float(max(values.max(), high[shown].max(initial=-np.inf)))
+    zeros = np.zeros(int(zero))
+    reach = np.nan_to_num(np.maximum(high - values, values - low), nan=np.inf)
+    bare = ~np.isfinite(low + high)
+    usual = np.median(reach[(reach > 0) & ~bare]) if ((reach > 0) & ~bare).any() else 0.0
+    better = np.concatenate([values[(reach <= FAR * usual) | (bare.all())], zeros])
+    room = float(np.ptp(better)) if len(better) else 0.0
+    most = FAR * max(float(usual), room)
+    sure = (reach <= most) & ~bare
+    near = sure.copy()
+    if len(better):
+        near |= (values >= better.min() - room) & (values <= better.max() + room)
+    shown = np.concatenate([values[near], low[sure], high[sure], zeros])
+    if not len(shown):
+        return
+    bottom, top = float(shown.min()), float(shown.max())
     least = 0.5 * max(abs(bottom), abs(top)) or 1.0
     middle, half = (bottom + top) / 2, 0.5 * max(1.1 * (top - bottom), least)
     ax.set_ylim(middle - half, middle + half)
