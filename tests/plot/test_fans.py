@@ -100,7 +100,7 @@ def test_without_replicate_and_as_float32():
         ({"direction": [1.0]}, r"direction must have shape \(3\)"),
         ({"direction": [1, 0, 0], "pair": (0, 1)}, "direction and pair both say"),
         ({"pair": (1, 1)}, "pair must be two different classes"),
-        ({"pair": (0, 3)}, "pair must hold classes from 0 to 2"),
+        ({"pair": (0, 3)}, "pair must be two different classes from 0 to 2"),
         ({"classes": []}, "classes must be a sequence of classes"),
         ({"learning_rate": 0.1}, "paths has no dimension 'learning_rate'"),
         ({"max_lines": 0}, "max_lines must be an integer of at least 1"),
