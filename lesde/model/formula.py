@@ -885,7 +885,7 @@ class EntryTable:
 # --------------------------------------------------------------------------------------------------
 # Where formulas in time switch: the places of jumps and kinks, and where a narrow peak may hide.
 
-# Samples of a condition that is no polynomial in t, and halvings of a bracket until nothing lies within.
+# Samples of a condition, and halvings of a bracket until nothing lies within.
 SAMPLES = 4096
 HALVINGS = 70
 # Switches that can be resolved; a formula with more is refused as changing too often.
@@ -989,24 +989,11 @@ def _changes(
             f"most {MOST} times. End `times` earlier, or write a formula that switches less often."
         )
 
-    coefficients = _coefficients(expression, values)
-    if coefficients is None:
-        samples = np.linspace(start, end, SAMPLES)
-        if rule == "sign":
-            samples = np.sort(np.concatenate([samples, _near_zeros(amount, samples)]))
-    else:
-        samples = np.array([start, end])
-        turns = [_turns(expression, start, end, values)]
-        if rule == "floor":
-            ends = np.sort(amount(np.concatenate([samples, *turns])))
-            if ends[-1] - ends[0] > MOST:
-                refuse()
-            for level in np.arange(np.ceil(ends[0]), ends[-1] + 1):
-                shifted = coefficients - level * (np.arange(len(coefficients), 0, -1) == 1)
-                turns.append(np.roots(shifted).real)
-        places = np.unique(np.concatenate([samples, *turns]))
-        places = places[(places >= start) & (places <= end)]
-        samples = np.sort(np.concatenate([places, (places[:-1] + places[1:]) / 2]))
+    samples = np.linspace(start, end, SAMPLES)
+    exact = _turns(expression, start, end, values)
+    if rule == "sign" and not len(exact):
+        exact = _near_zeros(amount, samples)
+    samples = np.unique(np.concatenate([samples, exact]))
 
     # Bisection, for all brackets at once, to the first floating-point number with another label.
     labels = label(samples)

@@ -1,4 +1,8 @@
-"""An elasticity kernel that sees the features: strength as a function of the two samples."""
+"""Elasticity kernels: how strongly an SGD step on a sample of one class moves the samples of each class.
+
+A new kernel subclasses :class:`Kernel` and returns its table of strengths; derivation, laws, engines and fits work
+from the table. Only :class:`FeatureKernel`, which depends on the features themselves, has none.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from lesde.model.formula import (
     EntryTable,
     Formula,
     PairFormula,
+    Parameters,
     parse_formula,
     parse_pair_formula,
     rational,
@@ -32,12 +37,6 @@ __all__ = [
 ]
 
 
-# --------------------------------------------------------------------------------------------------
-# Elasticity kernels: how strongly an SGD step on a sample of one class moves each class.
-
-Parameters = Mapping[str, float | None] | None
-
-
 def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = None) -> Formula:
     """A formula; None leaves an unevaluated function of that name, to derive with."""
     if value is None:
@@ -46,14 +45,10 @@ def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = N
 
 
 class Kernel(ABC):
-    """A class-to-class elasticity kernel E_kl(t).
-
-    A new kernel subclasses this and returns its table; everything else (derivation, laws, engines,
-    fits) works from the table.
-    """
+    """A class-to-class elasticity kernel E_kl(t); subclasses give its table."""
 
     depends_on_features = False
-    """Whether E depends on the features themselves, so that classes and time do not tell it."""
+    """Whether E depends on the features themselves, so that classes and time do not determine it."""
     free_names: tuple[str, ...] = ()
     """Names without a value that are not in the table."""
 
