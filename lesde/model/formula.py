@@ -808,17 +808,14 @@ class EntryTable:
         functions: Functions,
         names: Sequence[str] = (),
     ) -> EntryTable:
-        position: dict[sp.Expr, int] = {}
-        relabel = np.array([position.setdefault(e, len(position)) for e in expressions], dtype=int)
-        index = relabel[np.asarray(index, dtype=int)]
-        used = np.unique(index)
-        ordered = list(position)
-        first = dict(zip(reversed(relabel.tolist()), reversed(names), strict=False))
+        distinct = list(dict.fromkeys(expressions[i] for i in np.unique(index)))
+        position = {expression: i for i, expression in enumerate(distinct)}
+        first = dict(zip(reversed(expressions), reversed(names), strict=False))
         return cls(
-            tuple(ordered[i] for i in used),
-            np.searchsorted(used, index),
+            tuple(distinct),
+            np.array([position.get(expression, -1) for expression in expressions])[index],
             dict(functions),
-            tuple(first[i] for i in used) if names else (),
+            tuple(first[expression] for expression in distinct) if names else (),
         )
 
     def __getitem__(self, key: tuple[int, int]) -> sp.Expr:
