@@ -107,7 +107,7 @@ if TYPE_CHECKING:
         statistics,
     )
     from lesde.analysis import layers as layer_collapse
-    from lesde.analysis.elasticity import fit as fitted_kernel
+    from lesde.cli.commands import fit as fitted_kernel
     from lesde.derivation import derive
     from lesde.errors import Diverged
     from lesde.laws.law import law, tensor_law

@@ -12,16 +12,8 @@ import xarray as xr
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from lesde.checks import (
-    check_dataset,
-    check_finite_array,
-    check_integer,
-    check_paths,
-    check_real,
-    is_statistics,
-    need_samples,
-    shown,
-)
+from lesde.checks import check_finite_array, check_integer, check_real, shown
+from lesde.paths import check_dataset, check_paths, is_statistics, need_samples
 from lesde.plot.style import SECOND_INK, axis_label, class_line, class_marker, palette
 from lesde.plot.ticks import number
 

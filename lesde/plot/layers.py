@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from lesde.analysis.collapse.metrics import target_of
-from lesde.checks import check_choice, check_dataset, check_fraction, shown
+from lesde.checks import check_choice, check_fraction, shown
+from lesde.paths import check_dataset
 from lesde.plot.collapse import SHORT
 from lesde.plot.curves import MOST_ENTRIES, draw_band, refuse_other_dims
 from lesde.plot.frames import at_times, select_rate

@@ -304,7 +304,7 @@ def _columns(count: int, rows: int, height: float, **keywords: Any) -> Any:
 
 def _log_time(ax: Any) -> None:
     """A logarithmic time axis with labels that have room."""
-    from lesde.plot.style import tidy_log
+    from lesde.plot.ticks import tidy_log
 
     ax.set_xscale("log")
     tidy_log(ax, "x")

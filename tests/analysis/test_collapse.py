@@ -9,19 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.collapse.metrics.metrics import (
-    METRICS,
-    metric,
-    nc1,
-    nc1_cdnv,
-    nc1_trace,
-    nc2_angle_std,
-    nc2_etf,
-    nc2_norm_cv,
-    nc3,
-    nc4,
-    neural_collapse,
-)
+from lesde.analysis.collapse.metrics.metrics import METRICS
+from lesde.analysis.collapse.metrics import metric, nc1, nc1_cdnv, nc1_trace, nc2_angle_std, nc2_etf, nc2_norm_cv, nc3, nc4, neural_collapse
 
 from lesde.analysis.collapse.metrics import frames as class_frames
 

@@ -7,14 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.collapse.metrics.metrics import (
-    METRICS,
-    nc3,
-    nc3_duality,
-    nc4,
-    ncc_accuracy,
-    neural_collapse,
-)
+from lesde.analysis.collapse.metrics.metrics import METRICS
+from lesde.analysis.collapse.metrics import nc3, nc3_duality, nc4, ncc_accuracy, neural_collapse
 from sklearn.neighbors import NearestCentroid
 
 import lesde

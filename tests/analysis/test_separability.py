@@ -12,7 +12,7 @@ import xarray as xr
 from scipy.optimize import linprog
 
 import lesde
-from lesde.analysis.separation import probability as separability
+from lesde.plot.probabilities import probability as separability
 from lesde.analysis.separation.counting import binomial_interval
 from lesde.analysis.separation.criteria import CRITERIA, DIRECTED, criterion
 from lesde.analysis.separation.probability import separation_probability

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.collapse.metrics.metrics import METRICS, metric
+from lesde.analysis.collapse.metrics.metrics import METRICS
+from lesde.analysis.collapse.metrics import metric
 
 import lesde
 from tests.analysis.samples import COUNTS, make_paths

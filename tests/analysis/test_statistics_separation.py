@@ -10,7 +10,7 @@ import xarray as xr
 
 import lesde
 from lesde.analysis.separation import criteria as reduced_criteria
-from lesde.analysis.separation import probability as separability
+from lesde.plot.probabilities import probability as separability
 from lesde.analysis.separation.directions import gap_directions
 from tests.analysis.samples import COUNTS, make_paths
 
