@@ -9,7 +9,7 @@ import torch
 
 import lesde
 from lesde import LESDE, ClassMatrix, Hierarchical, LabelNoise, TwoLevel
-from lesde.laws.system import read_parameters
+from lesde.laws.values import read_parameters
 
 FREE = {"a": None, "b": None}
 A, P = sp.Symbol("a"), sp.Symbol("p")
