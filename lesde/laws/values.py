@@ -12,7 +12,7 @@ import torch
 from lesde.checks import shown
 from lesde.model.formula import TIME, EntryTable, compiled
 from lesde.model.lesde import LESDE
-from lesde.model.noise import Noise, entry_name, finite_variance
+from lesde.model.noise import Noise, finite_variance
 from lesde.model.quadrature import WEIGHTS, Panels
 
 __all__ = ["BoundNoise", "BoundTable", "Values", "numbers_of", "read_parameters"]
@@ -156,7 +156,8 @@ class BoundNoise:
         self._table: BoundTable | None = None
         if not noise.is_numeric and values:
             given = noise.given
-            names = [entry_name(index) for index in np.ndindex(given.shape)]
+            places = ["".join(f"[{i}]" for i in index) for index in np.ndindex(given.shape)]
+            names = [f"noise{place}" for place in places]
             index = np.arange(given.size).reshape(given.shape or (1,))
             table = EntryTable.from_formulas(dict(zip(names, given.ravel(), strict=True)), index)
             self._table = BoundTable(table, values, "noise")
