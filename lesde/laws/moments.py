@@ -280,21 +280,36 @@ class MomentEquations:
             drift_slope, noise_slope = self.slopes
             tables.append(drift_slope(at))
             factors = factors - 0.5 * self.h * noise_slope(at)
-        columns = [torch.from_numpy(np.ascontiguousarray(x)) for x in (factors, *tables)]
+        columns = [torch.from_numpy(np.ascontiguousarray(table)) for table in tables]
+        spread = torch.from_numpy(factors)
+        spread = spread @ spread.mT
+        if not self.slopes and self.coefficients.noise.is_constant:
+            own = self._own_noise(spread[0])
+            noise = lambda i: own  # noqa: E731
+        else:
+            noise = lambda i: self._own_noise(spread[i])  # noqa: E731
         if self.constant:
-            self._known = self._rates(*(column[0] for column in columns))
+            self._known = self._rates(noise(0), *(column[0] for column in columns))
             return self.rates(times)
-        return lambda i: self._rates(*(column[i] for column in columns))
+        return lambda i: self._rates(noise(i), *(column[i] for column in columns))
+
+    def _own_noise(self, covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """N of the plain SDE and dW/dt, from σσᵀ (class, feature, feature)."""
+        growth = (1 - 1 / self.counts)[:, None, None] * covariance
+        return torch.block_diag(*(covariance / self.counts[:, None, None])), growth
 
     def _rates(
-        self, factor: torch.Tensor, kicks: torch.Tensor, weights: torch.Tensor, *slope: torch.Tensor
+        self,
+        own: tuple[torch.Tensor, torch.Tensor],
+        kicks: torch.Tensor,
+        weights: torch.Tensor,
+        *slope: torch.Tensor,
     ) -> Rates:
+        noise, growth = own
+
         def push(means: torch.Tensor) -> torch.Tensor:
             return drift(self.transforms, weights, means)
 
-        covariance = factor @ factor.mT
-        growth = (1 - 1 / self.counts)[:, None, None] * covariance
-        noise = torch.block_diag(*(covariance / self.counts[:, None, None]))
         if not slope:
             return Rates(kicks, push, push, noise, growth)
 
@@ -310,7 +325,7 @@ class MomentEquations:
         self, function: Callable[[torch.Tensor], torch.Tensor], matrix: torch.Tensor
     ) -> torch.Tensor:
         """A map of class means applied to every row of a matrix: A Fᵀ."""
-        return function(matrix.unflatten(1, (self.K, self.p))).flatten(1)
+        return function(matrix.reshape(-1, self.K, self.p)).view(matrix.shape)
 
     def _kick_covariance(self, rates: Rates, state: Moments) -> torch.Tensor:
         """E UUᵀ − b bᵀ for the kick U, with b = M μ: E C + M V Mᵀ."""
