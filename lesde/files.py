@@ -101,11 +101,8 @@ class Target:
         place = self.place
         try:
             self._check_inputs(place)
-            parent, *missing = next(
-                [folder, *place.parts[len(folder.parts) :]]
-                for folder in place.parents
-                if folder.exists() or folder == folder.parent
-            )
+            parent = next(f for f in place.parents if f.exists() or f == f.parent)
+            missing = place.parts[len(parent.parts) :]
             if not parent.is_dir():
                 raise self._refused(f"cannot be: {parent} is no folder")
             longest = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
@@ -666,9 +663,14 @@ def opened(place: Path, inside: str = "", drop: Iterable[str] = ()) -> xr.Datase
         variables = {}
         for name, variable in found.variables.items():
             if name not in found.indexes:
-                part = _Part(variable, place, f"{inside}/{name}".lstrip("/"))
-                lazy = indexing.CopyOnWriteArray(indexing.LazilyIndexedArray(part))
-                data = indexing.MemoryCachedArray(lazy)
+                data: Any = _Part(variable, place, f"{inside}/{name}".lstrip("/"))
+                # As xarray wraps what it opens: read when used, kept then, and never written back.
+                for wrap in (
+                    indexing.LazilyIndexedArray,
+                    indexing.CopyOnWriteArray,
+                    indexing.MemoryCachedArray,
+                ):
+                    data = wrap(data)
                 variable = xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
             variables[name] = variable
         return xr.Dataset(variables, attrs=found.attrs).set_coords(list(found.coords))

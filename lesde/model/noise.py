@@ -293,7 +293,7 @@ class Noise:
     def _name(self, k: int, _: int = 0) -> str:
         """What the user calls the noise of a class, for error messages."""
         index = (k,) if self.given.ndim in (1, 3) else ()
-        formula = f" = {self.given[index].expression}" if self.given.ndim < 2 else ""
+        formula = f" = {self.given.item(*index).expression}" if self.given.ndim < 2 else ""
         return f"{_entry_name(index)}{formula}"
 
     def expression(self, k: int) -> sp.Expr | sp.Matrix:
@@ -311,7 +311,7 @@ class Noise:
             return self.given.tolist()
         plain = np.empty(self.given.shape, dtype=object)
         for index in np.ndindex(self.given.shape):
-            expression = self.given[index].expression
+            expression = self.given.item(*index).expression
             plain[index] = float(expression) if expression.is_number else str(expression)
         return plain.tolist()
 
