@@ -111,7 +111,7 @@ def check_seed(value: Any, name: str = "seed") -> int:
 
 
 def check_sequence(name: str, value: Any, of: str) -> list[Any]:
-    """The entries of a list, tuple or array, in their order; ``of`` says what may be given."""
+    """The entries of a list, tuple or array, in their order; ``of`` is the wording of what may be given."""
     if isinstance(value, Iterable) and not isinstance(
         value, str | bytes | Mapping | set | frozenset
     ):
@@ -255,13 +255,13 @@ def check_labels(name: str, value: Any) -> np.ndarray:
 
 
 def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
-    """Refuse an argument that is not of a class."""
+    """Refuse an argument that is not an instance of ``kind``."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
 
 
 def available_memory() -> float:
-    """Bytes that can still be allocated: what the system says is available, within its limits."""
+    """Bytes that can still be allocated: those that the system reports as available, within its limits."""
     found = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
     group = Path("/sys/fs/cgroup")
     try:
