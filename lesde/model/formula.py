@@ -507,16 +507,13 @@ def _torch_function(
     def cases(node: sp.Piecewise) -> Callable[..., torch.Tensor]:
         """Every case with gradients at its own places only: elsewhere it may have none that is finite."""
         parts = [
-            (
-                condition,
-                *(compiled(e, symbols, "torch", dict(given), name) for e in (condition, value)),
-            )
-            for value, condition in node.args
+            [compiled(each, symbols, "torch", dict(given), name) for each in case]
+            for case in node.args
         ]
 
         def call(*values: Any) -> torch.Tensor:
-            left, result = torch.tensor(True), torch.tensor(torch.nan, dtype=torch.float64)
-            for condition, holds, value in parts:
+            result, left = torch.nan, True
+            for (value, holds), (_, condition) in zip(parts, node.args, strict=True):
                 refuse_gradient(condition, values)
                 chosen = holds(*values).bool() & left
                 own = [
@@ -882,7 +879,7 @@ class EntryTable:
 # --------------------------------------------------------------------------------------------------
 # Where formulas in time switch: the places of jumps and kinks, and where a narrow peak may hide.
 
-# Samples of a condition, and halvings of a bracket until nothing lies within.
+# Samples of a condition that is no polynomial in t, and halvings of a bracket until nothing lies within.
 SAMPLES = 4096
 HALVINGS = 70
 # Switches that can be resolved; a formula with more is refused as changing too often.
@@ -986,11 +983,13 @@ def _changes(
             f"most {MOST} times. End `times` earlier, or write a formula that switches less often."
         )
 
-    samples = np.linspace(start, end, SAMPLES)
-    exact = _turns(expression, start, end, values)
-    if rule == "sign" and not len(exact):
-        exact = _near_zeros(amount, samples)
-    samples = np.unique(np.concatenate([samples, exact]))
+    places = np.unique([start, end, *_turns(expression, start, end, values)])
+    if rule == "sign" and _polynomial(expression) is not None:
+        samples = np.sort(np.concatenate([places, (places[:-1] + places[1:]) / 2]))
+    else:
+        samples = np.union1d(places, np.linspace(start, end, SAMPLES))
+        if rule == "sign":
+            samples = np.union1d(samples, _near_zeros(amount, samples))
 
     # Bisection, for all brackets at once, to the first floating-point number with another label.
     labels = label(samples)
