@@ -512,7 +512,8 @@ def _torch_function(
         ]
 
         def call(*values: Any) -> torch.Tensor:
-            result, left = torch.nan, True
+            result: Any = torch.nan
+            left: Any = True
             for (value, holds), (_, condition) in zip(parts, node.args, strict=True):
                 refuse_gradient(condition, values)
                 chosen = holds(*values).bool() & left
