@@ -35,6 +35,7 @@ __all__ = [
     "check_times",
     "is_statistics",
     "need_samples",
+    "power_of_two",
     "real_array",
 ]
 
@@ -296,8 +297,8 @@ def check_paths(
         raise need_samples(name)
     check_dataset(name, value, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
     features = value["features"]
-    if features.dtype == bool:
-        raise TypeError(f"{name}.features must hold real numbers; got the dtype bool.")
+    if features.dtype.kind not in "iuf":
+        raise TypeError(f"{name}.features must hold real numbers; got the dtype {features.dtype}.")
     if any(dim not in features.dims for dim in dims):
         *first, last = map(repr, dims)
         raise ValueError(
@@ -374,3 +375,11 @@ def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
     """Refuse an argument that is not of a class."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
+
+
+def power_of_two(sizes: Any) -> np.ndarray:
+    """The powers of two at or below positive numbers, 1 for 0: units in which no square leaves the range of floats.
+
+    Dividing by one changes no digit.
+    """
+    return np.where(np.asarray(sizes) > 0, np.ldexp(1.0, np.frexp(sizes)[1] - 1), 1.0)

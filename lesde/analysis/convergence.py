@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy import optimize, stats
 
-from lesde.analysis.collapse.metrics import target_of
+from lesde.analysis.collapse import target_of
 from lesde.checks import (
     check_choice,
     check_dataset,

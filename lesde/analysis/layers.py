@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from lesde.analysis.collapse.metrics import METRICS, neural_collapse
+from lesde.analysis.collapse import METRICS, neural_collapse
 from lesde.checks import check_choice, check_names, shown
 
 __all__ = ["LayerRecords", "Records", "layer_collapse", "read_records"]

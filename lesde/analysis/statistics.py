@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.collapse.frames import rounding_of
-from lesde.analysis.collapse.metrics import batches
+from lesde.analysis.collapse.frames import batches, rounding_of
 from lesde.analysis.separation.directions import check_pairs
 from lesde.checks import bare_array, check_dataset, check_paths, check_times, shown
 from lesde.paths import gap_directions, reduce_frame

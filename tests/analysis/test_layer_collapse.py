@@ -8,10 +8,10 @@ import importlib
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.collapse.metrics.metrics import METRICS
 
 import lesde
-from lesde.analysis.collapse.metrics import frames as class_frames
+from lesde.analysis.collapse import METRICS
+from lesde.analysis.collapse import frames as class_frames
 
 WIDTHS = {"penultimate": 6, "conv": 40, "middle": 11, "logits": 4}
 COUNTS = {"train": (12, 20, 9, 15), "held_out": (7, 5, 8, 6)}
