@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.collapse.frames import batches, rounding_of
-from lesde.analysis.separation.directions import check_pairs
+from lesde.analysis.separation.directions import unit_pairs
 from lesde.checks import bare_array, check_dataset, check_paths, check_times, shown
 from lesde.paths import gap_directions, reduce_frame
 
@@ -229,7 +229,7 @@ def _directions(directions: Any, paths: xr.Dataset, features: xr.DataArray, K: i
             f"{', '.join(f'{d}: {n}' for d, n in given.sizes.items())}."
         )
     given = given.transpose(*(d for d in features.dims if d in given.dims and d not in last), *last)
-    return xr.DataArray(check_pairs("directions", given.values), dims=given.dims)
+    return xr.DataArray(unit_pairs("directions", given.values), dims=given.dims)
 
 
 def _of_law(law: xr.Dataset, paths: xr.Dataset, features: xr.DataArray, K: int) -> xr.DataArray:

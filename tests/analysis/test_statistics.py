@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.analysis.separation.directions import gap_directions
+from lesde.paths import gap_directions
 from tests.analysis.samples import COUNTS, make_paths, plain
 
 
