@@ -19,6 +19,7 @@ import xarray as xr
 __all__ = [
     "bare_array",
     "check_choice",
+    "check_choices",
     "check_dataset",
     "check_finite_array",
     "check_flag",
@@ -156,6 +157,15 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     raise ValueError(
         f"{name} must be one of {', '.join(map(repr, options))}; got {shown(value)}.{hint}"
     )
+
+
+def check_choices(name: str, value: Any, allowed: Iterable[str]) -> list[str]:
+    """One or more of a few words, each once, from a word or a sequence of words."""
+    options = list(allowed)
+    chosen = [check_choice(name, word, options) for word in check_names(name, value)]
+    if not chosen:
+        raise ValueError(f"{name} must name at least one of {', '.join(options)}; got none.")
+    return list(dict.fromkeys(chosen))
 
 
 def check_finite_array(
