@@ -10,7 +10,8 @@ import xarray as xr
 from scipy.special import logsumexp
 
 from lesde.analysis.separation.directions import check_direction, pair_directions
-from lesde.analysis.separation.function import Maximum, log_complement, separation_of_maxima
+from lesde.analysis.separation.function import log_complement, separation_of_maxima
+from lesde.analysis.separation.maxima import Maximum
 from lesde.checks import check_dataset, check_finite_array, shown
 from lesde.laws.law import law as law_of
 from lesde.model.lesde import LESDE
