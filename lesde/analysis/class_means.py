@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from lesde.checks import check_paths, check_statistics, check_times, is_statisti
 
 __all__ = [
     "ClassMeans",
+    "batches",
     "checked_paths",
     "class_averages",
     "power_of_two",
@@ -21,8 +22,8 @@ __all__ = [
     "refuse_not_finite",
 ]
 
-# Feature values read at once: 64 MB in float64.
-BLOCK_VALUES = 2**23
+# Values a block holds in float64 (2 MB): blocks that stay in the processor's cache run fastest.
+BLOCK_VALUES = 2**18
 
 
 class ClassMeans(NamedTuple):
@@ -53,6 +54,16 @@ def class_averages(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return shares.T @ values.astype(np.float64)
 
 
+def batches(leading: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes of at most ``most`` frames that tile the leading dimensions, last ones whole."""
+    ranges: list[list[slice]] = []
+    for size in reversed(leading):
+        step = max(1, min(size, most))
+        most //= step
+        ranges.insert(0, [slice(a, min(a + step, size)) for a in range(0, size, step)])
+    yield from itertools.product(*ranges)
+
+
 def refuse_not_finite(name: str, source: xr.DataArray, batch: tuple[slice, ...]) -> None:
     """Raise the error that names the first value of a batch of frames that is not finite, if any.
 
@@ -71,6 +82,22 @@ def refuse_not_finite(name: str, source: xr.DataArray, batch: tuple[slice, ...])
             f"{name} must be finite; got {values[tuple(bad[0])]} at {', '.join(where)}. Drop the frames "
             f"after a run diverged, or the samples that were not recorded, with paths.isel(...)."
         )
+
+
+def read_averages(name: str, features: xr.DataArray, labels: np.ndarray) -> xr.DataArray:
+    """Class means (..., class, feature) of features (..., sample, feature), read a block at a time.
+
+    A value that is not finite is refused with its place.
+    """
+    lead = features.shape[:-2]
+    means = np.empty((*lead, int(labels.max()) + 1, features.shape[-1]))
+    for batch in batches(lead, max(1, BLOCK_VALUES // math.prod(features.shape[-2:]))):
+        means[batch] = class_averages(features.variable[batch].values, labels)
+        if not np.isfinite(means[batch]).all():
+            refuse_not_finite(name, features, batch)
+    dims = (*features.dims[:-2], "class", "feature")
+    coords = {d: c for d, c in features.coords.items() if set(c.dims) <= set(dims)}
+    return xr.DataArray(means, coords, dims)
 
 
 def checked_paths(paths: Any) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
@@ -106,19 +133,13 @@ def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
         counts = check_statistics("paths", paths, {"mean": ["time", "class", "feature"]})
         source, times, groups = _ordered(paths, paths["mean"], "class")
         values = source.values.astype(np.float64)
+        if not np.isfinite(values).all():
+            every = tuple(slice(0, size) for size in source.shape[:-2])
+            refuse_not_finite("paths.mean", source, every)
     else:
         source, labels, times, groups = checked_paths(paths)
         counts = np.bincount(labels)
-        values = np.empty((*source.shape[:-2], len(counts), source.shape[-1]))
-        block = max(1, BLOCK_VALUES // math.prod(source.shape[-3:]))
-        for cell in np.ndindex(*source.shape[: len(groups)]):
-            for first in range(0, source.sizes["replicate"], block):
-                part = (*cell, slice(first, first + block))
-                values[part] = class_averages(source.variable[part].values, labels)
-    if not np.isfinite(values).all():
-        name = "mean" if is_statistics(paths) else "features"
-        every = tuple(slice(0, size) for size in source.shape[:-2])
-        refuse_not_finite(f"paths.{name}", source, every)
+        values = read_averages("paths.features", source, labels).values
     coords = {
         name: coord.variable
         for name, coord in paths.coords.items()

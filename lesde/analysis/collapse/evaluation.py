@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.class_means import refuse_not_finite
-from lesde.analysis.collapse import frames as frames_of
+from lesde.analysis import class_means
+from lesde.analysis.class_means import batches, read_averages, refuse_not_finite
 from lesde.analysis.collapse.frames import (
     Frames,
     SampleFrames,
     StatisticsFrames,
-    batches,
     rounding_of,
 )
 from lesde.checks import (
-    check_choice,
+    check_choices,
     check_finite_array,
     check_labels,
-    check_names,
     check_paths,
     check_statistics,
     is_statistics,
@@ -66,7 +64,7 @@ def metric(
     centers: bool = False,
     usual: bool = True,
 ) -> Callable[[Any], Any]:
-    """Register a function of `ClassGeometry` as a metric, and make it a function of arrays.
+    """Register a function of frames as a metric, and make it a function of arrays.
 
     Parameters
     ----------
@@ -76,7 +74,7 @@ def metric(
         Whether the metric needs the weights of a linear classifier (``frames.weights``,
         ``frames.bias``).
     samples : bool, default False
-        Whether the metric reads every sample (``frames.blocks()``, of a `ClassFrames`), so that
+        Whether the metric reads every sample (``frames.blocks()``, of a `SampleFrames`), so that
         class means and within-class covariances do not suffice.
     centers : bool, default False
         Whether the metric compares samples to class centres (``frames.closeness``), which may be
@@ -178,7 +176,7 @@ def neural_collapse(
     centers : Dataset, DataArray or array_like, optional
         Class centres for ``nc4`` and ``ncc_accuracy`` in place of the class means of ``paths``: for
         held-out features, the paths of the training features at the same layer (or their statistics),
-        whose class means are taken a batch at a time; or the centres themselves, a DataArray with
+        whose class means are taken; or the centres themselves, a DataArray with
         dimensions ``class``, ``feature`` and any of the others of the features, or an array (...,
         class, feature). All other metrics are those of ``paths`` alone.
 
@@ -254,7 +252,7 @@ def neural_collapse(
         bias = _align("bias", bias, sizes, {"class": ends["class"]})
     names = _names(metrics, weights is not None, labels is not None, centers is not None)
     if centers is not None:
-        centers = _read_centers(centers, source, ends)
+        centers = _read_centers(centers, source, sizes, ends)
 
     def rows(given: Any, batch: tuple[slice, ...]) -> np.ndarray | None:
         """The entries of weights, bias or centres for a batch of frames."""
@@ -267,14 +265,13 @@ def neural_collapse(
     frame = (
         len(counts) * ends["feature"] ** 2 if labels is None else source.shape[-2] * ends["feature"]
     )
-    for batch in batches(lead, max(1, frames_of.BLOCK_VALUES // frame)):
+    for batch in batches(lead, max(1, class_means.BLOCK_VALUES // frame)):
         beside = (rows(weights, batch), rows(bias, batch))
         frames: Frames
         if labels is None:
             frames = _statistics_frames(paths, source, batch, counts, *beside)
         else:
-            centers_here = None if centers is None else centers(batch)
-            frames = _sample_frames(source, batch, labels, *beside, centers_here)
+            frames = _sample_frames(source, batch, labels, *beside, rows(centers, batch))
         for name in names:
             found = METRICS[name].compute(frames)
             results[name][batch] = found.reshape(results[name][batch].shape)
@@ -293,10 +290,9 @@ def _sample_frames(
     source: xr.DataArray,
     batch: tuple[slice, ...],
     labels: np.ndarray,
-    weights: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    centers: np.ndarray | None = None,
-    name: str = "paths",
+    weights: np.ndarray | None,
+    bias: np.ndarray | None,
+    centers: np.ndarray | None,
 ) -> SampleFrames:
     """A batch of the frames of features (..., sample, feature)."""
     n_frames = math.prod(s.stop - s.start for s in batch)
@@ -307,7 +303,7 @@ def _sample_frames(
 
     frames = SampleFrames(read, (n_frames, p), labels, weights, bias, centers)
     if not np.isfinite(frames.means).all():
-        refuse_not_finite(f"{name}.features", source, batch)
+        refuse_not_finite("paths.features", source, batch)
     return frames
 
 
@@ -356,10 +352,7 @@ def _names(
             and (samples or not entry.samples)
             and (entry.usual or (centers and entry.centers))
         ]
-    chosen = check_names("metrics", metrics)
-    if not chosen:
-        raise ValueError("metrics must name at least one metric; got none. Leave it out for all.")
-    names = list(dict.fromkeys(check_choice("metrics", name, METRICS) for name in chosen))
+    names = check_choices("metrics", metrics, METRICS)
     for name in names:
         if METRICS[name].samples and not samples:
             raise need_samples("paths", f"the metric {name!r}")
@@ -409,29 +402,15 @@ def _align(
 
 
 def _read_centers(
-    value: Any, source: xr.DataArray, ends: Mapping[Hashable, int]
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
-    """A function from a batch of the frames of ``source`` to their class centres (F, class, feature)."""
-    leading = {dim: source.sizes[dim] for dim in source.dims[:-2]}
-    labels = None
+    value: Any, source: xr.DataArray, leading: Mapping[Hashable, int], ends: Mapping[Hashable, int]
+) -> np.ndarray:
+    """Class centres (..., class, feature) of other samples, over the leading dimensions of ``source``."""
     if isinstance(value, xr.Dataset) and is_statistics(value):
         value = value["mean"]
     elif isinstance(value, xr.Dataset):
-        value, labels = check_paths("centers", value)
-        given = (int(labels.max()) + 1, value.sizes["feature"])
-        if given != tuple(ends.values()):
-            raise ValueError(
-                f"centers must have the {ends['class']} classes and {ends['feature']} features of paths; "
-                f"got {given[0]} classes and {given[1]} features."
-            )
-        wrong = {d: n for d, n in value.sizes.items() if d not in ("sample", "feature")}
-        wrong = {d: n for d, n in wrong.items() if leading.get(d) != n}
-        if wrong:
-            dims = ", ".join(f"{dim}: {size}" for dim, size in leading.items()) or "none"
-            raise ValueError(
-                f"centers must have only leading dimensions that paths has too ({dims}); got "
-                f"{', '.join(f'{dim}: {size}' for dim, size in wrong.items())}."
-            )
+        features, labels = check_paths("centers", value)
+        features = features.transpose(..., "sample", "feature")
+        value = read_averages("centers.features", features, labels)
     if isinstance(value, xr.DataArray):
         for dim in leading:
             known = dim in value.dims and dim in value.coords and dim in source.coords
@@ -440,22 +419,4 @@ def _read_centers(
                     f"centers must have the {dim} of paths; they differ. Choose what both have, for "
                     f"example with xarray.align(..., join='inner')."
                 )
-    if labels is None:
-        array = _align("centers", value, leading, ends)
-        return lambda batch: array[batch].reshape(-1, *array.shape[-2:])
-
-    own = [dim for dim in leading if dim in value.dims]
-    value = value.transpose(*own, "sample", "feature")
-
-    def class_means(batch: tuple[slice, ...]) -> np.ndarray:
-        boxes = dict(zip(leading, batch, strict=True))
-        frames = _sample_frames(value, tuple(boxes[dim] for dim in own), labels, name="centers")
-        means = np.ldexp(frames.means, frames.exponent[:, None, None])
-        lengths = {dim: s.stop - s.start for dim, s in boxes.items()}
-        shape = [lengths[dim] if dim in own else 1 for dim in leading]
-        full = np.broadcast_to(
-            means.reshape(*shape, *means.shape[1:]), (*lengths.values(), *means.shape[1:])
-        )
-        return full.reshape(-1, *means.shape[1:])
-
-    return class_means
+    return _align("centers", value, leading, ends)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lesde.analysis import class_means
 from lesde.checks import need_samples
 
 __all__ = [
@@ -23,29 +24,16 @@ __all__ = [
     "Frames",
     "SampleFrames",
     "StatisticsFrames",
-    "batches",
     "power_of",
     "rounding_of",
 ]
 
-# Values a block holds in float64 (2 MB): blocks that stay in the processor's cache run fastest.
-BLOCK_VALUES = 2**18
 # Roundings of the stored precision up to which a class mean may be off: half of one from storing, the
 # others from the arithmetic of the layer that made the features.
 STORED = 4.0
 # Mean squares that need no unit of their own: fourth powers of their rounding stay in range.
 LEAST, MOST = 1e-100, 1e100
 EPS = float(np.finfo(np.float64).eps)
-
-
-def batches(leading: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
-    """Boxes of at most ``most`` frames that tile the leading dimensions, last ones whole."""
-    ranges: list[list[slice]] = []
-    for size in reversed(leading):
-        step = max(1, min(size, most))
-        most //= step
-        ranges.insert(0, [slice(a, min(a + step, size)) for a in range(0, size, step)])
-    yield from itertools.product(*ranges)
 
 
 def power_of(size: np.ndarray) -> np.ndarray:
@@ -220,7 +208,7 @@ class SampleFrames(Frames):
     ):
         super().__init__(shape, np.bincount(labels), weights, bias)
         self._read, self._labels, self._centers = read, labels, centers
-        size = max(1, BLOCK_VALUES // (shape[0] * shape[1]))
+        size = max(1, class_means.BLOCK_VALUES // (shape[0] * shape[1]))
         self._parts = [slice(a, a + size) for a in range(0, self.n_samples, size)]
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
         self._examined = 0  # parts of which the rounding is in `stored`
