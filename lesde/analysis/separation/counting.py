@@ -11,48 +11,80 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.class_means import class_averages
-from lesde.analysis.separation.criteria import CRITERIA, Frame, SampleFrame, StatisticsFrame
+from lesde.analysis.separation.criteria import CRITERIA, Frame
 from lesde.analysis.separation.directions import check_direction, in_common, pair_directions
 from lesde.checks import check_paths, check_statistics, is_statistics, need_samples
 
 __all__ = ["Counter"]
 
 
-def _arranged(
-    values: xr.DataArray, ends: tuple[str, ...], dims: tuple[str, ...] | None = None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the leading dimensions, time last, and values (*lead, replicate, *ends)."""
-    if "replicate" not in values.dims:
-        values = values.expand_dims("replicate")
-    if dims is None:
-        lead = [str(d) for d in values.dims if d not in (*ends, "replicate")]
-        dims = tuple(sorted(lead, key=lambda dim: dim == "time"))
-    return dims, values.transpose(*dims, "replicate", *ends).values
+class _Replicates:
+    """The replicates of a dataset, of features or of statistics, at each index of the other dimensions.
 
-
-def _at(index: tuple[Any, ...], dims: tuple[str, ...], time: int) -> tuple[Any, ...]:
-    """An index of the leading dimensions, at another time."""
-    return (*index[:-1], time) if "time" in dims else index
-
-
-class _Samples:
-    """Replicates of which every sample is known."""
-
-    joint = True
-    expected = None
+    ``expected`` (*lead, class, class, feature) are the unit vectors of the expected gaps that statistics
+    may know, zero where there is no gap, so that the pair is not separated.
+    """
 
     def __init__(self, paths: Any):
-        features, self._labels = check_paths("paths", paths)
-        self.dims, self._values = _arranged(features, ("sample", "feature"))
+        self.reduced, self.expected = is_statistics(paths), None
+        ends: tuple[str, ...] = ("sample", "feature")
+        if self.reduced:
+            ends, of_pairs = ("class", "feature"), ("class", "class_")
+            own = {"mean": ends, "reach": of_pairs}
+            expects = "reach_expected" in paths and "direction" in paths
+            if expects:
+                own["reach_expected"] = of_pairs
+            self.counts = check_statistics("paths", paths, own)
+            source = paths["mean"]
+        else:
+            source, self._labels = check_paths("paths", paths)
+            self.counts = np.bincount(self._labels)
+        lead = [str(d) for d in source.dims if d not in (*ends, "replicate")]
+        self.dims = tuple(sorted(lead, key=lambda dim: dim == "time"))
+        self._values = self._arranged(source, *ends)
         self.lead, self.n_replicates = self._values.shape[:-3], self._values.shape[-3]
-        self.counts, self.n_features = np.bincount(self._labels), self._values.shape[-1]
+        self.n_features = self._values.shape[-1]
+        # Where nothing says so, the reaches of a class toward several others do not go together.
+        self.joint = not self.reduced or bool(paths.attrs.get("joint", 0))
+        if self.reduced:
+            self._reach = self._arranged(paths["reach"], *of_pairs)
+            if expects:
+                self._expected_reach = self._arranged(paths["reach_expected"], *of_pairs)
+                self.expected = self._expected(paths["direction"])
+
+    def _arranged(self, values: xr.DataArray, *ends: str) -> np.ndarray:
+        """Values (*lead, replicate, *ends)."""
+        if "replicate" not in values.dims:
+            values = values.expand_dims("replicate")
+        return values.transpose(*self.dims, "replicate", *ends).values
+
+    def _expected(self, direction: xr.DataArray) -> np.ndarray:
+        ends = {"class": len(self.counts), "class_": len(self.counts), "feature": self.n_features}
+        sizes = dict(zip(self.dims, self.lead, strict=True))
+        if not set(ends) <= set(direction.dims) or any(
+            (sizes | ends).get(str(d)) != n for d, n in direction.sizes.items()
+        ):
+            raise ValueError(
+                f"paths.direction must have the dimensions {', '.join(ends)} and otherwise those of the "
+                f"statistics but replicate; got {dict(direction.sizes)}."
+            )
+        values = direction.variable.set_dims({**sizes, **ends}).transpose(*self.dims, *ends).values
+        return np.nan_to_num(values.astype(np.float64), nan=0.0)
 
     def means(self, index: tuple[Any, ...]) -> np.ndarray:
         """Class means (..., replicate, class, feature) at an index of ``lead``."""
-        return class_averages(self._values[index], self._labels)
+        values = self._values[index]
+        return values.astype(np.float64) if self.reduced else class_averages(values, self._labels)
 
-    def units(self, direction: str | np.ndarray) -> np.ndarray:
+    def at_time(self, time: int, index: tuple[Any, ...] | None = None) -> tuple[Any, ...]:
+        """An index of the leading dimensions, by default of all, at one time."""
+        index = (slice(None),) * len(self.lead) if index is None else index
+        return (*index[:-1], time) if "time" in self.dims else index
+
+    def units(self, direction: str | np.ndarray) -> np.ndarray | None:
         """Unit vectors (*lead, class, class, feature), from class means averaged over replicates."""
+        if self.reduced:
+            return self.expected
         K, p = len(self.counts), self.n_features
         means = np.array([self.means(i).mean(axis=0) for i in np.ndindex(*self.lead)])
         times = self.lead[-1] if "time" in self.dims else 1
@@ -64,11 +96,15 @@ class _Samples:
         self, index: tuple[int, ...], direction: Any, units: np.ndarray | None, margin: bool
     ) -> Frame:
         """All replicates at an index of ``lead``."""
+        unit = None if units is None else units[index]
+        if self.reduced:
+            reach = (self._reach if unit is None else self._expected_reach)[index]
+            precision = float(np.finfo(reach.dtype).eps) if reach.dtype.kind == "f" else 0.0
+            known = {"means": self.means(index), "reach": reach.astype(np.float64)}
+            return Frame(unit, margin, precision=precision, **known)
+        exact = None if unit is None else partial(self._exact, index, direction, unit)
         features = self._values[index].astype(np.float64)
-        if units is None:
-            return SampleFrame(features, self._labels, None, margin)
-        exact = partial(self._exact, index, direction, units[index])
-        return SampleFrame(features, self._labels, units[index], margin, exact)
+        return Frame(unit, margin, features=features, labels=self._labels, exact_direction=exact)
 
     def _exact(
         self, index: tuple[int, ...], direction: Any, unit: np.ndarray, k: int, l: int
@@ -78,70 +114,12 @@ class _Samples:
             vector = direction if direction.ndim == 1 else direction[k, l]
             exact = np.array([Fraction(float(x)) for x in vector], dtype=object)
             return exact if unit[k, l] @ vector > 0 else -exact
-        values = self._values[_at(index, self.dims, 0) if direction == "initial" else index]
+        values = self._values[self.at_time(0, index) if direction == "initial" else index]
         sums = []
         for c in (k, l):
             samples = values[:, self._labels == c].reshape(-1, self.n_features)
             sums.append(np.array([sum(map(Fraction, map(float, x))) for x in samples.T]))
         return int(self.counts[l]) * sums[0] - int(self.counts[k]) * sums[1]
-
-
-class _Statistics:
-    """Replicates of which class means and reaches are known.
-
-    ``expected`` (*lead, class, class, feature) are the unit vectors of the expected gaps, or None: zero
-    where there is no gap, so that the pair is not separated.
-    """
-
-    def __init__(self, paths: xr.Dataset):
-        own = {"mean": ("class", "feature"), "reach": ("class", "class_")}
-        expects = "reach_expected" in paths and "direction" in paths
-        if expects:
-            own["reach_expected"] = ("class", "class_")
-        self.counts = check_statistics("paths", paths, own)
-        self.dims, self._mean = _arranged(paths["mean"], own["mean"])
-        self._reach = _arranged(paths["reach"], own["reach"], self.dims)[1]
-        self._precision = 0.0 if self._reach.dtype.kind != "f" else np.finfo(self._reach.dtype).eps
-        self.lead, self.n_replicates = self._mean.shape[:-3], self._mean.shape[-3]
-        self.n_features = self._mean.shape[-1]
-        # Where nothing says so, the reaches of a class toward several others do not go together.
-        self.joint = bool(paths.attrs.get("joint", 0))
-        self.expected = None
-        if expects:
-            self._expected_reach = _arranged(paths["reach_expected"], own["reach"], self.dims)[1]
-            self.expected = self._units(paths["direction"])
-
-    def means(self, index: tuple[Any, ...]) -> np.ndarray:
-        """Class means (..., replicate, class, feature) at an index of ``lead``."""
-        return self._mean[index].astype(np.float64)
-
-    def _units(self, direction: xr.DataArray) -> np.ndarray:
-        """The expected directions over all of ``lead``."""
-        ends = {"class": len(self.counts), "class_": len(self.counts), "feature": self.n_features}
-        sizes = dict(zip(self.dims, self.lead, strict=True))
-        if not set(ends) <= set(direction.dims) or any(
-            (sizes | ends).get(str(d)) != n for d, n in direction.sizes.items()
-        ):
-            raise ValueError(
-                f"paths.direction must have the dimensions {', '.join(ends)} and otherwise those of the "
-                f"statistics but replicate; got {dict(direction.sizes)}."
-            )
-        missing = {d: n for d, n in sizes.items() if d not in direction.dims}
-        values = direction.expand_dims(missing).transpose(*self.dims, *ends).values
-        return np.nan_to_num(values.astype(np.float64), nan=0.0)
-
-    def units(self, direction: str | np.ndarray) -> np.ndarray | None:
-        """Unit vectors (*lead, class, class, feature) of the expected gaps."""
-        return self.expected
-
-    def frame(
-        self, index: tuple[int, ...], direction: Any, units: np.ndarray | None, margin: bool
-    ) -> Frame:
-        """All replicates at an index of ``lead``."""
-        along = None if units is None or self.expected is None else self.expected[index]
-        reach = self._reach if along is None else self._expected_reach
-        reach_here = reach[index].astype(np.float64)
-        return StatisticsFrame(self.means(index), reach_here, along, self._precision)
 
 
 class Counter:
@@ -160,7 +138,7 @@ class Counter:
 
     def add(self, paths: xr.Dataset) -> None:
         """Count the replicates of a dataset."""
-        data = _Statistics(paths) if is_statistics(paths) else _Samples(paths)
+        data = _Replicates(paths)
         lead, R, K = data.lead, data.n_replicates, len(data.counts)
         if self.trials == 0:
             self._begin(paths, data)
@@ -200,11 +178,11 @@ class Counter:
             what = "a direction given as an array" if given else "direction='initial'"
             raise need_samples("paths", f"{what} (statistics know 'own' and 'ensemble')")
 
-    def _begin(self, paths: xr.Dataset, data: _Samples | _Statistics) -> None:
+    def _begin(self, paths: xr.Dataset, data: _Replicates) -> None:
         lead, K, p = data.lead, len(data.counts), data.n_features
         if K < 2:
             raise ValueError("paths must hold at least 2 classes to separate; got label 0 only.")
-        if isinstance(data, _Statistics):
+        if data.reduced:
             self.refuse_what_needs_samples()
         self._choose_direction(data)
         self.dims = data.dims
@@ -226,14 +204,14 @@ class Counter:
                 stacklevel=4,
             )
 
-    def _choose_direction(self, data: _Samples | _Statistics) -> None:
+    def _choose_direction(self, data: _Replicates) -> None:
         """Set the direction: "auto" is resolved by what the replicates have in common."""
 
         def common() -> bool:
-            ends = (data.means(_at((slice(None),) * len(data.lead), data.dims, t)) for t in (0, -1))
+            ends = (data.means(data.at_time(t)) for t in (0, -1))
             return in_common(*(means.reshape(-1, *means.shape[-3:]) for means in ends))
 
-        known = isinstance(data, _Samples) or data.expected is not None or not self._directed
+        known = not data.reduced or data.expected is not None or not self._directed
         asked = not (isinstance(self.direction, str) and self.direction == "auto")
         if not asked:
             expected = data.expected is not None and data.expected.any()
@@ -247,7 +225,7 @@ class Counter:
                 "classes, lack reach_expected. Use direction='own', give lesde.statistics the "
                 "directions, or simulate with keep='features'."
             )
-        if named and asked and isinstance(data, _Samples) and not common():
+        if named and asked and not data.reduced and not common():
             warnings.warn(
                 f"the class means of the replicates have no direction in common, at the first time or "
                 f"at the last, so that their average has none: direction={self.direction!r} is noise. "

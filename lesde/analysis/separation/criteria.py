@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,64 +15,72 @@ import numpy as np
 
 from lesde.analysis.class_means import class_averages
 from lesde.analysis.separation.linear import linear_margins
-from lesde.checks import need_samples, power_of_two
+from lesde.checks import need_samples
 from lesde.paths import gap_directions
 
 __all__ = [
     "CRITERIA",
     "Frame",
-    "SampleFrame",
-    "StatisticsFrame",
     "criterion",
     "linear",
     "nearest_center",
     "projection",
 ]
 
+EPS = float(np.finfo(np.float64).eps)
 
-class Frame(ABC):
-    """All replicates at one time.
 
-    ``means`` (R, K, p) are their class means; ``direction`` (K, K, p) unit vectors from class l to class
-    k, or None where each replicate has its own, along the gap of its means; ``margin`` says that scores
-    must be margins, not only of the right sign.
+class Frame:
+    """All replicates at one time, of which every sample is known, or class means and reaches.
+
+    ``means`` (R, K, p) are the class means; ``direction`` (K, K, p) unit vectors from class l to class k,
+    or None where each replicate has its own, along the gap of its means; ``margin`` says that scores must
+    be margins, not only of the right sign. Either ``features`` (R, N, p) with ``labels`` (N,) are given,
+    or ``means`` with ``reach`` (R, K, K): how far class k reaches from its mean toward class l, stored
+    with the relative rounding ``precision``. ``exact_direction(k, l)`` is a vector along
+    ``direction[k, l]`` in exact numbers.
     """
 
-    means: np.ndarray
-    direction: np.ndarray | None
-    margin: bool
+    def __init__(
+        self,
+        direction: np.ndarray | None,
+        margin: bool,
+        *,
+        features: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        means: np.ndarray | None = None,
+        reach: np.ndarray | None = None,
+        precision: float = 0.0,
+        exact_direction: Callable[[int, int], np.ndarray] | None = None,
+    ):
+        self.direction, self.margin = direction, margin
+        self._features, self._labels = features, labels
+        self.means: Any = class_averages(features, labels) if means is None else means
+        self._reach, self._exact_direction = reach, exact_direction
+        self._precision = max(precision, 4 * self.means.shape[2] * EPS)
 
     @property
     def n_classes(self) -> int:
         """Number of classes."""
         return self.means.shape[1]
 
-    @property
-    @abstractmethod
+    @cached_property
     def classes(self) -> list[np.ndarray]:
         """Samples of each class, (R, n_k, p)."""
+        if self._features is None:
+            raise need_samples("paths", "this criterion")
+        return [self._features[:, self._labels == k] for k in range(self.n_classes)]
 
     @property
-    @abstractmethod
     def finite(self) -> bool:
-        """True where all numbers of the frame are finite."""
-
-    @abstractmethod
-    def clearances(self, k: int, l: int) -> tuple[np.ndarray, np.ndarray]:
-        """Least distances (R,) of the samples of both classes from the plane midway between their means.
-
-        The plane is orthogonal to the direction of the pair; samples beyond it count negative.
-        """
-
-    @abstractmethod
-    def rounding(self, k: int, l: int) -> np.ndarray:
-        """Scores (R,) of a pair up to which it could be a tie."""
-
-    @abstractmethod
-    def exact_clearances(
-        self, replicate: int, k: int, l: int
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """`clearances` (1,) without rounding, up to a factor above 0; None where that cannot be had."""
+        """True where all numbers are finite; a pair whose means coincide has no reach."""
+        if not np.isfinite(self.means).all():
+            return False
+        if self._reach is None:
+            return bool(np.isfinite(self._features).all())
+        apart = (self.means[:, :, None] != self.means[:, None]).any(axis=-1)
+        known = np.isfinite(self._reach) | ~apart | np.eye(self.n_classes, dtype=bool)
+        return bool(known.all())
 
     def pairs(self) -> list[tuple[int, int]]:
         """All pairs of classes k < l."""
@@ -82,6 +89,58 @@ class Frame(ABC):
     def scores(self) -> np.ndarray:
         """An array to fill: (R, K, K), NaN."""
         return np.full((len(self.means), self.n_classes, self.n_classes), np.nan)
+
+    @cached_property
+    def _units(self) -> np.ndarray:
+        """Unit vectors from class l to class k, (R or 1, K, K, p)."""
+        return gap_directions(self.means) if self.direction is None else self.direction[None]
+
+    def clearances(self, k: int, l: int) -> tuple[np.ndarray, np.ndarray]:
+        """Least distances (R,) of the samples of both classes from the plane midway between their means.
+
+        The plane is orthogonal to the direction of the pair; samples beyond it count negative.
+        """
+        unit = self._units[:, k, l, :, None]
+        if self._reach is not None:
+            half = 0.5 * ((self.means[:, k] - self.means[:, l])[:, None] @ unit)[:, 0, 0]
+            return half - self._reach[:, k, l], half - self._reach[:, l, k]
+        middle = (0.5 * (self.means[:, k] + self.means[:, l]))[:, None] @ unit
+        above, below = self.classes[k] @ unit - middle, middle - self.classes[l] @ unit
+        return above.min(axis=(1, 2)), below.min(axis=(1, 2))
+
+    def _rounding(self, k: int, l: int) -> np.ndarray:
+        """Scores (R,) of a pair up to which it could be a tie."""
+        if self._reach is not None:
+            reach = np.abs(self._reach[:, k, l]) + np.abs(self._reach[:, l, k])
+            size = 2 * np.abs(self.means).max(axis=(1, 2)) + np.nan_to_num(reach)
+            return self._precision * size
+        # A gap of class means is off by as many roundings as it has samples, and with it its direction.
+        gap = self.means[:, k] - self.means[:, l]
+        if self.direction is not None:
+            gap = gap.mean(axis=0, keepdims=True)
+        length = np.abs(gap).max(axis=1)
+        size = np.abs(self._features).max(axis=(1, 2))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            turned = np.where(length > 0, self._features.shape[1] * (size / length), 0.0)
+            return self._precision * (size + turned * size)
+
+    def _exact_clearances(self, replicate: int, k: int, l: int) -> Any:
+        """`clearances` (1,) of whole numbers without rounding, up to a factor above 0; None of others."""
+        if self._reach is not None:
+            return None
+        both = [self.classes[c][replicate] for c in (k, l)]
+        # from 2**53 every number is whole, so that this says nothing
+        if any(((x != np.rint(x)) | (np.abs(x) >= 2.0**53)).any() for x in both):
+            return None
+        first, second = (np.array([list(map(int, row)) for row in x], dtype=object) for x in both)
+        n, m = len(first), len(second)
+        if self._exact_direction is not None:
+            vector = self._exact_direction(k, l)
+        else:
+            vector = m * first.sum(axis=0) - n * second.sum(axis=0)
+        middle = m * first.sum(axis=0) + n * second.sum(axis=0)
+        above = ((2 * n * m * first - middle) @ vector).min(keepdims=True)
+        return above, ((middle - 2 * n * m * second) @ vector).min(keepdims=True)
 
     def compare(self, combine: Callable[[Any, Any], Any]) -> np.ndarray:
         """Scores (R, K, K) that combine the clearances of both classes of each pair.
@@ -92,158 +151,13 @@ class Frame(ABC):
         scores = self.scores()
         for k, l in self.pairs():
             score = combine(*self.clearances(k, l))
-            for r in map(int, np.flatnonzero(np.abs(score) <= self.rounding(k, l))):
-                exact = self.exact_clearances(r, k, l)
+            for r in map(int, np.flatnonzero(np.abs(score) <= self._rounding(k, l))):
+                exact = self._exact_clearances(r, k, l)
                 true = 0 if exact is None else combine(*exact)[0]
                 size = max(abs(score[r]), np.finfo(np.float64).tiny)
                 score[r] = size if true > 0 else -size if true < 0 else 0.0
             scores[:, k, l] = scores[:, l, k] = score
         return scores
-
-
-class SampleFrame(Frame):
-    """A frame of which every sample is known: ``features`` (R, N, p), float64, and ``labels`` (N,).
-
-    ``exact_direction(k, l)`` is a vector along ``direction[k, l]`` in exact numbers.
-    """
-
-    def __init__(
-        self,
-        features: np.ndarray,
-        labels: np.ndarray,
-        direction: np.ndarray | None = None,
-        margin: bool = False,
-        exact_direction: Callable[[int, int], np.ndarray] | None = None,
-    ):
-        self.features, self.labels, self.direction, self.margin = (
-            features,
-            labels,
-            direction,
-            margin,
-        )
-        self.exact_direction = exact_direction
-
-    @property
-    def finite(self) -> bool:
-        """True where all numbers of the frame are finite."""
-        return bool(np.isfinite(self.features).all())
-
-    @cached_property
-    def classes(self) -> list[np.ndarray]:
-        """Samples of each class, (R, n_k, p)."""
-        return [self.features[:, self.labels == k] for k in range(int(self.labels.max()) + 1)]
-
-    @cached_property
-    def means(self) -> np.ndarray:  # type: ignore[override]
-        """Class means, (R, K, p)."""
-        return class_averages(self.features, self.labels)
-
-    @cached_property
-    def _units(self) -> np.ndarray:
-        """Unit vectors from class l to class k, (R or 1, K, K, p)."""
-        return gap_directions(self.means) if self.direction is None else self.direction[None]
-
-    @cached_property
-    def _size(self) -> np.ndarray:
-        """Largest feature of each replicate, (R,)."""
-        return np.maximum(self.features.max(axis=(1, 2)), -self.features.min(axis=(1, 2)))
-
-    def clearances(self, k: int, l: int) -> tuple[np.ndarray, np.ndarray]:
-        """Least distances (R,) of the samples of both classes from the plane midway between their means."""
-        unit = self._units[:, k, l, :, None]
-        middle = (0.5 * (self.means[:, k] + self.means[:, l]))[:, None] @ unit
-        above, below = self.classes[k] @ unit - middle, middle - self.classes[l] @ unit
-        return above.min(axis=(1, 2)), below.min(axis=(1, 2))
-
-    def rounding(self, k: int, l: int) -> np.ndarray:
-        """Scores (R,) of a pair up to which it could be a tie.
-
-        A gap of class means is off by as many roundings as it has samples, and with it its direction.
-        """
-        gap = self.means[:, k] - self.means[:, l]
-        if self.direction is not None:
-            gap = gap.mean(axis=0, keepdims=True)
-        length = np.abs(gap).max(axis=1)
-        unit = 4 * np.finfo(np.float64).eps * self.features.shape[2]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            turned = np.where(length > 0, self.features.shape[1] * (self._size / length), 0.0)
-            return unit * (self._size + turned * self._size)
-
-    def exact_clearances(
-        self, replicate: int, k: int, l: int
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """`clearances` of whole numbers without rounding; None where the features are none."""
-        both = [self.classes[c][replicate] for c in (k, l)]
-        # from 2**53 every number is whole, so that this says nothing
-        if any(((x != np.rint(x)) | (np.abs(x) >= 2.0**53)).any() for x in both):
-            return None
-        first, second = (np.array([list(map(int, row)) for row in x], dtype=object) for x in both)
-        n, m = len(first), len(second)
-        if self.direction is None:
-            vector = m * first.sum(axis=0) - n * second.sum(axis=0)
-        elif self.exact_direction is not None:
-            vector = self.exact_direction(k, l)
-        else:
-            return None
-        middle = m * first.sum(axis=0) + n * second.sum(axis=0)
-        above = ((2 * n * m * first - middle) @ vector).min(keepdims=True)
-        return above, ((middle - 2 * n * m * second) @ vector).min(keepdims=True)
-
-
-class StatisticsFrame(Frame):
-    """A frame of which class means and reaches are known.
-
-    ``reach`` (R, K, K) is how far class k reaches from its mean toward class l, along the direction of
-    the pair; ``precision`` the rounding with which it is stored.
-    """
-
-    margin = True
-
-    def __init__(
-        self,
-        means: np.ndarray,
-        reach: np.ndarray,
-        direction: np.ndarray | None = None,
-        precision: float = 0.0,
-    ):
-        self.means, self.reach, self.direction = means, reach, direction
-        self.precision = max(precision, 4 * means.shape[2] * np.finfo(np.float64).eps)
-
-    @property
-    def classes(self) -> list[np.ndarray]:
-        """The samples, which are not known."""
-        raise need_samples("paths", "this criterion")
-
-    @property
-    def finite(self) -> bool:
-        """True where all numbers of the frame are finite; a pair whose means coincide has no reach."""
-        if not np.isfinite(self.means).all():
-            return False
-        known = np.isfinite(self.reach) | (self._gaps == 0) | np.eye(self.n_classes, dtype=bool)
-        return bool(known.all())
-
-    @cached_property
-    def _gaps(self) -> np.ndarray:
-        """Distance of the class means along the direction, (R, K, K)."""
-        gap = self.means[:, :, None] - self.means[:, None]
-        if self.direction is not None:
-            return np.einsum("rklp,klp->rkl", gap, self.direction)
-        unit = power_of_two(np.abs(gap).max(axis=-1))
-        return unit * np.linalg.norm(gap / unit[..., None], axis=-1)
-
-    def clearances(self, k: int, l: int) -> tuple[np.ndarray, np.ndarray]:
-        """Least distances (R,) of the samples of both classes from the plane midway between their means."""
-        half = 0.5 * self._gaps[:, k, l]
-        return half - self.reach[:, k, l], half - self.reach[:, l, k]
-
-    def rounding(self, k: int, l: int) -> np.ndarray:
-        """Scores (R,) of a pair within the rounding of what is stored."""
-        reach = np.abs(self.reach[:, k, l]) + np.abs(self.reach[:, l, k])
-        return self.precision * (2 * np.abs(self.means).max(axis=(1, 2)) + np.nan_to_num(reach))
-
-    def exact_clearances(self, replicate: int, k: int, l: int) -> None:
-        """Nothing: what is stored is rounded."""
-        return None
 
 
 class Criterion(NamedTuple):
