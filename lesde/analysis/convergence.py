@@ -188,10 +188,10 @@ def convergence(
             )
     levels = []
     for name in names:
-        each = isinstance(threshold, Mapping)
-        what, level = (
-            (f"threshold[{name!r}]", threshold[name]) if each else ("threshold", threshold)
-        )
+        if isinstance(threshold, Mapping):
+            what, level = f"threshold[{name!r}]", threshold[name]
+        else:
+            what, level = "threshold", threshold
         levels.append(check_real(what, level, 0.0, open_minimum=True))
     confidence = check_fraction("confidence", confidence)
     check_choice("window", window, ("all", "auto"))
@@ -213,23 +213,16 @@ def convergence(
     numbers = {name: np.full(shape, np.nan) for name in NUMBERS}
     law = np.full(shape, "none", dtype="<U11")
     for m, name in enumerate(names):
-        values = nc[name] if "replicate" in nc[name].dims else nc[name].expand_dims("replicate")
-        values = values.expand_dims({d: n for d, n in sizes.items() if d not in values.dims})
-        values = values.transpose(*sizes, "replicate", "time").values.astype(np.float64)
+        every = {**sizes, "replicate": nc.sizes.get("replicate", 1), "time": len(times)}
+        values = nc[name].variable.set_dims(every).transpose(*every).values.astype(np.float64)
+        if "replicate" not in nc[name].dims:
+            values = values[..., :1, :]
         away = np.abs(values - target_of(nc[name]))[..., frames]
         away = np.where(np.isfinite(away), away, np.nan)
         for cell in np.ndindex(*sizes.values()):
             for c, (x, shift) in enumerate(clocks.values()):
-                u = x[cell] + shift[cell]
-                found = _fit(
-                    times[frames],
-                    x[cell][frames],
-                    u[frames],
-                    away[cell],
-                    levels[m],
-                    window,
-                    confidence,
-                )
+                at = (times[frames], x[cell][frames], float(shift[cell]))
+                found = _fit(*at, away[cell], levels[m], window, confidence)
                 law[(m, *cell, c)] = found.pop("law")
                 for key, value in found.items():
                     numbers[key][(m, *cell, c)] = value
@@ -319,13 +312,14 @@ def _iteration(
 def _fit(
     times: np.ndarray,
     x: np.ndarray,
-    u: np.ndarray,
+    shift: float,
     y: np.ndarray,
     threshold: float,
     window: str,
     confidence: float,
 ) -> dict[str, Any]:
     """Every number of `convergence` for one metric, one curve and one clock; y is (replicate, time)."""
+    u = x + shift
     passages = median_interval(first_passage(x, y, threshold), float(x[-1]), confidence)
     names = ("time_to_threshold", "time_to_threshold_lower", "time_to_threshold_upper", "reached")
     found: dict[str, Any] = {"law": "none", "frames": 0, "replicates": 0}
@@ -353,7 +347,7 @@ def _fit(
         line = lines[chosen]
         if line.slope < 0:
             at = (np.log(threshold) - line.intercept) / line.slope
-            crossing = at if chosen == 0 else np.exp(min(at, 709.0)) - (u - x)[0]
+            crossing = at if chosen == 0 else np.exp(min(at, 709.0)) - shift
             found["time_to_threshold_fitted"] = crossing
     for name, line in zip(("rate", "exponent"), lines, strict=True):
         # a falling slope as a positive rate

@@ -88,7 +88,7 @@ def layer_collapse(
     names = _layers(splits, layers)
     weighted = [n for n in names if all("weights" in each[n] for each in splits.values())]
     reader = weighted[-1] if weighted else None
-    named = [split for split in splits if split is not None]
+    named = [str(split) for split in splits if split is not None]
     if centers is None:
         centers = "train" if "train" in named else "own"
     check_choice("centers", centers, ["own", *named])
@@ -107,7 +107,7 @@ def layer_collapse(
     found: dict[str | None, xr.Dataset] = {}
     for split, each in splits.items():
         by_layer, of_classifier = {}, xr.Dataset()
-        for layer in names if plain else [reader]:
+        for layer in names if plain or reader is None else [reader]:
             chosen = plain + (classified if layer == reader else [])
             others = centers not in ("own", split) and any(METRICS[n].centers for n in chosen)
             reference = splits[centers][layer] if others else None

@@ -64,28 +64,28 @@ def metric(
     centers: bool = False,
     usual: bool = True,
 ) -> Callable[[Any], Any]:
-    """Register a function of frames as a metric, and make it a function of arrays.
+    """Register a function of a batch of frames as a metric, and make it a function of arrays.
 
     Parameters
     ----------
     target : float, default 0
         Value of the metric under perfect collapse; `lesde.convergence` follows the distance to it.
     classifier : bool, default False
-        Whether the metric needs the weights of a linear classifier (``frames.weights``,
-        ``frames.bias``).
+        The metric needs the weights of a linear classifier (``frames.weights``, ``frames.bias``).
     samples : bool, default False
-        Whether the metric reads every sample (``frames.blocks()``, of a `SampleFrames`), so that
-        class means and within-class covariances do not suffice.
+        The metric reads every sample (``frames.blocks()``), so that class means and within-class
+        covariances do not suffice.
     centers : bool, default False
-        Whether the metric compares samples to class centres (``frames.closeness``), which may be
-        given: those of training features for held-out ones.
+        The metric compares samples to class centres (``frames.closeness``), which may be given:
+        those of training features for held-out ones.
     usual : bool, default True
-        Whether `lesde.neural_collapse` computes the metric where no metric is named.
+        `lesde.neural_collapse` computes the metric where none is named.
 
     Notes
     -----
-    Lengths of ``frames`` are in units of two to the power ``frames.exponent``, which is 0 for features
-    between about 1e-50 and 1e50 in size.
+    The function gets ``frames``, of which `lesde.analysis.collapse.frames.Frames` says what they know, and
+    returns a value for each. Lengths are in units of two to the power ``frames.exponent``, which is 0 for
+    features between about 1e-50 and 1e50 in size.
 
     Returns
     -------
@@ -186,8 +186,8 @@ def neural_collapse(
         One float64 variable per metric over the dimensions of ``features`` other than ``sample``
         and ``feature``, in their order and with their coordinates: ``nc1``, ``nc1_trace``,
         ``nc1_cdnv``, ``nc2_etf``, ``nc2_norm_cv``, ``nc2_angle_std``, with weights ``nc3``,
-        ``nc3_duality``, ``nc4``, and ``ncc_accuracy`` where it is asked for. Each has attributes ``long_name`` and ``target``, its value under perfect
-        collapse. Coordinate ``count(class)``: samples per class.
+        ``nc3_duality``, ``nc4``, and ``ncc_accuracy`` where it is asked for. Each has attributes
+        ``long_name`` and ``target``, its value under perfect collapse. Coordinate ``count(class)``: samples per class.
 
     Raises
     ------
@@ -213,10 +213,11 @@ def neural_collapse(
     times the ratio of the spread in all directions to that along the class means for NC1, and of the
     size of the class means to their distances where these enter.
 
-    The cost is one pass over the features for NC2 and one more for each of the spread NC1 whitens
-    and the one it does not. Memory beyond the features is about 10 MB and a few arrays of the
-    size of the class means of one frame, (class, feature) in float64, whatever the number of
-    frames and samples; no array of shape (feature, feature) is formed.
+    The cost is one pass over the features for class means and variances, and one more for each of
+    ``nc1``, ``nc4`` and ``ncc_accuracy``. Memory beyond the features is about 10 MB and a few arrays of
+    the size of the class means of one frame, (class, feature) in float64, whatever the number of
+    frames and samples; no array of shape (feature, feature) is formed. Paths given as ``centers`` are
+    read a frame at a time, and their class means are kept for all frames.
 
     Examples
     --------
@@ -240,7 +241,7 @@ def neural_collapse(
     leading = [dim for dim in source.dims if dim not in last]
     source = source.transpose(*leading, *last)
     sizes = {dim: source.sizes[dim] for dim in leading}
-    ends = {"class": len(counts), "feature": source.sizes["feature"]}
+    ends: dict[Hashable, int] = {"class": len(counts), "feature": source.sizes["feature"]}
 
     if weights is None and bias is None and "weights" in paths:
         weights, bias = paths["weights"], paths.get("bias")
@@ -254,24 +255,19 @@ def neural_collapse(
     if centers is not None:
         centers = _read_centers(centers, source, sizes, ends)
 
-    def rows(given: Any, batch: tuple[slice, ...]) -> np.ndarray | None:
-        """The entries of weights, bias or centres for a batch of frames."""
-        return (
-            None if given is None else given[batch].reshape(-1, *given[batch].shape[len(leading) :])
-        )
-
     lead = tuple(sizes.values())
     results = {name: np.empty(lead) for name in names}
-    frame = (
-        len(counts) * ends["feature"] ** 2 if labels is None else source.shape[-2] * ends["feature"]
-    )
-    for batch in batches(lead, max(1, class_means.BLOCK_VALUES // frame)):
-        beside = (rows(weights, batch), rows(bias, batch))
+    rows = len(counts) * ends["feature"] if labels is None else source.shape[-2]
+    for batch in batches(lead, max(1, class_means.BLOCK_VALUES // (rows * ends["feature"]))):
+        beside = [
+            None if given is None else given[batch].reshape(-1, *given.shape[len(lead) :])
+            for given in (weights, bias, centers)
+        ]
         frames: Frames
         if labels is None:
-            frames = _statistics_frames(paths, source, batch, counts, *beside)
+            frames = _statistics_frames(paths, source, batch, counts, *beside[:2])
         else:
-            frames = _sample_frames(source, batch, labels, *beside, rows(centers, batch))
+            frames = _sample_frames(source, batch, labels, *beside)
         for name in names:
             found = METRICS[name].compute(frames)
             results[name][batch] = found.reshape(results[name][batch].shape)
@@ -290,18 +286,16 @@ def _sample_frames(
     source: xr.DataArray,
     batch: tuple[slice, ...],
     labels: np.ndarray,
-    weights: np.ndarray | None,
-    bias: np.ndarray | None,
-    centers: np.ndarray | None,
+    *beside: np.ndarray | None,
 ) -> SampleFrames:
-    """A batch of the frames of features (..., sample, feature)."""
+    """A batch of the frames of features (..., sample, feature), with weights, bias and centres."""
     n_frames = math.prod(s.stop - s.start for s in batch)
     p = source.shape[-1]
 
     def read(samples: slice) -> np.ndarray:
         return source.variable[(*batch, samples)].values.reshape(n_frames, -1, p)
 
-    frames = SampleFrames(read, (n_frames, p), labels, weights, bias, centers)
+    frames = SampleFrames(read, (n_frames, p), labels, *beside)
     if not np.isfinite(frames.means).all():
         refuse_not_finite("paths.features", source, batch)
     return frames
@@ -312,10 +306,9 @@ def _statistics_frames(
     mean: xr.DataArray,
     batch: tuple[slice, ...],
     counts: np.ndarray,
-    weights: np.ndarray | None,
-    bias: np.ndarray | None,
+    *beside: np.ndarray | None,
 ) -> StatisticsFrames:
-    """A batch of the frames of statistics with class means (..., class, feature)."""
+    """A batch of the frames of statistics with class means (..., class, feature), weights and bias."""
     K, p = mean.shape[-2:]
     within = paths["within"].transpose(*mean.dims, "feature_")
     means = mean.variable[batch].values.reshape(-1, K, p)
@@ -333,9 +326,8 @@ def _statistics_frames(
     variances = np.einsum("fkpp->fkp", within.variable[batch].values.reshape(-1, K, p, p))
     if not np.isfinite(variances).all():
         refuse_not_finite("paths.within", within, batch)
-    beside = (counts, weights, bias)
-    means, variances = means.astype(np.float64), variances.astype(np.float64)
-    return StatisticsFrames(means, variances, covariances, stored, *beside)
+    moments = means.astype(np.float64), variances.astype(np.float64)
+    return StatisticsFrames(*moments, covariances, stored, counts, *beside)
 
 
 def _names(

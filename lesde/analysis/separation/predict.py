@@ -139,8 +139,8 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
         for name, values in zip(names, (*results, gap, variance), strict=True):
             out[name][:, k, l] = out[name][:, l, k] = np.where(defined, values, np.nan)
 
-    k, l = np.triu_indices(K, 1)
-    each, fail = out["pairwise"][:, k, l], out["log_failure"][:, k, l]
+    upper = np.triu_indices(K, 1)
+    each, fail = out["pairwise"][:, *upper], out["log_failure"][:, *upper]
     total = np.minimum(logsumexp(fail, axis=1), 0.0)
     bounds = {
         "probability": each[:, 0] if K == 2 else np.full(T, np.nan),
