@@ -46,16 +46,16 @@ class Frame:
         direction: np.ndarray | None,
         margin: bool,
         *,
-        features: np.ndarray | None = None,
-        labels: np.ndarray | None = None,
-        means: np.ndarray | None = None,
-        reach: np.ndarray | None = None,
+        features: Any = None,
+        labels: Any = None,
+        means: Any = None,
+        reach: Any = None,
         precision: float = 0.0,
         exact_direction: Callable[[int, int], np.ndarray] | None = None,
     ):
         self.direction, self.margin = direction, margin
         self._features, self._labels = features, labels
-        self.means: Any = class_averages(features, labels) if means is None else means
+        self.means = class_averages(features, labels) if means is None else means
         self._reach, self._exact_direction = reach, exact_direction
         self._precision = max(precision, 4 * self.means.shape[2] * EPS)
 
