@@ -96,7 +96,6 @@ if TYPE_CHECKING:
     from lesde import analysis, networks, plot, studies
     from lesde.analysis import (
         calibrate,
-        convergence,
         fit_elasticity,
         fit_feature_kernel,
         fit_impact,
@@ -104,10 +103,11 @@ if TYPE_CHECKING:
         neural_collapse,
         predict_separation,
         separation_probability,
-        statistics,
     )
-    from lesde.analysis import layers as layer_collapse
-    from lesde.analysis.elasticity import fit as fitted_kernel
+    from lesde.analysis.convergence import convergence
+    from lesde.analysis.elasticity.fit import fitted_kernel
+    from lesde.analysis.layers import layer_collapse
+    from lesde.analysis.statistics import statistics
     from lesde.derivation import derive
     from lesde.errors import Diverged
     from lesde.laws.law import law, tensor_law

@@ -101,8 +101,8 @@ def check_paths(
         raise need_samples(name)
     check_dataset(name, value, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
     features = value["features"]
-    if features.dtype == bool:
-        raise TypeError(f"{name}.features must hold real numbers; got the dtype bool.")
+    if features.dtype.kind not in "iuf":
+        raise TypeError(f"{name}.features must hold real numbers; got the dtype {features.dtype}.")
     if any(dim not in features.dims for dim in dims):
         *first, last = map(repr, dims)
         raise ValueError(

@@ -1,7 +1,7 @@
 """Analyses: each takes a dataset of paths, simulated or recorded, and returns a dataset."""
 
 from lesde.analysis.calibration import calibrate
-from lesde.analysis.collapse.metrics import neural_collapse
+from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.convergence import convergence
 from lesde.analysis.elasticity.fit import fit_elasticity, fitted_kernel
 from lesde.analysis.elasticity.published import log_ratio_elasticity, published_elasticity

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.lines import Line2D
 
-from lesde.analysis.collapse.metrics import target_of
+from lesde.analysis.collapse import target_of
 from lesde.checks import check_choice, check_fraction, shown
 from lesde.paths import check_dataset
 from lesde.plot.frames import at_times, select_rate

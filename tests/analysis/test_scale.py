@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from lesde.analysis.collapse.metrics.metrics import (
+
+import lesde
+from lesde.analysis.collapse import (
     nc1,
     nc1_cdnv,
     nc1_trace,
@@ -19,8 +21,6 @@ from lesde.analysis.collapse.metrics.metrics import (
     nc4,
     ncc_accuracy,
 )
-
-import lesde
 from lesde.networks import digits
 
 NAMES = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]
