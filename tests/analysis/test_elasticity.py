@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from lesde.analysis.elasticity.fit.fit import fit_elasticity
+from lesde.analysis.elasticity.fit import fit_elasticity
 
 from tests.analysis.test_elasticity_paths import (
     dataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.elasticity.fit.fit import fit_elasticity
+from lesde.analysis.elasticity.fit import fit_elasticity
 
 from tests.analysis.test_elasticity import coverage, make
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from lesde.analysis.elasticity.fit.fit import fit_elasticity, fitted_kernel
+from lesde.analysis.elasticity.fit import fit_elasticity, fitted_kernel
 from scipy.integrate import quad
 
 import lesde

@@ -7,8 +7,8 @@ import warnings
 
 import numpy as np
 import pytest
-from lesde.analysis.elasticity.fit.published import log_ratio_elasticity
-from lesde.analysis.elasticity.fit.transitions import Steps, flow
+from lesde.analysis.elasticity.published import log_ratio_elasticity
+from lesde.analysis.elasticity.transitions import Steps, flow
 
 import lesde
 from lesde import LESDE, ClassMatrix, FeatureKernel, TwoLevel, fit_elasticity, simulate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.elasticity.fit.fit import fit_elasticity
-from lesde.analysis.elasticity.fit.rates import log_slope, power_tail, tail_window
+from lesde.analysis.elasticity.fit import fit_elasticity
+from lesde.analysis.elasticity.rates import log_slope, power_tail, tail_window
 
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 

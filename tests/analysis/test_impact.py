@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.impact.fit.fit import Clusters, read_impact
+from lesde.analysis.impact.fit import Clusters, read_impact
 from scipy.stats import t as student
 
 import lesde
