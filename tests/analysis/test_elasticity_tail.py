@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.elasticity.fit import fit_elasticity
-from lesde.analysis.elasticity.rates import log_slope, power_tail, tail_window
 
+from lesde.analysis import fit_elasticity
+from lesde.analysis.elasticity.tails import log_slope, power_tail, tail_window
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.class_means import checked_paths, read_class_means
-from lesde.analysis.elasticity.fit import choose_transform
+from lesde.analysis.elasticity.recorded import choose_transform
 from lesde.checks import check_choice, check_dataset, check_fraction, check_labels
 from lesde.model.transforms import logit_directions
 
