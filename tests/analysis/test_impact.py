@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 import lesde
 from lesde.analysis import impact_from_changes
-from lesde.analysis.impact.fit import Clusters, read_impact
+from lesde.analysis.impact.clusters import Clusters, read_impact
 
 from .impact_systems import (
     H_STEP,
