@@ -29,7 +29,8 @@ from lesde.checks import (
 )
 from lesde.derivation import derive
 from lesde.errors import Diverged
-from lesde.laws.system import linear_system
+from lesde.laws.system import MeanSystem
+from lesde.laws.transitions import transitions
 from lesde.model.lesde import LESDE, read_initial
 from lesde.paths import (
     as_dataset,
@@ -149,7 +150,7 @@ def choose_engine(
             engine = "torchsde"
         else:
             try:
-                linear_system(coefficients)
+                MeanSystem(coefficients)
                 engine = "exact"
             except ValueError:
                 engine = "torchsde"
@@ -585,7 +586,7 @@ def _expected_directions(plan: Plan, model: LESDE) -> np.ndarray | None:
     rows: list[np.ndarray] = []
     with np.errstate(over="ignore", invalid="ignore"):
         try:
-            steps = derive(model).transitions(plan.times)
+            steps = transitions(plan.coefficients, plan.times)
         except ValueError:  # matrices too large to form
             return None
         # Without the grand mean, whose growth would drown the gaps.
@@ -634,7 +635,7 @@ def make_engine(
         means = SampledMeans(plan, steps)
     elif engine == "exact":
         with np.errstate(over="ignore", invalid="ignore"):
-            means = ExactMeans(plan, derive(model).transitions(plan.times))
+            means = ExactMeans(plan, transitions(plan.coefficients, plan.times))
     else:
         means = IntegratedMeans(plan, method, steps)
     if direct:

@@ -143,9 +143,10 @@ def drift(
         One product for each leading index, whose rounding does not depend on how many there are.
     """
     pushed = transforms(means, class_axis).flatten(means.dim() + class_axis + 1)
-    batch = torch.broadcast_shapes(weights.shape[:-2], pushed.shape[:-2])
-    moved = weights.expand(*batch, *weights.shape[-2:]) @ pushed.expand(*batch, *pushed.shape[-2:])
-    return moved.reshape(*batch, *means.shape[class_axis:])
+    if weights.dim() < pushed.dim():  # a product for each, where torch might fold them into one
+        weights = weights.expand(*pushed.shape[:-2], -1, -1)
+    moved = weights @ pushed
+    return moved.view(*moved.shape[:-1], *means.shape[class_axis + 1 :])
 
 
 def kick(
@@ -199,17 +200,16 @@ def sampling_covariance(
     tensor (..., K·p, K·p), class first
     """
     K, p = means.shape[-2:]
-    each = kicks.unsqueeze(-1) * transforms(means).unsqueeze(
-        -3
-    )  # (moved class, drawn class, feature)
-    centred = (each - (shares[:, None] * each).sum(-2, keepdim=True)) * shares[:, None].sqrt()
-    root = centred.mT.flatten(-3, -2)
-    columns = transforms(second.movedim(-1, -3))  # H_l T_l: (column, class, row)
-    spread = transforms(columns.transpose(-3, -1)).movedim(-3, -2)
-    pairs = kicks.unsqueeze(-2) * kicks.unsqueeze(-3) * shares  # (k, m, l)
-    blocks = pairs.flatten(-3, -2) @ spread.flatten(-2)
-    blocks = blocks.unflatten(-1, (p, p)).unflatten(-3, (K, K)).transpose(-3, -2)
-    return root @ root.mT + blocks.reshape(*blocks.shape[:-4], K * p, K * p)
+    pushed, weighted = transforms(means), kicks * shares
+    apart = kicks.unsqueeze(-1) * pushed.unsqueeze(-3) - (weighted @ pushed).unsqueeze(-2)
+    columns = apart.mT.flatten(-3, -2)  # (moved class and feature, drawn class)
+    spread = second
+    if transforms.kind != "identity":
+        turned = transforms(second.movedim(-1, -3))  # H_l T_l: (column, class, row)
+        spread = transforms(turned.transpose(-3, -1)).movedim(-3, -2)
+    pairs = (weighted.unsqueeze(-2) * kicks.unsqueeze(-3)).flatten(-3, -2)  # E_kl w_l E_ml
+    blocks = (pairs @ spread.flatten(-2)).view(*pairs.shape[:-2], K, K, p, p).transpose(-3, -2)
+    return (columns * shares) @ columns.mT + blocks.reshape(*blocks.shape[:-4], K * p, K * p)
 
 
 def sampling_noise(

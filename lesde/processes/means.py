@@ -17,13 +17,8 @@ import numpy as np
 import torch
 
 from lesde.errors import Diverged
-from lesde.laws.moments import (
-    drift_derivative,
-    modified_drift,
-    modified_noise,
-    noise_derivative,
-    sampling_increment,
-)
+from lesde.laws.rule import Transforms, modified_drift, modified_noise, sampling_noise
+from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.laws.transitions import Transition
 from lesde.processes.deviations import IntervalNoise, Scatter
 from lesde.processes.integration import (
@@ -573,9 +568,8 @@ class SamplingSDE(MeanSDE):
     def __init__(self, plan: Plan, grid: StepGrid, rate: float):
         self.rate, self.modified = rate, plan.sde == "modified"
         super().__init__(plan, grid, "euler")
-        self.weights = np.sqrt(plan.counts / plan.n_samples)
-        shares = torch.as_tensor(self.weights, dtype=DTYPE, device=plan.device)
-        self.shares = shares[:, None, None]
+        self.shares = torch.as_tensor(plan.counts / plan.n_samples, dtype=DTYPE, device=plan.device)
+        self.transforms = Transforms(plan.coefficients.transform, DTYPE, plan.device)
         self.roots: list[torch.Tensor] = []
         self.kicks: list[torch.Tensor] = []
         self.slopes: list[torch.Tensor] = []
@@ -597,9 +591,7 @@ class SamplingSDE(MeanSDE):
         coefficients = self.plan.coefficients
         constant = coefficients.kick_table.is_constant
         at = starts[:1] if constant else starts
-        values = torch.as_tensor(
-            coefficients.kicks(at) * self.weights, dtype=DTYPE, device=self.plan.device
-        )
+        values = torch.as_tensor(coefficients.kicks(at), dtype=DTYPE, device=self.plan.device)
         times = len(starts) if constant else 1
         self.kicks = list(values.unbind(0)) * times
         if self.modified:
@@ -626,13 +618,9 @@ class SamplingSDE(MeanSDE):
         own = super().g_prod(t, y, v[:, :own_size]).reshape(shape)
         z = v[:, own_size : own_size + self.K * BLOCK].reshape(*shape[:3], 1)
         vector = v[:, own_size + self.K * BLOCK :].reshape(*shape, 1)
-        sampled = sampling_increment(
-            lambda x: self.maps(self.kicks[index], x),
-            rows,
-            drift,
-            z,
-            (z * self.shares).sum(1, keepdim=True),
-            (self.roots[index] @ vector).squeeze(-1),
+        deviations = (self.roots[index] @ vector).squeeze(-1)
+        sampled = sampling_noise(
+            self.transforms, self.kicks[index], self.shares, rows, drift, z, deviations, -3
         )
         if self.modified:
             drift = modified_drift(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lesde.laws.moments import modified_drift, modified_noise
+from lesde.laws.rule import modified_drift, modified_noise
 from lesde.processes.integration import STAGES, StepGrid, StepIncrements, integrate
 from lesde.processes.means import DTYPE, ClassMaps, ShiftedNoise, drift_slopes
 from lesde.processes.pairs import Interaction

@@ -14,7 +14,7 @@ from lesde.checks import check_choice, check_integer, check_real, check_seed, ch
 from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.law import refuse_feature_kernel
-from lesde.laws.system import BoundTable, Values, numbers_of, read_parameters
+from lesde.laws.values import BoundTable, Values, numbers_of, read_parameters
 from lesde.model.lesde import read_initial
 from lesde.paths import as_dataset, warn_of_lost_digits
 from lesde.processes.deviations import Deviations, IntervalNoise
