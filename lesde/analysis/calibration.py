@@ -280,13 +280,11 @@ class Objective:
             scale = 0.5 * torch.log(parts.quadratic / parts.size)
         value = -parts.value(scale)
         (gradient,) = torch.autograd.grad(value, point, create_graph=True)
-        rows = [
-            torch.autograd.grad(entry, point, retain_graph=True, materialize_grads=True)[0]
-            if entry.requires_grad
-            else torch.zeros_like(point)
-            for entry in gradient
-        ]
-        hessian = torch.stack(rows).numpy()
+        hessian = np.zeros((len(point), len(point)))
+        if gradient.requires_grad:
+            each = torch.eye(len(point), dtype=torch.float64)
+            (rows,) = torch.autograd.grad(gradient, point, each, is_grads_batched=True)
+            hessian = rows.numpy()
         return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
 
 

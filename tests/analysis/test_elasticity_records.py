@@ -11,7 +11,7 @@ import pytest
 import lesde
 from lesde import LESDE, ClassMatrix, FeatureKernel, TwoLevel, fit_elasticity, simulate
 from lesde.analysis import log_ratio_elasticity
-from lesde.analysis.elasticity.transitions import Steps, flow
+from lesde.analysis.elasticity.transitions import Clock, flow
 from lesde.files import read, write
 from tests.analysis.test_elasticity_paths import dataset
 
@@ -176,19 +176,19 @@ def test_flow_of_curved_steps_is_that_of_the_loop():
     """Ψ and its derivative by a complex step against m steps done one by one, and a central difference."""
     rng = np.random.default_rng(4)
     N, D = rng.normal(size=(2, 3, 3)), rng.normal(size=(2, 3, 3))
-    width, steps = np.array([0.7, 1.3]), Steps(np.array([5, 8]), np.array([0.5, -0.8]))
+    clock = Clock(np.array([0.7, 1.3]), np.array([5, 8]), np.array([0.5, -0.8]))
 
     def loop(generator, i):
-        h, c = width[i] / steps.counts[i], steps.curvature[i]
+        h, c = clock.width[i] / clock.counts[i], clock.curvature[i]
         x = h * generator
         state, psi = np.eye(3), np.zeros((3, 3))
-        for _ in range(steps.counts[i]):
+        for _ in range(clock.counts[i]):
             psi = psi + h * (np.eye(3) + c * x) @ state
             state = state + x @ state + c * x @ x @ state
         return psi
 
-    psi = flow(N, width, steps)
-    derivative = flow(N + 1e-30j * D, width, steps).imag / 1e-30
+    psi = flow(N, clock)
+    derivative = flow(N + 1e-30j * D, clock).imag / 1e-30
     for i in range(2):
         np.testing.assert_allclose(psi[i], loop(N[i], i), rtol=1e-12)
         slope = (loop(N[i] + 1e-5 * D[i], i) - loop(N[i] - 1e-5 * D[i], i)) / 2e-5

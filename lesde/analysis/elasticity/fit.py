@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.class_means import read_class_means
-from lesde.analysis.elasticity.recorded import choose_transform, read_steps, warn_of_features
+from lesde.analysis.elasticity.recorded import choose_transform, read_clock, warn_of_features
 from lesde.analysis.elasticity.result import TWO_LEVEL, ElasticityResult
-from lesde.analysis.elasticity.transitions import fit_averages, fit_transitions, rate_basis
+from lesde.analysis.elasticity.transitions import Clock, fit_averages, fit_transitions, rate_basis
 from lesde.checks import check_choice, check_finite_array, check_fraction, check_real, shown
 
 __all__ = ["fit_elasticity"]
@@ -174,8 +174,10 @@ def fit_elasticity(
     if tail_offset is not None:
         tail_offset = check_real("tail_offset", tail_offset)
     data = read_class_means(paths, scheme != "exponential")
-    steps = read_steps(paths, data) if scheme != "exponential" else None
-    if scheme == "discrete" and steps is None:
+    clock = Clock(np.tile(np.diff(data.times), (len(data.values), 1)))
+    if scheme != "exponential":
+        clock = read_clock(paths, data)
+    if scheme == "discrete" and clock.counts is None:
         raise ValueError(
             "scheme='discrete' needs the coordinate iteration in paths, the number of SGD steps at each "
             "time, or the attributes of an integration by engine='torchsde'; add it, or use "
@@ -208,7 +210,7 @@ def fit_elasticity(
     basis = rate_basis(H, data.counts, kernel)
     functionals = TWO_LEVEL if kernel == "two-level" else np.eye(K * K)
     fitter = fit_transitions if estimator == "likelihood" else fit_averages
-    fit = fitter(basis, functionals, data.values, np.diff(data.times), steps)
+    fit = fitter(basis, functionals, data.values, clock)
     result = ElasticityResult(data, fit, kernel, errors == "replicate", confidence)
     result.add_integrals()
     result.add_rates(smoothing)
@@ -222,7 +224,7 @@ def fit_elasticity(
         kernel=kernel,
         method="Gaussian maximum likelihood of the class means, one interval at a time",
         estimator=estimator,
-        scheme="exponential" if steps is None else "discrete",
+        scheme="exponential" if clock.counts is None else "discrete",
         errors=errors,
         smoothing=smoothing or "none",
         confidence=confidence,

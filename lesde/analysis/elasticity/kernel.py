@@ -109,24 +109,19 @@ def fitted_kernel(
 
 
 def _select(fit: xr.Dataset, learning_rate: float | None) -> xr.Dataset:
-    if "learning_rate" not in fit.dims:
-        if learning_rate is not None and "learning_rate" not in fit.coords:
+    """The fit at one learning rate, where it has any."""
+    if "learning_rate" not in fit.coords and "learning_rate" not in fit.dims:
+        if learning_rate is not None:
             raise ValueError("learning_rate was given, but fit has no learning_rate; leave it out.")
-        if learning_rate is None:
-            return fit
-        fit = fit.expand_dims("learning_rate")
-    rates = fit["learning_rate"].values
-    if learning_rate is None:
-        if len(rates) > 1:
-            raise ValueError(
-                f"learning_rate must be given: fit has {', '.join(f'{r:g}' for r in rates)}."
-            )
-        return fit.isel(learning_rate=0)
-    value = check_real("learning_rate", learning_rate, 0.0)
-    nearest = int(np.argmin(np.abs(rates - value)))
-    if abs(rates[nearest] - value) > 1e-6 * abs(value):
-        raise ValueError(
-            f"learning_rate must be one that was fitted, {', '.join(f'{r:g}' for r in rates)}; got "
-            f"{value:g}."
-        )
-    return fit.isel(learning_rate=nearest)
+        return fit
+    rates = np.atleast_1d(fit["learning_rate"].values)
+    fitted = ", ".join(f"{r:g}" for r in rates)
+    nearest = 0
+    if learning_rate is not None:
+        value = check_real("learning_rate", learning_rate, 0.0)
+        nearest = int(np.argmin(np.abs(rates - value)))
+        if abs(rates[nearest] - value) > 1e-6 * abs(value):
+            raise ValueError(f"learning_rate must be one that was fitted, {fitted}; got {value:g}.")
+    elif len(rates) > 1:
+        raise ValueError(f"learning_rate must be given: fit has {fitted}.")
+    return fit.isel(learning_rate=nearest) if "learning_rate" in fit.dims else fit

@@ -13,12 +13,12 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.class_means import ClassMeans
-from lesde.analysis.elasticity.transitions import Steps
+from lesde.analysis.elasticity.transitions import Clock
 from lesde.model.kernels import FeatureKernel
 from lesde.model.transforms import Transform, make_transform
 from lesde.processes.integration import StepGrid
 
-__all__ = ["choose_transform", "read_steps", "warn_of_features"]
+__all__ = ["choose_transform", "read_clock", "warn_of_features"]
 
 CURVATURE = {"euler": 0.0, "milstein": 0.0, "srk": 0.5}
 """A step h of a method multiplies the expected class means by 1 + x + c x², x = hM: this is c."""
@@ -97,35 +97,30 @@ def warn_of_features(paths: xr.Dataset) -> None:
     )
 
 
-def read_steps(paths: xr.Dataset, data: ClassMeans) -> Steps | None:
-    """The steps (group, interval) of the process: SGD's iterations, or those of a recorded integration.
+def read_clock(paths: xr.Dataset, data: ClassMeans) -> Clock:
+    """The clock (group, interval) of the process: SGD's iterations, steps of a recorded integration, or continuous time.
 
-    None for continuous time. An integration divides every saved interval evenly into steps of at most
-    ``attrs["dt"]``. Of paths without some of their times the steps are taken to be those of the times that are left.
+    An integration divides every saved interval evenly into steps of at most ``attrs["dt"]``. Of paths without some of
+    their times the steps are taken to be those of the times that are left.
     """
+    width = np.tile(np.diff(data.times), (len(data.values), 1))
     if data.steps is not None:
-        return Steps(data.steps, np.zeros(data.steps.shape))
+        return Clock(width, data.steps, np.zeros(width.shape))
     method = paths.attrs.get("method")
     if paths.attrs.get("engine") != "torchsde" or method not in CURVATURE:
-        return None
+        return Clock(width)
     rates = None
     if "learning_rate" in data.coords:  # of every group
-        given = xr.DataArray(data.coords["learning_rate"]).astype(float)
-        rates = given.broadcast_like(
-            xr.DataArray(np.empty(tuple(data.groups.values())), dims=list(data.groups))
-        )
-        rates = rates.transpose(*data.groups).values.ravel()
+        groups = xr.DataArray(np.zeros(tuple(data.groups.values())), dims=list(data.groups))
+        rates = (groups + xr.DataArray(data.coords["learning_rate"])).values.astype(float).ravel()
     try:
-        widths = np.unique(np.asarray(paths.attrs.get("dt"), dtype=float))
+        longest = np.unique(np.asarray(paths.attrs.get("dt"), dtype=float))
     except (TypeError, ValueError):
-        widths = np.empty(0)
+        longest = np.empty(0)
     modified = paths.attrs.get("sde") == "modified"
-    longest = None
-    if widths.size == 1 and widths[0] > 0:  # one for all
-        longest = np.full(len(data.values), widths[0])
-    elif rates is not None and np.isin(rates, widths).all():  # each its learning rate
-        longest = rates
-    if longest is None or (modified and rates is None):
+    each = longest.size > 1 and rates is not None and np.isin(rates, longest).all()
+    one = longest.size == 1 and longest[0] > 0
+    if not (one or each) or (modified and rates is None):
         warnings.warn(
             "these paths were integrated in steps, but no longer record the step or learning rate of each "
             "of them: they are fitted in continuous time, which makes rates too small by the "
@@ -133,12 +128,12 @@ def read_steps(paths: xr.Dataset, data: ClassMeans) -> Steps | None:
             UserWarning,
             stacklevel=3,
         )
-        return None
-    grids = {dt: np.diff(StepGrid.regular(data.times, dt).saved) for dt in set(longest.tolist())}
-    counts = np.stack([grids[dt] for dt in longest.tolist()])
+        return Clock(width)
+    dts = rates if each and rates is not None else np.full(len(width), longest[0])
+    counts = np.stack([np.diff(StepGrid.regular(data.times, dt).saved) for dt in dts.tolist()])
     curvature = np.full(counts.shape, CURVATURE[str(method)])
     if (
         modified and rates is not None
     ):  # drift M − (h/2)M² at learning rate h, where M changes slowly
-        curvature = -rates[:, None] / 2 * counts / np.diff(data.times)
-    return Steps(counts, curvature)
+        curvature = -rates[:, None] / 2 * counts / width
+    return Clock(width, counts, curvature)

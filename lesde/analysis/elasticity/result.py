@@ -81,24 +81,22 @@ class ElasticityResult:
         self.known = np.isfinite(fit.unit_variance)
         self.R = fit.deleted.shape[2]
         self.share = (self.R - 1) / self.R
-        jackknife = np.where(self.known, self.share * (fit.deleted**2).sum(2), np.inf)
-        own = self._by_model(np.where(fit.freedom > 0, fit.noise, np.inf))
-        self.variance = jackknife if robust else own
+        self.variance = self._by_model(np.where(fit.freedom > 0, fit.noise, np.inf))
         noise, freedom = pooled_noise(fit.noise, fit.unit, fit.freedom)
-        self.likely = self._by_model(noise)
+        self.likely, ratio = self._by_model(noise), np.ones(self.known.shape[::2])
         if robust:
             # The spread between few replicates is too noisy for weights; the model's variance has the right shape over
             # time, and this the right size: its ratio to what the model says, averaged over intervals.
             use = self.known & (self.likely > 0)
+            jackknife = self.share * (fit.deleted**2).sum(2)
             quotient = np.where(use, jackknife, 0.0) / np.where(use, self.likely, 1.0)
             ratio = quotient.sum(1) / np.maximum(use.sum(1), 1)
-            self.likely = self.likely * np.where(ratio > 0, ratio, 1.0)[:, None]
-            self.ratio = np.where(ratio > 0, ratio, 1.0)
-        else:
-            self.ratio = np.ones(self.known.shape[::2])
+            ratio = np.where(ratio > 0, ratio, 1.0)
+            self.likely *= ratio[:, None]
         self.quantile = self._student(np.full(len(freedom), self.R - 1.0) if robust else freedom)
-        some = np.where(noise > 0, noise, np.inf)
-        self.likely_precision = fit.precision / some[..., None, None] ** 2
+        root = np.sqrt(ratio)[:, None, : fit.precision.shape[-1]]
+        sizes = np.where(noise > 0, noise, np.inf)[..., None] * root
+        self.precision = fit.precision / (sizes[..., None] * sizes[..., None, :])
         self.shares = fit.shares * noise[..., None, None] ** 2
         self.dims: tuple[str, ...] = ("level",) if self.two_level else ("class", "class_")
         times = data.times
@@ -128,9 +126,7 @@ class ElasticityResult:
         """
         lost = total(np.where(self.known, 0.0, weights**2)) > 0
         if self.robust:
-            moved = total(
-                np.where(self.known[:, :, None], self.fit.deleted, 0) * weights[:, :, None]
-            )
+            moved = total(self.fit.deleted * weights[:, :, None])
             variance = self.share * (moved**2).sum(-2)
             shares = total(self.shares * weights[:, :, None] ** 2)
             square = (shares**2).sum(-2)
@@ -217,9 +213,7 @@ class ElasticityResult:
         """Smoothed rates of a group and their errors: α and β jointly, entries of a matrix one by one."""
         rates = self.fit.rates[g]
         if self.two_level:
-            scale = 1.0 / np.sqrt(self.ratio[g, :2])
-            precision = self.likely_precision[g] * np.outer(scale, scale)
-            precision = np.where(self.fit.converged[g, :, None, None], precision, 0.0)
+            precision = np.where(self.fit.converged[g, :, None, None], self.precision[g], 0.0)
             smooth, covariance = smooth_rates(rates[:, :2], precision)
             C = TWO_LEVEL
             return smooth @ C.T, np.sqrt(np.einsum("fi,nij,fj->nf", C, covariance, C))

@@ -32,19 +32,14 @@ OFFSETS = 17
 class TailEstimate:
     """A tail index and what its variance is made of."""
 
-    index: float
-    """r, NaN where it cannot be estimated."""
-    weights: np.ndarray
-    """Derivative of r with respect to the increment of A in every interval."""
-    reason: str = ""
-    """Why the index is NaN, else empty."""
-    offset: float = 0.0
-    """s of the rate ~ (t + s)^{−r}."""
-    gain: float = 0.0
-    """By how much an offset, at its best, lowers the sum of weighted squares."""
+    index: float  # r, NaN where it cannot be estimated
+    weights: np.ndarray  # derivative of r with respect to the increment of A in every interval
+    reason: str = ""  # why the index is NaN
+    offset: float = 0.0  # s of the rate ~ (t + s)^{−r}
+    gain: float = 0.0  # by how much an offset, at its best, lowers the sum of weighted squares
+    # Where the offset is left to the data: least and greatest index with which some offset has a sum of weighted squares
+    # at most so far above the least.
     limits: Callable[[float], tuple[float, float]] | None = None
-    """Where the offset is left to the data: least and greatest index with which some offset has a sum of weighted
-    squares at most so far above the least."""
 
 
 def tail_window(times: np.ndarray, tail: float | tuple[float, float] | None) -> tuple[float, float]:

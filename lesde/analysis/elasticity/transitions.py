@@ -31,7 +31,7 @@ from lesde.analysis.class_means import power_of_two
 from lesde.laws.rule import Transforms, drift
 from lesde.model.transforms import Transform, make_transform
 
-__all__ = ["RateBasis", "Steps", "TransitionFit", "fit_averages", "fit_transitions", "rate_basis"]
+__all__ = ["Clock", "RateBasis", "TransitionFit", "fit_averages", "fit_transitions", "rate_basis"]
 
 BASE_NORM = 0.5
 """Norm of the generator up to which the exponential series is summed; beyond, steps are doubled."""
@@ -54,14 +54,27 @@ LARGEST_CORRECTION = 0.5
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Steps of equal width in each interval, of which one multiplies z by 1 + x + c x² (c = 0 for SGD and Euler)."""
+class Clock:
+    """Widths of intervals, and in discrete time the number of equal steps in each and their curvature.
 
-    counts: np.ndarray
-    curvature: np.ndarray
+    A step multiplies z by 1 + x + c x², x its width times the generator, with the curvature c = 0 for SGD and Euler.
+    """
 
-    def __getitem__(self, at: Any) -> Steps:
-        return Steps(self.counts[at], self.curvature[at])
+    width: np.ndarray
+    counts: np.ndarray | None = None
+    curvature: np.ndarray | None = None
+
+    def __getitem__(self, at: Any) -> Clock:
+        if self.counts is None or self.curvature is None:
+            return Clock(self.width[at])
+        return Clock(self.width[at], self.counts[at], self.curvature[at])
+
+    def part(self, share: float) -> Clock:
+        """About this share of each interval, at least one step."""
+        if self.counts is None:
+            return Clock(self.width * share)
+        counts = np.maximum(np.rint(self.counts * share), 1).astype(int)
+        return Clock(self.width * share, counts, self.curvature)
 
 
 @dataclass(frozen=True)
@@ -108,30 +121,27 @@ def rate_basis(transform: Transform, counts: np.ndarray, kernel: str) -> RateBas
     return RateBasis(output, flat, flat @ output, roots)
 
 
-def flow(generator: np.ndarray, width: np.ndarray, steps: Steps | None) -> np.ndarray:
+def flow(generator: np.ndarray, clock: Clock) -> np.ndarray:
     """Ψ for generators N (b, m, m), real or complex: of continuous time, or summed over steps.
 
     Over any number of steps e^{ΔN}, or its like, is 1 + N Ψ, so Ψ is all that is kept.
     """
     b, m = generator.shape[:2]
-    one = np.eye(m)
-    if steps is None:
-        norm = float((np.abs(generator).sum(1).max(1, initial=0.0) * width).max(initial=0.0))
-        doublings = max(0, math.ceil(math.log2(max(norm, 1e-300) / BASE_NORM)))
-        counts = np.full(b, 2**doublings)
-    else:
-        counts = steps.counts
-    h = (width / counts)[:, None, None]
-    x = generator * h
-    if steps is None:
-        base = term = h * (one + 0 * x)
-        bound, i = norm / 2**doublings, 2
+    one, counts = np.eye(m), clock.counts
+    if counts is None or clock.curvature is None:
+        norms = np.abs(generator).sum(1).max(1, initial=0.0) * clock.width
+        norm = float(norms.max(initial=1e-300))
+        counts = np.full(b, 2 ** max(0, math.ceil(math.log2(norm / BASE_NORM))))
+        h = (clock.width / counts)[:, None, None]
+        base = term = h * (one + 0 * generator)
+        bound, i = norm / counts.max(initial=1), 2
         while bound > 1e-17:
-            term = x @ term / i
+            term = h * generator @ term / i
             base = base + term
-            i, bound = i + 1, bound * norm / 2**doublings / (i + 1)
+            i, bound = i + 1, bound * norm / counts.max(initial=1) / (i + 1)
     else:
-        base = h * (one + steps.curvature[:, None, None] * x)
+        h = (clock.width / counts)[:, None, None]
+        base = h * (one + clock.curvature[:, None, None] * h * generator)
     bits = int(counts.max(initial=1)).bit_length()
     total = np.where((counts >> (bits - 1) & 1 == 1)[:, None, None], base, 0)
     for bit in reversed(range(bits - 1)):
@@ -143,22 +153,18 @@ def flow(generator: np.ndarray, width: np.ndarray, steps: Steps | None) -> np.nd
     return total
 
 
-def drift_map(
-    basis: RateBasis, theta: np.ndarray, width: np.ndarray, steps: Steps | None
-) -> np.ndarray:
+def drift_map(basis: RateBasis, theta: np.ndarray, clock: Clock) -> np.ndarray:
     """L for rates (b, q), shape (b, out, m)."""
     G = np.tensordot(theta, basis.output, 1)
-    return G @ flow(np.tensordot(theta, basis.generator, 1), width, steps)
+    return G @ flow(np.tensordot(theta, basis.generator, 1), clock)
 
 
-def drift_maps(
-    basis: RateBasis, theta: np.ndarray, width: np.ndarray, steps: Steps | None
-) -> tuple[np.ndarray, np.ndarray]:
+def drift_maps(basis: RateBasis, theta: np.ndarray, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
     """L, and its derivatives (b, q, out, m) by complex steps."""
     b, q = theta.shape
     each = np.repeat(np.arange(b), q)
     probes = theta[each] + 1j * PROBE * np.tile(np.eye(q), (b, 1))
-    L = drift_map(basis, probes, width[each], None if steps is None else steps[each])
+    L = drift_map(basis, probes, clock[each])
     L = L.reshape(b, q, *L.shape[1:])
     return L[:, 0].real, L.imag / PROBE
 
@@ -197,31 +203,26 @@ def eigen_coordinates(information: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def gauss_newton(
-    basis: RateBasis,
-    zz: np.ndarray,
-    yz: np.ndarray,
-    yy: np.ndarray,
-    width: np.ndarray,
-    steps: Steps | None,
+    basis: RateBasis, zz: np.ndarray, yz: np.ndarray, yy: np.ndarray, clock: Clock
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rates (b, q) that minimise the loss, and which intervals converged.
 
     Starts at rest, where the first step is the linear regression of the increments on the drift; steps are cut to a
     bounded change of growth and halved while the loss would rise.
     """
-    b, q = len(width), len(basis.output)
+    b, q = len(yy), len(basis.output)
     theta, converged, loss = np.zeros((b, q)), np.zeros(b, dtype=bool), yy.copy()
     for _ in range(MAX_ITERATIONS):
         todo = np.flatnonzero(~converged)
         if len(todo) == 0:
             break
-        n = None if steps is None else steps[todo]
-        L, dL = drift_maps(basis, theta[todo], width[todo], n)
+        own = clock[todo]
+        L, dL = drift_maps(basis, theta[todo], own)
         score = np.einsum("bqom,bom->bq", dL, yz[todo] - L @ zz[todo])
         coordinates, values, _, _ = eigen_coordinates(information_of(dL, zz[todo]))
         along = np.einsum("bqk,bq->bk", coordinates, score) / values
         step = np.einsum("bqk,bk->bq", coordinates, along)
-        growth = np.abs(np.tensordot(step, basis.generator, 1)).sum(1).max(1) * width[todo]
+        growth = np.abs(np.tensordot(step, basis.generator, 1)).sum(1).max(1) * own.width
         step *= np.minimum(1.0, LARGEST_STEP / np.maximum(growth, 1e-300))[:, None]
         # Done when the step is rounding, or would change the loss by less than rounding.
         done = (growth < 1e-12) | ((along**2 * values).sum(1) <= 1e-15 * loss[todo])
@@ -229,7 +230,7 @@ def gauss_newton(
         for _ in range(12):
             trial = theta[todo] + step
             with np.errstate(over="ignore", invalid="ignore"):
-                L = drift_map(basis, trial, width[todo], n)
+                L = drift_map(basis, trial, own)
                 new = losses(L, zz[todo], yz[todo], yy[todo])
             better = np.isfinite(new) & (new <= loss[todo] + 1e-13 * yy[todo])
             take = better & ~accepted
@@ -248,34 +249,33 @@ def gauss_newton(
 
 @dataclass
 class TransitionFit:
-    """Estimates of f functionals Cθ of the q rates per interval, all with the leading dimensions (group, interval)."""
+    """Estimates of f functionals Cθ of the q rates per interval, all with the leading dimensions (group, interval).
+
+    ``unit`` is the size of the class means, a power of two, in which all is given that has their unit, so that no square
+    leaves the range of floats.
+    """
 
     unit: np.ndarray
-    """Size of the class means, a power of two, in which all that has their unit is given: no square leaves the floats."""
-    rates: np.ndarray
-    """Cθ, (..., f)."""
-    precision: np.ndarray
-    """Inverse covariance of θ where σ = 1, (..., q, q); empty for q > 2, where it is large and not needed."""
-    unit_variance: np.ndarray
-    """Variance of the functionals where σ = 1, inf where not identified, (..., f)."""
-    noise: np.ndarray
-    """σ̂ of a sample, per square root of time; NaN without residual degrees of freedom."""
-    freedom: np.ndarray
-    """Residual degrees of freedom behind σ̂."""
-    deleted: np.ndarray
-    """Cθ̂ less its value with one replicate left out, (..., replicate, f)."""
-    shares: np.ndarray
-    """What each replicate contributes to ``unit_variance``, (..., replicate, f); 0 where not identified."""
-    moved: np.ndarray
-    """Σ n_k|·|² of the increments."""
-    residual: np.ndarray
-    """The same of the residuals."""
-    predicted_residual: np.ndarray
-    """The same of each replicate under the rates fitted to the others; NaN for one replicate."""
-    common_moved: np.ndarray
-    """Σ n_k⟨x_r, x_s⟩ of the increments over the other replicates s, (..., replicate): noise drops out."""
-    common_residual: np.ndarray
-    """The same of the residuals."""
+    rates: np.ndarray  # Cθ, (..., f)
+    precision: (
+        np.ndarray
+    )  # inverse covariance of θ where σ = 1, (..., q, q); empty for q > 2, where it is not needed
+    unit_variance: np.ndarray  # of the functionals where σ = 1, inf where not identified, (..., f)
+    noise: np.ndarray  # σ̂ of a sample, per square root of time; NaN without degrees of freedom
+    freedom: np.ndarray  # residual degrees of freedom behind σ̂
+    deleted: np.ndarray  # Cθ̂ less its value with one replicate left out, (..., replicate, f)
+    shares: (
+        np.ndarray
+    )  # a replicate's part in ``unit_variance``, (..., replicate, f); 0 where not identified
+    moved: np.ndarray  # Σ n_k|·|² of the increments
+    residual: np.ndarray  # of the residuals
+    predicted_residual: (
+        np.ndarray
+    )  # of each replicate under the rates of the others; NaN for one replicate
+    common_moved: (
+        np.ndarray
+    )  # Σ n_k⟨x_r, x_s⟩ of increments, over the other replicates s, (..., replicate)
+    common_residual: np.ndarray  # of residuals: noise drops out
     converged: np.ndarray
 
 
@@ -283,24 +283,19 @@ def fit_transitions(
     basis: RateBasis,
     functionals: np.ndarray,
     means: np.ndarray,
-    widths: np.ndarray,
-    steps: Steps | None,
+    clock: Clock,
 ) -> TransitionFit:
-    """Fit the rates of every interval to class means (group, replicate, time, class, feature)."""
+    """Fit the rates of every interval to class means (group, replicate, time, class, feature), clock (group, interval)."""
     G, R, T = means.shape[:3]
     q, out, m = basis.output.shape
     block = max(1, BLOCK_VALUES // max(R * out * m, q * max(out, m) * m * 4))
     frames = means.swapaxes(1, 2)
     before, after = (f.reshape(-1, *frames.shape[2:]) for f in (frames[:, :-1], frames[:, 1:]))
-    width = np.tile(widths, G)
-    flat = None if steps is None else Steps(steps.counts.ravel(), steps.curvature.ravel())
+    clock = clock[np.divmod(np.arange(G * (T - 1)), T - 1)]
     parts = []
     for first in range(0, len(before), block):
         at = slice(first, first + block)
-        sizes = np.maximum(np.abs(before[at]), np.abs(after[at])).max((1, 2, 3))
-        n = None if flat is None else flat[at]
-        unit = power_of_two(sizes)
-        parts.append(_fit_block(basis, functionals, before[at], after[at], unit, width[at], n))
+        parts.append(_fit_block(basis, functionals, before[at], after[at], clock[at]))
     joined = {
         f.name: np.concatenate([getattr(part, f.name) for part in parts])
         for f in fields(TransitionFit)
@@ -313,16 +308,15 @@ def _fit_block(
     functionals: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,
-    unit: np.ndarray,
-    width: np.ndarray,
-    steps: Steps | None,
+    clock: Clock,
 ) -> TransitionFit:
     """The fit of intervals (b,) from class means (b, replicate, class, feature)."""
+    unit = power_of_two(np.maximum(np.abs(before), np.abs(after)).max((1, 2, 3)))
     scale = unit[:, None, None, None]
     z, y = basis.pairs(before / scale, after / scale)  # (b, r, row, column)
     zz, yz, yy = z @ z.swapaxes(-1, -2), y @ z.swapaxes(-1, -2), _square(y)
-    theta, converged = gauss_newton(basis, zz.sum(1), yz.sum(1), yy.sum(1), width, steps)
-    L, dL = drift_maps(basis, theta, width, steps)
+    theta, converged = gauss_newton(basis, zz.sum(1), yz.sum(1), yy.sum(1), clock)
+    L, dL = drift_maps(basis, theta, clock)
     b, R = yy.shape
     q = dL.shape[1]
     residual = (yz - L[:, None] @ zz).reshape(b, R, -1)
@@ -333,7 +327,7 @@ def _fit_block(
     freedom = R * y.shape[-2] * y.shape[-1] - kept.sum(1)
     variance = np.where(freedom > 0, own_loss.sum(1) / np.maximum(freedom, 1), np.nan)
     # The residuals' variance where σ = 1.
-    spread = width * _growth(basis, theta, width, steps)
+    spread = clock.width * _growth(basis, theta, clock)
 
     # A functional is identified where it has no part in the directions that are not.
     part, size = np.abs(functionals @ lost), np.abs(functionals) @ np.abs(lost)
@@ -376,18 +370,13 @@ def _in_common(values: np.ndarray, squares: np.ndarray) -> np.ndarray:
     return (values * values.sum(1, keepdims=True)).sum((-2, -1)) - squares
 
 
-def _growth(
-    basis: RateBasis, theta: np.ndarray, width: np.ndarray, steps: Steps | None
-) -> np.ndarray:
+def _growth(basis: RateBasis, theta: np.ndarray, clock: Clock) -> np.ndarray:
     """By how much growth within an interval enlarges the noise, on average over directions, (b,)."""
     nodes, shares = np.polynomial.legendre.leggauss(3)
-    total, part = np.zeros(len(width)), None
+    n, total = len(basis.roots), np.zeros(len(theta))
     for x, share in zip((1 + nodes) / 2, shares / 2, strict=True):
-        if steps is not None:
-            counts = np.maximum(np.rint(steps.counts * x), 1).astype(int)
-            part = Steps(counts, steps.curvature)
-        L = drift_map(basis, theta, width * x, part)
-        total += share * _square(np.eye(len(basis.roots)) + L @ basis.readout) / len(basis.roots)
+        L = drift_map(basis, theta, clock.part(x))
+        total += share * _square(np.eye(n) + L @ basis.readout) / n
     return total
 
 
@@ -432,8 +421,7 @@ def fit_averages(
     basis: RateBasis,
     functionals: np.ndarray,
     means: np.ndarray,
-    widths: np.ndarray,
-    steps: Steps | None,
+    clock: Clock,
 ) -> TransitionFit:
     """Fit the rates to class means averaged over replicates, with jackknife errors.
 
@@ -447,7 +435,7 @@ def fit_averages(
     # All averages are groups of one replicate: first the whole ones, then those without one.
     at = np.append(np.arange(G), np.repeat(np.arange(G), R))
     groups = np.concatenate([whole, without])
-    fit = fit_transitions(basis, functionals, groups, widths, None if steps is None else steps[at])
+    fit = fit_transitions(basis, functionals, groups, clock[at])
     left = np.moveaxis(fit.rates[G:].reshape(G, R, T - 1, -1), 1, 2)
     result = TransitionFit(**{f.name: getattr(fit, f.name)[:G] for f in fields(fit)})
     result.deleted = result.rates[:, :, None] - left
@@ -458,10 +446,9 @@ def fit_averages(
         frames = means[g].swapaxes(0, 1)
         unit = result.unit[g][:, None, None, None]
         z, y = basis.pairs(frames[:-1] / unit, frames[1:] / unit)
-        n = None if steps is None else steps[g]
-        e = y - drift_map(basis, result.rates[g, :, :q], widths, n)[:, None] @ z
+        e = y - drift_map(basis, result.rates[g, :, :q], clock[g])[:, None] @ z
         for r in range(R):
-            L = drift_map(basis, left[g, :, r, :q], widths, n)
+            L = drift_map(basis, left[g, :, r, :q], clock[g])
             result.predicted_residual[g] += _square(y[:, r] - L @ z[:, r])
         own_y, own_e = _square(y), _square(e)
         result.moved[g], result.residual[g] = own_y.sum(1), own_e.sum(1)
