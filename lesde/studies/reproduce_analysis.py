@@ -13,7 +13,7 @@ import xarray as xr
 from scipy.stats import t as student
 
 import lesde
-from lesde.analysis.elasticity.fit import fitted_kernel
+from lesde.analysis.elasticity.kernel import fitted_kernel
 from lesde.analysis.elasticity.published import published_elasticity
 from lesde.networks import drawn_means
 from lesde.studies.reproduce_trainings import Protocol

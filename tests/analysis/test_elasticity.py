@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
-from lesde.analysis.elasticity.fit.fit import fit_elasticity
 
+from lesde.analysis import fit_elasticity
 from tests.analysis.test_elasticity_paths import (
     dataset,
     projections,
@@ -350,7 +350,7 @@ def test_zero_grand_mean_leaves_beta_unidentified_but_not_the_difference():
         two_level(3, lambda t: 2.0, lambda t: -1.0), projections("identity", 3, 3), np.full(3, 10),
         initial, times, 0.0, (8,), rng, substeps=100,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"do not tell α and β apart in 2 of 2 intervals"):
+    with pytest.warns(UserWarning, match=r"do not determine α and β apart in 2 of 2 intervals"):
         fit = fit_elasticity(dataset(means, times, np.full(3, 10)))
     assert np.isinf(fit.B_se[1:]).all()
     assert np.isinf(fit.A_se[1:]).all()
