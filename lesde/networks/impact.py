@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -216,14 +215,14 @@ class ImpactProbe:
         x = torch.as_tensor(data.train_x)[torch.from_numpy(rows)].double().to(device)  # (R, D, ...)
         targets = torch.eye(data.n_classes, dtype=torch.float64)[torch.from_numpy(self.labels)]
         targets, watched = targets.to(device), torch.as_tensor(data.probe_x).double().to(device)
-        whole = _copies(ensemble, torch.arange(R))
+        whole = ensemble.copies(torch.arange(R))
         before = whole.evaluate(watched).features[self._layer]
         drawn = whole.evaluate(x, own=True).features[self._layer]
         distances, bins = self._sort(watched, x, before, drawn)
         parts: list[dict[str, np.ndarray]] = []
         for part in torch.arange(R * D).split(_at_once(whole, len(watched), x[0, :1].cpu())):
             r, d = part // D, part % D
-            moved = _copies(ensemble, r)
+            moved = ensemble.copies(r)
             make_step(moved, self._loss, rate if self._step is None else self._step)(
                 x[r, d].unsqueeze(1), targets[d].unsqueeze(1)
             )
@@ -284,18 +283,6 @@ class ImpactProbe:
         )
         attrs: dict[str, Any] = {**record.attrs, **dataset.attrs, "layer": self._layer}
         return dataset.assign_attrs(attrs)
-
-
-def _copies(ensemble: Ensemble, index: Tensor) -> Ensemble:
-    """Some of the networks, each as often as asked for, in float64 and apart from the originals."""
-    copies = copy.copy(ensemble)
-    copies.replicates = [ensemble.replicates[i] for i in index.tolist()]
-    for name in ("parameters", "fixed"):
-        stacked: dict[str, Tensor] = getattr(ensemble, name)
-        taken = {key: value[index] for key, value in stacked.items()}
-        taken = {k: v.double() if v.is_floating_point() else v for k, v in taken.items()}
-        setattr(copies, name, taken)
-    return copies
 
 
 def _at_once(ensemble: Ensemble, samples: int, example: Tensor) -> int:

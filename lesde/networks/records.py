@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 
@@ -24,7 +23,7 @@ from lesde.checks import (
 from lesde.networks.data import ImageData
 from lesde.networks.looking import Look, Looker, Loss, Pooling
 from lesde.networks.probes import ProbeSet, read_probes
-from lesde.networks.training import EnsembleRun, Observer, train_ensemble
+from lesde.networks.training import EnsembleRun, train_ensemble
 from lesde.paths import with_asked_times
 
 __all__ = [
@@ -269,23 +268,17 @@ def record_ensemble(
     times: Sequence[float] | np.ndarray,
     *,
     layers: Sequence[str] = ("logits", "penultimate"),
-    loss: str = "cross_entropy",
-    batch_size: int = 1,
-    sampling: str = "uniform",
-    seed: int = 0,
-    dtype: str = "float32",
-    device: str | torch.device | None = None,
-    labels: np.ndarray | Sequence[Sequence[int]] | None = None,
-    drawn: bool = False,
-    observe: Observer | None = None,
-    progress: bool | Callable[[int, int], None] = False,
+    **options: Any,
 ) -> Iterator[dict[str, xr.Dataset]]:
     """Train networks by plain SGD and record the features of the probe set, as paths.
 
     Parameters
     ----------
-    data, architecture, learning_rates, replicates, times, layers, loss, batch_size, sampling, seed, dtype, device, labels, drawn, observe, progress
+    data, architecture, learning_rates, replicates, times, layers
         As for :func:`lesde.networks.train_ensemble`.
+    **options
+        ``loss``, ``batch_size``, ``sampling``, ``seed``, ``dtype``, ``device``, ``labels``, ``drawn``, ``observe`` and
+        ``progress``, as for :func:`lesde.networks.train_ensemble`.
 
     Yields
     ------
@@ -322,33 +315,64 @@ def record_ensemble(
     {'learning_rate': 2, 'replicate': 8, 'time': 4, 'sample': 160, 'feature': 4}
     """
     runs = train_ensemble(
-        data,
-        architecture,
-        learning_rates,
-        replicates,
-        times,
-        layers=layers,
-        loss=loss,
-        batch_size=batch_size,
-        sampling=sampling,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        labels=labels,
-        drawn=drawn,
-        observe=observe,
-        progress=progress,
+        data, architecture, learning_rates, replicates, times, layers=layers, **options
     )
-    attrs: dict[str, str | int] = {
+    attrs = {
         "engine": "network",
         "data": str(data),
-        "loss": loss,
-        "batch_size": int(batch_size),
-        "sampling": sampling,
-        "seed": int(seed),
+        "loss": options.get("loss", "cross_entropy"),
+        "batch_size": int(options.get("batch_size", 1)),
+        "sampling": options.get("sampling", "uniform"),
+        "seed": int(options.get("seed", 0)),
         **{f"{package}_version": version(package) for package in ("lesde", "numpy", "torch")},
     }
-    return (_pack_all(run, data, attrs) for run in runs)
+    return ({layer: _packed(run, layer, data, attrs) for layer in _layers(run)} for run in runs)
+
+
+def _layers(run: EnsembleRun) -> list[str]:
+    return [*run.features, *(["drawn"] if run.drawn_logits is not None else [])]
+
+
+def _packed(
+    run: EnsembleRun, layer: str, data: ImageData, attrs: Mapping[str, str | int]
+) -> xr.Dataset:
+    """The record of one layer, or of the drawn samples."""
+    rate = ("learning_rate", [run.learning_rate], {"long_name": "learning rate"})
+    coords: dict[str, Any] = {"learning_rate": rate, "replicate": run.replicates}
+    variables: dict[str, Any] = {}
+    leading = ("learning_rate", "replicate")
+    if layer == "drawn":
+        assert run.drawn_labels is not None
+        assert run.drawn_logits is not None
+        variables["features"] = ((*leading, "draw", "feature"), run.drawn_logits[None])
+        draws = run.drawn_labels.shape[1]
+        iterations = np.arange(draws) // (draws // int(run.iterations[-1]))
+        about = {"description": "steps done before the draw"}
+        coords |= {
+            "label": ((*leading, "draw"), run.drawn_labels[None]),
+            "iteration": ("draw", iterations, about),
+            "time": (("learning_rate", "draw"), iterations[None] * run.learning_rate),
+        }
+        layer = "logits"
+    else:
+        over_time = (*leading, "time")
+        variables["features"] = ((*over_time, "sample", "feature"), run.features[layer][None])
+        for name in ("loss", "accuracy"):
+            about = {"long_name": f"{name} on the probe set"}
+            variables[name] = (over_time, getattr(run, name)[None], about)
+        if layer == "penultimate" and run.weights is not None:
+            variables["weights"] = ((*over_time, "class", "feature_in"), run.weights[None])
+            if run.bias is not None:
+                variables["bias"] = ((*over_time, "class"), run.bias[None])
+        about = {"long_name": "time", "description": "learning rate x iteration"}
+        coords |= {
+            "time": ("time", run.times, about),
+            "label": ("sample", data.probe_y),
+            "iteration": (("learning_rate", "time"), run.iterations[None]),
+        }
+        coords = with_asked_times(coords, run.asked_times)
+    attrs = {"architecture": run.architecture, "layer": layer, **attrs}
+    return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
 def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset]:
@@ -413,60 +437,6 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
         )
         for layer in given[0]
     }
-
-
-def _pack_all(
-    run: EnsembleRun, data: ImageData, attrs: Mapping[str, str | int]
-) -> dict[str, xr.Dataset]:
-    packed = {layer: _pack(run, layer, data, attrs) for layer in run.features}
-    if run.drawn_logits is None or run.drawn_labels is None:
-        return packed
-    draws = run.drawn_labels.shape[1]
-    iterations = np.arange(draws) // (draws // int(run.iterations[-1]))
-    dims = ("learning_rate", "replicate", "draw")
-    packed["drawn"] = xr.Dataset(
-        {"features": ((*dims, "feature"), run.drawn_logits[None])},
-        coords={
-            "learning_rate": ("learning_rate", [run.learning_rate], {"long_name": "learning rate"}),
-            "replicate": run.replicates,
-            "label": (dims, run.drawn_labels[None]),
-            "iteration": ("draw", iterations, {"description": "steps done before the draw"}),
-            "time": (("learning_rate", "draw"), iterations[None] * run.learning_rate),
-        },
-        attrs={"architecture": run.architecture, "layer": "logits", **attrs},
-    )
-    return packed
-
-
-def _pack(
-    run: EnsembleRun, layer: str, data: ImageData, attrs: Mapping[str, str | int]
-) -> xr.Dataset:
-    over_time = ("learning_rate", "replicate", "time")
-    variables: dict[str, tuple] = {
-        "features": ((*over_time, "sample", "feature"), run.features[layer][None]),
-        "loss": (over_time, run.loss[None], {"long_name": "loss on the probe set"}),
-        "accuracy": (over_time, run.accuracy[None], {"long_name": "accuracy on the probe set"}),
-    }
-    if layer == "penultimate" and run.weights is not None:
-        variables["weights"] = ((*over_time, "class", "feature_in"), run.weights[None])
-        if run.bias is not None:
-            variables["bias"] = ((*over_time, "class"), run.bias[None])
-    time_attrs = {"long_name": "time", "description": "learning rate x iteration"}
-    coords = {
-        "learning_rate": ("learning_rate", [run.learning_rate], {"long_name": "learning rate"}),
-        "replicate": run.replicates,
-        "time": ("time", run.times, time_attrs),
-        "label": ("sample", data.probe_y),
-        "iteration": (("learning_rate", "time"), run.iterations[None]),
-    }
-    return xr.Dataset(
-        variables,
-        coords=with_asked_times(coords, run.asked_times),
-        attrs={"architecture": run.architecture, "layer": layer, **attrs},
-    )
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -> xr.Dataset:
