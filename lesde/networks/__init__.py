@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lesde.networks.architectures import lenet, mlp
-    from lesde.networks.callback import Recorder
-    from lesde.networks.callback_store import open_records
     from lesde.networks.cifar import cifar10
     from lesde.networks.data import (
         ImageData,
@@ -33,7 +31,10 @@ if TYPE_CHECKING:
     from lesde.networks.impact import measure_impact
     from lesde.networks.lightning import LightningRecorder
     from lesde.networks.probes import from_dataset, probe_both, split_records
-    from lesde.networks.records import collect, drawn_means, record, record_ensemble
+    from lesde.networks.record_store import open_records
+    from lesde.networks.recorder import Recorder
+    from lesde.networks.recording import record
+    from lesde.networks.records import collect, drawn_means, record_ensemble
     from lesde.networks.training import EnsembleRun, saving_times, train_ensemble, training_time
 
 __all__ = [
@@ -67,7 +68,7 @@ _HOMES = {
     "EnsembleRun": "training",
     "ImageData": "data",
     "LightningRecorder": "lightning",
-    "Recorder": "callback",
+    "Recorder": "recorder",
     "cifar10": "cifar",
     "collect": "records",
     "digits": "data",
@@ -78,9 +79,9 @@ _HOMES = {
     "measure_impact": "impact",
     "mlp": "architectures",
     "mnist_sample": "data",
-    "open_records": "callback_store",
+    "open_records": "record_store",
     "probe_both": "probes",
-    "record": "records",
+    "record": "recording",
     "record_ensemble": "records",
     "saving_times": "training",
     "split_records": "probes",
@@ -89,6 +90,7 @@ _HOMES = {
     "with_class_counts": "data",
     "with_label_noise": "data",
 }
+"""The module of every public name."""
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lesde.checks import NAMES, check_sequence, shown
 from lesde.networks.layers import Chain, chain_of
-from lesde.networks.quiet import Kept, check_each_by_itself, kept_randomness, trial_rows
+from lesde.networks.mixing import check_each_by_itself, trial_rows
+from lesde.networks.quiet import Kept, kept_randomness
 
 __all__ = ["LOSSES", "Ensemble", "Evaluation", "Share", "child_seed", "layer_names", "make_step"]
 

@@ -25,15 +25,8 @@ from lesde.analysis.impact.moments import (
 from lesde.checks import check_choice, check_integer, check_labels, check_real, check_seed, shown
 from lesde.networks.data import ImageData
 from lesde.networks.ensemble import LOSSES, Ensemble, child_seed, make_step
-from lesde.networks.quiet import (
-    Kept,
-    check_each_by_itself,
-    device_of,
-    evaluating,
-    kept_randomness,
-    rounding,
-    trial_rows,
-)
+from lesde.networks.mixing import check_each_by_itself, rounding, trial_rows
+from lesde.networks.quiet import Kept, device_of, evaluating, kept_randomness
 from lesde.networks.records import record_ensemble
 
 __all__ = ["measure_impact", "measure_module_impact"]

@@ -14,7 +14,7 @@ from torch import nn
 
 import lesde
 from lesde.networks import digits, mlp, open_records, record_ensemble, saving_times
-from lesde.networks.callback import Clock
+from lesde.networks.recorder import Clock
 from lesde.networks.ensemble import child_seed
 from lesde.networks.training import SampleOrder
 
