@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         with_class_counts,
         with_label_noise,
     )
+    from lesde.networks.ensemble_impact import measure_impact
     from lesde.networks.geometric import geo_mnist
-    from lesde.networks.impact import measure_impact
     from lesde.networks.lightning import LightningRecorder
     from lesde.networks.probes import from_dataset, probe_both, split_records
     from lesde.networks.record_store import open_records
@@ -76,7 +76,7 @@ _HOMES = {
     "from_dataset": "probes",
     "geo_mnist": "geometric",
     "lenet": "architectures",
-    "measure_impact": "impact",
+    "measure_impact": "ensemble_impact",
     "mlp": "architectures",
     "mnist_sample": "data",
     "open_records": "record_store",

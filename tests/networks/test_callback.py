@@ -14,8 +14,8 @@ from torch import nn
 
 import lesde
 from lesde.networks import digits, mlp, open_records, record_ensemble, saving_times
-from lesde.networks.recorder import Clock
 from lesde.networks.ensemble import child_seed
+from lesde.networks.recorder import Clock
 from lesde.networks.training import SampleOrder
 
 from .own_loop import Loop

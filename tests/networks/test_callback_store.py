@@ -16,7 +16,7 @@ import xarray as xr
 import zarr
 
 import lesde
-from lesde.networks import record_store, open_records
+from lesde.networks import open_records, record_store
 
 from .own_loop import Loop
 
