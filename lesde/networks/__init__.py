@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Networks trained on images, with their features recorded as training goes.
 
 The names below are found on first use, so importing this package does not import torch::
@@ -37,33 +38,6 @@ if TYPE_CHECKING:
     from lesde.networks.records import collect, drawn_means, record_ensemble
     from lesde.networks.training import EnsembleRun, saving_times, train_ensemble, training_time
 
-__all__ = [
-    "EnsembleRun",
-    "ImageData",
-    "LightningRecorder",
-    "Recorder",
-    "cifar10",
-    "collect",
-    "digits",
-    "drawn_means",
-    "from_dataset",
-    "geo_mnist",
-    "lenet",
-    "measure_impact",
-    "mlp",
-    "mnist_sample",
-    "open_records",
-    "probe_both",
-    "record",
-    "record_ensemble",
-    "saving_times",
-    "split_records",
-    "train_ensemble",
-    "training_time",
-    "with_class_counts",
-    "with_label_noise",
-]
-
 _HOMES = {
     "EnsembleRun": "training",
     "ImageData": "data",
@@ -91,6 +65,9 @@ _HOMES = {
     "with_label_noise": "data",
 }
 """The module of every public name."""
+"""The module of every public name."""
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

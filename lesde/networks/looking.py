@@ -369,9 +369,7 @@ class Looker:
                 output = answer(batch)
             kept.restore()
             try:
-                self._check_first(
-                    calls, output, int(example.classes[-1]) + 1, probe.take(batch), moved
-                )
+                self._check_first(output, int(example.classes[-1]) + 1, probe.take(batch), moved)
             except ValueError:
                 if self._needs_logits:
                     raise
@@ -439,12 +437,7 @@ class Looker:
                 )
 
     def _check_first(
-        self,
-        calls: Mapping[nn.Linear, Call],
-        output: Any,
-        classes: int,
-        inputs: Any,
-        moved: Mapping[str, Tensor],
+        self, output: Any, classes: int, inputs: Any, moved: Mapping[str, Tensor]
     ) -> None:
         """Raise or warn where the first tensor of a tuple is not the logits.
 
@@ -456,37 +449,25 @@ class Looker:
         tensors = tensors_in(output)
         if len(tensors) < 2 or tensors[0].ndim != 2:
             return
-        order = list(calls)
-        sources = [
-            next((call for call in calls.values() if close(call.product, tensor)), None)
-            for tensor in tensors
-        ]
-        behind = self._weights_behind(inputs, moved)
-        own, linear = tensors[0].shape[1], sources[0]
-        for n, (other, call) in enumerate(zip(tensors, sources, strict=True)):
+        behind, own = self._weights_behind(inputs, moved), tensors[0].shape[1]
+        for n, other in enumerate(tensors):
             if n == 0 or other.ndim != 2:
                 continue
             width = other.shape[1]
-            if call is None and width not in (own, classes):
+            if not (behind[0] < behind[n] if behind else own != width == classes):
                 continue
-            if linear and call and order.index(linear.module) >= order.index(call.module):
-                continue
-            body = behind[0] < behind[n] if behind else own != width == classes
-            gives = f", what {self._name(call.module)!r} (Linear) gives," if call else ""
             message = (
                 f"model must return the logits first where it returns a tuple, or by the name logits: its "
-                f"first entry has {own} columns, entry {n}{gives} has {width}, and the largest label is "
+                f"first entry has {own} columns, entry {n} has {width}, and the largest label is "
                 f"{classes - 1}"
             )
-            if body and behind:
+            if behind:
                 message += (
                     f"; entry {n} is made with all weights that the first is made with, and more"
                 )
-            wide = width in (own, classes) or not self._needs_logits
-            if (call and close(call.values, tensors[0])) or (body and wide):
+            if width in (own, classes) or not self._needs_logits:
                 raise ValueError(f"{message}.")
-            if body and not linear:
-                warnings.warn(f"{message}. The first is taken.", stacklevel=5)
+            warnings.warn(f"{message}. The first is taken.", stacklevel=5)
 
     def _weights_behind(self, inputs: Any, moved: Mapping[str, Tensor]) -> list[set[str]] | None:
         """The matrices among the model's weights that each tensor it returns depends on.
