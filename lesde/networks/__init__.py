@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         with_class_counts,
         with_label_noise,
     )
+    from lesde.networks.drawn import drawn_means
     from lesde.networks.ensemble_impact import measure_impact
     from lesde.networks.geometric import geo_mnist
     from lesde.networks.lightning import LightningRecorder
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from lesde.networks.record_store import open_records
     from lesde.networks.recorder import Recorder
     from lesde.networks.recording import record
-    from lesde.networks.records import collect, drawn_means, record_ensemble
+    from lesde.networks.records import collect, record_ensemble
     from lesde.networks.training import EnsembleRun, saving_times, train_ensemble, training_time
 
 _HOMES = {
@@ -46,7 +47,7 @@ _HOMES = {
     "cifar10": "cifar",
     "collect": "records",
     "digits": "data",
-    "drawn_means": "records",
+    "drawn_means": "drawn",
     "from_dataset": "probes",
     "geo_mnist": "geometric",
     "lenet": "architectures",
