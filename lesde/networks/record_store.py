@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -140,19 +140,19 @@ class StoredRecords(Records):
                     f"the same arguments, or name another store."
                 )
         self.written = known["records"]
+        with telling(self.path, always=True), quiet_zarr():
+            self._root = zarr.open_group(str(self.path), mode="r+")
         for key in self._contents if self.written else ():
             inside = _inside(key)
-            arrays = _whole_arrays(self.path, inside, known)
-            # What the next write reads, to write it with more, and what is small: damage is better told before.
+            arrays = {
+                name: cast(zarr.Array, self._root[f"{inside}/{name}"])
+                for name in _whole_arrays(self.path, inside, known)
+            }
+            # What the next write reads, to write it with more, and what is small: damage is better said before.
             with quiet_zarr(), telling(self.path, inside):
                 for array in arrays.values():
                     array[(0, self.written - 1) if array.ndim > 1 else slice(None)]
-        with telling(self.path, always=True), quiet_zarr():
-            self._root = zarr.open_group(str(self.path), mode="r+")
-            if self.written:
-                for key in self._contents:
-                    group = zarr.open_group(str(self.path / _inside(key)), mode="r+")
-                    self._arrays[key] = dict(group.arrays())
+            self._arrays[key] = arrays
         # What Zarr writes takes its name when it is whole; a kill leaves it under another, for ever.
         for left in self.path.rglob("*.partial"):
             left.unlink()
