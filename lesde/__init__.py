@@ -41,7 +41,7 @@ _HOMES = {
     "fit_feature_kernel": "lesde.analysis",
     "fit_impact": "lesde.analysis",
     "impact_by_distance": "lesde.analysis",
-    "measure_impact": "lesde.networks.impact:measure_module_impact",
+    "measure_impact": "lesde.networks.impact",
     "fitted_kernel": "lesde.analysis",
     "calibrate": "lesde.analysis",
     "statistics": "lesde.analysis",
@@ -122,7 +122,7 @@ if TYPE_CHECKING:
     )
     from lesde.model.lesde import LESDE
     from lesde.networks import Recorder, record
-    from lesde.networks.impact import measure_module_impact as measure_impact
+    from lesde.networks.impact import measure_impact
     from lesde.paths import from_arrays
     from lesde.processes.tensor_paths import tensor_paths
     from lesde.simulation import simulate
@@ -131,9 +131,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lesde' has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    home = import_module(module)
-    value = home if name in _ROOMS else getattr(home, attribute or name)
+    home = import_module(_HOMES[name])
+    value = home if name in _ROOMS else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Recording in the user's own training loop."""
+"""Recording in the user's own training loop: a clock, a schedule, and records in memory or in a store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numbers
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,25 +21,12 @@ from lesde.checks import (
     check_sequence,
     shown,
 )
-from lesde.networks.callback_store import (
-    Key,
-    MemoryTrack,
-    Store,
-    StoreTrack,
-    Track,
-    found_tracks,
-    new_tracks,
-    write_dropped,
-)
 from lesde.networks.looking import Looker, Loss, Pooling
 from lesde.networks.probes import read_probes
-from lesde.networks.records import entries_of, track_attrs
+from lesde.networks.record_store import Records, StoredRecords, write_dropped
+from lesde.networks.recording import track_attrs
 
-__all__ = ["Clock", "Recorder", "Schedule", "rate_of", "rate_reader", "schedule"]
-
-
-# --------------------------------------------------------------------------------------------------
-# The clock of a training loop, and when a record is due.
+__all__ = ["Recorder", "rate_of"]
 
 
 class Clock:
@@ -65,55 +51,10 @@ class Clock:
         return float(f"{passed:.12g}")
 
 
-class Schedule(Protocol):
-    """When a record is due."""
-
-    def due(self, clock: Clock) -> bool:
-        """Whether to record now; asked after every step."""
-
-
-class Every:
-    """Every so many iterations, from 0 on."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-
-    def due(self, clock: Clock) -> bool:
-        return clock.iteration % self._steps == 0
-
-
-class AtIterations:
-    """At iterations that are listed."""
-
-    def __init__(self, iterations: Sequence[int]) -> None:
-        self._iterations = frozenset(iterations)
-
-    def due(self, clock: Clock) -> bool:
-        return clock.iteration in self._iterations
-
-
-class AtTimes:
-    """At the iteration nearest to each time that is listed; one record for times less than a step apart."""
-
-    def __init__(self, times: np.ndarray) -> None:
-        self._times = times
-        self._next: int | None = None
-
-    def due(self, clock: Clock) -> bool:
-        # Half a step ahead, to the iteration nearest; a little more, for the rounding of the sum.
-        half = 0.5 * (clock.rate or 0.0) * (1 - 1e-9)
-        reached = clock.time + half
-        if self._next is None:
-            # Where a training goes on: what was due before now is past, not due now.
-            self._next = int(np.searchsorted(self._times, clock.time - half))
-        before = self._next
-        while self._next < len(self._times) and self._times[self._next] <= reached:
-            self._next += 1
-        return self._next > before
-
-
-def schedule(every: int | None, iterations: Any, times: Any, counts: bool = False) -> Schedule:
-    """The one schedule that is given; ``counts`` says that time counts iterations."""
+def _schedule(
+    every: int | None, iterations: Any, times: Any, counts: bool
+) -> Callable[[Clock], bool]:
+    """A function, to be asked after every step, that says if a record is due; ``counts``: time counts iterations."""
     given = {"every": every, "iterations": iterations, "times": times}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
@@ -122,12 +63,14 @@ def schedule(every: int | None, iterations: Any, times: Any, counts: bool = Fals
             f"{' and '.join(named) or 'none'}."
         )
     if every is not None:
-        return Every(check_integer("every", every))
+        steps = check_integer("every", every)
+        return lambda clock: clock.iteration % steps == 0
     if iterations is not None:
         listed = check_sequence("iterations", iterations, "a sequence of integers")
         if not listed:
             raise ValueError("iterations must hold at least one iteration; got none.")
-        return AtIterations([check_integer(f"iterations[{n}]", i, 0) for n, i in enumerate(listed)])
+        wanted = {check_integer(f"iterations[{n}]", i, 0) for n, i in enumerate(listed)}
+        return lambda clock: clock.iteration in wanted
     found = check_finite_array("times", times, [("T",)])
     if len(found) == 0 or (np.diff(found) <= 0).any() or found[0] < 0:
         raise ValueError(
@@ -138,11 +81,23 @@ def schedule(every: int | None, iterations: Any, times: Any, counts: bool = Fals
             f"times must be whole numbers where no learning_rate is given, for time counts iterations "
             f"then; got {shown(found.tolist())}. Give learning_rate= if these are sums of learning rates."
         )
-    return AtTimes(found)
+    reached: int | None = None
+
+    def due(clock: Clock) -> bool:
+        nonlocal reached
+        # Half a step ahead, to the iteration nearest; a little more, for the rounding of the sum.
+        half = 0.5 * (clock.rate or 0.0) * (1 - 1e-9)
+        if reached is None:
+            # Where a training goes on: what was due before now is past, not due now.
+            reached = int(np.searchsorted(found, clock.time - half))
+        before, reached = reached, int(np.searchsorted(found, clock.time + half, side="right"))
+        return reached > before
+
+    return due
 
 
-def rate_reader(learning_rate: Any) -> Callable[[], float]:
-    """A function that tells the learning rate of the step just taken."""
+def _rate_reader(learning_rate: Any) -> Callable[[], float]:
+    """A function that returns the learning rate of the step just taken."""
     if learning_rate is None:
         return lambda: 1.0
     if hasattr(learning_rate, "param_groups"):
@@ -187,9 +142,6 @@ def _named(value: Any) -> str:
     """A plain value as it is; of anything larger its kind, for what it prints says little."""
     plain = isinstance(value, str | bool | int | float | list | tuple | dict)
     return shown(value) if plain else type(value).__name__
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -303,42 +255,38 @@ class Recorder:
         resume: bool = False,
         state: Mapping[str, float] | None = None,
     ) -> None:
-        self._schedule = schedule(every, iterations, times, counts=learning_rate is None)
-        self._read_rate = rate_reader(learning_rate)
+        self._due = _schedule(every, iterations, times, counts=learning_rate is None)
+        self._read_rate = _rate_reader(learning_rate)
         self._rate = self._checked_rate()
-        self._replicate = check_integer("replicate", replicate, 0)
+        replicate, resume = check_integer("replicate", replicate, 0), check_flag("resume", resume)
         self._probes = read_probes(probe)
+        self._several, self._closed = isinstance(probe, Mapping), False
         first = next(iter(self._probes.values()))
         self._looker = Looker(
-            model,
-            layers,
-            first,
-            loss=loss,
-            pooling=pooling,
-            dtype=dtype,
-            batch_size=batch_size,
+            model, layers, first, loss=loss, pooling=pooling, dtype=dtype, batch_size=batch_size
         )
-        self._loss, self._closed = loss, False
-        self._several = isinstance(probe, Mapping)
-        about = {
-            "layers": list(self._looker.layers),
-            "replicate": self._replicate,
-            "dtype": dtype,
-            "pooling": pooling if isinstance(pooling, str) else pooling.__name__,
-            "probes": {name: one.digest() for name, one in self._probes.items()},
+        contents = {
+            (name, layer): (one.labels, track_attrs(self._looker, one, name, layer, loss))
+            for name, one in self._probes.items()
+            for layer in self.layers
         }
-        self._tracks: dict[Key, Track] = {}
-        self._store = None
-        resume = check_flag("resume", resume)
-        if store is not None:
-            self._store = self._opened(check_path("store", store), about, resume)
+        if store is None:
+            self._records = Records(contents, replicate)
         else:
-            for name, one in self._probes.items():
-                for layer in self.layers:
-                    attrs = self._attrs(name, layer)
-                    self._tracks[name, layer] = MemoryTrack(one.labels, self._replicate, attrs)
-        self._clock, self._last = self._begin(state)
-        if self._schedule.due(self._clock):
+            about = {
+                "layers": list(self.layers),
+                "replicate": replicate,
+                "dtype": dtype,
+                "pooling": pooling if isinstance(pooling, str) else pooling.__name__,
+                "loss": next(iter(contents.values()))[1]["loss"],
+                "probes": {name: one.digest() for name, one in self._probes.items()},
+            }
+            path = check_path("store", store).expanduser()
+            stored = self._records = StoredRecords(contents, replicate, path, about, resume)
+            # A recorder that is dropped without being closed leaves its records to be written.
+            weakref.finalize(self, stored.dropped).atexit = False
+        self._clock = self._begun(state)
+        if self._due(self._clock):
             self.record()
 
     @property
@@ -370,17 +318,16 @@ class Recorder:
     def record(self) -> None:
         """Record now, whatever the schedule says; nothing where this iteration has been recorded."""
         self._check_open()
-        now = self._clock.time
+        now, iteration = self._clock.time, self._clock.iteration
         if self._last is not None and now <= self._last:
             return
-        # All looks first, so that tracks stay equally long where one of them fails.
-        looks = {name: self._looker.look(one, now) for name, one in self._probes.items()}
-        for (name, layer), track in self._tracks.items():
-            look, iteration = looks[name], self._clock.iteration
-            track.append(entries_of(self._looker, look, layer, now, iteration, self._rate))
+        looks = {
+            (name, layer): entries
+            for name, one in self._probes.items()
+            for layer, entries in self._looker.look(one, now, iteration, self._rate).items()
+        }
         self._last = now
-        if self._store is not None:
-            self._store.appended()
+        self._records.add(looks)
 
     def paths(self, layer: str, probe: str | None = None) -> xr.Dataset:
         """The records so far of one layer.
@@ -399,14 +346,14 @@ class Recorder:
             never changed. From a store values are read when they are used.
         """
         probe = self.probes[0] if probe is None and len(self._probes) == 1 else probe
-        if (probe, layer) not in self._tracks:
+        if probe not in self.probes or layer not in self.layers:
             raise ValueError(
                 f"layer and probe must be among {', '.join(map(repr, self.layers))} and "
                 f"{', '.join(map(repr, self.probes))}; got {shown(layer)} and {shown(probe)}."
             )
         if self._last is None:
             raise ValueError("the recorder holds no record yet; train on, or call record().")
-        return self._tracks[probe, layer].dataset()  # type: ignore[index]
+        return self._records.dataset((probe, layer))
 
     def records(self) -> dict[str, Any]:
         """The records so far of all layers, as :func:`lesde.record` returns them for several.
@@ -424,17 +371,15 @@ class Recorder:
 
     def flush(self) -> None:
         """Write all records to the store now."""
-        if self._store is not None:
-            self._store.flush()
+        self._records.flush()
 
     def close(self) -> None:
         """Write all records; no more can be added, but :meth:`paths` still works."""
-        if self._store is not None:
-            self._store.close()
+        self._records.close()
         self._closed = True
 
     def __repr__(self) -> str:
-        records = len(next(iter(self._tracks.values())))
+        records = len(self._records)
         return (
             f"<Recorder at iteration {self.iteration}, time {self.time:g}: "
             f"layers {_listed(self.layers)}; probes {_listed(self.probes)}; "
@@ -449,12 +394,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _advance(self, rates: Sequence[float]) -> None:
@@ -463,15 +403,14 @@ class Recorder:
         for rate in rates:
             self._rate = rate
             self._clock.step(rate)
-            due = self._schedule.due(self._clock) or due
+            due = self._due(self._clock) or due
         if due:
             self.record()
 
     def _reopen(self) -> None:
         """Undo :meth:`close`."""
         self._closed = False
-        if self._store is not None:
-            self._store.reopen()
+        self._records.reopen()
 
     def _checked_rate(self) -> float:
         return check_real("learning_rate", self._read_rate(), 0.0)
@@ -480,8 +419,9 @@ class Recorder:
         if self._closed:
             raise ValueError("the recorder is closed; make another one with resume=True to go on.")
 
-    def _begin(self, state: Mapping[str, float] | None) -> tuple[Clock, float | None]:
-        """Clock, and time of the last record that stays."""
+    def _begun(self, state: Mapping[str, float] | None) -> Clock:
+        """The clock where recording begins or goes on; records after it are dropped."""
+        times, iterations = self._records.clock()
         if state is not None:
             if not isinstance(state, Mapping) or not {"iteration", "time"} <= set(state):
                 raise ValueError(
@@ -490,50 +430,14 @@ class Recorder:
                 )
             iteration = check_integer("state['iteration']", state["iteration"], 0)
             clock = Clock(iteration, check_real("state['time']", state["time"], 0.0), self._rate)
+            times = times[: np.searchsorted(iterations, iteration, side="right")]
+            self._records.cut(len(times))
+        elif len(times):
+            clock = Clock(int(iterations[-1]), float(times[-1]), self._rate)
         else:
             clock = Clock(rate=self._rate)
-        stored = [t for t in self._tracks.values() if isinstance(t, StoreTrack)]
-        if not stored:
-            return clock, None
-        whole = min(track.written for track in stored)
-        seen = stored[0].clock(whole)
-        if state is not None:
-            whole = int(np.searchsorted(seen["iteration"], clock.iteration, side="right"))
-        for track in stored:
-            track.cut(whole)
-        if whole == 0:
-            return clock, None
-        last = float(seen["time"][whole - 1])
-        if state is None:
-            clock = Clock(int(seen["iteration"][whole - 1]), last, self._rate)
-        return clock, last
-
-    def _opened(self, path: Path, about: dict[str, Any], resume: bool) -> Store:
-        write_dropped()
-        path = path.expanduser()
-        if path.exists() and not resume:
-            raise FileExistsError(
-                f"store {str(path)!r} exists. Give resume=True to go on with it, name another store, or "
-                f"remove it."
-            )
-        if path.exists():
-            keys = [(name, layer) for name in self._probes for layer in self.layers]
-            tracks = found_tracks(path, about, keys)
-        else:
-            contents = {
-                (name, layer): (one.labels, self._attrs(name, layer))
-                for name, one in self._probes.items()
-                for layer in self.layers
-            }
-            tracks = new_tracks(path, about, contents)
-        self._tracks.update(tracks)
-        store = Store(path, tracks.values())
-        # A recorder that is dropped without being closed leaves its records to be written.
-        weakref.finalize(self, store.dropped).atexit = False
-        return store
-
-    def _attrs(self, probe: str, layer: str) -> dict[str, Any]:
-        return track_attrs(self._looker, self._probes[probe], probe, layer, self._loss)
+        self._last = float(times[-1]) if len(times) else None
+        return clock
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:
