@@ -29,10 +29,10 @@ Figures are one column (3.4 in) wide. They are registered with pyplot, so a note
 
 from __future__ import annotations
 
+from lesde.plot.collapse import collapse, collapse_rate, learning_rate_range
 from lesde.plot.elasticities import elasticity
 from lesde.plot.impacts import impact, impact_by_distance, impact_matrix
 from lesde.plot.layers import layers, layers_over_time
-from lesde.plot.learning_rates import collapse, collapse_rate, learning_rate_range
 from lesde.plot.probabilities import phase_diagram, probability
 from lesde.plot.sampling import sampling_noise
 from lesde.plot.saving import save

@@ -14,49 +14,32 @@ from lesde.checks import shown
 from lesde.model.kernels import Kernel
 from lesde.model.lesde import LESDE
 from lesde.paths import check_dataset
-from lesde.plot.learning_rates import (
+from lesde.plot.curves import (
+    Curve,
     RateCell,
     band_patch,
     draw_band,
+    limit_to_bands,
     rate_cells,
     rate_key,
     refuse_other_dims,
 )
-from lesde.plot.style import (
-    FAR,
-    INK,
-    LEVELS,
-    SECOND_INK,
-    axis_label,
-    check_panels,
-    limit_to_bands,
-    number,
-    panels,
-    style,
-)
+from lesde.plot.style import INK, LEVELS, SECOND_INK, axis_label, check_panels, panels, style
+from lesde.plot.ticks import number
 
 __all__ = ["elasticity", "true_elasticity"]
 
-
-# --------------------------------------------------------------------------------------------------
-# True α, β and their integrals, from a kernel, a model or a dataset.
-
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 POINTS = 200
 """Fewest points a smooth curve is drawn with."""
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)
 
 
-def true_elasticity(truth: Any, fit: xr.Dataset) -> Curves:
+def true_elasticity(truth: Any, fit: xr.Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Curves of A, B, alpha, beta as far as known: for each its abscissas and values.
 
-    Parameters
-    ----------
-    truth : Kernel, LESDE or Dataset
-        Of a kernel all entries with k = l must be equal, and all with k ≠ l.
-    fit : xarray.Dataset
-        With ``time``, from whose first value A and B are integrals; ``count`` gives the number of classes.
+    Of a kernel, whose entries with k = l must be equal, and those with k ≠ l; A and B are integrals from
+    the first time of the fit.
     """
     if isinstance(truth, xr.Dataset):
         return _from_dataset(truth)
@@ -98,8 +81,8 @@ def true_elasticity(truth: Any, fit: xr.Dataset) -> Curves:
     }
 
 
-def _from_dataset(truth: xr.Dataset) -> Curves:
-    found: Curves = {}
+def _from_dataset(truth: xr.Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    found = {}
     for name in ("A", "B", "alpha", "beta"):
         if name not in truth:
             continue
@@ -117,8 +100,6 @@ def _from_dataset(truth: xr.Dataset) -> Curves:
         )
     return found
 
-
-# --------------------------------------------------------------------------------------------------
 
 SOURCE = 'lesde.fit_elasticity with kernel="two-level"'
 PANELS = ("A", "B", "alpha", "beta")
@@ -191,9 +172,7 @@ def elasticity(
             each.plot(x, y, color=INK, linestyle=(0, (4, 2)), linewidth=1.0, zorder=4)
             curves.append((y, y, y))
         _note_unknown(each, cells, name)
-        limit_to_bands(
-            each, *_without_wild(*(np.concatenate(c) for c in zip(*curves, strict=True)))
-        )
+        limit_to_bands(each, curves)
         each.set_ylabel(LABELS[name])
         each.set_xlabel(axis_label(fit.coords.get("time"), "time"))
         if ax is None and name in ("A", "B"):
@@ -217,9 +196,6 @@ def _handles(fit: xr.Dataset, single: bool, with_truth: bool) -> list[Artist]:
     return handles
 
 
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
 def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
     """Draw one estimate; its values and the ends of its band, NaN where not drawn."""
     variable = cell.data[name]
@@ -234,16 +210,6 @@ def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
     low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
     draw_band(ax, x, low, high, colour, not single)
     return values, low, high
-
-
-def _without_wild(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> Curve:
-    """Points without those whose bands are far wider than the usual band and than all that is known better."""
-    reach = np.maximum(high - values, values - low)
-    usual = float(np.median(reach[reach > 0])) if (reach > 0).any() else 0.0
-    better = values[reach <= FAR * usual]
-    most = FAR * max(usual, float(np.ptp(better)) if len(better) else 0.0)
-    known = ~(reach > most) if most > 0 else np.ones(len(reach), bool)
-    return values[known], low[known], high[known]
 
 
 def _note_unknown(ax: Axes, cells: list[RateCell], name: str) -> None:
@@ -267,17 +233,9 @@ def _note_unknown(ax: Axes, cells: list[RateCell], name: str) -> None:
         lines = ["not identified", notes[0] if same else ""]
         if len(notes) < len(cells) or not same:
             lines.append(f"({len(notes)} of {len(cells)} learning rates)")
-        ax.text(
-            0.97,
-            0.96,
-            "\n".join(line for line in lines if line),
-            transform=ax.transAxes,
-            ha="right",
-            va="top",
-            fontsize=6.5,
-            color=SECOND_INK,
-            zorder=5,
-        )
+        text = "\n".join(line for line in lines if line)
+        place: Any = {"transform": ax.transAxes, "ha": "right", "va": "top"}
+        ax.text(0.97, 0.96, text, fontsize=6.5, color=SECOND_INK, zorder=5, **place)
 
 
 def _band(data: xr.Dataset, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Axes to look at class means along, and the simplex they collapse to."""
+"""One trajectory out of a dataset of paths, axes to look at it along, and the simplex it collapses to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from lesde.checks import check_finite_array, check_integer, check_real, shown
 from lesde.paths import check_dataset, check_paths, is_statistics, need_samples
-from lesde.plot.style import axis_label, number
+from lesde.plot.style import SECOND_INK, axis_label, class_line, class_marker, palette
+from lesde.plot.ticks import number
 
 __all__ = [
     "Frames",
@@ -28,35 +31,19 @@ __all__ = [
 ]
 
 
-# --------------------------------------------------------------------------------------------------
-# One trajectory out of a dataset of paths, and directions to look at it along.
-
 SOURCE = "lesde.simulate, lesde.from_arrays or a recorder"
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Features of one replicate at one learning rate.
+    """Features of one replicate at one learning rate."""
 
-    Attributes
-    ----------
-    features : ndarray, shape (time, sample, feature)
-        In the dtype of the paths.
-    labels : ndarray of int, shape (sample,)
-    times : ndarray, shape (time,)
-    means : ndarray, shape (time, class, feature), float64
-    time_label : str
-        What to write on a time axis.
-    note : str
-        The learning rate shown, where the paths have several; else empty.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
+    features: np.ndarray  # (time, sample, feature), in the dtype of the paths
+    labels: np.ndarray  # (sample,)
     times: np.ndarray
-    means: np.ndarray
+    means: np.ndarray  # (time, class, feature), float64
     time_label: str
-    note: str
+    note: str  # the learning rate shown, where the paths have several
 
     @property
     def n_classes(self) -> int:
@@ -121,17 +108,22 @@ def select_rate(
     return dataset.isel(learning_rate=index), note
 
 
+def check_pair(pair: Any, n_classes: int) -> tuple[int, int]:
+    """Two different classes."""
+    if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
+        raise TypeError(f"pair must be two classes (k, l); got {shown(pair)}.")
+    k, l = (check_integer("an entry of pair", c, 0) for c in pair)
+    if max(k, l) >= n_classes or k == l:
+        raise ValueError(
+            f"pair must be two different classes from 0 to {n_classes - 1}; got {shown(pair)}."
+        )
+    return k, l
+
+
 def read_frames(
     paths: Any, replicate: int, learning_rate: float | None, name: str = "paths"
 ) -> Frames:
-    """Check paths and take one replicate (by position) at one learning rate.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a dataset that is not paths, a replicate or learning rate it does not hold, a dimension
-        besides them, or features that are not finite.
-    """
+    """Check paths and take one replicate (by position) at one learning rate."""
     check_integer("replicate", replicate, 0)
     if is_statistics(paths):
         raise need_samples(name, "this figure")
@@ -209,8 +201,6 @@ def spread_over(labels: np.ndarray, classes: Sequence[int], most: int) -> dict[i
     return chosen
 
 
-# --------------------------------------------------------------------------------------------------
-
 MOST_EDGES_OF = 5
 """Above this many classes means are joined to their centre, not to each other."""
 
@@ -220,15 +210,8 @@ def principal_axes(means: np.ndarray, samples: np.ndarray, count: int) -> np.nda
 
     First the principal axes of the centred class means, as many as have any extent. What is left to
     ``count`` are the principal axes of the deviations within classes, orthogonal to the former.
-    Each sign is such that the largest coordinate of a class mean is positive.
-
-    Parameters
-    ----------
-    means : ndarray, shape (class, feature)
-    samples : ndarray, shape (sample, feature)
-        Deviations from class means, used only where the means do not span enough directions.
-    count : int
-        At most the number of features.
+    Each sign is such that the largest coordinate of a class mean is positive. ``means`` are (class,
+    feature), ``samples`` (sample, feature) the deviations from them.
     """
     centred = means - means.mean(axis=0)
     _, size, vt = np.linalg.svd(centred, full_matrices=False)
@@ -261,13 +244,8 @@ def nearest_simplex(means: np.ndarray) -> np.ndarray | None:
     """The simplex equiangular tight frame nearest to class means, shape (class, feature).
 
     Over rotation, size and position: with C the centred means, s and an isometry Q that minimise
-    ‖C − s (I − 11ᵀ/K) Q‖_F (the orthogonal Procrustes problem).
-
-    Returns
-    -------
-    ndarray or None
-        Around the centre of the means. None where there is none: with fewer than K−1 features, or
-        means that coincide.
+    ‖C − s (I − 11ᵀ/K) Q‖_F (the orthogonal Procrustes problem). None with fewer than K−1 features, or
+    means that coincide.
     """
     K, p = means.shape
     if p < K - 1:
@@ -289,3 +267,44 @@ def joins(points: np.ndarray) -> list[np.ndarray]:
         return [np.stack(pair) for pair in itertools.combinations(points, 2)]
     centre = points.mean(axis=0)
     return [np.stack([centre, point]) for point in points]
+
+
+def mark_mean(ax: Any, point: np.ndarray, k: int, n_classes: int, size: float = 5) -> Line2D:
+    """Mark the mean (d,) of class k."""
+    return ax.plot(
+        *np.reshape(point, (-1, 1)), color=palette(n_classes)[k], marker=class_marker(k),
+        markersize=size, markeredgecolor="white", markeredgewidth=0.5, linestyle="none", zorder=4,
+    )[0]  # fmt: skip
+
+
+def draw_space(
+    ax: Any, means: np.ndarray, samples: dict[int, np.ndarray], size: float, joined: Sequence[int]
+) -> None:
+    """Trajectories of class means (time, class, 3), samples per class, and joins at some of the times."""
+    count, K = means.shape[:2]
+    colours = palette(K)
+    for k, points in samples.items():
+        ax.scatter(*points.T, s=4, color=colours[k], alpha=0.35, linewidths=0, depthshade=False)
+    for i in joined:
+        for line in joins(means[i]):
+            ax.plot(*line.T, color=SECOND_INK, linewidth=0.7 if i == count - 1 else 0.4)
+    for k in range(K):
+        ax.plot(*means[:, k].T, color=colours[k], linestyle=class_line(k), linewidth=1.1)
+        mark_mean(ax, means[-1, k], k, K, size)
+
+
+def dress_space(
+    ax: Any, reach: float, ticks: Sequence[float], names: Sequence[str], view: tuple[float, float]
+) -> None:
+    """Cube from −reach to reach with white panes, few ticks and names, seen from an elevation and azimuth."""
+    for which, name in zip("xyz", names, strict=True):
+        axis = getattr(ax, f"{which}axis")
+        getattr(ax, f"set_{which}lim")(-reach, reach)
+        axis.set_major_locator(FixedLocator(list(ticks)))
+        axis.set_major_formatter(FixedFormatter([number(value) for value in ticks]))
+        axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
+        axis._axinfo["grid"].update(color=(0.85, 0.85, 0.85), linewidth=0.4)
+        ax.tick_params(axis=which, labelsize=7, pad=-3)
+        getattr(ax, f"set_{which}label")(name, labelpad=-6)
+    ax.set_box_aspect((1, 1, 1), zoom=0.85)
+    ax.view_init(elev=view[0], azim=view[1])

@@ -1,4 +1,4 @@
-"""The K×K matrix of elasticities at a few times, as heat maps."""
+"""Elasticity measured by the impact of single steps: over time, against distance, and as a matrix."""
 
 from __future__ import annotations
 
@@ -18,36 +18,34 @@ from matplotlib.textpath import TextPath
 from lesde.checks import check_choice, check_real, shown
 from lesde.model.kernels import FeatureKernel
 from lesde.paths import check_dataset
-from lesde.plot.frames import at_times, select_rate
-from lesde.plot.learning_rates import (
+from lesde.plot.curves import (
+    Curve,
     RateCell,
     band_patch,
     draw_band,
+    limit_to_bands,
     rate_cells,
     rate_key,
     refuse_other_dims,
 )
+from lesde.plot.frames import at_times, select_rate
 from lesde.plot.style import (
     COLUMN,
-    FAR,
     INK,
     LEVELS,
     SECOND_INK,
     axis_label,
     check_panels,
+    colour_bar,
     fix_ticks,
     legend_above,
-    limit_to_bands,
-    number,
     panels,
     style,
 )
+from lesde.plot.ticks import number
 
 __all__ = ["impact", "impact_by_distance", "impact_matrix"]
 
-
-# --------------------------------------------------------------------------------------------------
-# Elasticity measured by impact: within against between classes over time, and against distance.
 
 BETWEEN: Any = (0, (4, 2))
 """Line of what is between classes where colours are those of learning rates."""
@@ -105,7 +103,7 @@ def impact(fit: xr.Dataset, *, learning_rate: float | None = None, ax: Any = Non
     for each, wanted in zip(axes, (names[:2], names[2:]), strict=True):
         drawn = [_curve(each, cell, name, single) for cell in cells for name in wanted]
         each.axhline(0, color=SECOND_INK, linewidth=0.6, zorder=0)
-        _limit(each, drawn)
+        limit_to_bands(each, drawn, zero=True)
         each.margins(x=0.02)
         each.set_xlabel(axis_label(fit.coords.get("time"), "time"))
     axes[0].set_ylabel("$\\hat{\\alpha}$,  $\\hat{\\beta}$")
@@ -119,19 +117,13 @@ def impact(fit: xr.Dataset, *, learning_rate: float | None = None, ax: Any = Non
 def _handles(fit: xr.Dataset, single: bool) -> list[Artist]:
     handles: list[Artist] = [
         Line2D(
-            [],
-            [],
-            color=LEVELS[name] if single else SECOND_INK,
+            [], [], color=LEVELS[name] if single else SECOND_INK, label=label,
             linestyle="-" if single or name == "alpha" else BETWEEN,
-            label=label,
         )
         for name, label in CURVES.items()
-    ]
+    ]  # fmt: skip
     level = 100 * float(fit.attrs.get("confidence", 0.95))
     return [*handles, band_patch(SECOND_INK, not single, f"{level:.3g}% band")]
-
-
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _curve(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
@@ -141,36 +133,11 @@ def _curve(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
         cell.data[f"{name}{end}"].values.astype(np.float64) for end in ("", "_lower", "_upper")
     )
     colour = LEVELS.get(name, INK) if single else cell.colour
-    dashed = not single and name == "beta"
+    line = BETWEEN if not single and name == "beta" else "-"
     # Few times, far apart early: marks say where something was measured.
-    ax.plot(
-        x,
-        values,
-        color=colour,
-        linestyle=BETWEEN if dashed else "-",
-        marker=".",
-        markersize=3,
-        zorder=3,
-    )
+    ax.plot(x, values, color=colour, linestyle=line, marker=".", markersize=3, zorder=3)
     draw_band(ax, x, low, high, colour, not single)
     return values, low, high
-
-
-def _limit(ax: Axes, drawn: list[Curve]) -> None:
-    """Limits by the values that are known well enough; 0 is among them."""
-    values, low, high = (np.concatenate(part) for part in zip(*drawn, strict=True))
-    width = high - low
-    usual = np.nanmedian(width) if np.isfinite(width).any() else np.inf
-    known = ~(width > FAR * usual)
-    # Of a wide bar the middle is shown all the same, unless it is far off too.
-    better = np.append(values[known & np.isfinite(values)], 0)
-    room = np.ptp(better)
-    near = ~known & (values > better.min() - room) & (values < better.max() + room)
-    low, high = np.where(near, values, low), np.where(near, values, high)
-    known |= near
-    limit_to_bands(
-        ax, np.append(values[known], 0), np.append(low[known], 0), np.append(high[known], 0)
-    )
 
 
 @style()
@@ -248,16 +215,10 @@ def impact_by_distance(
         bars = np.nan_to_num(np.stack([y - low, high - y]))
         target.errorbar(x, y, bars, color=colour, linestyle="none", elinewidth=0.8)
         sure = np.isfinite(high - low)
+        points: Any = {"color": colour, "marker": marker, "linestyle": "none"}
         for at_bin, face in ((sure, colour), (~sure, "white")):
-            target.plot(
-                x[at_bin],
-                y[at_bin],
-                color=colour,
-                marker=marker,
-                linestyle="none",
-                markerfacecolor=face,
-            )
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=label))
+            target.plot(x[at_bin], y[at_bin], markerfacecolor=face, **points)
+        handles.append(Line2D([], [], label=label, **points))
         drawn.append((y, low, high))
         if len(x):
             reach = [min(reach[0], float(x.min())), max(reach[1], float(x.max()))]
@@ -268,16 +229,13 @@ def impact_by_distance(
         # A kernel has no bars, which those of the bins could be measured by.
         none = np.full(POINTS, np.nan)
         drawn += [(np.asarray(line.get_ydata()), none, none) for line in lines]
+        labels = ("kernel, same", "kernel, other") if len(lines) > 1 else ("kernel",)
         handles += [
             Line2D([], [], color=line.get_color(), label=label)
-            for line, label in zip(
-                lines,
-                ("kernel, same", "kernel, other") if len(lines) > 1 else ("kernel",),
-                strict=True,
-            )
+            for line, label in zip(lines, labels, strict=True)
         ]
     target.axhline(0, color=SECOND_INK, linewidth=0.6, zorder=0)
-    _limit(target, drawn)
+    limit_to_bands(target, drawn, zero=True)
     target.set_xlabel(axis_label(data["distance"], "distance"))
     target.set_ylabel("strength $\\hat{\\kappa}$")
     legend_above(target, handles, ", ".join(notes) or None)
@@ -310,8 +268,6 @@ def _kernel_lines(
         for y, level in ((within, "alpha"), (between, "beta"))
     ]
 
-
-# --------------------------------------------------------------------------------------------------
 
 BARS = {
     "E": "$\\hat{E}_{kl}$  (brackets: may be 0)",
@@ -414,7 +370,7 @@ def _clear(data: xr.Dataset, variable: str, order: tuple[str, ...]) -> np.ndarra
     if variable != "E" or any(end not in data for end in ends):
         return np.ones(data[variable].transpose(*order).shape, bool)
     low, high = (data[end].transpose(*order).values for end in ends)
-    # Where errors cannot be told nothing says that an entry may be 0.
+    # Where errors are not known nothing says that an entry may be 0.
     return (low > 0) | (high < 0) | ~np.isfinite(high - low)
 
 
@@ -428,13 +384,8 @@ def _scale(values: np.ndarray, clear: np.ndarray, variable: str) -> tuple[Normal
     every = np.abs(values[finite])
     top = float(sure.max(initial=0.0)) or float(every.max(initial=0.0)) or 1.0
     beyond = (values[finite] < -top).any(), (values[finite] > top).any()
-    end = {
-        (False, False): "neither",
-        (True, False): "min",
-        (False, True): "max",
-        (True, True): "both",
-    }
-    return TwoSlopeNorm(0.0, -top, top), end[(bool(beyond[0]), bool(beyond[1]))]
+    end = "both" if all(beyond) else "min" if beyond[0] else "max" if beyond[1] else "neither"
+    return TwoSlopeNorm(0.0, -top, top), end
 
 
 def _used_part(norm: Normalize, cmap: str, values: np.ndarray) -> ScalarMappable:
@@ -450,18 +401,14 @@ def _used_part(norm: Normalize, cmap: str, values: np.ndarray) -> ScalarMappable
 def _colour_bar(
     axes: np.ndarray, hole: Axes | None, colours: ScalarMappable, end: Any, label: str
 ) -> None:
-    figure = axes[0].figure
     if hole is None:
-        bar = figure.colorbar(colours, ax=list(axes), aspect=25, pad=0.02, extend=end, shrink=0.9)
-    else:
-        hole.set_axis_off()
-        place = hole.inset_axes((0.08, 0.5, 0.84, 0.06))
-        bar = figure.colorbar(colours, cax=place, orientation="horizontal", extend=end)
-        # Beside the bar a bracket has room; under it not.
-        label = label.replace("  (", "\n(")
-    bar.ax.tick_params(labelsize=7, width=0.6, length=2)
-    bar.set_label(label, size=8)
-    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+        colour_bar(colours, label, ax=list(axes), aspect=25, pad=0.02, extend=end, shrink=0.9)
+        return
+    hole.set_axis_off()
+    place = hole.inset_axes((0.08, 0.5, 0.84, 0.06))
+    # Beside the bar a bracket has room; under it not.
+    label = label.replace("  (", "\n(")
+    colour_bar(colours, label, cax=place, orientation="horizontal", extend=end)
 
 
 def _axes(ax: Any, count: int, n_classes: int) -> tuple[np.ndarray, Axes | None]:
@@ -495,20 +442,11 @@ def _dress(ax: Axes, n_classes: int, title: str) -> None:
 def _edge_labels(axes: np.ndarray) -> None:
     """Names of the axes, at the left and lowest panels only."""
     grid = [each.get_subplotspec() for each in axes]
+    lowest = {}
+    for i, spec in enumerate(grid):
+        lowest[i if spec is None else (id(spec.get_gridspec()), spec.colspan.start)] = i
     for i, (each, spec) in enumerate(zip(axes, grid, strict=True)):
-        below = None
-        if spec is not None:
-            below = next(
-                (
-                    s
-                    for s in grid[i + 1 :]
-                    if s is not None
-                    and s.colspan.start == spec.colspan.start
-                    and s.get_gridspec() is spec.get_gridspec()
-                ),
-                None,
-            )
-        if spec is None or below is None:
+        if i in lowest.values():
             each.set_xlabel("class drawn $l$")
         if spec is None or spec.is_first_col():
             each.set_ylabel("class moved $k$")
@@ -541,24 +479,17 @@ def _write(
     """Values in the cells, as far as they can be read there."""
     if 62.0 / len(values) < SMALLEST:
         return
-    size = sizes[0]
     for k, l in np.ndindex(*values.shape):
-        if not np.isfinite(values[k, l]):
-            ax.text(l, k, "–", ha="center", va="center", fontsize=size)
-            continue
-        share = float(norm(values[k, l]))
-        # Dark are both ends of the diverging scale, and the low end of the other.
-        dark = abs(share - 0.5) > DARK / 2 + 0.05 if variable == "E" else share < 1 - DARK
-        text = _short(float(values[k, l]))
-        ax.text(
-            l,
-            k,
-            text if clear[k, l] else f"({text})",
-            ha="center",
-            va="center",
-            fontsize=sizes[0 if clear[k, l] else 1],
-            color="white" if dark else "black",
-        )
+        text, size, colour = "–", sizes[0], "black"
+        if np.isfinite(values[k, l]):
+            text = _short(float(values[k, l]))
+            share = float(norm(values[k, l]))
+            # Dark are both ends of the diverging scale, and the low end of the other.
+            dark = abs(share - 0.5) > DARK / 2 + 0.05 if variable == "E" else share < 1 - DARK
+            colour = "white" if dark else "black"
+            if not clear[k, l]:
+                text, size = f"({text})", sizes[1]
+        ax.text(l, k, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 def _short(value: float) -> str:

@@ -10,17 +10,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.lines import Line2D
 
-from lesde.analysis.collapse import target_of
+from lesde.analysis.collapse.metrics import target_of
 from lesde.checks import check_choice, check_fraction, shown
 from lesde.paths import check_dataset
+from lesde.plot.collapse import SHORT
+from lesde.plot.curves import MOST_ENTRIES, draw_band, refuse_other_dims
 from lesde.plot.frames import at_times, select_rate
-from lesde.plot.learning_rates import MOST_ENTRIES, SHORT, draw_band, refuse_other_dims
 from lesde.plot.style import (
-    DIGIT,
     INK,
     LINES,
     OKABE_ITO,
@@ -29,14 +27,13 @@ from lesde.plot.style import (
     check_panels,
     colours_of_rates,
     legend_above,
-    number,
     panels,
     positive,
+    stepped_bar,
     style,
-    tidy_log,
     title_of,
-    widen_log,
 )
+from lesde.plot.ticks import DIGIT, number, tidy_log, widen_log
 
 __all__ = [
     "LayerCurves",
@@ -50,9 +47,6 @@ __all__ = [
 ]
 
 
-# --------------------------------------------------------------------------------------------------
-# What figures of a network's layers share: their curves, names, keys and room for both.
-
 SOURCE = "lesde.layer_collapse"
 LONGEST = 22
 """Letters of a layer's name that are shown."""
@@ -60,36 +54,18 @@ LONGEST = 22
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """One metric of all layers at one learning rate.
+    """One metric of all layers at one learning rate."""
 
-    Attributes
-    ----------
-    low, middle, high : ndarray, shape (layer, split, time)
-        Median over replicates, and the ends of the band; NaN where there is nothing to draw.
-    banded : bool
-        Whether there are several replicates.
-    layers, splits : list of str
-        ``splits`` is empty where there are none; the axis then has length 1.
-    times : ndarray, shape (time,), or None
-        None for a single frame; the axis then has length 1.
-    log : bool
-        Whether the values belong on a logarithmic axis.
-    data : xarray.Dataset
-        Where they are from.
-    note : str
-        The learning rate, where there are others.
-    """
-
-    low: np.ndarray
+    low: np.ndarray  # (layer, split, time): the median over replicates and the ends of the band
     middle: np.ndarray
     high: np.ndarray
-    banded: bool
+    banded: bool  # with several replicates
     layers: list[str]
-    splits: list[str]
-    times: np.ndarray | None
+    splits: list[str]  # empty where there are none; the axis then has length 1
+    times: np.ndarray | None  # None for a single frame; the axis then has length 1
     log: bool
     data: xr.Dataset
-    note: str
+    note: str  # the learning rate, where there are others
 
     def line(self, split: int) -> Any:
         """Line style of a split: the first is solid."""
@@ -148,7 +124,7 @@ def set_scale(ax: Axes, curves: LayerCurves, metric: str) -> None:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of at most `LONGEST` letters where they can still be told apart, else whole.
+    """Names of at most `LONGEST` letters where these still differ, else whole.
 
     Cut in the middle; where that makes two alike, without the parts between dots that all long names
     begin or end with.
@@ -199,10 +175,10 @@ def name_ticks(ax: Axes, names: Sequence[str], own: bool) -> None:
     at = range(0, len(shown), every)
     ax.set_xticks(at, [shown[i] for i in at], rotation=angle, ha="right", rotation_mode="anchor")
     if own:
-        grow(ax, width * np.sin(np.radians(angle)) / 72)
+        _grow(ax, width * np.sin(np.radians(angle)) / 72)
 
 
-def grow(ax: Axes, inches: float) -> None:
+def _grow(ax: Axes, inches: float) -> None:
     """Make the figure of an axes higher."""
     figure: Any = ax.figure
     across, up = figure.get_size_inches()
@@ -221,7 +197,8 @@ def key(
         for i, name in enumerate(curves.splits)
     ]
     if len(entries) > MOST_ENTRIES:
-        _bar(ax, entries, title)
+        named: list[Any] = list(entries)
+        stepped_bar(ax, [e.get_color() for e in named], [str(e.get_label()) for e in named], title)
         entries = []
     handles = [*splits, *entries]
     if splits and entries and title:
@@ -231,26 +208,8 @@ def key(
     legend = legend_above(ax, handles, title if entries else None, 2.2 if splits else None)
     if legend is not None and own:
         box = legend.get_window_extent()
-        grow(ax, max(0.0, box.height / ax.figure.dpi - 0.2))
+        _grow(ax, max(0.0, box.height / ax.figure.dpi - 0.2))
 
-
-def _bar(ax: Axes, entries: Sequence[Any], title: str | None) -> None:
-    count = len(entries)
-    mapped = ScalarMappable(
-        BoundaryNorm(np.arange(count + 1) - 0.5, count),
-        ListedColormap([entry.get_color() for entry in entries]),
-    )
-    bar = ax.figure.colorbar(mapped, ax=ax, aspect=30, fraction=0.05, pad=0.02)
-    at = np.unique(np.linspace(0, count - 1, 5).round().astype(int))
-    bar.set_ticks(list(at), labels=[str(entries[i].get_label()) for i in at])
-    bar.ax.minorticks_off()
-    bar.ax.tick_params(labelsize=7, width=0.6, length=2)
-    if title:
-        bar.set_label(title, size=8)
-    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
-
-
-# --------------------------------------------------------------------------------------------------
 
 USUAL_TIMES = 4
 """Times shown where none are asked for."""

@@ -1,4 +1,4 @@
-"""Phase diagram: separation probability over the strength of elasticity and time."""
+"""Separation probability: against time, and as a phase diagram over a parameter and time."""
 
 from __future__ import annotations
 
@@ -7,39 +7,40 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import patheffects as effects
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.checks import check_flag, check_integer, check_real, shown
+from lesde.checks import check_flag, check_real, shown
 from lesde.paths import check_dataset
-from lesde.plot.learning_rates import (
+from lesde.plot.curves import (
     RateCell,
     band_patch,
+    cell_edges,
     draw_band,
     nested_lines,
     rate_cells,
     rate_key,
     refuse_other_dims,
 )
+from lesde.plot.frames import check_pair
 from lesde.plot.style import (
     INK,
     SECOND_INK,
     axis_label,
     check_panels,
+    colour_bar,
     legend_above,
     panels,
     positive,
     style,
-    tidy_log,
 )
+from lesde.plot.ticks import tidy_log
 
 __all__ = ["phase_diagram", "probability"]
 
-
-# --------------------------------------------------------------------------------------------------
-# Separation probability against time: counted over replicates, and predicted.
 
 COUNTED = "lesde.separation_probability"
 PREDICTED = "lesde.predict_separation"
@@ -110,8 +111,8 @@ def probability(
     prob = _pick(prob, names, pair, "prob")
     if np.isnan(prob[names[0]].values).all():
         raise ValueError(
-            f"prob.{names[0]} holds no number, as where statistics tell the pairs of classes one by one "
-            f"only. {'Choose two classes with pair=(k, l).' if pair is None else 'Choose another pair.'}"
+            f"prob.{names[0]} holds no number, as where statistics determine it for pairs of "
+            f"classes one by one only. {'Choose two classes with pair=(k, l).' if pair is None else 'Choose another pair.'}"
         )
     check_panels(ax, 1)
     if lowest is not None:
@@ -147,14 +148,7 @@ def _pick(
 ) -> xr.Dataset:
     """The variables of one pair, or of all at once, checked to be over time and learning rate."""
     if pair is not None:
-        K = dataset.sizes["class"]
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise TypeError(f"pair must be two classes (k, l); got {shown(pair)}.")
-        k, l = (check_integer("an entry of pair", c, 0) for c in pair)
-        if max(k, l) >= K or k == l:
-            raise ValueError(
-                f"pair must be two different classes from 0 to {K - 1}; got {shown(pair)}."
-            )
+        k, l = check_pair(pair, dataset.sizes["class"])
         dataset = dataset.isel({"class": k, "class_": l})
     for variable in names:
         refuse_other_dims(dataset[variable], ("learning_rate", "time"), name)
@@ -286,10 +280,8 @@ def _floor(prob: xr.Dataset, names: Sequence[str], predicted: Curves | None) -> 
     return max(float(finite.min()) / 2, 1e-6) if len(finite) else 1e-3
 
 
-# --------------------------------------------------------------------------------------------------
-
-# A coordinate spread over more than this factor is shown on a logarithmic axis.
-WIDE_PHASES = 30.0
+SPREAD = 30.0
+"""A coordinate spread over more than this factor is shown on a logarithmic axis."""
 
 
 @style()
@@ -361,7 +353,7 @@ def phase_diagram(
     for dim in (x, y):
         values = data[dim].values.astype(np.float64)
         later = values[values > 0]
-        logs[dim] = len(later) > 2 and later[-1] > WIDE_PHASES * later[0] and (values[0] >= 0)
+        logs[dim] = len(later) > 2 and later[-1] > SPREAD * later[0] and (values[0] >= 0)
         if logs[dim] and values[0] == 0:
             data = data.isel({dim: slice(1, None)})
         if (values == 0).sum() > 1 or len(np.unique(values)) < len(values):
@@ -371,15 +363,13 @@ def phase_diagram(
     across, up = (data[d].values.astype(np.float64) for d in (x, y))
     values = data["probability"].transpose(y, x).values.astype(np.float64)
     mesh = target.pcolormesh(
-        _edges(across, logs[x]), _edges(up, logs[y]), values,
+        cell_edges(across, logs[x]), cell_edges(up, logs[y]), values,
         vmin=0.0, vmax=1.0, cmap="cividis", rasterized=True,
     )  # fmt: skip
-    if logs[x]:
-        target.set_xscale("log")
-        tidy_log(target, "x")
-    if logs[y]:
-        target.set_yscale("log")
-        tidy_log(target, "y")
+    for which, dim in (("x", x), ("y", y)):
+        if logs[dim]:
+            target.set(**{f"{which}scale": "log"})
+            tidy_log(target, which)
     handles: list[Artist] = []
     if min(values.shape) > 1 and np.nanmin(values) < 0.5 < np.nanmax(values):
         target.contour(across, up, values, levels=[0.5], colors="white", linewidths=1.2)
@@ -392,31 +382,19 @@ def phase_diagram(
         )
         handles.append(line)
     # Neither the critical line nor the transition may widen the map.
-    target.set_xlim(*_edges(across, logs[x])[[0, -1]])
-    target.set_ylim(*_edges(up, logs[y])[[0, -1]])
+    target.set_xlim(*cell_edges(across, logs[x])[[0, -1]])
+    target.set_ylim(*cell_edges(up, logs[y])[[0, -1]])
     target.set_xlabel(axis_label(data.coords[x], "c / K" if x == "c_over_K" else x))
     target.set_ylabel(axis_label(data.coords[y], y))
-    bar = target.figure.colorbar(mesh, ax=target, aspect=25, pad=0.02)
-    bar.ax.tick_params(labelsize=7, width=0.6, length=2)
-    bar.set_label("P(separated)", size=8)
-    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
-    # White on the white page would not show in the legend, so its entry is grey with an edge.
-    _legend(target, handles)
-    return target
-
-
-def _legend(ax: Axes, handles: list[Artist]) -> None:
-    legend = legend_above(ax, handles)
-    if legend is None:
-        return
-    for drawn in legend.get_lines():
-        if drawn.get_label() == "P = ½" or drawn.get_color() == "0.6":
-            import matplotlib.patheffects as effects
-
+    colour_bar(mesh, "P(separated)", ax=target, aspect=25, pad=0.02)
+    legend = legend_above(target, handles)
+    # White on the white page would not show in the legend, so there the line has an edge.
+    for drawn in legend.get_lines() if legend else []:
+        if drawn.get_label() == "P = ½":
             drawn.set_color("white")
-            drawn.set_path_effects(
-                [effects.Stroke(linewidth=2.6, foreground="0.45"), effects.Normal()]
-            )
+            edge = effects.Stroke(linewidth=2.6, foreground="0.45")
+            drawn.set_path_effects([edge, effects.Normal()])
+    return target
 
 
 def _horizontal(variable: xr.DataArray, x: str | None, y: str) -> str:
@@ -449,14 +427,6 @@ def _critical(dataset: xr.Dataset, x: str) -> float | None:
     if x == "c" and "n_classes" in dataset.attrs:
         return float(dataset.attrs["n_classes"]) / 2
     return 0.5 if x == "c_over_K" else None
-
-
-def _edges(values: np.ndarray, log: bool) -> np.ndarray:
-    """Bounds of cells around values, midway between them on the axis they are shown on."""
-    v = np.log(values) if log else values
-    middle = (v[1:] + v[:-1]) / 2
-    edges = np.concatenate([[2 * v[0] - middle[0]], middle, [2 * v[-1] - middle[-1]]])
-    return np.exp(edges) if log else edges
 
 
 def _transition(ax: Axes, data: xr.Dataset, x: str, y: str) -> Artist:

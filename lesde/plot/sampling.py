@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lesde.checks import check_choice, check_integer, check_real, shown
+from lesde.checks import check_choice, check_real, shown
 from lesde.paths import check_dataset
-from lesde.plot.frames import class_average
+from lesde.plot.frames import check_pair, class_average
 from lesde.plot.style import (
     INK,
     axis_label,
@@ -22,8 +22,8 @@ from lesde.plot.style import (
     panels,
     positive,
     style,
-    tidy_log,
 )
+from lesde.plot.ticks import tidy_log
 
 __all__ = ["coarse_steps", "estimates", "process_of", "read_simulated", "sampling_noise", "scheme"]
 
@@ -143,7 +143,7 @@ SOURCE = "lesde.moments"
 
 
 class Look(NamedTuple):
-    """How one process is drawn and called."""
+    """Appearance and name of one process."""
 
     label: str
     short: str
@@ -229,7 +229,7 @@ def sampling_noise(
     check_choice("quantity", quantity, QUANTITIES)
     check_dataset("moments", moments, ["mean", "covariance"], SOURCE)
     data = _by_process(moments)
-    k, l = _pair(pair, data.sizes["class"])
+    k, l = check_pair(pair, data.sizes["class"])
     at = _time(data, time, "moments")
     data = data.isel(time=at)
     when = float(data["time"])
@@ -289,17 +289,6 @@ def _by_process(moments: xr.Dataset) -> xr.Dataset:
     for name in moments["process"].values:
         check_choice("moments.process", str(name), LOOKS)
     return moments.sortby("learning_rate")
-
-
-def _pair(pair: Any, n_classes: int) -> tuple[int, int]:
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise TypeError(f"pair must be two classes (k, l); got {shown(pair)}.")
-    k, l = (check_integer("an entry of pair", c, 0) for c in pair)
-    if max(k, l) >= n_classes or k == l:
-        raise ValueError(
-            f"pair must be two different classes from 0 to {n_classes - 1}; got {shown(pair)}."
-        )
-    return k, l
 
 
 def _time(dataset: xr.Dataset, time: float | None, name: str) -> int:

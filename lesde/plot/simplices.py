@@ -1,4 +1,4 @@
-"""The collapse as a film."""
+"""Samples, class means and the simplex they collapse to: in a plane, in space, and as a film."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lesde.checks import check_flag, check_integer, check_real, shown
 from lesde.files import Target
 from lesde.plot.frames import (
     Frames,
     at_times,
+    draw_space,
+    dress_space,
     joins,
+    mark_mean,
     nearest_simplex,
     principal_axes,
     principal_names,
@@ -30,42 +33,29 @@ from lesde.plot.frames import (
 from lesde.plot.style import (
     INK,
     SECOND_INK,
-    centre_ticks,
     check_panels,
     class_handles,
-    class_line,
-    class_marker,
     legend_above,
-    number,
     palette,
     panels,
     style,
 )
+from lesde.plot.ticks import centre_ticks, number
 
-__all__ = ["Scene", "animate", "draw_plane", "make_scene", "simplex", "simplex3d", "target_handles"]
+__all__ = ["animate", "simplex", "simplex3d"]
 
-
-# --------------------------------------------------------------------------------------------------
-# Samples, class means and the simplex they collapse to, in a plane.
+DASHES = (0, (3, 2))
+"""Line of the nearest simplex."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Frames in a few coordinates, centred on the mean of the class means of each frame.
+    """Frames in d coordinates, centred on the mean of the class means of each frame."""
 
-    Attributes
-    ----------
-    samples : dict of class to ndarray, shape (time, drawn samples, d)
-    means : ndarray, shape (time, class, d)
-    targets : list of ndarray (class, d), or None where a frame has no nearest simplex
-    names : list of str
-        Of the d coordinates.
-    """
-
-    samples: dict[int, np.ndarray]
-    means: np.ndarray
-    targets: list[np.ndarray | None]
-    names: list[str]
+    samples: dict[int, np.ndarray]  # by class, (time, drawn samples, d)
+    means: np.ndarray  # (time, class, d)
+    targets: list[np.ndarray | None]  # (class, d), None where a frame has no nearest simplex
+    names: list[str]  # of the coordinates
 
     def reach(self, frame: int) -> float:
         """Largest distance from the centre along an axis, of anything in a frame."""
@@ -97,13 +87,14 @@ def make_scene(frames: Frames, count: int, max_points: int) -> Scene:
     )
 
 
-def target_handles(with_target: bool) -> list[Line2D]:
-    """Legend entry of the target."""
-    if not with_target:
-        return []
-    return [
-        Line2D([], [], color=INK, linestyle=(0, (3, 2)), linewidth=0.8, label="nearest simplex")
-    ]
+def _key(axes: Any, scene: Scene, note: str, lines: bool = False) -> None:
+    """Legend of the classes, and of the target where a frame has one."""
+    K = scene.means.shape[1]
+    handles = class_handles(range(K), K, lines)
+    if any(target is not None for target in (scene.targets[-1:] if lines else scene.targets)):
+        look: Any = {"color": INK, "linestyle": DASHES, "linewidth": 0.8}
+        handles.append(Line2D([], [], **look, label="nearest simplex"))
+    legend_above(axes, handles, f"class, {note}" if note else "class")
 
 
 @style()
@@ -184,10 +175,7 @@ def simplex(
         each.set_ylabel(scene.names[1])
     if ax is None and count > 1:
         _share_labels(axes[0].figure, axes, scene.names)
-    with_target = any(s is not None for s in scene.targets)
-    handles = class_handles(range(frames.n_classes), frames.n_classes, False)
-    title = f"class, {frames.note}" if frames.note else "class"
-    legend_above(axes, [*handles, *target_handles(with_target)], title)
+    _key(axes, scene, frames.note)
     return axes
 
 
@@ -234,26 +222,13 @@ def draw_plane(ax: Axes, scene: Scene, frame: int, scale: float = 1.0) -> dict[s
             [] if target is None else joins(target / scale),
             colors=INK,
             linewidths=0.8,
-            linestyles=[(0, (3, 2))],
+            linestyles=[DASHES],
             zorder=3,
         )
     )
     for k in range(K):
-        (drawn["means"][k],) = ax.plot(
-            *(scene.means[frame, k : k + 1] / scale).T,
-            color=colours[k],
-            marker=class_marker(k),
-            markersize=5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            linestyle="none",
-            zorder=4,
-        )
+        drawn["means"][k] = mark_mean(ax, scene.means[frame, k] / scale, k, K)
     return drawn
-
-
-# --------------------------------------------------------------------------------------------------
-# Samples, class means and the simplex they collapse to, in space.
 
 
 @style()
@@ -268,14 +243,14 @@ def simplex3d(
     azimuth: float = -60.0,
     ax: Any = None,
 ) -> Axes:
-    """Samples, class means with their way there, and the target simplex, in three dimensions.
+    """Samples, class means with their trajectories, and the target simplex, in three dimensions.
 
     Parameters
     ----------
     paths : xarray.Dataset
         As for `lesde.plot.separation_fan`; at least three features.
     time : float, optional
-        The saved time nearest to it is shown, and the ways of the class means up to it. Default: the last.
+        The saved time nearest to it is shown, and the trajectories of the class means up to it. Default: the last.
     replicate : int, default 0
         Position of the replicate shown.
     learning_rate : float, optional
@@ -300,7 +275,7 @@ def simplex3d(
     -----
     Coordinates are the three principal axes of the class means at the time shown, followed by those
     within classes where the means span fewer than three. Every frame is centred on its mean of class
-    means, so the ways are those of the contrasts. Joins and target are those of `lesde.plot.simplex`.
+    means, so the trajectories are those of the contrasts. Joins and target are those of `lesde.plot.simplex`.
     """
     frames = read_frames(paths, replicate, learning_rate)
     check_integer("max_points", max_points)
@@ -311,51 +286,19 @@ def simplex3d(
     frames = frames.take(range(last + 1))
     scene = make_scene(frames, 3, max_points)
     target: Any = panels(ax, 1, 1, 3.3, projection="3d")[0, 0]
-    K = frames.n_classes
-    colours = palette(K)
-    for k, values in scene.samples.items():
-        target.scatter(
-            *values[-1].T, s=3, color=colours[k], alpha=0.35, linewidths=0, depthshade=False
-        )
-    for line in joins(scene.means[-1]):
-        target.plot(*line.T, color=SECOND_INK, linewidth=0.7)
+    last_samples = {k: values[-1] for k, values in scene.samples.items()}
+    draw_space(target, scene.means, last_samples, 6, [last])
     simplex_means = scene.targets[-1]
     for line in [] if simplex_means is None else joins(simplex_means):
-        target.plot(*line.T, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
-    for k in range(K):
-        way = scene.means[:, k]
-        target.plot(*way.T, color=colours[k], linestyle=class_line(k), linewidth=1.1)
-        target.plot(
-            *way[-1:].T,
-            color=colours[k],
-            marker=class_marker(k),
-            markersize=6,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            linestyle="none",
-        )
+        target.plot(*line.T, color=INK, linewidth=0.8, linestyle=DASHES)
     reach = 1.02 * max(scene.reach(-1), float(np.abs(scene.means).max()))
     # None near the corners, where the labels of two axes meet.
     round_numbers = MaxNLocator(5, symmetric=True).tick_values(-0.8 * reach, 0.8 * reach)
     ticks = [value for value in round_numbers if abs(value) <= 0.8 * reach]
-    for which, name in zip("xyz", scene.names, strict=True):
-        axis = getattr(target, f"{which}axis")
-        getattr(target, f"set_{which}lim")(-reach, reach)
-        axis.set_major_locator(FixedLocator(ticks))
-        axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
-        axis._axinfo["grid"].update(color=(0.85, 0.85, 0.85), linewidth=0.4)
-        target.tick_params(axis=which, labelsize=7, pad=-2)
-        getattr(target, f"set_{which}label")(name, labelpad=-5)
-    target.set_box_aspect((1, 1, 1), zoom=0.88)
-    target.view_init(elev=elevation, azim=azimuth)
-    title = f"class, $t$ = {number(frames.times[-1])}"
-    title += f", {frames.note}" if frames.note else ""
-    handles = class_handles(range(K), K)
-    legend_above(target, [*handles, *target_handles(simplex_means is not None)], title)
+    dress_space(target, reach, ticks, scene.names, (elevation, azimuth))
+    note = f"$t$ = {number(frames.times[-1])}" + (f", {frames.note}" if frames.note else "")
+    _key(target, scene, note, lines=True)
     return target
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 @style()
@@ -458,10 +401,7 @@ def animate(
     ax.set_xlabel(f"{scene.names[0]} / RMS distance of means")
     ax.set_ylabel(f"{scene.names[1]} / RMS distance of means")
     clock = ax.text(0.02, 0.98, "", transform=ax.transAxes, va="top")
-    K = trajectory.n_classes
-    title = f"class, {trajectory.note}" if trajectory.note else "class"
-    with_target = any(s is not None for s in scene.targets)
-    legend_above(ax, [*class_handles(range(K), K, False), *target_handles(with_target)], title)
+    _key(ax, scene, trajectory.note)
     # The layout is found once: found again for every frame it would make the picture tremble.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -1,9 +1,9 @@
-"""Class means' ways through the space of three features, with samples, as they are."""
+"""Trajectories of samples and class means: a fan against time, beside a model, and in three features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from lesde.checks import (
     bare_array,
@@ -27,32 +27,28 @@ from lesde.paths import check_dataset, check_paths, is_statistics
 from lesde.plot.frames import (
     Frames,
     at_times,
+    check_pair,
     class_average,
-    joins,
+    draw_space,
+    dress_space,
     principal_axes,
     read_frames,
     select_rate,
     spread_over,
 )
 from lesde.plot.style import (
-    SECOND_INK,
     axis_label,
     check_panels,
     class_handles,
     class_line,
     class_marker,
     legend_above,
-    number,
     palette,
     panels,
     style,
 )
 
 __all__ = ["class_means", "logit_paths", "separation_fan"]
-
-
-# --------------------------------------------------------------------------------------------------
-# Separation fan: projections of all samples against time.
 
 
 @style()
@@ -112,9 +108,7 @@ def separation_fan(
     check_panels(ax, 1)
     if pair is not None and direction is not None:
         raise ValueError("direction and pair both say what to project on; give one of them.")
-    two = None if pair is None else _classes("pair", pair, frames.n_classes)
-    if two is not None and len(two) != 2:
-        raise ValueError(f"pair must name two different classes; got {shown(pair)}.")
+    two = None if pair is None else list(check_pair(pair, frames.n_classes))
     if classes is not None:
         chosen = _classes("classes", classes, frames.n_classes)
     else:
@@ -202,9 +196,6 @@ def _direction(
     return vector / length, label
 
 
-# --------------------------------------------------------------------------------------------------
-# LE-ODE against observed class means.
-
 MOST_FEATURES = 3
 MOST_MARKERS = 16
 
@@ -268,13 +259,13 @@ def class_means(
         check_real("learning_rate", learning_rate)
     seen, note = _average(observed, "observed", learning_rate)
     model, other = _average(law, "law", learning_rate)
-    if seen.mean.shape[1:] != model.mean.shape[1:]:
+    if seen.each.shape[2:] != model.each.shape[2:]:
         raise ValueError(
-            f"observed and law must have the same classes and features; got {seen.mean.shape[1:]} and "
-            f"{model.mean.shape[1:]}."
+            f"observed and law must have the same classes and features; got {seen.each.shape[2:]} and "
+            f"{model.each.shape[2:]}."
         )
-    K, p = seen.mean.shape[1:]
-    axes_of, names = _coordinates(features, directions, seen.mean[-1], p)
+    K, p = seen.each.shape[2:]
+    axes_of, names = _coordinates(features, directions, seen.each[:, -1].mean(0), p)
     check_panels(ax, len(names))
     axes = panels(ax, len(names), 1, 0.8 + 1.35 * len(names), sharex=ax is None)[:, 0]
     for each, direction, name in zip(axes, axes_of, names, strict=True):
@@ -296,19 +287,18 @@ def class_means(
     return axes
 
 
-class _Means:
-    """Class means (time, class, feature), averaged over replicates, and those of each replicate."""
+class _Means(NamedTuple):
+    """Class means of each replicate (replicate, time, class, feature)."""
 
-    def __init__(self, each: np.ndarray, times: np.ndarray, time_label: str):
-        self.each, self.times, self.time_label = each, times, time_label
-        self.mean = each.mean(axis=0)
+    each: np.ndarray
+    times: np.ndarray
+    time_label: str
 
     def along(self, direction: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Average over replicates along a direction, and its standard error."""
         values = self.each[:, :, k] @ direction
-        if len(values) < 2:
-            return values[0], None
-        return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        error = values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+        return values.mean(axis=0), error
 
 
 def _average(dataset: xr.Dataset, name: str, learning_rate: float | None) -> tuple[_Means, str]:
@@ -387,8 +377,6 @@ def _draw(
     )
 
 
-# --------------------------------------------------------------------------------------------------
-
 SOURCE = "lesde.simulate, a recorder or lesde.networks.drawn_means"
 
 
@@ -406,7 +394,7 @@ def logit_paths(
     legend: bool = True,
     ax: Any = None,
 ) -> Axes:
-    """The class means' ways in three features, averaged over replicates, with joins at some times.
+    """Trajectories of the class means in three features, averaged over replicates, with joins at some times.
 
     Unlike `lesde.plot.simplex3d`, which turns and centres, it shows the features themselves, such as three logits, and
     all replicates together: figure 1 of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960).
@@ -416,7 +404,7 @@ def logit_paths(
     paths : xarray.Dataset
         ``features (replicate, time, sample, feature)``, the replicates optional, with ``time`` and ``label(sample)``.
     time : float, optional
-        The ways are drawn up to the saved time nearest to it. Default: the last.
+        The trajectories are drawn up to the saved time nearest to it. Default: the last.
     samples : xarray.Dataset, optional
         Points to show: ``features (sample, feature)`` and ``label(sample)``.
     features : three ints, default (0, 1, 2)
@@ -428,7 +416,7 @@ def logit_paths(
     elevation, azimuth : float, default 24, 45
         Where it is seen from, in degrees.
     legend : bool, default True
-        Whether to name the classes above.
+        Name the classes above.
     ax : Axes with ``projection="3d"``, optional
         Default: a new figure, one column wide.
 
@@ -462,30 +450,15 @@ def logit_paths(
     means = means[: last + 1]
     target: Any = panels(ax, 1, 1, 3.3, projection="3d")[0, 0]
     K = means.shape[1]
-    colours = palette(K)
-    for k in range(K):
-        own = points[labels == k]
-        target.scatter(*own.T, s=4, color=colours[k], alpha=0.35, linewidths=0, depthshade=False)
-    at = np.unique(np.linspace(0, last, min(snapshots, last + 1)).round().astype(int))
-    for i in at:
-        for line in joins(means[i]):
-            target.plot(*line.T, color=SECOND_INK, linewidth=0.7 if i == last else 0.4)
-    for k in range(K):
-        way = means[:, k]
-        target.plot(*way.T, color=colours[k], linestyle=class_line(k), linewidth=1.2)
-        target.plot(
-            *way[-1:].T,
-            color=colours[k],
-            marker=class_marker(k),
-            markersize=5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            linestyle="none",
-        )
+    joined = np.unique(np.linspace(0, last, min(snapshots, last + 1)).round().astype(int))
+    draw_space(target, means, {k: points[labels == k] for k in range(K)}, 5, joined.tolist())
     if reach is None:
         reach = 1.05 * max(np.abs(means).max(), np.abs(points).max(initial=0.0)) or 1.0
-    _dress(target, chosen, float(reach))
-    target.view_init(elev=elevation, azim=azimuth)
+    # Few ticks, away from the corners, where labels of two axes meet.
+    step = next(v for v in MaxNLocator(2, steps=[1, 2, 5, 10]).tick_values(0.0, reach) if v > 0)
+    step = step if step <= 0.8 * reach else step / 2
+    names = [f"feature {feature}" for feature in chosen]
+    dress_space(target, float(reach), [-step, 0.0, step], names, (elevation, azimuth))
     if legend:
         legend_above(target, class_handles(range(K), K), "class")
     return target
@@ -529,20 +502,3 @@ def _points(samples: Any, chosen: list[int], K: int) -> tuple[np.ndarray, np.nda
             f"samples.label must hold classes of paths, 0 to {K - 1}; got {labels.max()}."
         )
     return values.astype(np.float64), labels
-
-
-def _dress(target: Any, chosen: list[int], reach: float) -> None:
-    """Limits, few ticks away from the corners where labels of two axes meet, and names."""
-    step = next(v for v in MaxNLocator(2, steps=[1, 2, 5, 10]).tick_values(0.0, reach) if v > 0)
-    step = step if step <= 0.8 * reach else step / 2
-    ticks = [-step, 0.0, step]
-    for which, feature in zip("xyz", chosen, strict=True):
-        axis = getattr(target, f"{which}axis")
-        getattr(target, f"set_{which}lim")(-reach, reach)
-        axis.set_major_locator(FixedLocator(ticks))
-        axis.set_major_formatter(FixedFormatter([number(value) for value in ticks]))
-        axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
-        axis._axinfo["grid"].update(color=(0.85, 0.85, 0.85), linewidth=0.4)
-        target.tick_params(axis=which, labelsize=7, pad=-3)
-        getattr(target, f"set_{which}label")(f"feature {feature}", labelpad=-7)
-    target.set_box_aspect((1, 1, 1), zoom=0.82)

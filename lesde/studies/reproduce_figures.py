@@ -20,9 +20,9 @@ from lesde.plot.style import (
     class_handles,
     class_marker,
     colours_of_rates,
-    number,
     palette,
 )
+from lesde.plot.ticks import number
 from lesde.studies.reproduce_analysis import RANGES, Crossing, mean_interval, told
 
 __all__ = ["draw_dynamics", "draw_elasticity", "draw_phases", "draw_separation"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesde import plot
-from lesde.plot.style import centre_ticks, tidy_log, widen_log
+from lesde.plot.ticks import centre_ticks, tidy_log, widen_log
 from tests.plot.conftest import apart, tick_label_boxes
 
 

@@ -1,181 +1,44 @@
-"""Collapse of networks against the learning rate, beside what fitted models predict."""
+"""Collapse metrics against time, and values and rates of them against the learning rate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.analysis.collapse import target_of
+from lesde.analysis.collapse.metrics import target_of
 from lesde.checks import check_choice, check_fraction, check_names
 from lesde.paths import check_dataset
-from lesde.plot.frames import select_rate
+from lesde.plot.curves import (
+    RateCell,
+    cell_edges,
+    draw_band,
+    rate_cells,
+    rate_key,
+    refuse_other_dims,
+)
 from lesde.plot.style import (
     INK,
-    OKABE_ITO,
     SECOND_INK,
     axis_label,
     check_panels,
     class_marker,
-    colours_of_rates,
     legend_above,
-    number,
     palette,
     panels,
     positive,
     style,
-    tidy_log,
     title_of,
-    widen_log,
 )
+from lesde.plot.ticks import number, tidy_log, widen_log
 
-__all__ = [
-    "RateCell",
-    "band_patch",
-    "collapse",
-    "collapse_rate",
-    "draw_band",
-    "learning_rate_range",
-    "metric_label",
-    "nested_lines",
-    "rate_cells",
-    "rate_key",
-    "refuse_other_dims",
-]
+__all__ = ["collapse", "collapse_rate", "learning_rate_range"]
 
-
-# --------------------------------------------------------------------------------------------------
-# Curves by learning rate: one cell of a dataset and one colour each, and the key to them.
-
-MOST_ENTRIES = 8
-"""Above this many learning rates the key is a colour bar."""
-
-
-class RateCell(NamedTuple):
-    """What is drawn in one colour."""
-
-    rate: float | None
-    data: xr.Dataset
-    colour: Any
-
-
-def rate_cells(
-    dataset: xr.Dataset, name: str, learning_rate: float | None = None
-) -> list[RateCell]:
-    """The learning rates of a dataset in increasing order, or only the one asked for."""
-    if learning_rate is not None or "learning_rate" not in dataset.dims:
-        chosen, note = select_rate(dataset, learning_rate, name)
-        # Named in the key only where the dataset has others.
-        rate = float(chosen["learning_rate"]) if note else None
-        return [RateCell(rate, chosen, OKABE_ITO[0])]
-    select_rate(dataset, None, name)  # checks that the coordinate is there
-    rates = dataset["learning_rate"].values.astype(np.float64)
-    colours = [OKABE_ITO[0]] if len(rates) == 1 else colours_of_rates(rates)
-    return [
-        RateCell(float(rates[i]), dataset.isel(learning_rate=int(i)), colours[i])
-        for i in np.argsort(rates)
-    ]
-
-
-def refuse_other_dims(variable: xr.DataArray, allowed: Sequence[str], name: str) -> None:
-    """Raise where a variable has a dimension that the figure has no place for."""
-    other = [str(d) for d in variable.dims if d not in allowed]
-    if other:
-        raise ValueError(
-            f"{name} has the dimension {other[0]!r}, for which this figure has no place. Choose an "
-            f"entry with {name}.isel({other[0]}=0)."
-        )
-
-
-def draw_band(ax: Axes, x: Any, low: Any, high: Any, colour: Any, several: bool) -> None:
-    """A filled range; where there are ``several``, fainter and with an edge, so that they do not merge."""
-    ax.fill_between(x, low, high, zorder=1, **_band_look(colour, several))
-
-
-def band_patch(colour: Any, several: bool, label: str) -> Patch:
-    """Legend entry of `draw_band`."""
-    return Patch(**_band_look(colour, several), label=label)
-
-
-def _band_look(colour: Any, several: bool) -> dict[str, Any]:
-    if not several:
-        return {"facecolor": to_rgba(colour, 0.22), "linewidth": 0}
-    return {
-        "facecolor": to_rgba(colour, 0.1),
-        "edgecolor": to_rgba(colour, 0.75),
-        "linewidth": 0.4,
-    }
-
-
-def nested_lines(count: int) -> list[Any]:
-    """Line styles of curves that may coincide, in the order they are drawn in.
-
-    All have one period; of ``count`` curves on one path, each shows in an equal part of it. Solid
-    where there are too many to tell. Short dashes need a thin line below them to be followed.
-    """
-    if count == 1 or count > MOST_ENTRIES:
-        return ["-"] * count
-    part = max(2.0, 8.0 / count)
-    return ["-", *((0, (part * (count - i), part * i)) for i in range(1, count))]
-
-
-def rate_key(
-    axes: Any,
-    cells: Sequence[RateCell],
-    handles: Sequence[Artist] = (),
-    lines: Sequence[Any] | None = None,
-) -> None:
-    """Legend of ``handles`` and learning rates above the axes; a colour bar for many rates.
-
-    ``lines`` are the line styles of the cells, solid by default.
-    """
-    styles: list[Any] = ["-"] * len(cells) if lines is None else list(lines)
-    rates = [cell.rate for cell in cells if cell.rate is not None]
-    if len(rates) > MOST_ENTRIES:
-        flat = list(np.asarray(axes, dtype=object).ravel())
-        figure: Figure = flat[0].figure
-        norm = BoundaryNorm(np.arange(len(rates) + 1) - 0.5, len(rates))
-        colours = ListedColormap([cell.colour for cell in cells])
-        bar = figure.colorbar(
-            ScalarMappable(norm, colours), ax=flat, aspect=30, fraction=0.05, pad=0.02
-        )
-        at = np.unique(np.linspace(0, len(rates) - 1, 6).round().astype(int))
-        bar.set_ticks(list(at), labels=[number(rates[i]) for i in at])
-        bar.ax.minorticks_off()
-        bar.ax.tick_params(labelsize=7, width=0.6, length=2)
-        bar.set_label("learning rate", size=8)
-        bar.outline.set_linewidth(0.6)  # type: ignore[operator]
-        legend_above(axes, list(handles))
-        return
-    if len(rates) == 1 and handles:
-        legend_above(axes, list(handles), f"learning rate {number(rates[0])}")
-        return
-    entries = [
-        Line2D([], [], color=cell.colour, linestyle=line, label=number(cell.rate))
-        for cell, line in zip(cells, styles, strict=True)
-        if cell.rate is not None
-    ]
-    # Dashes need room to be told apart.
-    length = 3.0 if any(line != "-" for line in styles) else None
-    if entries and handles:
-        # One title cannot serve both kinds of entry, so the first rate says what the numbers are.
-        entries[0].set_label(f"learning rate {entries[0].get_label()}")
-        legend_above(axes, [*handles, *entries], handlelength=length)
-    else:
-        legend_above(axes, [*handles, *entries], "learning rate" if entries else None, length)
-
-
-# --------------------------------------------------------------------------------------------------
-# Collapse metrics against time, by learning rate.
 
 USUAL = ("nc1", "nc2_etf")
 SHORT = {
@@ -330,9 +193,6 @@ def _curve(ax: Axes, cell: RateCell, name: str, against: str, spread: float, sev
     return True
 
 
-# --------------------------------------------------------------------------------------------------
-# Collapse rate against learning rate.
-
 SOURCE = "lesde.convergence"
 UNITS = {"time": "per unit of time", "iteration": "per iteration"}
 
@@ -469,8 +329,6 @@ def _fit_limits(ax: Axes, data: xr.Dataset, h: np.ndarray) -> None:
     tidy_log(ax, "y")
 
 
-# --------------------------------------------------------------------------------------------------
-
 SOURCE_LEARNING_RATES = "lesde.study.learning_rates.compare_learning_rates"
 NEEDED = ["network", "predicted", "inside", "range_lowest", "range_highest"]
 ORDER = ("I-model", "L-model")
@@ -563,7 +421,7 @@ def _draw_of_learning_rates(ax: Axes, cell: xr.Dataset, colours: dict[str, str],
     if log:
         ax.set_yscale("log")
     keep = positive if log else (lambda v: np.where(np.isfinite(v), v, np.nan))
-    edges = _edges(h)
+    edges = cell_edges(h, log=True)
     seen = np.zeros(len(h), dtype=bool)
     for name, colour in colours.items():
         one = cell.sel(model=name)
@@ -595,15 +453,6 @@ def _draw_of_learning_rates(ax: Axes, cell: xr.Dataset, colours: dict[str, str],
         tidy_log(ax, "y")
     elif ax.get_ylim()[0] < 0 < ax.get_ylim()[1]:
         ax.axhline(0, color=SECOND_INK, linewidth=0.5, linestyle=":", zorder=1)
-
-
-def _edges(h: np.ndarray) -> np.ndarray:
-    """Half-way between learning rates, and as far beyond the first and last."""
-    x = np.log(h)
-    if len(x) == 1:
-        return np.array([h[0] / 2, h[0] * 2])
-    middle = (x[1:] + x[:-1]) / 2
-    return np.exp(np.concatenate([[2 * x[0] - middle[0]], middle, [2 * x[-1] - middle[-1]]]))
 
 
 def _limits(ax: Axes, cell: xr.Dataset, log: bool) -> None:
