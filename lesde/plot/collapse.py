@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.analysis.collapse.metrics import target_of
+from lesde.analysis.collapse import target_of
 from lesde.checks import check_choice, check_fraction, check_names
 from lesde.paths import check_dataset
 from lesde.plot.curves import (
