@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import numpy as np
 import sympy as sp
 
-from lesde.derivation.rule import class_coefficients
+from lesde.derivation.rule import rule
 from lesde.model.formula import EntryTable, PairFormula
 from lesde.model.kernels import no_linear_drift
 from lesde.model.noise import Noise
@@ -132,12 +132,12 @@ class Coefficients:
 
 def derive_coefficients(model: LESDE) -> Coefficients:
     """Apply the derived rule to each distinct entry of the model's kernel."""
-    rule = class_coefficients()
-    kicks = model.entries.combine(np.zeros_like(model.entries.index), lambda E, _: rule.kick(E))
+    factors = rule()
+    kicks = model.entries.combine(np.zeros_like(model.entries.index), lambda E, _: factors.kick(E))
     counts = [int(n) for n in model.counts]
     N = sum(counts)
     columns = np.broadcast_to(model.counts[None, :], model.entries.index.shape)
-    drift = model.entries.combine(columns, lambda E, n: rule.drift(sp.Rational(n, N), E))
+    drift = model.entries.combine(columns, lambda E, n: factors.drift(sp.Rational(n, N), E))
     return Coefficients(
         model.entries, drift, kicks, model.transform, model.noise_table, model.counts
     )

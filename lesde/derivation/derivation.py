@@ -20,7 +20,7 @@ from lesde.derivation import rates
 from lesde.derivation.coefficients import Coefficients, FeatureCoefficients, derive_coefficients
 from lesde.derivation.modes import Mode, Solution, Tree, list_modes, mode_tree, reduced_table
 from lesde.derivation.report import feature_sections, latex_report, text_report
-from lesde.derivation.rule import LEARNING_RATE, class_coefficients, pair_rule
+from lesde.derivation.rule import LEARNING_RATE, rule
 from lesde.model.formula import FEATURE_VARIABLES, TIME, PairFormula, Unfinished, bounded
 from lesde.model.kernels import FeatureKernel, no_linear_drift
 
@@ -62,12 +62,12 @@ class Diffusion:
     def sampling(self, k: int, m: int) -> sp.Expr:
         """C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, S_l the second moment of class l."""
         model = self.derivation.model
-        rule = class_coefficients().sampling
+        sampling = rule().sampling
         identity = model.transform.kind == "identity"
         total = sp.Integer(0)
         for l in range(model.n_classes):
             weight = sp.Rational(int(model.counts[l]), model.n_samples)
-            factor = rule(weight, model.entries[k, l], model.entries[m, l])
+            factor = sampling(weight, model.entries[k, l], model.entries[m, l])
             S = matrix_symbol("S", l)
             H, H_T = matrix_symbol("H", l), sp.Symbol(f"H_{l + 1}^T", commutative=False)
             total += factor * (S if identity else H * S * H_T)
@@ -155,8 +155,7 @@ class Derivation:
     @cached_property
     def diffusion(self) -> Diffusion:
         """Covariance of the increments, without and with the sampling noise of SGD."""
-        rule = class_coefficients()
-        return Diffusion(self, rule.noise, rule.noise_between)
+        return Diffusion(self, rule().noise, rule().noise_between)
 
     @property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
@@ -314,7 +313,7 @@ class FeatureDiffusion:
             if model.transform.kind != "identity":
                 H_T = sp.Symbol(f"H_{l + 1}^T", commutative=False)
                 average = matrix_symbol("H", l) * average * H_T
-            total += pair_rule().sampling(weight) * average
+            total += rule().sampling(weight, 1, 1) * average
         return total - matrix_symbol("b", k) * sp.Symbol(f"b_{m + 1}^T", commutative=False)
 
     def total(self, k: int, m: int, same_sample: bool = False) -> sp.Expr:
@@ -375,7 +374,8 @@ class FeatureDerivation:
     @cached_property
     def _coefficients(self) -> FeatureCoefficients:
         model = self.model
-        return FeatureCoefficients(self.strength, model.transform, model.noise_table, model.counts)
+        kick = PairFormula(rule().kick(self.strength.expression))
+        return FeatureCoefficients(kick, model.transform, model.noise_table, model.counts)
 
     def coefficients(self) -> FeatureCoefficients:
         """The strength, transform and noise in the form that the engines run."""
@@ -398,13 +398,13 @@ class FeatureDerivation:
         total = sp.Integer(0)
         for l, (weight, vector) in enumerate(zip(self.class_weights, vectors, strict=True)):
             transformed = vector if identity else matrix_symbol("H", l) * vector
-            total += pair_rule().drift(weight) * transformed
+            total += rule().drift(weight, 1) * transformed
         return total
 
     @cached_property
     def diffusion(self) -> FeatureDiffusion:
         """Covariance of the increments, without and with the sampling noise of SGD."""
-        return FeatureDiffusion(self, pair_rule().noise, pair_rule().noise_between)
+        return FeatureDiffusion(self, rule().noise, rule().noise_between)
 
     @cached_property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
@@ -448,7 +448,7 @@ class FeatureDerivation:
         difference = means[..., :, None, :] - means[..., None, :, :]
         norm = np.linalg.norm(means, axis=-1, keepdims=True)
         unit = np.divide(means, norm, out=np.zeros_like(means), where=norm > 0)
-        strength = self.strength(
+        strength = self._coefficients.strength(
             (difference**2).sum(-1),
             means @ np.swapaxes(means, -1, -2),
             np.clip(unit @ np.swapaxes(unit, -1, -2), -1.0, 1.0),

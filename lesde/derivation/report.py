@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import sympy as sp
 
 from lesde.derivation.modes import abbreviate
-from lesde.derivation.rule import pair_rule
+from lesde.derivation.rule import rule
 from lesde.model.formula import VARIABLES
 from lesde.text import in_ascii
 
@@ -297,7 +297,7 @@ def _rule_of_feature_report(derivation: FeatureDerivation) -> Section:
 
 def _drift_of_feature_report(derivation: FeatureDerivation) -> Section:
     section = Section("Drift: expectation over the drawn class and sample")
-    weight = pair_rule().drift(_symbol_of_feature_report("w_l"))
+    weight = rule().drift(_symbol_of_feature_report("w_l"), 1)
     general = (
         _symbol_of_feature_report("sum")
         * weight
@@ -339,7 +339,7 @@ def _diffusion_of_feature_report(derivation: FeatureDerivation) -> Section:
         average = average * _symbol_of_feature_report("H_l^T")
     second = (
         _symbol_of_feature_report("sum")
-        * pair_rule().sampling(_symbol_of_feature_report("w_l"))
+        * rule().sampling(_symbol_of_feature_report("w_l"), 1, 1)
         * average
     )
     section.equations.append(
@@ -355,7 +355,7 @@ def _diffusion_of_feature_report(derivation: FeatureDerivation) -> Section:
 def _means(derivation: FeatureDerivation) -> Section:
     section = Section("Small noise: all samples at their class means")
     mean = _transformed(derivation, _symbol_of_feature_report("Xbar_l"))
-    weight = pair_rule().drift(_symbol_of_feature_report("w_l"))
+    weight = rule().drift(_symbol_of_feature_report("w_l"), 1)
     general = (
         _symbol_of_feature_report("sum") * weight * _symbol_of_feature_report("kappa_kl") * mean
     )

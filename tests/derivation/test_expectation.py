@@ -93,7 +93,7 @@ def test_total_diffusion_adds_noise_and_h_times_sampling(system):
 
 def test_noise_terms_come_from_the_rule():
     """√h σ ζ has covariance h σσᵀ with itself and none with another sample's."""
-    rule = microscopic.class_coefficients()
+    rule = microscopic.rule()
     assert (rule.noise, rule.noise_between) == (1, 0)
 
 
@@ -101,7 +101,7 @@ def test_changing_the_rule_changes_the_answer(monkeypatch):
     """Nothing returns a stored answer: a rule with twice the kick gives twice the drift."""
     original = microscopic.increment
     monkeypatch.setattr(microscopic, "increment", lambda E, side="i": original(2 * E, side))
-    changed = microscopic.class_coefficients.__wrapped__()
+    changed = microscopic.rule.__wrapped__()
     w, E, F = sp.symbols("w E F")
     assert sp.expand(changed.drift(w, E) - 2 * w * E) == 0
     assert sp.expand(changed.sampling(w, E, F) - 4 * w * E * F) == 0

@@ -14,7 +14,6 @@ import torch
 import lesde
 from lesde import LESDE, FeatureKernel, TwoLevel
 from lesde.derivation import rule as microscopic
-from lesde.derivation import rule as pair_rule
 from lesde.derivation.derivation import FeatureDerivation
 from lesde.processes.pairs import Interaction
 from tests.derivation.systems import logit_matrices, words
@@ -103,9 +102,9 @@ def test_changing_the_rule_changes_the_answer(monkeypatch):
     """Nothing returns a stored answer: a rule with twice the kick gives twice the drift."""
     original = microscopic.increment
     monkeypatch.setattr(microscopic, "increment", lambda E, side="i": original(2 * E, side))
-    changed = pair_rule.pair_rule.__wrapped__()
+    changed = microscopic.rule.__wrapped__()
     w = sp.Symbol("w")
-    assert (changed.drift(w), changed.sampling(w)) == (2 * w, 4 * w)
+    assert (changed.drift(w, 1), changed.sampling(w, 1, 1)) == (2 * w, 4 * w)
     assert (changed.noise, changed.noise_between) == (1, 0)
 
 

@@ -1,0 +1,289 @@
+"""The microscopic rule in numbers: drift, kicks and sampling noise as torch functions.
+
+Whatever moves class means or samples, the law, the moments, the engines and the fits, takes its equations from
+here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the class matrix
+of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything works on any leading
+batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and under autograd.
+
+Class means are ``(..., class, feature)``. Engines that hold many replicates side by side keep them behind the
+class, ``(..., class, replicate, feature)``, so that one product serves all: they pass ``class_axis=-3``.
+
+>>> import lesde, torch
+>>> from lesde.laws.rule import Transforms, drift
+>>> model = lesde.LESDE(lesde.TwoLevel(2, -1), n_classes=2, n_features=1)
+>>> weights = torch.from_numpy(lesde.derive(model).coefficients().weights([0.0])[0])
+>>> drift(Transforms(model.transform), weights, torch.tensor([[1.0], [-1.0]], dtype=torch.float64)).tolist()
+[[1.5], [-1.5]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lesde.model.transforms import Transform, logit_directions
+
+__all__ = [
+    "Transforms",
+    "drift",
+    "kick",
+    "modified_drift",
+    "modified_noise",
+    "sampling_covariance",
+    "sampling_noise",
+]
+
+
+class Transforms:
+    """The maps x ↦ H_l x of all classes as tensors, with their structure.
+
+    The identity does nothing, "logits" subtracts a mean and scales, and only matrices that a user gave are
+    multiplied.
+
+    Parameters
+    ----------
+    transform : Transform
+        Of a model: ``model.transform`` or ``coefficients.transform``.
+    dtype : torch.dtype, default torch.float64
+        Of the matrices, where there are any; that of what they will be applied to.
+    device : default "cpu"
+    """
+
+    def __init__(
+        self, transform: Transform, dtype: torch.dtype = torch.float64, device: Any = "cpu"
+    ):
+        self.kind, self.is_shared = transform.kind, transform.is_shared
+        self.n_classes, self.n_features = transform.n_classes, transform.n_features
+        self.matrices: torch.Tensor | None = None
+        """H_l (class, feature, feature), where a user gave matrices."""
+        if self.kind == "matrix":
+            # A copy: the model's own matrices are read-only.
+            self.matrices = torch.tensor(transform.array(), dtype=dtype, device=device)
+            self._turned = self.matrices.mT.contiguous()
+
+    def __call__(self, x: torch.Tensor, class_axis: int = -2) -> torch.Tensor:
+        """H_l x^l for x with a class axis and features last."""
+        if self.kind == "identity":
+            return x
+        if self.matrices is not None:
+            if class_axis == -2:
+                return (self.matrices @ x.unsqueeze(-1)).squeeze(-1)
+            return x @ self._turned
+        # H_l x = d_l ⟨d_l, x⟩/‖d_l‖², with d_l = e_l − 1/K, ⟨d_l, x⟩ = x_l − mean(x) and ‖d_l‖² = 1 − 1/K.
+        K = self.n_classes
+        own = x.diagonal(dim1=class_axis, dim2=-1)  # the class comes last
+        score = (own.movedim(-1, class_axis + 1) - x.mean(-1)) / (1 - 1 / K)
+        pushed = (score / -K).unsqueeze(-1).repeat_interleave(K, -1)
+        pushed.diagonal(dim1=class_axis, dim2=-1).add_(score.movedim(class_axis + 1, -1))
+        return pushed
+
+    def rows(self, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """H_l x for vectors x (..., feature) that are each of a class of their own, classes (...)."""
+        if self.kind == "identity":
+            return x
+        if self.matrices is not None:
+            if self.is_shared:
+                return x @ self.matrices[0].mT
+            return (self.matrices[classes] @ x.unsqueeze(-1)).squeeze(-1)
+        K = self.n_classes
+        place = classes.unsqueeze(-1)
+        score = (x.gather(-1, place) - x.mean(-1, keepdim=True)) / (1 - 1 / K)
+        return (score / -K).expand(x.shape).scatter_add(-1, place, score)
+
+    def array(self) -> torch.Tensor:
+        """H_l written out, (class, feature, feature), float64 on the CPU or as the user's matrices."""
+        if self.matrices is not None:
+            return self.matrices
+        K, p = self.n_classes, self.n_features
+        if self.kind == "identity":
+            return torch.eye(p, dtype=torch.float64).expand(K, p, p)
+        d = torch.from_numpy(logit_directions(K))
+        return d[:, :, None] * d[:, None, :] / (1 - 1 / K)
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """U (class, feature, rank) and V (class, rank, feature) with H_l = U_l V_l, of the smallest rank."""
+        if self.kind == "logits":
+            # By hand: the signs of an SVD would hide that the classes are alike.
+            d = torch.from_numpy(logit_directions(self.n_classes))
+            return d[:, :, None], d[:, None, :] / (1 - 1 / self.n_classes)
+        H = self.array()
+        u, singular, v = torch.linalg.svd(H[:1] if self.is_shared else H)
+        least = singular.max() * self.n_features * torch.finfo(H.dtype).eps
+        rank = max(1, int((singular > least).sum(1).max()))
+        left, right = u[:, :, :rank] * singular[:, None, :rank], v[:, :rank]
+        return tuple(part.expand(len(H), -1, -1) for part in (left, right))
+
+    def blocks(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The map Σ_l A_kl H_l x^l as a matrix (..., K·p, K·p), of A (..., class, class); for small K·p."""
+        K, p = self.n_classes, self.n_features
+        whole = matrix[..., :, None, :, None] * self.array().to(matrix).transpose(0, 1)
+        return whole.reshape(*matrix.shape[:-2], K * p, K * p)
+
+
+def drift(
+    transforms: Transforms, weights: torch.Tensor, means: torch.Tensor, class_axis: int = -2
+) -> torch.Tensor:
+    """The drift b_k = Σ_l w_l E_kl H_l X̄^l of every class.
+
+    The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with d/dt of
+    w_l E_kl it is the drift's slope.
+
+    Parameters
+    ----------
+    transforms : Transforms
+    weights : tensor (..., class, class)
+        w_l E_kl(t); its leading dimensions broadcast against those of the means before the class.
+    means : tensor (..., class, feature), or with ``class_axis=-3`` (..., class, replicate, feature)
+
+    Returns
+    -------
+    tensor of the shape of ``means``
+        One product for each leading index, whose rounding does not depend on how many there are.
+    """
+    pushed = transforms(means, class_axis).flatten(means.dim() + class_axis + 1)
+    batch = torch.broadcast_shapes(weights.shape[:-2], pushed.shape[:-2])
+    moved = weights.expand(*batch, *weights.shape[-2:]) @ pushed.expand(*batch, *pushed.shape[-2:])
+    return moved.reshape(*batch, *means.shape[class_axis:])
+
+
+def kick(
+    transforms: Transforms, columns: torch.Tensor, drawn: torch.Tensor, classes: torch.Tensor
+) -> torch.Tensor:
+    """The kick E_kL H_L x_J that every class k gets from the sample drawn; SGD's step is h times this.
+
+    Parameters
+    ----------
+    transforms : Transforms
+    columns : tensor (..., class)
+        E_kL(t), L the class of the sample drawn.
+    drawn : tensor (..., feature)
+        Its features x_J.
+    classes : tensor of int (...)
+        L.
+
+    Returns
+    -------
+    tensor (..., class, feature)
+    """
+    return columns.unsqueeze(-1) * transforms.rows(drawn, classes).unsqueeze(-2)
+
+
+def sampling_covariance(
+    transforms: Transforms,
+    kicks: torch.Tensor,
+    shares: torch.Tensor,
+    means: torch.Tensor,
+    second: torch.Tensor,
+) -> torch.Tensor:
+    """The covariance of one kick, C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, over all classes.
+
+    Here S_l = X̄^l X̄^lᵀ + T_l, and products of the means are taken of their differences from b, so that nothing
+    cancels. With T_l the covariance within class l this is C. Where the class means are random, with mean ``means``
+    and a covariance V, E C is this with V_ll added to T_l, less M V Mᵀ (M the map of :func:`drift`).
+
+    Parameters
+    ----------
+    transforms : Transforms
+    kicks : tensor (..., class, class)
+        E_kl(t).
+    shares : tensor (class,)
+        w_l = n_l/N.
+    means : tensor (..., class, feature)
+    second : tensor (..., class, feature, feature)
+        T_l.
+
+    Returns
+    -------
+    tensor (..., K·p, K·p), class first
+    """
+    K, p = means.shape[-2:]
+    each = kicks.unsqueeze(-1) * transforms(means).unsqueeze(
+        -3
+    )  # (moved class, drawn class, feature)
+    centred = (each - (shares[:, None] * each).sum(-2, keepdim=True)) * shares[:, None].sqrt()
+    root = centred.mT.flatten(-3, -2)
+    columns = transforms(second.movedim(-1, -3))  # H_l T_l: (column, class, row)
+    spread = transforms(columns.transpose(-3, -1)).movedim(-3, -2)
+    pairs = kicks.unsqueeze(-2) * kicks.unsqueeze(-3) * shares  # (k, m, l)
+    blocks = pairs.flatten(-3, -2) @ spread.flatten(-2)
+    blocks = blocks.unflatten(-1, (p, p)).unflatten(-3, (K, K)).transpose(-3, -2)
+    return root @ root.mT + blocks.reshape(*blocks.shape[:-4], K * p, K * p)
+
+
+def sampling_noise(
+    transforms: Transforms,
+    kicks: torch.Tensor,
+    shares: torch.Tensor,
+    means: torch.Tensor,
+    mean_drift: torch.Tensor,
+    numbers: torch.Tensor,
+    deviations: torch.Tensor,
+    class_axis: int = -2,
+) -> torch.Tensor:
+    """C^{1/2} applied to normals: the sampling noise of every class, without a matrix of classes and features.
+
+    Σ_l √w_l [E_kl H_l (X̄^l z_l + d_l) − b_k z_l] has covariance C, for independent z_l ~ N(0, 1) and d_l ~
+    N(0, W_l), W_l the covariance within class l. With one normal ξ_j a sample, z_l = n_l^{-1/2} Σ_j ξ_j and d_l =
+    n_l^{-1/2} Σ_j Y_j ξ_j are such, Y_j the deviations of the samples of class l from its mean. Every sample of class k
+    gets the same increment, √(h dt) times this.
+
+    Parameters
+    ----------
+    transforms : Transforms
+    kicks : tensor (..., class, class)
+        E_kl(t).
+    shares : tensor (class,)
+        w_l.
+    means, mean_drift : tensor
+        X̄ and its drift b (of the plain equation), laid out as :func:`drift` takes them.
+    numbers : tensor
+        z_l, laid out as the means, with one feature.
+    deviations : tensor
+        d_l, laid out as the means.
+    """
+    roots = shares.sqrt()
+    moved = drift(transforms, kicks * roots, means * numbers + deviations, class_axis)
+    along = roots.view(-1, *(1,) * (-1 - class_axis))
+    return moved - mean_drift * (numbers * along).sum(class_axis, keepdim=True)
+
+
+Push = Callable[[Any], Any]
+"""A linear map of class means."""
+
+
+def modified_drift(push: Push, slope: Push, means: Any, rate: float) -> Any:
+    """The drift of the modified equation, b − (h/2)(M b + Ṁ x), laid out as ``means``.
+
+    Parameters
+    ----------
+    push, slope : callable
+        x ↦ M x = Σ_l w_l E_kl(t) H_l x^l, and x ↦ Ṁ x, the same with the time derivative of w_l E_kl
+        (see :func:`lesde.laws.slopes.drift_slope`).
+    means : array or tensor
+        x, laid out as the two maps take it.
+    rate : float
+        The learning rate h; 0 gives the drift b of the plain SDE.
+    """
+    plain = push(means)
+    return plain - 0.5 * rate * (push(plain) + slope(means))
+
+
+def modified_noise(push: Push, noise: Any, rate: float) -> Any:
+    """(1 − hM/2) applied to the noise of the class means, laid out as ``noise``.
+
+    What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k: the
+    deviations of samples from their class mean have no other noise than in the plain SDE. Where σ depends on time,
+    both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_slope`).
+
+    Parameters
+    ----------
+    push : callable
+        x ↦ M x.
+    noise : array or tensor
+        ν_k, the mean over class k of the samples' own noise.
+    rate : float
+        The learning rate h.
+    """
+    return noise - 0.5 * rate * push(noise)
