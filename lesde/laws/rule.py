@@ -143,7 +143,9 @@ def drift(
         One product for each leading index, whose rounding does not depend on how many there are.
     """
     pushed = transforms(means, class_axis).flatten(means.dim() + class_axis + 1)
-    batch = torch.broadcast_shapes(weights.shape[:-2], pushed.shape[:-2])
+    batch = pushed.shape[:-2]
+    if weights.dim() > 2:  # slow, and not needed where one matrix serves all
+        batch = torch.broadcast_shapes(weights.shape[:-2], batch)
     moved = weights.expand(*batch, *weights.shape[-2:]) @ pushed.expand(*batch, *pushed.shape[-2:])
     return moved.reshape(*batch, *means.shape[class_axis:])
 

@@ -49,7 +49,7 @@ class ExactPaths(AboutMeans):
 
     def path(self, rng: Random, start: torch.Tensor) -> Iterator[tuple[torch.Tensor, None]]:
         K, p = self.model.n_classes, self.model.n_features
-        blocks, parts = len(rng.blocks), self.steps[0].n_normals
+        parts = self.steps[0].n_normals
         ahead = prefetch_length(BLOCK * K * p * parts)
         # Coordinates are (…, contrast, replicate, feature): grand mean and contrasts, each with its
         # own digits, and products with matrices of few rows and many columns.
@@ -57,11 +57,11 @@ class ExactPaths(AboutMeans):
         state = _left(basis.T, start.transpose(1, 2).cpu().numpy())
         for first in range(0, len(self.steps), ahead):
             steps = self.steps[first : first + ahead]
-            shape = (blocks, len(steps), parts, K, BLOCK, p)
-            draws = torch.empty(shape, dtype=DTYPE, device=rng.device)
+            shape = (len(steps), parts, K, BLOCK, p)
+            draws = [noise.normal(*shape, dtype=DTYPE) for noise in rng.stream("means").blocks]
             # Not around the yield, where the setting would be the caller's too.
             with np.errstate(over="ignore", invalid="ignore"):
-                rows = _noise(steps, rng.stream("means").ahead(draws).cpu().numpy())
+                rows = _noise(steps, torch.stack(draws).cpu().numpy())
                 for i, step in enumerate(steps):
                     rows[:, i] += _apply(step, step.phi, state)
                     state = rows[:, i]
