@@ -268,7 +268,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def _read(text: str, names: Mapping[str, sp.Expr], variables: Iterable[str]) -> sp.Expr:
-    """The expression that a text stands for; ValueError says what in it is not understood."""
+    """The expression that a text stands for; ValueError says where the text is not understood."""
     if len(text) > MAX_LENGTH:
         raise ValueError(
             f"a formula may have at most {MAX_LENGTH} characters, this has {len(text)}"
@@ -290,7 +290,7 @@ def _read(text: str, names: Mapping[str, sp.Expr], variables: Iterable[str]) -> 
 
 
 def _values_of(name: str, parameters: Parameters, known: Iterable[str]) -> dict[str, sp.Expr]:
-    """What the named parameters stand for: a number, or a symbol where it is None."""
+    """The number that each named parameter stands for; a symbol where it is None."""
     if parameters is not None and not isinstance(parameters, Mapping):
         raise TypeError(
             f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
@@ -720,13 +720,13 @@ class PairFormula:
 
     @cached_property
     def uses(self) -> frozenset[str]:
-        """Which of r2, g and c matter, for samples of one class or of different ones."""
+        """Those of r2, g and c that matter, for samples of one class or of different ones."""
         free = self.at(True).free_symbols | self.at(False).free_symbols
         return frozenset(name for name, symbol in FEATURE_VARIABLES.items() if symbol in free)
 
     @property
     def is_class_only(self) -> bool:
-        """Whether it depends on s and t only, and so is a class kernel."""
+        """True if it depends on s and t only, and so is a class kernel."""
         return not self.uses
 
     def unresolved(self) -> list[str]:
@@ -808,17 +808,14 @@ class EntryTable:
         functions: Functions,
         names: Sequence[str] = (),
     ) -> EntryTable:
-        position: dict[sp.Expr, int] = {}
-        relabel = np.array([position.setdefault(e, len(position)) for e in expressions], dtype=int)
-        index = relabel[np.asarray(index, dtype=int)]
-        used = np.unique(index)
-        ordered = list(position)
-        first = dict(zip(reversed(relabel.tolist()), reversed(names), strict=False))
+        distinct = list(dict.fromkeys(expressions[i] for i in np.unique(index)))
+        position = {expression: i for i, expression in enumerate(distinct)}
+        first = dict(zip(reversed(expressions), reversed(names), strict=False))
         return cls(
-            tuple(ordered[i] for i in used),
-            np.searchsorted(used, index),
+            tuple(distinct),
+            np.array([position.get(expression, -1) for expression in expressions])[index],
             dict(functions),
-            tuple(first[i] for i in used) if names else (),
+            tuple(first[expression] for expression in distinct) if names else (),
         )
 
     def __getitem__(self, key: tuple[int, int]) -> sp.Expr:
@@ -878,14 +875,14 @@ class EntryTable:
 
     @property
     def is_constant(self) -> bool:
-        """Whether no entry depends on time."""
+        """True if no entry depends on time."""
         return all(TIME not in value.free_symbols for value in self.values)
 
 
 # --------------------------------------------------------------------------------------------------
 # Where formulas in time switch: the places of jumps and kinks, and where a narrow peak may hide.
 
-# Samples of a condition that is no polynomial in t, and halvings of a bracket until nothing lies within.
+# Samples of a condition, and halvings of a bracket until nothing lies within.
 SAMPLES = 4096
 HALVINGS = 70
 # Switches that can be resolved; a formula with more is refused as changing too often.
@@ -920,7 +917,7 @@ def _conditions(expression: sp.Expr) -> frozenset[tuple[str, sp.Expr]]:
 
 @lru_cache(maxsize=4096)
 def _arguments(expression: sp.Expr) -> frozenset[sp.Expr]:
-    """What stands in a function or a power. Where it or its slope is zero there may be a narrow peak or step:
+    """Arguments of functions and powers. Where one or its slope is zero there may be a narrow peak or step:
     at 5.3 in exp(-1e6*(t - 5.3)**2), tanh(1e6*(t - 5.3)) and 1/(1 + 1e6*(t - 5.3)**2)."""
     calls = [
         node
@@ -989,24 +986,11 @@ def _changes(
             f"most {MOST} times. End `times` earlier, or write a formula that switches less often."
         )
 
-    coefficients = _coefficients(expression, values)
-    if coefficients is None:
-        samples = np.linspace(start, end, SAMPLES)
-        if rule == "sign":
-            samples = np.sort(np.concatenate([samples, _near_zeros(amount, samples)]))
-    else:
-        samples = np.array([start, end])
-        turns = [_turns(expression, start, end, values)]
-        if rule == "floor":
-            ends = np.sort(amount(np.concatenate([samples, *turns])))
-            if ends[-1] - ends[0] > MOST:
-                refuse()
-            for level in np.arange(np.ceil(ends[0]), ends[-1] + 1):
-                shifted = coefficients - level * (np.arange(len(coefficients), 0, -1) == 1)
-                turns.append(np.roots(shifted).real)
-        places = np.unique(np.concatenate([samples, *turns]))
-        places = places[(places >= start) & (places <= end)]
-        samples = np.sort(np.concatenate([places, (places[:-1] + places[1:]) / 2]))
+    samples = np.linspace(start, end, SAMPLES)
+    exact = _turns(expression, start, end, values)
+    if rule == "sign" and not len(exact):
+        exact = _near_zeros(amount, samples)
+    samples = np.unique(np.concatenate([samples, exact]))
 
     # Bisection, for all brackets at once, to the first floating-point number with another label.
     labels = label(samples)
