@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from lesde.derivation import derive
-from lesde.laws.moments import modified_drift, modified_noise
-from lesde.laws.rule import Transforms
+from lesde.laws.rule import Transforms, modified_drift, modified_noise
 from lesde.laws.rule import drift as class_drift
 from lesde.model.lesde import LESDE, Initial
 from lesde.paths import StepGrid, iteration_counts, seen_times

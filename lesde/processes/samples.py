@@ -394,7 +394,7 @@ class AboutMeans:
         state.index += 1
         if state.index - state.first == len(state.drawn["mean"]):
             several = self.ahead if state.space is None else len(state.space)
-            steps = list(islice(state.path, several))
+            steps = list(islice(state.path, min(several, len(self.times) - state.index)))
             state.first = state.index
             means = torch.stack([mean for mean, _ in steps]).flatten(1, 2)
             if self.reduced:

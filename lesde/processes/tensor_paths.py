@@ -22,7 +22,7 @@ from lesde.checks import (
 from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.law import refuse_feature_kernel
-from lesde.laws.system import BoundTable, numbers_of, read_parameters
+from lesde.laws.values import BoundTable, numbers_of, read_parameters
 from lesde.model.lesde import LESDE, Initial, read_initial
 from lesde.paths import as_dataset, warn_of_lost_digits, working_memory
 from lesde.processes.engines import TorchSDE
