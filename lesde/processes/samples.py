@@ -300,6 +300,7 @@ class _State:
     own: Any
     """Deviations (replicate, sample, feature) at the last time drawn, not centred; or Scatter."""
     space: torch.Tensor | None = None
+    """Room for deviations and samples of several times, (2, time, replicate, sample, feature)."""
     index: int = 0
     first: int = 0
     drawn: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -382,8 +383,8 @@ class AboutMeans:
             return state
         shape = (replicates, self.model.n_samples, self.model.n_features)
         several = max(1, min(64, NUMBERS // math.prod(shape), len(self.times) - 1))
-        space = torch.empty((several, *shape), dtype=rng.dtype, device=rng.device)
-        own = torch.zeros_like(space[0])
+        space = torch.empty((2, several, *shape), dtype=rng.dtype, device=rng.device)
+        own = torch.zeros_like(space[0, 0])
         if offsets is not None:
             own += offsets
         state = _State(path, own, space)
@@ -393,7 +394,7 @@ class AboutMeans:
     def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
         state.index += 1
         if state.index - state.first == len(state.drawn["mean"]):
-            several = self.ahead if state.space is None else len(state.space)
+            several = self.ahead if state.space is None else state.space.shape[1]
             steps = list(islice(state.path, min(several, len(self.times) - state.index)))
             state.first = state.index
             means = torch.stack([mean for mean, _ in steps]).flatten(1, 2)
@@ -416,7 +417,7 @@ class AboutMeans:
     def _draw_samples(self, rng: Random, state: _State, means: torch.Tensor) -> None:
         """Deviations at successive saved times, about means (time, replicate, class, feature)."""
         assert state.space is not None
-        values, last = state.space[: len(means)], state.own
+        values, last = state.space[0, : len(means)], state.own
         for i, part in enumerate(values):
             rng.stream("deviations").normal_(part)
             last = self.noise.add_(part, last, state.first - 1 + i, self.counts)
@@ -428,8 +429,8 @@ class AboutMeans:
         sizes = torch.tensor(self.counts.tolist(), dtype=DTYPE, device=means.device)
         sums = class_sums(values, self.counts).double()
         shift = (means - sums / sizes.unsqueeze(-1)).to(values.dtype)
-        if self.balanced and not shift.requires_grad:
-            samples = _shifted(values, shift, len(self.counts))
+        if self.balanced and not shift.requires_grad and state.space is not None:
+            samples = _shifted(values, shift, state.space[1, : len(means)])
         else:
             samples = values + spread(shift, self.counts)
         state.drawn = {"mean": means, "features": samples}
@@ -475,13 +476,13 @@ class AboutMeans:
         state.drawn |= dict(zip(("reach", "reach_expected"), found, strict=False))
 
 
-def _shifted(values: torch.Tensor, shift: torch.Tensor, K: int) -> torch.Tensor:
+def _shifted(values: torch.Tensor, shift: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """A row of every class (…, class, feature) added to its samples (…, sample, feature), of equal number.
 
     The row is repeated for several samples, because a loop over the few numbers of one sample is slow.
     """
-    out = torch.empty_like(values, memory_format=torch.contiguous_format)
-    p, n = shift.shape[-1], values.shape[-2] // K
+    K, p = shift.shape[-2:]
+    n = values.shape[-2] // K
     several = max(1, min(n, ROW // p))
     wide = shift.unsqueeze(-2).expand(*shift.shape[:-1], several, p).flatten(-2).unsqueeze(-2)
     values, whole = values.unflatten(-2, (K, n)), n - n % several

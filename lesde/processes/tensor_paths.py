@@ -179,13 +179,14 @@ def tensor_paths(
     blocks = range(first, first - (-replicates // BLOCK))
     rng = Random(seed, 0, blocks, on, kind, 0, replicates)
     state = process.start(rng, rng.replicates)
-    frames, means = [process.observe(rng, state)["features"]], [process.means(state)]
+    frames = [process.observe(rng, state)["features"].clone()]
+    means = [process.means(state)]
     for t0, t1 in pairwise(saved.tolist()):
         state = process.advance(rng, state, t0, t1)
         means.append(process.means(state))
         if not bool(torch.isfinite(means[-1].detach().to(kind)).all()):
             raise Diverged(t1)
-        frames.append(process.observe(rng, state)["features"])
+        frames.append(process.observe(rng, state)["features"].clone())
     result = torch.stack(means, 1)[:replicates]
     warn_of_lost_digits(result[:, -1].detach().cpu().numpy(), dtype)
     rates = None if learning_rate is None else np.array([float(learning_rate)])
