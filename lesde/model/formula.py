@@ -7,9 +7,11 @@ once per distinct value, and expanded by indexing when numbers are needed.
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import math
 import numbers
+import operator
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +39,7 @@ __all__ = [
     "PairFormula",
     "Unfinished",
     "bounded",
-    "in_floats",
+    "compiled",
     "parse_formula",
     "parse_pair_formula",
     "peaks",
@@ -323,11 +325,228 @@ def read_formula(
     return result
 
 
-# --------------------------------------------------------------------------------------------------
-# Formulas in time: parsing without `eval`, and numerical evaluation with checks.
-
 TIME = sp.Symbol("t", real=True)
 """The time of the LE-SDE. A symbol called ``t`` in a user's expression is replaced by this one."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Numbers from expressions: the one place that makes a NumPy or a torch function of an expression.
+
+MANY = 32
+"""Expressions in which common parts are no longer looked for, and which are evaluated in one call."""
+
+
+def compiled(
+    expression: sp.Basic | Sequence[sp.Basic],
+    symbols: sp.Symbol | Sequence[sp.Symbol],
+    backend: str = "numpy",
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+    name: str = "the formula",
+) -> Callable[..., Any]:
+    """A function of arrays (backend "numpy") or of tensors ("torch") from a SymPy expression.
+
+    The function takes a value for each symbol, broadcasts them and returns an array or tensor of their
+    common shape (a list of these for a sequence of expressions), constants included. It does not check
+    values. ``functions`` are the Python callables behind unevaluated functions.
+
+    With torch, gradients flow to all arguments: the cases of a condition that do not hold contribute
+    none, and what is infinite on the way to a finite value contributes zero. What torch lacks is left to
+    NumPy and SciPy. A gradient to the place of a switch, or through a function that has none, raises
+    ValueError, in which the formula has the name ``name``.
+    """
+    several = isinstance(expression, list | tuple)
+    expressions = tuple(expression) if isinstance(expression, list | tuple) else (expression,)
+    if not all(isinstance(each, sp.Basic) for each in expressions):  # lambdify would execute a text
+        raise TypeError(f"{name} must be a SymPy expression; got {shown(expression)}.")
+    arguments = (symbols,) if isinstance(symbols, sp.Symbol) else tuple(symbols)
+    given = tuple((functions or {}).items())
+    make = _torch_function if backend == "torch" else _numpy_function
+    try:
+        function = make(expressions, arguments, given, name)
+    except TypeError:  # a callable that cannot be hashed
+        function = make.__wrapped__(expressions, arguments, given, name)
+    return function if several else lambda *values: function(*values)[0]
+
+
+Given = tuple[tuple[str, Callable[..., Any]], ...]
+
+
+@lru_cache(maxsize=4096)
+def _numpy_function(
+    expressions: tuple[sp.Basic, ...], symbols: tuple[sp.Symbol, ...], given: Given, name: str
+) -> Callable[..., list[np.ndarray]]:
+    modules = [dict(given), "numpy", "scipy"]
+    plain = [_in_floats(each) for each in expressions]
+    evaluate = sp.lambdify(symbols, plain, modules, dummify=True, cse=len(plain) < MANY)
+
+    def function(*values: Any) -> list[np.ndarray]:
+        shape = np.broadcast_shapes(*map(np.shape, values))
+        found = map(np.asarray, evaluate(*values))
+        # What a callable returns keeps its shape, so that a wrong one is seen.
+        return [each if given and each.ndim else np.broadcast_to(each, shape) for each in found]
+
+    return function
+
+
+def _in_floats(expression: sp.Basic) -> sp.Basic:
+    """The expression with floats for integers beyond NumPy's, which would make arrays of objects."""
+    large = [n for n in expression.atoms(sp.Integer) if abs(n) >= 2**63]
+    return expression.xreplace({n: sp.Float(n, 17) for n in large})
+
+
+@lru_cache(maxsize=4096)
+def _torch_function(
+    expressions: tuple[sp.Basic, ...], symbols: tuple[sp.Symbol, ...], given: Given, name: str
+) -> Callable[..., list[Any]]:
+    import torch  # heavy: only who computes with tensors loads it
+    from sympy.printing.pytorch import TorchPrinter
+
+    def tensor(value: Any) -> torch.Tensor:
+        return torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64)
+
+    def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, for numbers as well: torch.sqrt takes no 2."""
+        return lambda *values: function(*map(tensor, values))
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose gradient is 0 where it or an argument is infinite.
+
+        torch would multiply the gradient 0 of 1/(1 + exp(1000)) by the slope ∞ of exp, which is NaN.
+        """
+
+        def call(*values: Any) -> torch.Tensor:
+            found = function(*map(tensor, values))
+            if not found.requires_grad:
+                return found
+            infinite = functools.reduce(
+                operator.or_, map(torch.isinf, (found, *map(tensor, values)))
+            )
+            safe = [torch.where(infinite, 1.0, tensor(value)) for value in values]
+            return torch.where(infinite, found.detach(), function(*safe))
+
+        return call
+
+    def refuse_gradient(where: sp.Basic, values: Sequence[Any]) -> None:
+        """A gradient through the place of a jump is a delta function, which no evaluation sees."""
+        moving = [
+            str(symbol)
+            for symbol, value in zip(symbols, values, strict=True)
+            if symbol in where.free_symbols and tensor(value).requires_grad
+        ]
+        if moving:
+            raise ValueError(
+                f"{name} switches where {where}, which depends on {', '.join(moving)}: gradients "
+                f"with respect to the place of a switch are not available. Give {', '.join(moving)} as "
+                f"a plain number, or write a smooth switch such as tanh."
+            )
+
+    def cases(node: sp.Piecewise) -> Callable[..., torch.Tensor]:
+        """Every case with gradients at its own places only: elsewhere it may have none that is finite."""
+        parts = [
+            (
+                condition,
+                *(compiled(e, symbols, "torch", dict(given), name) for e in (condition, value)),
+            )
+            for value, condition in node.args
+        ]
+
+        def call(*values: Any) -> torch.Tensor:
+            left, result = torch.tensor(True), torch.tensor(torch.nan, dtype=torch.float64)
+            for condition, holds, value in parts:
+                refuse_gradient(condition, values)
+                chosen = holds(*values).bool() & left
+                own = [
+                    torch.where(chosen, v, v.detach()) if tensor(v).requires_grad else v
+                    for v in values
+                ]
+                result, left = torch.where(chosen, value(*own), result), left & ~chosen
+            return result
+
+        return call
+
+    def jump(node: sp.Heaviside) -> Callable[..., torch.Tensor]:
+        inside, at_zero = (compiled(e, symbols, "torch", dict(given), name) for e in node.args)
+
+        def call(*values: Any) -> torch.Tensor:
+            refuse_gradient(node.args[0], values)
+            return torch.heaviside(inside(*values), at_zero(*values).to(inside(*values)).detach())
+
+        return call
+
+    def outside(node: sp.Expr) -> Callable[..., torch.Tensor]:
+        """A callable of the user's, or a function that torch lacks, by NumPy and SciPy."""
+        places = [sp.Dummy() for _ in node.args]
+        function = compiled(node.func(*places), places, "numpy", dict(given), name)
+
+        def call(*values: Any) -> torch.Tensor:
+            tensors = [tensor(value) for value in values]
+            if any(value.requires_grad for value in tensors):
+                raise ValueError(
+                    f"{name} contains {node}, a function that has no gradient here; with free names use "
+                    f"arithmetic, exp, log, trigonometric and hyperbolic functions, erf, Min, Max and "
+                    f"conditions."
+                )
+            found = function(*(value.cpu().double().numpy() for value in tensors))
+            return torch.as_tensor(np.array(found, np.float64), device=tensors[0].device)
+
+        return call
+
+    names: dict[str, Callable[..., Any]] = {
+        "sqrt": lifted(torch.sqrt),
+        "product": guarded(_product),
+    }
+    for operation in TorchPrinter.mapping.values():
+        word = operation.removeprefix("torch.")
+        if "." not in word:
+            wrap = guarded if word in ("exp", "cosh", "sinh", "pow") else lifted
+            own = {"max": "maximum", "min": "minimum"}.get(word, word)
+            names[word] = wrap(getattr(torch, own))
+
+    def call(word: str, function: Callable[..., Any], arguments: Iterable[sp.Basic]) -> sp.Basic:
+        """A node that prints as a call of the function."""
+        names[word] = function
+        kind = type(word, (sp.Function,), {"_torchcode": _printed_call})
+        return kind(*arguments)
+
+    def translated(node: sp.Basic) -> sp.Basic:
+        """The expression with calls of our own functions for what torch does otherwise or not at all."""
+        if not node.args:
+            return node
+        if isinstance(node, sp.Piecewise):
+            return call(f"cases_{len(names)}", cases(node), symbols)
+        if isinstance(node, sp.Heaviside):
+            return call(f"jump_{len(names)}", jump(node), symbols)
+        arguments = [translated(argument) for argument in node.args]
+        if node.is_Mul and node.has(sp.exp, sp.sinh, sp.cosh, sp.Pow):
+            return call("product", names["product"], arguments)
+        if isinstance(node, sp.Function | AppliedUndef) and node.func not in TorchPrinter.mapping:
+            return call(f"outside_{len(names)}", outside(node), arguments)
+        return node.func(*arguments)
+
+    plain = [translated(_in_floats(each)) for each in expressions]
+    evaluate = sp.lambdify(symbols, plain, [names, "torch"], dummify=True, cse=len(plain) < MANY)
+
+    def function(*values: Any) -> list[torch.Tensor]:
+        tensors = [*map(tensor, values)]
+        shape = torch.broadcast_shapes(*(value.shape for value in tensors))
+        typical = [value for value in tensors if value.dim()] or tensors  # a lone number has no say
+        dtype = functools.reduce(torch.promote_types, (value.dtype for value in typical))
+        found = map(tensor, evaluate(*tensors))
+        return [each.to(typical[0].device, dtype).expand(shape) for each in found]
+
+    return function
+
+
+def _product(*values: Any) -> Any:
+    return functools.reduce(operator.mul, values)
+
+
+def _printed_call(self: sp.Function, printer: Any) -> str:
+    return f"{type(self).__name__}({', '.join(map(printer._print, self.args))})"
+
+
+# --------------------------------------------------------------------------------------------------
+# Formulas in time: parsing without `eval`, and numerical evaluation with checks.
 
 
 @lru_cache(maxsize=4096)
@@ -335,20 +554,6 @@ def _names(expression: sp.Expr) -> frozenset[str]:
     """Free symbols other than t, and unevaluated functions."""
     symbols = {str(s) for s in expression.free_symbols - {TIME}}
     return frozenset(symbols | {f.func.__name__ for f in expression.atoms(AppliedUndef)})
-
-
-@lru_cache(maxsize=4096)
-def _compiled(
-    expression: sp.Expr, functions: tuple[tuple[str, Callable[..., Any]], ...]
-) -> Callable[[np.ndarray], Any]:
-    """The NumPy function of an expression; engines ask for the same few again and again."""
-    return sp.lambdify(TIME, in_floats(expression), modules=[dict(functions), "numpy", "scipy"])
-
-
-def in_floats(expression: sp.Expr) -> sp.Expr:
-    """The expression with floats for integers beyond NumPy's, which make arrays of objects."""
-    large = [n for n in expression.atoms(sp.Integer) if abs(n) >= 2**63]
-    return expression.xreplace({n: sp.Float(n, 17) for n in large})
 
 
 @dataclass(frozen=True)
@@ -396,7 +601,7 @@ class Formula:
         times = np.asarray(times, dtype=np.float64)
         with np.errstate(all="ignore"):
             try:
-                raw = np.asarray(self._compiled()(times))
+                raw = np.asarray(self._function(times))
             except (ZeroDivisionError, OverflowError):
                 raw = np.full(times.shape, np.nan)
             except Exception as error:
@@ -426,11 +631,9 @@ class Formula:
             )
         return np.array(values, dtype=np.float64)
 
-    def _compiled(self) -> Callable[[np.ndarray], Any]:
-        try:
-            return _compiled(self.expression, tuple(self.functions.items()))
-        except TypeError:  # a callable that cannot be hashed
-            return _compiled.__wrapped__(self.expression, tuple(self.functions.items()))
+    @property
+    def _function(self) -> Callable[[np.ndarray], np.ndarray]:
+        return compiled(self.expression, TIME, functions=self.functions)
 
     def _diagnosis(self, when: float) -> str:
         if self.functions:  # callables are written for real times
@@ -438,7 +641,7 @@ class Formula:
         # In floating point: SymPy computes the digits of exp(exp(1000)) for ever.
         try:
             with np.errstate(all="ignore"):
-                value = complex(self._compiled()(np.array(when, np.complex128)))
+                value = complex(self._function(np.array(when, np.complex128)))
         except Exception:  # a function that takes no complex numbers
             return "not finite"
         if not np.isfinite(value) or value.imag == 0:
@@ -684,28 +887,17 @@ def _turns(expression: sp.Expr, start: float, end: float, values: Values) -> np.
     return places[(places > start) & (places < end)]
 
 
-@lru_cache(maxsize=4096)
-def _compiled_of_switches(
-    expression: sp.Expr, names: tuple[str, ...], functions: tuple[Any, ...]
-) -> Any:
-    symbols = [TIME, *(sp.Symbol(name, real=True) for name in names)]
-    return sp.lambdify(symbols, expression, modules=[dict(functions), "numpy", "scipy"])
-
-
 def _changes(
     rule: str, expression: sp.Expr, functions: Functions, start: float, end: float, values: Values
 ) -> np.ndarray:
     """Where the sign of an expression, or the integer below it, changes."""
-    names = tuple(sorted(str(s) for s in expression.free_symbols - {TIME}))
-    try:
-        function = _compiled_of_switches(expression, names, tuple(functions.items()))
-    except TypeError:  # a callable that cannot be hashed
-        function = _compiled_of_switches.__wrapped__(expression, names, tuple(functions.items()))
-    numbers = [values[name] for name in names]
+    names = sorted(expression.free_symbols - {TIME}, key=str)
+    function = compiled(expression, [TIME, *names], functions=functions)
+    numbers = [values[str(name)] for name in names]
 
     def amount(times: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return np.broadcast_to(np.real(function(times, *numbers)), times.shape).astype(float)
+            return np.real(function(times, *numbers)).astype(float)
 
     def label(times: np.ndarray) -> np.ndarray:
         found = amount(times)
@@ -864,17 +1056,14 @@ class PairFormula:
     def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         self.check_resolved()
         symbols = (*FEATURE_VARIABLES.values(), TIME)
-        same, different = (
-            sp.lambdify(symbols, self.at(same), modules=["numpy", "scipy"], cse=True)
-            for same in (True, False)
-        )
+        same, different = (compiled(self.at(same), symbols) for same in (True, False))
         return same, different
 
     def __call__(self, r2: Any, g: Any, c: Any, s: Any, t: Any) -> np.ndarray:
         """Values for arrays that broadcast, float64; not checked to be finite."""
         r2, g, c, s, t = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (r2, g, c, s, t)))
         with np.errstate(all="ignore"):
-            same, different = (np.asarray(f(r2, g, c, t)) for f in self._compiled)
+            same, different = (f(r2, g, c, t) for f in self._compiled)
         return np.array(np.where(s == 1, same, different), dtype=np.float64)
 
 
@@ -917,13 +1106,6 @@ def _check_own_distance(name: str, formula: PairFormula) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-
-MANY = 32
-
-
-@lru_cache(maxsize=16)
-def _compile_all(expressions: tuple[sp.Expr, ...]) -> Callable[[np.ndarray], Any]:
-    return sp.lambdify(TIME, [in_floats(e) for e in expressions], modules=["numpy", "scipy"])
 
 
 @dataclass(frozen=True)
@@ -1035,7 +1217,7 @@ class EntryTable:
             return False
         try:
             with np.errstate(all="ignore"):
-                values = _compile_all(expressions)(times)
+                values = compiled(expressions, TIME)(times)
                 for position, value in zip(formulas, values, strict=True):
                     out[..., position] = value
         except (TypeError, ValueError, ZeroDivisionError, OverflowError, NameError):
