@@ -1,7 +1,8 @@
-"""K×K tables of formulas that keep their structure: distinct values once, and where each stands.
+"""Formulas: the one place that turns text into SymPy, and SymPy into NumPy and torch functions.
 
-A kernel over 100 classes has 10,000 entries but often only two values. Everything symbolic is done
-once per distinct value, and expanded by indexing when numbers are needed.
+A value of a kernel or of the noise is a number, a text, a SymPy expression or a Python function of t. Texts are
+read by a small parser that executes nothing. What is read is a :class:`Formula` in t, a :class:`PairFormula` of two
+samples, or an entry of an :class:`EntryTable`; :func:`compiled` makes fast functions of all of them.
 """
 
 from __future__ import annotations
@@ -42,36 +43,40 @@ __all__ = [
     "compiled",
     "parse_formula",
     "parse_pair_formula",
-    "peaks",
     "rational",
-    "read_formula",
-    "switches",
 ]
+
+Parameters = Mapping[str, float | None] | None
+Functions = Mapping[str, Callable[..., Any]]
+
+TIME = sp.Symbol("t", real=True)
+"""The time of the LE-SDE. A symbol called ``t`` in a user's expression is replaced by this one."""
+VARIABLES: dict[str, sp.Symbol] = {
+    "r2": sp.Symbol("r2", nonnegative=True),
+    "g": sp.Symbol("g", real=True),
+    "c": sp.Symbol("c", real=True),
+    "s": sp.Symbol("s", real=True),
+}
+"""Besides t, what a formula of two samples may depend on: squared distance, inner product, cosine, same class."""
+FEATURE_VARIABLES = {name: VARIABLES[name] for name in ("r2", "g", "c")}
 
 
 # --------------------------------------------------------------------------------------------------
 # Symbolic steps under a bound: SymPy may search for ever, and nobody waits for that.
 
-Result = TypeVar("Result")
-
 MOST_CALLS = 2_500_000
 """About two seconds; integrals that a person would print take a tenth to three quarters of it."""
 MOST_SECONDS = 3.0
 """Processor time of the thread, for steps whose single calls are long."""
+Result = TypeVar("Result")
 
 
 class Unfinished(BaseException):
-    """A step was given up. Not an Exception, which SymPy catches in many places."""
+    """A symbolic step was given up. Not an Exception, which SymPy catches in many places."""
 
 
 def bounded(step: Callable[..., Result], *arguments: Any) -> Result:
-    """The value of ``step(*arguments)``.
-
-    Raises
-    ------
-    Unfinished
-        Where it takes more than :data:`MOST_CALLS` calls.
-    """
+    """The value of ``step(*arguments)``; raises Unfinished where that takes too long."""
     if sys.getprofile() is not None:  # within another bound, or under somebody's profiler
         return step(*arguments)
     left = MOST_CALLS
@@ -91,28 +96,13 @@ def bounded(step: Callable[..., Result], *arguments: Any) -> Result:
 
 
 # --------------------------------------------------------------------------------------------------
-# Reading a formula from text: a small parser that executes nothing.
+# Text to SymPy.
 
 FUNCTIONS: dict[str, Callable[..., sp.Expr]] = {
-    "exp": sp.exp,
-    "log": sp.log,
-    "ln": sp.log,
-    "sqrt": sp.sqrt,
-    "sin": sp.sin,
-    "cos": sp.cos,
-    "tan": sp.tan,
-    "atan": sp.atan,
-    "sinh": sp.sinh,
-    "cosh": sp.cosh,
-    "tanh": sp.tanh,
-    "erf": sp.erf,
-    "abs": sp.Abs,
-    "Abs": sp.Abs,
-    "min": sp.Min,
-    "max": sp.Max,
-    "Min": sp.Min,
-    "Max": sp.Max,
-    "Heaviside": sp.Heaviside,
+    **{name: getattr(sp, name) for name in ("exp", "log", "sqrt", "sin", "cos", "tan", "atan")},
+    **{name: getattr(sp, name) for name in ("sinh", "cosh", "tanh", "erf", "Heaviside")},
+    **{"ln": sp.log, "abs": sp.Abs, "Abs": sp.Abs},
+    **{"min": sp.Min, "Min": sp.Min, "max": sp.Max, "Max": sp.Max},
 }
 CONSTANTS = {"pi": sp.pi, "e": sp.E, "E": sp.E}
 
@@ -124,11 +114,11 @@ MAX_DEPTH = 40
 LARGEST = sp.Integer(10) ** 308
 
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: a**b,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
 }
 _COMPARE = {ast.Lt: sp.Lt, ast.LtE: sp.Le, ast.Gt: sp.Gt, ast.GtE: sp.Ge}
 
@@ -147,29 +137,25 @@ def rational(value: float | numbers.Integral) -> sp.Expr:
     return sp.Float(number, 17)
 
 
-def _bounded(value: Any) -> Any:
-    """The value, where it is not a number out of reach of floating point."""
+def _within_floats(value: Any) -> Any:
+    """The value, unless it is a number out of reach of floating point."""
     if not isinstance(value, sp.Expr) or not value.is_number:
         return value
     if value.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
         raise ValueError("it is not finite: it divides by zero or takes the logarithm of zero")
-    if value.is_Rational:
-        if abs(value) > LARGEST:
-            raise ValueError("a constant is too large for a floating-point number")
-        return value if value.q < LARGEST else sp.Float(value, 17)
-    if abs(sp.N(value, 15)) > LARGEST:
+    if abs(value if value.is_Rational else sp.N(value, 15)) > LARGEST:
         raise ValueError("a constant is too large for a floating-point number")
-    return value
+    return sp.Float(value, 17) if value.is_Rational and value.q >= LARGEST else value
 
 
-def _check_exponent(exponent: sp.Expr, base: sp.Expr | None = None) -> None:
-    """Refuse exponents with which SymPy would multiply out a huge power; no base stands for e."""
-    limit = MAX_LOG if base is None else MAX_EXPONENT
+def _check_exponent(exponent: sp.Expr, base: sp.Expr = sp.E) -> None:
+    """Refuse exponents with which SymPy would multiply out a huge power."""
     if exponent.is_number:
+        limit = MAX_LOG if base == sp.E else MAX_EXPONENT
         if abs(sp.N(exponent, 15)) > limit:
             raise ValueError(f"an exponent may be at most {limit} in size")
         return
-    powers = base is not None and base.is_number
+    powers = base != sp.E and base.is_number
     powers = powers or any(term.is_number for term in exponent.atoms(sp.log))
     if powers and any(abs(number) > MAX_LOG for number in exponent.atoms(sp.Rational)):
         raise ValueError(f"numbers in the exponent of a number may be at most {MAX_LOG} in size")
@@ -178,9 +164,8 @@ def _check_exponent(exponent: sp.Expr, base: sp.Expr | None = None) -> None:
 class _Reader(ast.NodeVisitor):
     """Builds a SymPy expression from the few kinds of syntax that a formula may contain."""
 
-    def __init__(self, names: Mapping[str, sp.Expr], variables: Sequence[str]):
-        self.names = names
-        self.variables = variables
+    def __init__(self, names: Mapping[str, sp.Expr], variables: Iterable[str]):
+        self.names, self.variables = names, list(variables)
         self.depth = 0
 
     def visit(self, node: ast.AST) -> Any:
@@ -189,19 +174,17 @@ class _Reader(ast.NodeVisitor):
         self.depth += not flat
         if self.depth > MAX_DEPTH:
             raise ValueError(f"it is nested too deeply, beyond {MAX_DEPTH} levels")
-        value = _bounded(super().visit(node))
+        value = _within_floats(super().visit(node))
         self.depth -= not flat
         return value
 
     def number(self, node: ast.AST) -> sp.Expr:
-        """The value of a node that has to be a number."""
         value = self.visit(node)
         if not isinstance(value, sp.Expr):
             raise ValueError(f"the condition '{ast.unparse(node)}' stands where a number must")
         return value
 
     def condition(self, node: ast.AST) -> Boolean:
-        """The value of a node that has to be a condition."""
         value = self.visit(node)
         if isinstance(value, sp.Expr) or not isinstance(value, Boolean):
             raise ValueError(f"the number '{ast.unparse(node)}' stands where a condition must")
@@ -243,15 +226,14 @@ class _Reader(ast.NodeVisitor):
             return self.generic_visit(node.op)
         left, right = self.number(node.left), self.number(node.right)
         if isinstance(node.op, ast.Pow):
-            _check_exponent(right, None if left == sp.E else left)
+            _check_exponent(right, left)
         return _BINARY[type(node.op)](left, right)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
-        if isinstance(node.op, ast.USub):
-            return -self.number(node.operand)
-        if isinstance(node.op, ast.UAdd):
-            return self.number(node.operand)
-        return self.generic_visit(node.op)
+        if not isinstance(node.op, ast.USub | ast.UAdd):
+            return self.generic_visit(node.op)
+        value = self.number(node.operand)
+        return -value if isinstance(node.op, ast.USub) else value
 
     def visit_Call(self, node: ast.Call) -> Any:
         if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS:
@@ -259,9 +241,8 @@ class _Reader(ast.NodeVisitor):
             raise ValueError(f"unknown function {name!r}; known are {', '.join(sorted(FUNCTIONS))}")
         if node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
             raise ValueError(f"{node.func.id} takes plain arguments only")
-        count = len(node.args)
         many = node.func.id.lower() in ("min", "max")
-        if (many and count < 1) or (not many and count != 1):
+        if not node.args or (len(node.args) > 1 and not many):
             raise ValueError(f"{node.func.id} takes {'arguments' if many else 'one argument'}")
         arguments = [self.number(arg) for arg in node.args]
         if node.func.id in ("exp", "sinh", "cosh"):
@@ -269,14 +250,13 @@ class _Reader(ast.NodeVisitor):
         return FUNCTIONS[node.func.id](*arguments)
 
     def visit_IfExp(self, node: ast.IfExp) -> Any:
-        return sp.Piecewise(
-            (self.number(node.body), self.condition(node.test)), (self.number(node.orelse), True)
-        )
+        case = self.number(node.body), self.condition(node.test)
+        return sp.Piecewise(case, (self.number(node.orelse), True))
 
     def visit_Compare(self, node: ast.Compare) -> Any:
-        terms = [self.number(node.left), *(self.number(item) for item in node.comparators)]
+        terms = [self.number(item) for item in (node.left, *node.comparators)]
         parts = []
-        for op, left, right in zip(node.ops, terms, terms[1:], strict=False):
+        for op, (left, right) in zip(node.ops, itertools.pairwise(terms), strict=True):
             if type(op) not in _COMPARE:
                 return self.generic_visit(op)
             parts.append(_COMPARE[type(op)](left, right))
@@ -287,24 +267,8 @@ class _Reader(ast.NodeVisitor):
         return join(*(self.condition(value) for value in node.values))
 
 
-def read_formula(
-    text: str, names: Mapping[str, sp.Expr], variables: Sequence[str] = ("t",)
-) -> sp.Expr:
-    """The SymPy expression that a text stands for.
-
-    Parameters
-    ----------
-    text : str
-    names : mapping of str to sympy.Expr
-        What each name in the text stands for.
-    variables : sequence of str, default ("t",)
-        Those of the names that are variables, for messages; the rest are constants and parameters.
-
-    Raises
-    ------
-    ValueError
-        Saying what in the text is not understood; the caller names the argument.
-    """
+def _read(text: str, names: Mapping[str, sp.Expr], variables: Iterable[str]) -> sp.Expr:
+    """The expression that a text stands for; ValueError says what in it is not understood."""
     if len(text) > MAX_LENGTH:
         raise ValueError(
             f"a formula may have at most {MAX_LENGTH} characters, this has {len(text)}"
@@ -325,12 +289,109 @@ def read_formula(
     return result
 
 
-TIME = sp.Symbol("t", real=True)
-"""The time of the LE-SDE. A symbol called ``t`` in a user's expression is replaced by this one."""
+def _values_of(name: str, parameters: Parameters, known: Iterable[str]) -> dict[str, sp.Expr]:
+    """What the named parameters stand for: a number, or a symbol where it is None."""
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise TypeError(
+            f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
+            f"{shown(parameters)}."
+        )
+    values: dict[str, sp.Expr] = {}
+    for key, number in (parameters or {}).items():
+        if key == "t":
+            raise ValueError("parameters may not contain 't', which is the time.")
+        if key in known:
+            raise ValueError(
+                f"parameters may not contain {key!r}, which is a variable of {name}; give the "
+                f"parameter another name than {', '.join(known)}."
+            )
+        if number is None:
+            values[key] = sp.Symbol(key, real=True)
+            continue
+        if isinstance(number, bool) or not isinstance(number, numbers.Real):
+            raise TypeError(
+                f"parameters[{key!r}] must be a real number; got {shown(number)}. None leaves the name "
+                f"free."
+            )
+        if not math.isfinite(number):
+            raise ValueError(f"parameters[{key!r}] must be finite; got {number}.")
+        values[key] = rational(number)
+    return values
+
+
+def parse_formula(
+    name: str,
+    value: Any,
+    parameters: Parameters = None,
+    symbol: str | None = None,
+    variables: Mapping[str, sp.Symbol] | None = None,
+) -> Formula:
+    """The formula that a number, text, SymPy expression, callable of t or Formula stands for.
+
+    ``name`` is the argument's, for messages; ``symbol`` the name of the function of t that stands for a
+    callable, else the argument's; ``variables`` are those besides t. A parameter that is None stays free: its
+    formula can be derived from, calibrated and differentiated, and takes the value later.
+    """
+    known: dict[str, sp.Expr] = {**(variables or {}), "t": TIME}
+    values = _values_of(name, parameters, known)
+    if isinstance(value, Formula):
+        return value.substitute(values, name)
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, a formula or a function of t; got {value}.")
+    if isinstance(value, numbers.Real) and not isinstance(value, sp.Basic):
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer beyond the largest float
+            finite = False
+        if not finite:
+            raise ValueError(f"{name} must be finite in float64; got {shown(value)}.")
+        return Formula(rational(value if isinstance(value, numbers.Integral) else float(value)))
+    if isinstance(value, str):
+        try:
+            expression = bounded(_read, value, {**CONSTANTS, **values, **known}, known)
+        except ValueError as error:
+            raise ValueError(f"{name} = {shown(value)} is not a usable formula: {error}.") from None
+        except Unfinished:
+            raise _too_long(name, value) from None
+        return _real(name, expression, value)
+    if isinstance(value, sp.Expr):
+        meaning = {**values, **known}
+        swaps = {s: meaning.get(s.name, s) for s in value.free_symbols}
+        return _real(name, value.xreplace(swaps), value)
+    if callable(value):
+        symbol = symbol or name
+        return Formula(sp.Function(symbol, real=True)(TIME), {symbol: value})
+    raise TypeError(
+        f"{name} must be a number, a string or SymPy expression in t, or a vectorised function of "
+        f"t; got {shown(value)}."
+    )
+
+
+def _real(name: str, expression: sp.Expr, given: Any) -> Formula:
+    if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
+        raise ValueError(
+            f"{name} = {shown(given)} must be finite: it contains {shown(expression)}. Change the formula."
+        )
+    try:
+        real = not expression.is_number or bounded(lambda: expression.is_real)
+    except Unfinished:
+        raise _too_long(name, given) from None
+    if real is False:
+        raise ValueError(
+            f"{name} = {shown(given)} must be real: it equals {shown(expression)}. Change the formula."
+        )
+    return Formula(expression)
+
+
+def _too_long(name: str, given: Any) -> ValueError:
+    return ValueError(
+        f"{name} = {shown(given)} takes SymPy too long to read. Write it more simply, or give it as a "
+        f"vectorised function of t."
+    )
 
 
 # --------------------------------------------------------------------------------------------------
-# Numbers from expressions: the one place that makes a NumPy or a torch function of an expression.
+# SymPy to NumPy and torch.
 
 MANY = 32
 """Expressions in which common parts are no longer looked for, and which are evaluated in one call."""
@@ -380,10 +441,13 @@ def _numpy_function(
     evaluate = sp.lambdify(symbols, plain, modules, dummify=True, cse=len(plain) < MANY)
 
     def function(*values: Any) -> list[np.ndarray]:
-        shape = np.broadcast_shapes(*map(np.shape, values))
-        found = map(np.asarray, evaluate(*values))
+        arrays = np.broadcast_arrays(*values)
+        found = map(np.asarray, evaluate(*arrays))
         # What a callable returns keeps its shape, so that a wrong one is seen.
-        return [each if given and each.ndim else np.broadcast_to(each, shape) for each in found]
+        return [
+            each if given and each.ndim else np.broadcast_to(each, arrays[0].shape)
+            for each in found
+        ]
 
     return function
 
@@ -418,9 +482,9 @@ def _torch_function(
             found = function(*map(tensor, values))
             if not found.requires_grad:
                 return found
-            infinite = functools.reduce(
-                operator.or_, map(torch.isinf, (found, *map(tensor, values)))
-            )
+            most = torch.finfo(found.dtype).max / 1e3  # leaves room for a second derivative
+            large = [each.abs() > most for each in (found, *map(tensor, values))]
+            infinite = functools.reduce(operator.or_, large)
             safe = [torch.where(infinite, 1.0, tensor(value)) for value in values]
             return torch.where(infinite, found.detach(), function(*safe))
 
@@ -464,15 +528,6 @@ def _torch_function(
 
         return call
 
-    def jump(node: sp.Heaviside) -> Callable[..., torch.Tensor]:
-        inside, at_zero = (compiled(e, symbols, "torch", dict(given), name) for e in node.args)
-
-        def call(*values: Any) -> torch.Tensor:
-            refuse_gradient(node.args[0], values)
-            return torch.heaviside(inside(*values), at_zero(*values).to(inside(*values)).detach())
-
-        return call
-
     def outside(node: sp.Expr) -> Callable[..., torch.Tensor]:
         """A callable of the user's, or a function that torch lacks, by NumPy and SciPy."""
         places = [sp.Dummy() for _ in node.args]
@@ -512,14 +567,14 @@ def _torch_function(
         """The expression with calls of our own functions for what torch does otherwise or not at all."""
         if not node.args:
             return node
+        if isinstance(node, sp.Heaviside):
+            node = node.rewrite(sp.Piecewise)
         if isinstance(node, sp.Piecewise):
             return call(f"cases_{len(names)}", cases(node), symbols)
-        if isinstance(node, sp.Heaviside):
-            return call(f"jump_{len(names)}", jump(node), symbols)
         arguments = [translated(argument) for argument in node.args]
         if node.is_Mul and node.has(sp.exp, sp.sinh, sp.cosh, sp.Pow):
             return call("product", names["product"], arguments)
-        if isinstance(node, sp.Function | AppliedUndef) and node.func not in TorchPrinter.mapping:
+        if isinstance(node, sp.Function) and node.func not in TorchPrinter.mapping:
             return call(f"outside_{len(names)}", outside(node), arguments)
         return node.func(*arguments)
 
@@ -546,7 +601,7 @@ def _printed_call(self: sp.Function, printer: Any) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Formulas in time: parsing without `eval`, and numerical evaluation with checks.
+# Formulas in t, formulas of two samples, and tables of formulas.
 
 
 @lru_cache(maxsize=4096)
@@ -558,42 +613,30 @@ def _names(expression: sp.Expr) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Formula:
-    """A real function of time.
-
-    Attributes
-    ----------
-    expression : sympy.Expr
-        In :data:`TIME`; may contain unevaluated functions, such as ``alpha(t)``.
-    functions : mapping of str to callable
-        The Python callable behind each unevaluated function that has one.
-    """
+    """A real function of time: an expression in :data:`TIME`, and the callables behind functions in it."""
 
     expression: sp.Expr
-    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
+    functions: Functions = field(default_factory=dict, hash=False)
 
     def unresolved(self) -> list[str]:
         """Names that have no value yet: free symbols other than t, functions without a callable."""
         return sorted(_names(self.expression) - set(self.functions))
 
     def substitute(self, values: Mapping[str, sp.Expr], name: str = "kernel value") -> Formula:
-        """The formula with expressions in place of free names; ``name`` is for error messages."""
+        """The formula with expressions in place of free names."""
         swaps = {s: values[s.name] for s in self.expression.free_symbols if s.name in values}
         if not swaps:
             return self
-        return Formula(
-            _real(name, self.expression.xreplace(swaps), self.expression).expression, self.functions
-        )
+        new = _real(name, self.expression.xreplace(swaps), self.expression).expression
+        return Formula(new, self.functions)
 
     def __call__(self, times: np.ndarray, name: str = "kernel value") -> np.ndarray:
-        """Values at the given times, float64, of the shape of ``times``.
+        """Values at the times, float64, of their shape.
 
-        Raises
-        ------
-        ValueError
-            When a name has no value, or a value is complex or not finite; names the time.
+        ValueError names the formula where a name has no value, and the time where a value is complex or
+        not finite.
         """
-        missing = self.unresolved()
-        if missing:
+        if missing := self.unresolved():
             raise ValueError(
                 f"{name} = {self.expression} has no value for {', '.join(missing)}; it can be "
                 f"derived from but not evaluated. Give numbers with parameters={{...}}."
@@ -601,7 +644,7 @@ class Formula:
         times = np.asarray(times, dtype=np.float64)
         with np.errstate(all="ignore"):
             try:
-                raw = np.asarray(self._function(times))
+                raw = compiled(self.expression, TIME, functions=self.functions)(times)
             except (ZeroDivisionError, OverflowError):
                 raw = np.full(times.shape, np.nan)
             except Exception as error:
@@ -614,26 +657,19 @@ class Formula:
                 ) from error
         if raw.dtype.kind not in "biufc":
             raise ValueError(f"{name} must return numbers; its function returned {shown(raw)}.")
-        if raw.shape not in ((), times.shape):
+        if raw.shape != times.shape:
             raise ValueError(
                 f"{name} must return one value per time: given times of shape {times.shape}, it "
                 f"returned shape {raw.shape}. Write it with NumPy functions so that it is vectorised."
             )
-        if np.iscomplexobj(raw) and np.abs(raw.imag).max(initial=0) == 0:
-            raw = raw.real
-        values = np.broadcast_to(raw, times.shape)
-        bad = np.iscomplexobj(values) * (np.imag(values) != 0) | ~np.isfinite(values)
+        bad = (np.imag(raw) != 0) | ~np.isfinite(raw)
         if bad.any():
             when = float(times[bad].flat[0])
             raise ValueError(
                 f"{name} = {self.expression} is {self._diagnosis(when)} at t = {when:g}; it "
                 f"must be real and finite at every time simulated. Change the formula or the times."
             )
-        return np.array(values, dtype=np.float64)
-
-    @property
-    def _function(self) -> Callable[[np.ndarray], np.ndarray]:
-        return compiled(self.expression, TIME, functions=self.functions)
+        return np.array(np.real(raw), dtype=np.float64)
 
     def _diagnosis(self, when: float) -> str:
         if self.functions:  # callables are written for real times
@@ -641,7 +677,7 @@ class Formula:
         # In floating point: SymPy computes the digits of exp(exp(1000)) for ever.
         try:
             with np.errstate(all="ignore"):
-                value = complex(self._function(np.array(when, np.complex128)))
+                value = complex(compiled(self.expression, TIME)(np.array(when, np.complex128)))
         except Exception:  # a function that takes no complex numbers
             return "not finite"
         if not np.isfinite(value) or value.imag == 0:
@@ -649,118 +685,201 @@ class Formula:
         return f"complex ({sp.N(sp.sympify(value), 8)})"
 
 
-def parse_formula(
-    name: str,
-    value: Any,
-    parameters: Mapping[str, float | None] | None = None,
-    symbol: str | None = None,
-    variables: Mapping[str, sp.Symbol] | None = None,
-) -> Formula:
-    """Turn a number, string, SymPy expression or callable into a :class:`Formula`.
+@dataclass(frozen=True)
+class PairFormula:
+    """κ(X_i, X_j) as a formula in r2, g, c, s and t.
 
-    Strings are read by a small parser that knows arithmetic and a list of functions; nothing in
-    them is executed.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for error messages.
-    value : number, str, sympy.Expr, callable or Formula
-        ``"2/(1+t)"``, ``0.5``, ``sympy.exp(-t)``, ``lambda t: numpy.exp(-t)``.
-    parameters : mapping of str to number or None, optional
-        Values of further symbols in the formula. None leaves a name free: such a formula can be
-        derived from, calibrated and differentiated, and takes its value later.
-    symbol : str, optional
-        Name of the function of t that stands for a callable; the argument's name unless given.
-    variables : mapping of str to sympy.Symbol, optional
-        Variables of the formula besides t.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument, what was given, and what is allowed.
+    ``r2`` is ‖X_i − X_j‖², ``g`` is ⟨X_i, X_j⟩, ``c`` is g/(‖X_i‖‖X_j‖) and 0 where a norm is 0, ``s``
+    is 1 for samples of one class and 0 for others.
     """
-    known: dict[str, sp.Expr] = {**(variables or {}), "t": TIME}
-    values: dict[str, sp.Expr] = {}
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise TypeError(
-            f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
-            f"{shown(parameters)}."
-        )
-    for key, number in (parameters or {}).items():
-        if key == "t":
-            raise ValueError("parameters may not contain 't', which is the time.")
-        if key in known:
+
+    expression: sp.Expr
+
+    def at(self, same: bool) -> sp.Expr:
+        """The expression for two samples of one class, or of different ones: s is 1 or 0."""
+        return self._parts[0 if same else 1]
+
+    @cached_property
+    def _parts(self) -> tuple[sp.Expr, ...]:
+        values = []
+        for s in (1, 0):
+            try:
+                value = sp.sympify(bounded(self.expression.subs, VARIABLES["s"], s))
+            except Unfinished:
+                raise ValueError(
+                    f"strength = {self.expression} takes SymPy too long to evaluate at s = {s}; write "
+                    f"it more simply."
+                ) from None
+            if value.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
+                raise ValueError(
+                    f"strength = {self.expression} is not finite at s = {s}; s is 1 for samples of "
+                    f"one class and 0 for others, so write for example s*a + (1-s)*b."
+                )
+            values.append(value)
+        return tuple(values)
+
+    @cached_property
+    def uses(self) -> frozenset[str]:
+        """Which of r2, g and c matter, for samples of one class or of different ones."""
+        free = self.at(True).free_symbols | self.at(False).free_symbols
+        return frozenset(name for name, symbol in FEATURE_VARIABLES.items() if symbol in free)
+
+    @property
+    def is_class_only(self) -> bool:
+        """Whether it depends on s and t only, and so is a class kernel."""
+        return not self.uses
+
+    def unresolved(self) -> list[str]:
+        """Names that have no value yet."""
+        known = {*VARIABLES.values(), TIME}
+        return sorted(str(symbol) for symbol in self.expression.free_symbols - known)
+
+    def check_resolved(self) -> None:
+        """Refuse a formula with a name that has no value."""
+        if missing := self.unresolved():
             raise ValueError(
-                f"parameters may not contain {key!r}, which is a variable of {name}; give the "
-                f"parameter another name than {', '.join(known)}."
+                f"strength = {self.expression} has no value for {', '.join(missing)}; it can be "
+                f"derived from but not evaluated. Give numbers with parameters={{...}}, or later with "
+                f"model.substitute."
             )
-        if number is None:
-            values[key] = sp.Symbol(key, real=True)
-            continue
-        if isinstance(number, bool) or not isinstance(number, numbers.Real):
-            raise TypeError(
-                f"parameters[{key!r}] must be a real number; got {shown(number)}. None leaves the name "
-                f"free."
+
+    def __call__(self, r2: Any, g: Any, c: Any, s: Any, t: Any) -> np.ndarray:
+        """Values for arrays that broadcast, float64; not checked to be finite."""
+        self.check_resolved()
+        values = [np.asarray(value, np.float64) for value in (r2, g, c, t)]
+        symbols = (*FEATURE_VARIABLES.values(), TIME)
+        with np.errstate(all="ignore"):
+            same, different = (compiled(self.at(same), symbols)(*values) for same in (True, False))
+        return np.where(np.equal(s, 1), same, different).astype(np.float64)
+
+
+def parse_pair_formula(name: str, value: Any, parameters: Parameters = None) -> PairFormula:
+    """The formula of two samples that a number, text or SymPy expression stands for.
+
+    It must be finite at s = 0 and 1, and at r2 = 0, the distance of a sample to itself.
+    """
+    if isinstance(value, PairFormula):
+        value = value.expression
+    if not isinstance(value, str | int | float | np.number | sp.Expr) or isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be a number, or a formula (text or SymPy) in {', '.join(VARIABLES)} and t; "
+            f"got {shown(value)}."
+        )
+    formula = PairFormula(parse_formula(name, value, parameters, variables=VARIABLES).expression)
+    formula.at(True)  # raises where s = 1 or 0 divides by zero
+    if not formula.unresolved() and "r2" in formula.uses:
+        g, t = np.meshgrid([0.5, 1.0, 2.0], [0.1, 0.7, 1.3, 10.0])
+        near, at_zero = (np.isfinite(formula(r2, g, 1.0, 1.0, t)) for r2 in (1e-3, 0.0))
+        if near.any() and not at_zero.any():
+            raise ValueError(
+                f"{name} = {formula.expression} is not finite at r2 = 0, the distance of a sample to "
+                f"itself; write for example 1/(1 + r2) in place of 1/r2."
             )
-        if not math.isfinite(number):
-            raise ValueError(f"parameters[{key!r}] must be finite; got {number}.")
-        values[key] = rational(number)
-
-    if isinstance(value, Formula):
-        return value.substitute(values, name)
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, a formula or a function of t; got {value}.")
-    if isinstance(value, numbers.Real) and not isinstance(value, sp.Basic):
-        try:
-            finite = math.isfinite(value)
-        except OverflowError:  # an integer beyond the largest float
-            finite = False
-        if not finite:
-            raise ValueError(f"{name} must be finite in float64; got {shown(value)}.")
-        return Formula(rational(value if isinstance(value, numbers.Integral) else float(value)))
-    if isinstance(value, str):
-        try:
-            expression = bounded(read_formula, value, {**CONSTANTS, **values, **known}, list(known))
-        except ValueError as error:
-            raise ValueError(f"{name} = {shown(value)} is not a usable formula: {error}.") from None
-        except Unfinished:
-            raise _too_long(name, value) from None
-        return _real(name, expression, value)
-    if isinstance(value, sp.Expr):
-        meaning = {**values, **known}
-        swaps = {s: meaning.get(s.name, s) for s in value.free_symbols}
-        return _real(name, value.xreplace(swaps), value)
-    if callable(value):
-        symbol = symbol or name
-        return Formula(sp.Function(symbol, real=True)(TIME), {symbol: value})
-    raise TypeError(
-        f"{name} must be a number, a string or SymPy expression in t, or a vectorised function of "
-        f"t; got {shown(value)}."
-    )
+    return formula
 
 
-def _real(name: str, expression: sp.Expr, given: Any) -> Formula:
-    if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
-        raise ValueError(
-            f"{name} = {shown(given)} must be finite: it contains {shown(expression)}. Change the formula."
+@dataclass(frozen=True)
+class EntryTable:
+    """A matrix of expressions in time: entry (k, l) is ``values[index[k, l]]``.
+
+    A kernel over 100 classes has 10,000 entries but often only two values, so everything symbolic is done
+    once per distinct value. ``names`` is what the user calls each value; empty for derived tables.
+    """
+
+    values: tuple[sp.Expr, ...]
+    index: np.ndarray
+    functions: Functions = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_formulas(cls, formulas: Mapping[str, Formula], index: np.ndarray) -> EntryTable:
+        """A table of named formulas, which ``index`` counts in their order; equal ones are merged."""
+        functions: dict[str, Callable[..., Any]] = {}
+        for formula in formulas.values():
+            functions.update(formula.functions)
+        expressions = [formula.expression for formula in formulas.values()]
+        return cls._merged(expressions, index, functions, list(formulas))
+
+    @classmethod
+    def _merged(
+        cls,
+        expressions: Sequence[sp.Expr],
+        index: np.ndarray,
+        functions: Functions,
+        names: Sequence[str] = (),
+    ) -> EntryTable:
+        position: dict[sp.Expr, int] = {}
+        relabel = np.array([position.setdefault(e, len(position)) for e in expressions], dtype=int)
+        index = relabel[np.asarray(index, dtype=int)]
+        used = np.unique(index)
+        ordered = list(position)
+        first = dict(zip(reversed(relabel.tolist()), reversed(names), strict=False))
+        return cls(
+            tuple(ordered[i] for i in used),
+            np.searchsorted(used, index),
+            dict(functions),
+            tuple(first[i] for i in used) if names else (),
         )
-    try:
-        real = not expression.is_number or bounded(lambda: expression.is_real)
-    except Unfinished:
-        raise _too_long(name, given) from None
-    if real is False:
-        raise ValueError(
-            f"{name} = {shown(given)} must be real: it equals {shown(expression)}. Change the formula."
+
+    def __getitem__(self, key: tuple[int, int]) -> sp.Expr:
+        return self.values[self.index[key]]
+
+    def combine(self, labels: np.ndarray, rule: Callable[[sp.Expr, int], sp.Expr]) -> EntryTable:
+        """A new table with entries ``rule(value, label)``, evaluated once per distinct pair.
+
+        ``labels`` (rows, columns) are small integers for what else the rule depends on, for example the class
+        whose weight multiplies the entry.
+        """
+        pairs, inverse = np.unique(
+            np.stack([self.index.ravel(), np.asarray(labels).ravel()]), axis=1, return_inverse=True
         )
-    return Formula(expression)
+        expressions = [rule(self.values[i], int(j)) for i, j in pairs.T]
+        return self._merged(expressions, inverse.reshape(self.index.shape), self.functions)
 
+    def matrix(self) -> sp.Matrix:
+        """The dense SymPy matrix; meant for small tables."""
+        rows, columns = self.index.shape
+        return sp.Matrix(rows, columns, lambda k, l: self[k, l])
 
-def _too_long(name: str, given: Any) -> ValueError:
-    return ValueError(
-        f"{name} = {shown(given)} takes SymPy too long to read. Write it more simply, or give it as a "
-        f"vectorised function of t."
-    )
+    def __call__(self, times: np.ndarray) -> np.ndarray:
+        """Values at the times, shape (time, rows, columns), float64, checked real and finite."""
+        return self.distinct(times)[..., self.index]
+
+    def distinct(self, times: np.ndarray) -> np.ndarray:
+        """The distinct values at the times, shape (time, value), float64, checked real and finite."""
+        times = np.asarray(times, dtype=np.float64)
+        if len(self.values) >= MANY and not self.functions:
+            # In one call: to compile ten thousand entries one by one takes minutes.
+            try:
+                with np.errstate(all="ignore"):
+                    together = np.stack(compiled(self.values, TIME)(times), -1)
+            except (TypeError, ValueError, ArithmeticError, NameError):
+                together = np.array(np.nan)  # whatever it is, the formula alone says it by name
+            if together.dtype.kind in "iuf" and np.isfinite(together).all():
+                return together.astype(np.float64)
+        names = self.names or ["kernel entry"] * len(self.values)
+        formulas = (Formula(value, self.functions) for value in self.values)
+        return np.stack([f(times, name) for f, name in zip(formulas, names, strict=True)], -1)
+
+    def places(
+        self, start: float, end: float, values: Mapping[str, float] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where the values may jump or have a kink between two times, and where a narrow peak may be.
+
+        ``values`` are those of free names.
+        """
+        values = values or {}
+        conditions = {each for e in self.values for each in _conditions(e)}
+        switches = [_changes(*each, self.functions, start, end, values) for each in conditions]
+        arguments = {each for e in self.values for each in _arguments(e)}
+        peaks = [_turns(each, start, end, values) for each in arguments]
+        jumps, bumps = (np.unique(np.concatenate([[], *found])) for found in (switches, peaks))
+        return jumps[(jumps > start) & (jumps < end)], bumps
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no entry depends on time."""
+        return all(TIME not in value.free_symbols for value in self.values)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -769,55 +888,10 @@ def _too_long(name: str, given: Any) -> ValueError:
 # Samples of a condition that is no polynomial in t, and halvings of a bracket until nothing lies within.
 SAMPLES = 4096
 HALVINGS = 70
-# Switches that can be told apart; a formula with more is refused as changing too often.
+# Switches that can be resolved; a formula with more is refused as changing too often.
 MOST = 20_000
 # The largest degree of a polynomial whose roots are asked for.
 DEGREE = 12
-
-Functions = Mapping[str, Callable[..., Any]]
-Values = Mapping[str, float]
-
-
-def switches(
-    expressions: Iterable[sp.Expr], functions: Functions, start: float, end: float, values: Values
-) -> np.ndarray:
-    """The times between ``start`` and ``end`` at which one of the expressions may jump or have a kink.
-
-    Parameters
-    ----------
-    expressions : iterable of sympy.Expr
-        In :data:`lesde.formula.TIME` and names with values.
-    functions : mapping of str to callable
-        Behind unevaluated functions of t in the expressions.
-    start, end : float
-    values : mapping of str to float
-        Of free names.
-
-    Returns
-    -------
-    ndarray
-        Increasing. Each is the first floating-point number at which the expression has its later form.
-
-    Raises
-    ------
-    ValueError
-        Where an expression switches too often.
-    """
-    conditions = {each for e in expressions for each in _conditions(e)}
-    found = [_changes(*each, functions, start, end, values) for each in conditions]
-    places = np.unique(np.concatenate([np.empty(0), *found]))
-    return places[(places > start) & (places < end)]
-
-
-def peaks(expressions: Iterable[sp.Expr], start: float, end: float, values: Values) -> np.ndarray:
-    """Times at which one of the expressions may have a narrow peak or step.
-
-    These are the zeros of what stands in a function or a power, and of its slope, where that is a
-    polynomial in t: 5.3 for exp(-1e6*(t - 5.3)**2), tanh(1e6*(t - 5.3)) or 1/(1 + 1e6*(t - 5.3)**2).
-    """
-    arguments = {each for e in expressions for each in _arguments(e)}
-    found = [_turns(each, start, end, values) for each in arguments]
-    return np.unique(np.concatenate([np.empty(0), *found]))
 
 
 @lru_cache(maxsize=4096)
@@ -841,22 +915,21 @@ def _conditions(expression: sp.Expr) -> frozenset[tuple[str, sp.Expr]]:
             found.add(("sign", arguments[0]))  # a root, or a pole within a bounded function
         elif kind is sp.tan:
             found.add(("sign", sp.cos(arguments[0])))
-    return frozenset((rule, g) for rule, g in found if _depends(g))
+    return frozenset((rule, g) for rule, g in found if TIME in g.free_symbols)
 
 
 @lru_cache(maxsize=4096)
 def _arguments(expression: sp.Expr) -> frozenset[sp.Expr]:
-    found = set()
-    for node in sp.preorder_traversal(expression):
-        if isinstance(node, sp.Function | sp.Pow) and not isinstance(
-            node, AppliedUndef | sp.Piecewise
-        ):
-            found |= {a for a in node.args if isinstance(a, sp.Expr) and _depends(a)}
-    return frozenset(found)
-
-
-def _depends(expression: sp.Basic) -> bool:
-    return TIME in expression.free_symbols
+    """What stands in a function or a power. Where it or its slope is zero there may be a narrow peak or step:
+    at 5.3 in exp(-1e6*(t - 5.3)**2), tanh(1e6*(t - 5.3)) and 1/(1 + 1e6*(t - 5.3)**2)."""
+    calls = [
+        node
+        for node in sp.preorder_traversal(expression)
+        if isinstance(node, sp.Function | sp.Pow)
+        and not isinstance(node, AppliedUndef | sp.Piecewise)
+    ]
+    arguments = {argument for node in calls for argument in node.args}
+    return frozenset(a for a in arguments if isinstance(a, sp.Expr) and TIME in a.free_symbols)
 
 
 @lru_cache(maxsize=4096)
@@ -868,7 +941,7 @@ def _polynomial(expression: sp.Expr) -> tuple[sp.Expr, ...] | None:
     return tuple(coefficients) if len(coefficients) <= DEGREE + 1 else None
 
 
-def _coefficients(expression: sp.Expr, values: Values) -> np.ndarray | None:
+def _coefficients(expression: sp.Expr, values: Mapping[str, float]) -> np.ndarray | None:
     symbolic = _polynomial(expression)
     if symbolic is None:
         return None
@@ -876,7 +949,9 @@ def _coefficients(expression: sp.Expr, values: Values) -> np.ndarray | None:
     return np.array([float(c.xreplace(swaps)) for c in symbolic])
 
 
-def _turns(expression: sp.Expr, start: float, end: float, values: Values) -> np.ndarray:
+def _turns(
+    expression: sp.Expr, start: float, end: float, values: Mapping[str, float]
+) -> np.ndarray:
     """Where a polynomial or its slope is zero, or nearly: real parts of their roots."""
     coefficients = _coefficients(expression, values)
     if coefficients is None or len(coefficients) < 2:
@@ -888,7 +963,12 @@ def _turns(expression: sp.Expr, start: float, end: float, values: Values) -> np.
 
 
 def _changes(
-    rule: str, expression: sp.Expr, functions: Functions, start: float, end: float, values: Values
+    rule: str,
+    expression: sp.Expr,
+    functions: Functions,
+    start: float,
+    end: float,
+    values: Mapping[str, float],
 ) -> np.ndarray:
     """Where the sign of an expression, or the integer below it, changes."""
     names = sorted(expression.free_symbols - {TIME}, key=str)
@@ -903,6 +983,12 @@ def _changes(
         found = amount(times)
         return np.nan_to_num((np.sign if rule == "sign" else np.floor)(found), nan=-2.0)
 
+    def refuse() -> None:
+        raise ValueError(
+            f"{expression} changes too often between t = {start:g} and {end:g}: a formula may switch at "
+            f"most {MOST} times. End `times` earlier, or write a formula that switches less often."
+        )
+
     coefficients = _coefficients(expression, values)
     if coefficients is None:
         samples = np.linspace(start, end, SAMPLES)
@@ -914,25 +1000,37 @@ def _changes(
         if rule == "floor":
             ends = np.sort(amount(np.concatenate([samples, *turns])))
             if ends[-1] - ends[0] > MOST:
-                _refuse(expression, start, end)
+                refuse()
             for level in np.arange(np.ceil(ends[0]), ends[-1] + 1):
                 shifted = coefficients - level * (np.arange(len(coefficients), 0, -1) == 1)
                 turns.append(np.roots(shifted).real)
         places = np.unique(np.concatenate([samples, *turns]))
         places = places[(places >= start) & (places <= end)]
         samples = np.sort(np.concatenate([places, (places[:-1] + places[1:]) / 2]))
-    return _bisect(label, samples, lambda: _refuse(expression, start, end))
 
-
-def _refuse(expression: sp.Expr, start: float, end: float) -> None:
-    raise ValueError(
-        f"{expression} changes too often between t = {start:g} and {end:g}: a formula may switch at most "
-        f"{MOST} times. End `times` earlier, or write a formula that switches less often."
-    )
+    # Bisection, for all brackets at once, to the first floating-point number with another label.
+    labels = label(samples)
+    at = np.flatnonzero(labels[1:] != labels[:-1])
+    left, right, before, after = samples[at], samples[at + 1], labels[at], labels[at + 1]
+    for _ in range(HALVINGS):
+        middle = left + (right - left) / 2
+        if not ((middle > left) & (middle < right)).any():
+            break
+        between = label(middle)
+        first, second = between != before, between != after
+        left = np.concatenate([left[first], middle[second]])
+        right = np.concatenate([middle[first], right[second]])
+        before, after = (
+            np.concatenate([before[first], between[second]]),
+            np.concatenate([between[first], after[second]]),
+        )
+        if len(left) > MOST:
+            refuse()
+    return right
 
 
 def _near_zeros(amount: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
-    """Where |g| is least between samples of one sign: it may cross zero twice there."""
+    """Where |g| is least between samples of one sign: it may cross zero twice there. By trisection."""
     size = np.abs(amount(samples))
     inner = (size[1:-1] <= size[:-2]) & (size[1:-1] <= size[2:])
     left, right = samples[:-2][inner], samples[2:][inner]
@@ -942,299 +1040,3 @@ def _near_zeros(amount: Callable[[np.ndarray], np.ndarray], samples: np.ndarray)
         lower = sign * amount(first) < sign * amount(second)
         left, right = np.where(lower, left, first), np.where(lower, second, right)
     return left
-
-
-def _bisect(
-    label: Callable[[np.ndarray], np.ndarray], samples: np.ndarray, refuse: Callable[[], None]
-) -> np.ndarray:
-    """The first floating-point numbers with another label than the one before, between samples."""
-    labels = label(samples)
-    at = np.flatnonzero(labels[1:] != labels[:-1])
-    left, right, before, after = samples[at], samples[at + 1], labels[at], labels[at + 1]
-    for _ in range(HALVINGS):
-        middle = left + (right - left) / 2
-        if not ((middle > left) & (middle < right)).any():
-            break
-        between = label(middle)
-        changed, unchanged = between != before, between != after
-        left = np.concatenate([left[changed], middle[unchanged]])
-        right = np.concatenate([middle[changed], right[unchanged]])
-        before, after = (
-            np.concatenate([before[changed], between[unchanged]]),
-            np.concatenate([between[changed], after[unchanged]]),
-        )
-        if len(left) > MOST:
-            refuse()
-    return right
-
-
-# --------------------------------------------------------------------------------------------------
-# Formulas of two samples: squared distance r2, inner product g, cosine c, same class s, and time t.
-
-VARIABLES: dict[str, sp.Symbol] = {
-    "r2": sp.Symbol("r2", nonnegative=True),
-    "g": sp.Symbol("g", real=True),
-    "c": sp.Symbol("c", real=True),
-    "s": sp.Symbol("s", real=True),
-}
-"""What a formula may depend on besides t."""
-
-FEATURE_VARIABLES = {name: VARIABLES[name] for name in ("r2", "g", "c")}
-
-
-@dataclass(frozen=True)
-class PairFormula:
-    """κ(X_i, X_j) as a formula in r2, g, c, s and t.
-
-    ``r2`` is ‖X_i − X_j‖², ``g`` is ⟨X_i, X_j⟩, ``c`` is g/(‖X_i‖‖X_j‖) and 0 where a norm is 0, ``s``
-    is 1 for samples of one class and 0 for others.
-
-    Attributes
-    ----------
-    expression : sympy.Expr
-        In the symbols of :data:`VARIABLES` and :data:`lesde.formula.TIME`.
-    """
-
-    expression: sp.Expr
-
-    def at(self, same: bool) -> sp.Expr:
-        """The expression for two samples of one class, or of different ones: s is 1 or 0."""
-        return self._parts[0 if same else 1]
-
-    @cached_property
-    def _parts(self) -> tuple[sp.Expr, sp.Expr]:
-        values = []
-        for s in (1, 0):
-            try:
-                value = sp.sympify(bounded(self.expression.subs, VARIABLES["s"], s))
-            except Unfinished:
-                raise ValueError(
-                    f"strength = {self.expression} takes SymPy too long to evaluate at s = {s}; write "
-                    f"it more simply."
-                ) from None
-            if value.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
-                raise ValueError(
-                    f"strength = {self.expression} is not finite at s = {s}; s is 1 for samples of "
-                    f"one class and 0 for others, so write for example s*a + (1-s)*b."
-                )
-            values.append(value)
-        return values[0], values[1]
-
-    @cached_property
-    def uses(self) -> frozenset[str]:
-        """Which of r2, g and c matter, for samples of one class or of different ones."""
-        free = self.at(True).free_symbols | self.at(False).free_symbols
-        return frozenset(name for name, symbol in FEATURE_VARIABLES.items() if symbol in free)
-
-    @property
-    def is_class_only(self) -> bool:
-        """Whether it depends on s and t only, and so is a class kernel."""
-        return not self.uses
-
-    def unresolved(self) -> list[str]:
-        """Names that have no value yet."""
-        known = {*VARIABLES.values(), TIME}
-        return sorted(str(symbol) for symbol in self.expression.free_symbols - known)
-
-    def check_resolved(self) -> None:
-        """Refuse a formula with a name that has no value.
-
-        Raises
-        ------
-        ValueError
-            Naming it.
-        """
-        missing = self.unresolved()
-        if missing:
-            raise ValueError(
-                f"strength = {self.expression} has no value for {', '.join(missing)}; it can be "
-                f"derived from but not evaluated. Give numbers with parameters={{...}}, or later with "
-                f"model.substitute."
-            )
-
-    @cached_property
-    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        self.check_resolved()
-        symbols = (*FEATURE_VARIABLES.values(), TIME)
-        same, different = (compiled(self.at(same), symbols) for same in (True, False))
-        return same, different
-
-    def __call__(self, r2: Any, g: Any, c: Any, s: Any, t: Any) -> np.ndarray:
-        """Values for arrays that broadcast, float64; not checked to be finite."""
-        r2, g, c, s, t = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (r2, g, c, s, t)))
-        with np.errstate(all="ignore"):
-            same, different = (f(r2, g, c, t) for f in self._compiled)
-        return np.array(np.where(s == 1, same, different), dtype=np.float64)
-
-
-def parse_pair_formula(
-    name: str, value: Any, parameters: Mapping[str, float | None] | None = None
-) -> PairFormula:
-    """Read a number, a string or a SymPy expression; see :func:`lesde.formula.parse_formula`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For what is no formula, for names not known (with those that are), and for a formula that is
-        not finite at s = 0 or 1, or at r2 = 0, the distance of a sample to itself.
-    """
-    if isinstance(value, PairFormula):
-        value = value.expression
-    if not isinstance(value, str | int | float | np.number | sp.Expr) or isinstance(value, bool):
-        raise TypeError(
-            f"{name} must be a number, or a formula (text or SymPy) in {', '.join(VARIABLES)} and t; "
-            f"got {shown(value)}."
-        )
-    parsed: Formula = parse_formula(name, value, parameters, variables=VARIABLES)
-    formula = PairFormula(parsed.expression)
-    formula.at(True)  # raises where s = 1 or 0 divides by zero
-    if not formula.unresolved() and "r2" in formula.uses:
-        _check_own_distance(name, formula)
-    return formula
-
-
-def _check_own_distance(name: str, formula: PairFormula) -> None:
-    """Every sample is at distance 0 from itself, so κ has to be finite there."""
-    g, t = np.meshgrid([0.5, 1.0, 2.0], [0.1, 0.7, 1.3, 10.0])
-    near = formula(1e-3, g, 1.0, 1.0, t)
-    at_zero = formula(0.0, g, 1.0, 1.0, t)
-    if np.isfinite(near).any() and not np.isfinite(at_zero).any():
-        raise ValueError(
-            f"{name} = {formula.expression} is not finite at r2 = 0, the distance of a sample to "
-            f"itself; write for example 1/(1 + r2) in place of 1/r2."
-        )
-
-
-# --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EntryTable:
-    """A matrix of expressions in time, stored as distinct values and an index.
-
-    Attributes
-    ----------
-    values : tuple of sympy.Expr
-        The distinct values.
-    index : ndarray of int, shape (rows, columns)
-        Entry (k, l) is ``values[index[k, l]]``.
-    functions : mapping of str to callable
-        Python callables behind unevaluated functions in the values.
-    names : tuple of str
-        What the user calls each value, for error messages; empty for derived tables.
-    """
-
-    values: tuple[sp.Expr, ...]
-    index: np.ndarray
-    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
-
-    @classmethod
-    def from_formulas(cls, formulas: Mapping[str, Formula], index: np.ndarray) -> EntryTable:
-        """A table from named formulas that may repeat; equal expressions are merged.
-
-        ``index`` counts the formulas in their order; the names appear in error messages.
-        """
-        functions: dict[str, Callable[..., Any]] = {}
-        for formula in formulas.values():
-            functions.update(formula.functions)
-        expressions = [formula.expression for formula in formulas.values()]
-        return cls._merged(expressions, index, functions, list(formulas))
-
-    @classmethod
-    def _merged(
-        cls,
-        expressions: Sequence[sp.Expr],
-        index: np.ndarray,
-        functions: Mapping[str, Any],
-        names: Sequence[str] = (),
-    ) -> EntryTable:
-        position: dict[sp.Expr, int] = {}
-        relabel = np.array([position.setdefault(e, len(position)) for e in expressions], dtype=int)
-        index = relabel[np.asarray(index, dtype=int)]
-        used = np.unique(index)
-        ordered = list(position)
-        first = dict(zip(reversed(relabel.tolist()), reversed(names), strict=False))
-        return cls(
-            tuple(ordered[i] for i in used),
-            np.searchsorted(used, index),
-            dict(functions),
-            tuple(first[i] for i in used) if names else (),
-        )
-
-    def __getitem__(self, key: tuple[int, int]) -> sp.Expr:
-        return self.values[self.index[key]]
-
-    def combine(self, labels: np.ndarray, rule: Callable[[sp.Expr, int], sp.Expr]) -> EntryTable:
-        """A new table with entries ``rule(value, label)``, evaluated once per distinct pair.
-
-        ``labels`` (rows, columns) are small integers that tell apart the entries which the rule
-        treats differently, for example the class whose weight multiplies the entry.
-        """
-        pairs, inverse = np.unique(
-            np.stack([self.index.ravel(), np.asarray(labels).ravel()]), axis=1, return_inverse=True
-        )
-        expressions = [rule(self.values[i], int(j)) for i, j in pairs.T]
-        return self._merged(expressions, inverse.reshape(self.index.shape), self.functions)
-
-    def matrix(self) -> sp.Matrix:
-        """The dense SymPy matrix; meant for small tables."""
-        rows, columns = self.index.shape
-        return sp.Matrix(rows, columns, lambda k, l: self[k, l])
-
-    def __call__(self, times: np.ndarray) -> np.ndarray:
-        """Values at the times, shape (time, rows, columns), float64, checked real and finite."""
-        return self.distinct(times)[..., self.index]
-
-    def distinct(self, times: np.ndarray) -> np.ndarray:
-        """The distinct values at the times, shape (time, value), float64, checked real and finite."""
-        times = np.asarray(times, dtype=np.float64)
-        distinct = np.empty((*times.shape, len(self.values)))
-        formulas = []
-        for position, value in enumerate(self.values):
-            if value.is_Rational or value.is_Float:
-                distinct[..., position] = float(value)
-            else:
-                formulas.append(position)
-        if not self._fill_together(formulas, times, distinct):
-            for position in formulas:
-                name = self.names[position] if self.names else "kernel entry"
-                distinct[..., position] = Formula(self.values[position], self.functions)(
-                    times, name
-                )
-        return distinct
-
-    def _fill_together(self, formulas: list[int], times: np.ndarray, out: np.ndarray) -> bool:
-        """Evaluate many formulas by one compiled function; False where each must be asked alone.
-
-        Compiling ten thousand entries one by one takes minutes. Anything unusual (a callable, a
-        value that is not real and finite) is left to the formulas, whose errors name it.
-        """
-        if len(formulas) < MANY or self.functions:
-            return False
-        expressions = tuple(self.values[position] for position in formulas)
-        if any(expression.free_symbols - {TIME} for expression in expressions):
-            return False
-        try:
-            with np.errstate(all="ignore"):
-                values = compiled(expressions, TIME)(times)
-                for position, value in zip(formulas, values, strict=True):
-                    out[..., position] = value
-        except (TypeError, ValueError, ZeroDivisionError, OverflowError, NameError):
-            return False
-        return bool(np.isfinite(out[..., formulas]).all())
-
-    def places(
-        self, start: float, end: float, values: Mapping[str, float] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Switches and peaks of all values, as :mod:`lesde.switches` finds them."""
-        values = values or {}
-        return (
-            switches(self.values, self.functions, start, end, values),
-            peaks(self.values, start, end, values),
-        )
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether no entry depends on time."""
-        return all(TIME not in value.free_symbols for value in self.values)
