@@ -649,7 +649,7 @@ def moments(
     asked: np.ndarray = saved
     iterations: list[np.ndarray] = []
     if "sgd" in names:
-        from lesde.processes.sgd import iteration_counts
+        from lesde.paths import iteration_counts
 
         steps = [rate for rate in rates if rate is not None]
         iterations = [iteration_counts(asked, rate) for rate in steps]
@@ -741,7 +741,7 @@ def _track(
     pieces = equations.pieces(times) if counts is None and dt is None else times
     track = [state]
     if counts is None and dt is not None:
-        from lesde.processes.integration import StepGrid
+        from lesde.paths import StepGrid
 
         grid = StepGrid.regular(times, dt)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -48,6 +48,7 @@ class Process(Protocol):
     - ``attributes`` is a dict of further attributes of the dataset, such as ``engine``, or ``joint``,
       0 where ``reduce`` draws the reaches of one class toward several others independently. What
       differs between learning rates becomes a list.
+    - ``remedy`` is what to do where a path stops being finite, for the message.
 
     Optional, for speed and memory:
 
@@ -57,8 +58,9 @@ class Process(Protocol):
       draw for several times at once. It may have ``iterations (time,)``, the whole steps of length
       learning rate done at the saved times, which then become the dataset's clock, and ``directions
       (time, class, class, feature)``, unit vectors along which the reach is taken too.
-    - ``memory(times, statistics)`` returns the bytes of tables held throughout, and the bytes that a
-      block of 32 replicates works with; the loop puts so many blocks side by side as fit.
+    - ``memory(times, statistics, replicates)`` returns the bytes of tables held throughout, and those
+      that a block of 32 replicates, or so many as are asked for, works with; as many blocks are put side
+      by side as fit.
     - ``most_blocks``, how many blocks side by side are worth it; by default so many that a frame has
       about a million numbers.
     - ``parallel``, true where groups of blocks may be advanced in several threads at a time.
