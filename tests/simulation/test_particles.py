@@ -206,14 +206,22 @@ def test_one_step_has_the_moments_of_the_rule(run_by):
 @pytest.mark.parametrize("keep", ["features", "statistics"])
 @pytest.mark.parametrize(
     "settings",
-    [{"engine": "sgd", "learning_rate": 0.05}, {"engine": lesde.TorchSDE(dt=0.05)}],
-    ids=["sgd", "torchsde"],
+    [
+        {"engine": "sgd", "learning_rate": 0.05},
+        {"engine": lesde.TorchSDE(dt=0.05)},
+        {"engine": lesde.TorchSDE(noise="sampling"), "learning_rate": 0.05},
+    ],
+    ids=["sgd", "torchsde", "sampling"],
 )
-def test_blocks_threads_and_memory_change_nothing(settings, keep):
-    model = lesde.LESDE(lesde.FeatureKernel(KERNEL), 3, 3, [30, 20, 10], noise=0.2)
+@pytest.mark.parametrize(
+    ("kernel", "counts"), [("pairs", [30, 20, 10]), ("pairs", [211, 101, 7]), ("g", [211, 101, 7])]
+)
+def test_blocks_threads_and_memory_change_nothing(settings, keep, kernel, counts):
+    kernel = lesde.FeatureKernel(KERNEL if kernel == "pairs" else "s*(1 + t*g) - c/2")
+    model = lesde.LESDE(kernel, 3, 3, counts, noise=0.2)
 
-    def values(replicates=96, **changes):
-        paths = simulate(model, TIMES, MEANS, replicates, keep=keep, **settings, **changes)
+    def values(replicates=64, **changes):
+        paths = simulate(model, TIMES / 2, MEANS, replicates, keep=keep, **settings, **changes)
         names = ["features"] if keep == "features" else ["mean", "within", "reach"]
         shape = (replicates, len(TIMES), -1)
         return np.nan_to_num(
@@ -228,6 +236,8 @@ def test_blocks_threads_and_memory_change_nothing(settings, keep):
             assert np.array_equal(whole, values())
     finally:
         torch.set_num_threads(before)
+    for few in (1, 6, 37):
+        assert np.array_equal(whole[:few], values(few))
     assert np.array_equal(whole[32:64], values(32, first_replicate=32))
     assert np.array_equal(whole, values(memory_limit="60 MB"))
     with pytest.raises(ValueError, match="memory_limit leaves"):
