@@ -75,7 +75,7 @@ def test_model_with_a_feature_kernel():
     assert lesde.derive(model) is lesde.derive(model)
     assert json.loads(json.dumps(model.describe()))["kernel"]["kind"] == "FeatureKernel"
     assert model.replace(n_features=4).n_features == 4
-    with pytest.raises(ValueError, match=r"model.law needs a kernel of classes.*engine='torchsde'"):
+    with pytest.raises(ValueError, match=r"law needs a kernel of classes.*engine='torchsde'"):
         lesde.law(model, [0, 1], np.ones((3, 2)))
     with pytest.raises(ValueError, match="engine='torchsde'"):
         lesde.predict_separation(model, [0, 1], np.ones((3, 2)))

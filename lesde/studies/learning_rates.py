@@ -17,13 +17,13 @@ from lesde.checks import (
     check_choice,
     check_fraction,
     check_integer,
-    check_paths,
     check_real,
     check_seed,
     check_times,
     shown,
 )
 from lesde.model.transforms import make_transform
+from lesde.paths import check_paths
 from lesde.studies.digits import recorded
 from lesde.studies.fitted_kernels import Kernels, average_kernels, draw_kernels, frames_of_kernels
 from lesde.studies.runner import Progress
