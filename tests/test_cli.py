@@ -336,7 +336,7 @@ def test_progress_is_shown_on_a_terminal_only(
 def test_the_demonstration_s_bars_are_shown_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lesde.studies.demo import bar
+    from lesde.studies.runner import bar
 
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda shown=terminal: shown)

@@ -129,7 +129,7 @@ def demo(
     Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second run
     continues from it.
     """
-    from lesde.studies.runner import DemoConfig, load_config
+    from lesde.studies import DemoConfig, load_config
 
     with _ending("what was done is", lambda: out, fail):
         settings = load_config(DemoConfig, config, {"seed": seed})
@@ -160,7 +160,7 @@ def rates(
     Seven learning rates over almost two decades; says in which range the networks lie in the model's interval.
     Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second run continues from it.
     """
-    from lesde.studies.runner import RateConfig, load_config
+    from lesde.studies import RateConfig, load_config
 
     with _ending("what was done is", lambda: out):
         settings = load_config(RateConfig, config, {"replicates": replicates, "seed": seed})
@@ -227,7 +227,7 @@ def reproduce(
     Figures share trainings. What is trained stays readable after Ctrl-C, and a second run, also of another
     figure or with more trials, continues from it.
     """
-    from lesde.studies.reproduce_trainings import load_protocol
+    from lesde.studies import load_protocol
 
     folder = out
     with _ending("the trials that were done are", lambda: folder):

@@ -834,17 +834,14 @@ class EntryTable:
         functions: Functions,
         names: Sequence[str] = (),
     ) -> EntryTable:
-        position: dict[sp.Expr, int] = {}
-        relabel = np.array([position.setdefault(e, len(position)) for e in expressions], dtype=int)
-        index = relabel[np.asarray(index, dtype=int)]
-        used = np.unique(index)
-        ordered = list(position)
-        first = dict(zip(reversed(relabel.tolist()), reversed(names), strict=False))
+        distinct = list(dict.fromkeys(expressions[i] for i in np.unique(index)))
+        position = {expression: i for i, expression in enumerate(distinct)}
+        first = dict(zip(reversed(expressions), reversed(names), strict=False))
         return cls(
-            tuple(ordered[i] for i in used),
-            np.searchsorted(used, index),
+            tuple(distinct),
+            np.array([position.get(expression, -1) for expression in expressions])[index],
             dict(functions),
-            tuple(first[i] for i in used) if names else (),
+            tuple(first[expression] for expression in distinct) if names else (),
         )
 
     def __getitem__(self, key: tuple[int, int]) -> sp.Expr:
@@ -911,7 +908,7 @@ class EntryTable:
 # --------------------------------------------------------------------------------------------------
 # Where formulas in time switch: the places of jumps and kinks, and where a narrow peak may hide.
 
-# Samples of a condition that is no polynomial in t, and halvings of a bracket until nothing lies within.
+# Samples of a condition, and halvings of a bracket until nothing lies within.
 SAMPLES = 4096
 HALVINGS = 70
 # Switches that can be resolved; a formula with more is refused as changing too often.
@@ -1015,24 +1012,11 @@ def _changes(
             f"most {MOST} times. End `times` earlier, or write a formula that switches less often."
         )
 
-    coefficients = _coefficients(expression, values)
-    if coefficients is None:
-        samples = np.linspace(start, end, SAMPLES)
-        if rule == "sign":
-            samples = np.sort(np.concatenate([samples, _near_zeros(amount, samples)]))
-    else:
-        samples = np.array([start, end])
-        turns = [_turns(expression, start, end, values)]
-        if rule == "floor":
-            ends = np.sort(amount(np.concatenate([samples, *turns])))
-            if ends[-1] - ends[0] > MOST:
-                refuse()
-            for level in np.arange(np.ceil(ends[0]), ends[-1] + 1):
-                shifted = coefficients - level * (np.arange(len(coefficients), 0, -1) == 1)
-                turns.append(np.roots(shifted).real)
-        places = np.unique(np.concatenate([samples, *turns]))
-        places = places[(places >= start) & (places <= end)]
-        samples = np.sort(np.concatenate([places, (places[:-1] + places[1:]) / 2]))
+    samples = np.linspace(start, end, SAMPLES)
+    exact = _turns(expression, start, end, values)
+    if rule == "sign" and not len(exact):
+        exact = _near_zeros(amount, samples)
+    samples = np.unique(np.concatenate([samples, exact]))
 
     # Bisection, for all brackets at once, to the first floating-point number with another label.
     labels = label(samples)

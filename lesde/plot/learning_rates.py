@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lesde.analysis.collapse.metrics import target_of
-from lesde.checks import check_choice, check_dataset, check_fraction, check_names
+from lesde.checks import check_choice, check_fraction, check_names
+from lesde.paths import check_dataset
 from lesde.plot.frames import select_rate
 from lesde.plot.style import (
     INK,
@@ -470,7 +471,7 @@ def _fit_limits(ax: Axes, data: xr.Dataset, h: np.ndarray) -> None:
 
 # --------------------------------------------------------------------------------------------------
 
-SOURCE_LEARNING_RATES = "lesde.study.learning_rates.compare_learning_rates"
+SOURCE_LEARNING_RATES = "lesde.studies.compare_learning_rates"
 NEEDED = ["network", "predicted", "inside", "range_lowest", "range_highest"]
 ORDER = ("I-model", "L-model")
 NAMES = {"nc1": "NC1", "nc2_etf": "NC2"}
@@ -485,7 +486,7 @@ def learning_rate_range(
     Parameters
     ----------
     comparison : xarray.Dataset
-        As :func:`lesde.study.learning_rates.compare_learning_rates` returns.
+        As :func:`lesde.studies.compare_learning_rates` returns.
     kernel : str, optional
         Entry of the dimension ``kernel``. Default: the first, fitted at the same rate.
     ax : array of matplotlib Axes, one per quantity and metric, optional

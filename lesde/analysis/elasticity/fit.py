@@ -30,7 +30,6 @@ from lesde.analysis.elasticity.transitions import (
 )
 from lesde.checks import (
     check_choice,
-    check_dataset,
     check_finite_array,
     check_flag,
     check_fraction,
@@ -39,6 +38,7 @@ from lesde.checks import (
 )
 from lesde.model.kernels import ClassMatrix, Kernel, TwoLevel
 from lesde.model.transforms import Transform, make_transform
+from lesde.paths import check_dataset
 
 __all__ = [
     "TWO_LEVEL",

@@ -12,9 +12,10 @@ import xarray as xr
 
 from lesde.analysis.impact.fit import Clusters, read_impact
 from lesde.analysis.impact.moments import PAIRS
-from lesde.checks import check_dataset, check_fraction, check_real, shown
+from lesde.checks import check_fraction, check_real, shown
 from lesde.model.formula import TIME, VARIABLES
 from lesde.model.kernels import FeatureKernel
+from lesde.paths import check_dataset
 
 __all__ = ["fit_feature_kernel", "impact_by_distance"]
 

@@ -12,8 +12,9 @@ import xarray as xr
 from scipy.stats import t as student
 
 from lesde.analysis.class_means import power_of_two
-from lesde.checks import check_choice, check_dataset, check_fraction
+from lesde.checks import check_choice, check_fraction
 from lesde.model.transforms import Transform, make_transform
+from lesde.paths import check_dataset
 
 __all__ = ["Clusters", "ImpactData", "ImpactFrame", "fit_impact", "read_impact"]
 
