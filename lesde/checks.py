@@ -111,7 +111,7 @@ def check_seed(value: Any, name: str = "seed") -> int:
 
 
 def check_sequence(name: str, value: Any, of: str) -> list[Any]:
-    """The entries of a list, tuple or array, in their order; ``of`` is the wording of what may be given."""
+    """The entries of a list, tuple or array, in their order; ``of`` says what may be given."""
     if isinstance(value, Iterable) and not isinstance(
         value, str | bytes | Mapping | set | frozenset
     ):
@@ -255,25 +255,9 @@ def check_labels(name: str, value: Any) -> np.ndarray:
 
 
 def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
-    """Refuse an argument that is not an instance of ``kind``."""
+    """Refuse an argument that is not of a class."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
-
-
-def available_memory() -> float:
-    """Bytes that can still be allocated: those that the system reports as available, within its limits."""
-    found = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
-    group = Path("/sys/fs/cgroup")
-    try:
-        available = re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
-        if available is not None:
-            found.append(1024.0 * int(available[1]))
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            found.append(float(limit) - float((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # not every system has these files
-    return max(0.0, min(found))
 
 
 def read_device(device: Any) -> Any:
@@ -302,3 +286,19 @@ def read_device(device: Any) -> Any:
     if chosen.type != "cpu":
         raise ValueError(f"device must be 'cpu' or 'cuda'; got {shown(str(chosen))}.")
     return chosen
+
+
+def available_memory() -> float:
+    """Bytes that can still be allocated: what the system says is available, within its limits."""
+    found = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
+    group = Path("/sys/fs/cgroup")
+    try:
+        available = re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
+        if available is not None:
+            found.append(1024.0 * int(available[1]))
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(float(limit) - float((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # not every system has these files
+    return max(0.0, min(found))

@@ -466,11 +466,26 @@ def _torch_function(
     from sympy.printing.pytorch import TorchPrinter
 
     def tensor(value: Any) -> torch.Tensor:
-        return torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64)
+        return value if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
 
     def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, for numbers as well: torch.sqrt takes no 2."""
         return lambda *values: function(*map(tensor, values))
+
+    def power(base: Any, exponent: Any) -> Any:
+        """base**exponent, as products where it can be: torch.pow takes ten times as long."""
+        if torch.is_tensor(exponent) or 2 * exponent != int(2 * exponent) or abs(exponent) > 64:
+            return torch.pow(tensor(base), tensor(exponent))
+        whole, result = int(abs(exponent)), None
+        if whole < abs(exponent):
+            result = tensor(base).sqrt()
+        square = base
+        while whole:
+            if whole % 2:
+                result = square if result is None else result * square
+            whole //= 2
+            square = square * square if whole else square
+        return result if exponent > 0 else 1 / result
 
     def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, whose gradient is 0 where it or an argument is infinite.
@@ -479,8 +494,8 @@ def _torch_function(
         """
 
         def call(*values: Any) -> torch.Tensor:
-            found = function(*map(tensor, values))
-            if not found.requires_grad:
+            found = function(*values)
+            if not torch.is_tensor(found) or not found.requires_grad:
                 return found
             most = torch.finfo(found.dtype).max / 1e3  # leaves room for a second derivative
             large = [each.abs() > most for each in (found, *map(tensor, values))]
@@ -515,6 +530,11 @@ def _torch_function(
         ]
 
         def call(*values: Any) -> torch.Tensor:
+            if not any(torch.is_tensor(value) and value.requires_grad for value in values):
+                result = torch.tensor(torch.nan, dtype=torch.float64)
+                for _, holds, value in reversed(parts):
+                    result = torch.where(holds(*values).bool(), value(*values), result)
+                return result
             left, result = torch.tensor(True), torch.tensor(torch.nan, dtype=torch.float64)
             for condition, holds, value in parts:
                 refuse_gradient(condition, values)
@@ -549,13 +569,15 @@ def _torch_function(
     names: dict[str, Callable[..., Any]] = {
         "sqrt": lifted(torch.sqrt),
         "product": guarded(_product),
+        "pow": guarded(power),
     }
     for operation in TorchPrinter.mapping.values():
         word = operation.removeprefix("torch.")
-        if "." not in word:
-            wrap = guarded if word in ("exp", "cosh", "sinh", "pow") else lifted
+        if "." not in word and word not in names:
             own = {"max": "maximum", "min": "minimum"}.get(word, word)
-            names[word] = wrap(getattr(torch, own))
+            names[word] = lifted(getattr(torch, own))
+            if word in ("exp", "cosh", "sinh"):
+                names[word] = guarded(names[word])
 
     def call(word: str, function: Callable[..., Any], arguments: Iterable[sp.Basic]) -> sp.Basic:
         """A node that prints as a call of the function."""
@@ -583,11 +605,15 @@ def _torch_function(
 
     def function(*values: Any) -> list[torch.Tensor]:
         tensors = [*map(tensor, values)]
-        shape = torch.broadcast_shapes(*(value.shape for value in tensors))
         typical = [value for value in tensors if value.dim()] or tensors  # a lone number has no say
-        dtype = functools.reduce(torch.promote_types, (value.dtype for value in typical))
+        device, shape, dtype = typical[0].device, typical[0].shape, typical[0].dtype
+        for other in typical[1:]:
+            if other.shape != shape:
+                shape = torch.broadcast_shapes(shape, other.shape)
+            dtype = torch.promote_types(dtype, other.dtype)
         found = map(tensor, evaluate(*tensors))
-        return [each.to(typical[0].device, dtype).expand(shape) for each in found]
+        as_wanted = (each.to(device, dtype) for each in found)
+        return [each if each.shape == shape else each.expand(shape) for each in as_wanted]
 
     return function
 
