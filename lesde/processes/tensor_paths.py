@@ -128,7 +128,7 @@ def tensor_paths(
             f"engine must be lesde.TorchSDE(...) with noise='plain', whose steps have gradients; got "
             f"{shown(engine)}. For gradients of the exact law use lesde.tensor_law(model, ...)."
         )
-    if learning_rate is not None and np.ndim(learning_rate) != 0:
+    if hasattr(learning_rate, "__len__") and not isinstance(learning_rate, str):
         raise ValueError(
             "tensor_paths takes one learning_rate; got a sequence. Call it for each of them."
         )
