@@ -113,7 +113,7 @@ def check_seed(value: Any, name: str = "seed") -> int:
 
 
 def check_sequence(name: str, value: Any, of: str) -> list[Any]:
-    """The entries of a list, tuple or array, in their order; ``of`` is the wording of what may be given."""
+    """The entries of a list, tuple or array, in their order; ``of`` says what may be given."""
     if isinstance(value, Iterable) and not isinstance(
         value, str | bytes | Mapping | set | frozenset
     ):
@@ -266,7 +266,7 @@ def check_labels(name: str, value: Any) -> np.ndarray:
 
 
 def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
-    """Refuse an argument that is not an instance of ``kind``."""
+    """Refuse an argument that is not of a class."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
 
@@ -279,8 +279,36 @@ def power_of_two(sizes: Any) -> np.ndarray:
     return np.where(np.asarray(sizes) > 0, np.ldexp(1.0, np.frexp(sizes)[1] - 1), 1.0)
 
 
+def read_device(device: Any) -> Any:
+    """The torch device of a run."""
+    import torch  # heavy, and not needed by what only checks arguments
+
+    if device is None:
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
+        ) from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise ValueError(
+                f"device={shown(str(chosen))} was asked for, but torch sees {count} CUDA devices here. "
+                f"Leave device out to run on the CPU."
+            )
+        # An explicit index makes every tensor of the run agree on its device.
+        return torch.device(
+            "cuda", torch.cuda.current_device() if chosen.index is None else chosen.index
+        )
+    if chosen.type != "cpu":
+        raise ValueError(f"device must be 'cpu' or 'cuda'; got {shown(str(chosen))}.")
+    return chosen
+
+
 def available_memory() -> float:
-    """Bytes that can still be allocated: those that the system reports as available, within its limits."""
+    """Bytes that can still be allocated: what the system says is available, within its limits."""
     found = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
     group = Path("/sys/fs/cgroup")
     try:

@@ -16,7 +16,7 @@ from lesde.analysis.class_means import ClassMeans
 from lesde.analysis.elasticity.transitions import Clock
 from lesde.model.kernels import FeatureKernel
 from lesde.model.transforms import Transform, make_transform
-from lesde.processes.integration import StepGrid
+from lesde.paths import StepGrid
 
 __all__ = ["choose_transform", "read_clock", "warn_of_features"]
 

@@ -1,4 +1,4 @@
-"""Numbers of the report: errors and digits, lasting times, the summary."""
+"""Numbers of the report: errors and digits, lasting times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lesde.studies.runner import Report, lasting_time, with_error
+from lesde.studies.demo import lasting_time
+from lesde.studies.runner import with_error
 
 
 @pytest.mark.parametrize(
@@ -40,11 +41,3 @@ def test_a_value_has_the_digits_of_its_error(value, error, text):
 )
 def test_time_from_which_a_probability_stays(values, expected):
     assert lasting_time(xr.DataArray(values, {"time": np.arange(5.0)}, "time")) == expected
-
-
-def test_the_summary_is_on_top_though_written_last(tmp_path):
-    report = Report(tmp_path / "report.md", "Title")
-    report.add("## First", "text")
-    report.summarise("## Summary", "short")
-    text = report.path.read_text()
-    assert text == "# Title\n\n## Summary\n\nshort\n\n## First\n\ntext\n"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lesde.studies.reproduce_analysis import Crossing, crossing, in_words
+from lesde.studies.reproduce import Crossing, crossing
+from lesde.studies.reproduce.crossing import in_words
 
 LEVELS = np.array([0.0, 0.2, 0.4, 0.6, 2 / 3, 0.7, 0.8])
 

@@ -7,30 +7,21 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
 import lesde.networks
 from lesde.cli.commands import app
-from lesde.studies import reproduce_trainings as reproduce_training
+from tests.studies.conftest import RATES
 
-RATES = {
-    **{"train_per_class": 10, "probe_per_class": 4, "widths": [4], "learning_rates": [0.04, 0.08]},
-    **{"replicates": 8, "total_time": 2.0, "saved_times": 8, "model_start": 0.25, "draws": 4},
-}
-TINY = {
-    **{"train_per_class": 20, "validation_per_class": 10, "learning_rate": 0.03, "trials": 3},
-    **{"iterations": 500, "noise_levels": [0.0, 0.8], "batch": 2, "recordings": 5, "windows": 8},
-}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -49,35 +40,20 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def drawn() -> Iterator[None]:
-    """Figures are not drawn, which takes most of the time; the programs that are killed draw theirs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plt.Figure, "savefig", lambda _, file, **__: Path(file).write_bytes(b"drawn"))
-        yield
-
-
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
+def settings(configs: Path) -> dict[str, tuple[str, ...]]:
     """Commands of small studies."""
-    home = tmp_path_factory.mktemp("settings")
-    (home / "rates.json").write_text(json.dumps(RATES))
-    (home / "tiny.json").write_text(json.dumps(TINY))
     return {
-        "rates": ("rates", "--config", str(home / "rates.json")),
-        "reproduce": ("reproduce", "fig1", "--config", str(home / "tiny.json")),
+        "rates": ("rates", "--config", str(configs / "rates.json")),
+        "reproduce": ("reproduce", "fig1", "--config", str(configs / "reproduce.json")),
         "demo": ("demo",),
     }
 
 
-@pytest.fixture(scope="module")
-def finished(
-    settings: dict[str, tuple[str, ...]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("study") / "run"
-    code, said = run(*settings["rates"], "--out", out)
-    assert code == 0, said
-    return out
+@pytest.fixture
+def finished(rates_run: Path, tmp_path: Path) -> Path:
+    """A copy of the study of learning rates."""
+    return Path(shutil.copytree(rates_run, tmp_path / "finished"))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +85,7 @@ def test_foreign_files_are_named_before_anything_is_trained(
         raise AssertionError("trained")
 
     monkeypatch.setattr(lesde.networks, "record_ensemble", trained)
-    monkeypatch.setattr(reproduce_training, "training_time", trained)
+    monkeypatch.setattr(lesde.networks, "training_time", trained)
     place = tmp_path / name
     place.parent.mkdir(exist_ok=True)
     if place.suffix == ".zarr":
@@ -152,12 +128,11 @@ def test_two_seeds_at_once(
         """
         import sys, time
         import lesde.networks
-        from lesde.study import reproduce_training
         def wait(*_, **__):
             print("training", flush=True)
             time.sleep(100)
-        lesde.networks.record_ensemble = reproduce_training.training_time = wait
-        from lesde.cli import app
+        lesde.networks.record_ensemble = lesde.networks.training_time = wait
+        from lesde.cli.commands import app
         app(sys.argv[1:])
         """
     )
@@ -239,7 +214,7 @@ def test_learning_rates_without_a_time_in_common_are_told_apart(tmp_path: Path) 
     code, said = run("rates", "--config", config, "--out", tmp_path / "out")
     assert code == 2
     assert (
-        "learning_rates must share iterations up to total = 2; those of 0.02, 0.020000001" in said
+        "learning_rates must share iterations up to total = 4; those of 0.02, 0.020000001" in said
     )
 
 
@@ -262,7 +237,7 @@ NURSERY = textwrap.dedent(
     import os, signal, sys
     from typer.testing import CliRunner
     import lesde, lesde.plot, lesde.networks, lesde.studies.rates, lesde.studies.reproduce
-    from lesde.cli import app
+    from lesde.cli.commands import app
 
     out, share, words = sys.argv[1], sys.argv[2:-1], sys.argv[-1].split("|")
     def child(folder, last):

@@ -9,47 +9,30 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import lesde.networks
 from lesde.cli.commands import app
 from lesde.files import read
-from lesde.studies import digits as digit_networks
-from lesde.studies import rates
-from lesde.studies.runner import RateConfig
+from lesde.studies import RateConfig, rates
 from lesde.text import with_interval
+from tests.studies.conftest import RATES
 
-SMALL = RateConfig(
-    train_per_class=20,
-    probe_per_class=8,
-    widths=(8,),
-    learning_rates=(0.04, 0.08),
-    replicates=8,
-    total_time=4.0,
-    saved_times=8,
-    model_start=0.5,
-    draws=4,
-)
+SMALL = RateConfig(**RATES)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("rates")
-    rates.run(SMALL, out)
-    return out
-
-
-def test_report_figures_and_data_are_written(finished: Path) -> None:
-    text = (finished / "report.md").read_text()
+def test_report_figures_and_data_are_written(rates_run: Path) -> None:
+    text = (rates_run / "report.md").read_text()
     names = ("networks", "the_same_rate", "the_other_rates")
     for name in names:
         assert f"](figures/{name}.png)" in text
-        assert all((finished / "figures" / f"{name}.{kind}").exists() for kind in ("png", "pdf"))
-    found = read(finished / "data" / "comparison.zarr")
+        assert all((rates_run / "figures" / f"{name}.{kind}").exists() for kind in ("png", "pdf"))
+    found = read(rates_run / "data" / "comparison.zarr")
     for words in found["statement"].values.ravel():
         assert f"- {words}" in text
 
 
-def test_the_table_holds_the_comparison(finished: Path) -> None:
-    found = read(finished / "data" / "comparison.zarr")
-    every = pd.read_csv(finished / "data" / "comparison.csv")
+def test_the_table_holds_the_comparison(rates_run: Path) -> None:
+    found = read(rates_run / "data" / "comparison.zarr")
+    every = pd.read_csv(rates_run / "data" / "comparison.csv")
     assert len(every) == found["inside"].size
     for _, row in every.iterrows():
         one = found.sel(
@@ -64,22 +47,22 @@ def test_the_table_holds_the_comparison(finished: Path) -> None:
         assert row.inside == bool(one["inside"])
     table = every[every.model == found.attrs["preferred"]].reset_index()
     line = with_interval(table.network[0], table.network_lower[0], table.network_upper[0])
-    assert line in (finished / "report.md").read_text()
+    assert line in (rates_run / "report.md").read_text()
 
 
-def test_a_second_run_trains_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
+def test_a_second_run_trains_nothing(rates_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    before = pd.read_csv(finished / "data" / "comparison.csv")
-    monkeypatch.setattr(digit_networks, "train", refused)
-    rates.run(SMALL, finished)
-    pd.testing.assert_frame_equal(before, pd.read_csv(finished / "data" / "comparison.csv"))
+    before = pd.read_csv(rates_run / "data" / "comparison.csv")
+    monkeypatch.setattr(lesde.networks, "record_ensemble", refused)
+    rates.run(SMALL, rates_run)
+    pd.testing.assert_frame_equal(before, pd.read_csv(rates_run / "data" / "comparison.csv"))
 
 
-def test_other_settings_need_another_folder(finished: Path) -> None:
+def test_other_settings_need_another_folder(rates_run: Path) -> None:
     with pytest.raises(ValueError, match="holds a study with other settings"):
-        rates.run(SMALL.model_copy(update={"seed": 1}), finished)
+        rates.run(SMALL.model_copy(update={"seed": 1}), rates_run)
 
 
 def test_settings_of_the_command(tmp_path: Path) -> None:

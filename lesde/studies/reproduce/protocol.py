@@ -1,0 +1,166 @@
+"""The protocol of the published experiments, and how much of it a preset runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lesde.studies.settings import read_settings, validated
+
+__all__ = ["FREE", "LEVELS", "PRESETS", "Protocol", "levels_for", "load_protocol"]
+
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 0.8)
+"""Published, for three classes."""
+
+FREE = ("trials", "clean_trials", "batch", "windows", "confidence", "noise_levels")
+"""What may differ between two runs in one folder: more trials are added, the rest is analysis."""
+
+
+class Protocol(BaseModel):
+    """What ``lesde reproduce`` trains and analyses; the defaults are the published protocol.
+
+    Source: the experiments of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960). Numbers of
+    recordings and of windows are of this package.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: Literal["geomnist", "cifar10"] = "geomnist"
+    classes: int = Field(
+        3, ge=2, le=10, description="of CIFAR-10, the first so many; GeoMNIST has 3"
+    )
+    train_per_class: int = Field(500, ge=2, le=10**5, description="training images per class")
+    validation_per_class: int = Field(
+        500, ge=2, le=10**5, description="validation images per class"
+    )
+    learning_rate: float = Field(0.005, gt=0, lt=float("inf"), description="of plain SGD, batch 1")
+    iterations: int = Field(10_000, ge=100, le=10**8, description="steps of SGD")
+    noise_levels: tuple[float, ...] = Field(
+        LEVELS,
+        min_length=1,
+        description="shares of wrong training labels; 0 among them, and some on both sides of (K−1)/K for figure 4",
+    )
+    trials: int = Field(100, ge=3, le=10**5, description="independent networks at each noise level")
+    clean_trials: int | None = Field(
+        None,
+        ge=3,
+        le=10**5,
+        description="networks at noise level 0, behind figures 1, 3 and 5; else trials",
+    )
+    batch: int = Field(
+        10, ge=1, le=10**4, description="networks trained together and stored together"
+    )
+    recordings: int = Field(
+        10, ge=4, le=10**4, description="validations after the first, over training"
+    )
+    windows: int = Field(
+        50, ge=8, le=10**5, description="windows of training that class means are over"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
+    seed: int = Field(0, ge=0, description="of all randomness")
+
+    @field_validator("noise_levels")
+    @classmethod
+    def _levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if 0.0 not in levels or list(levels) != sorted(set(levels)) or not 0 <= levels[-1] < 1:
+            raise ValueError("must be increasing shares from 0, itself among them, to below 1")
+        if any(b - a < 0.001 for a, b in pairwise(levels)):
+            raise ValueError("must differ by at least 0.001")
+        return levels
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Protocol:
+        if self.data == "geomnist" and self.classes != 3:
+            raise ValueError("classes must be 3 for geomnist")
+        if self.recordings > self.iterations or self.windows > self.iterations:
+            raise ValueError("iterations must be at least as many as recordings and windows")
+        if self.iterations // self.windows < self._draws_in(self.windows):
+            most = next(
+                (
+                    n
+                    for n in range(self.windows, 7, -1)
+                    if self.iterations // n >= self._draws_in(n)
+                ),
+                None,
+            )
+            if most is None:
+                raise ValueError(
+                    f"iterations must be at least {8 * self._draws_in(8)} with {self.classes} classes and so many trials: in "
+                    f"8 windows, the fewest there may be, some trial would draw no sample of some class"
+                )
+            raise ValueError(
+                f"windows must be at most {most} with {self.iterations} iterations, {self.classes} classes and so many "
+                f"trials: in more, some trial would draw no sample of some class"
+            )
+        if self.clean_trials is not None and self.clean_trials < self.trials:
+            raise ValueError(
+                "clean_trials must be at least trials: levels are compared trial by trial"
+            )
+        return self
+
+    def _draws_in(self, windows: int) -> int:
+        """Draws a window must have so that a class that nobody drew is expected less than once in a hundred such studies."""
+        every = windows * self.classes * sum(self.trials_at(p) for p in self.noise_levels)
+        return math.ceil(math.log(0.01 / every) / math.log1p(-1 / self.classes))
+
+    def trials_at(self, level: float) -> int:
+        """Trials at a noise level."""
+        return self.clean_trials or self.trials if level == 0 else self.trials
+
+    @property
+    def critical(self) -> float:
+        """(K−1)/K, the share of wrong labels at which labels say nothing."""
+        return (self.classes - 1) / self.classes
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "quick": {"trials": 12, "batch": 12, "windows": 40},
+}
+"""What differs from the published protocol: ``quick`` has fewer trials, and class means over fewer windows."""
+
+CIFAR = {"train_per_class": 2000, "learning_rate": 0.001, "iterations": 30_000}
+"""The protocol on CIFAR-10."""
+
+
+def levels_for(classes: Any) -> tuple[float, ...]:
+    """Noise levels that lie about the critical one of so many classes as the published ones do for three."""
+    if not isinstance(classes, int) or classes < 2 or classes == 3:
+        return LEVELS
+    critical = (classes - 1) / classes
+    return tuple(
+        p * 1.5 * critical if p <= 2 / 3 else critical + (p - 2 / 3) * 3 * (1 - critical)
+        for p in LEVELS
+    )
+
+
+def load_protocol(
+    preset: str = "quick", given: Mapping[str, Any] | None = None, config: Path | None = None
+) -> Protocol:
+    """A preset with some of its settings changed.
+
+    Parameters
+    ----------
+    preset : {"quick", "paper"}
+    given : mapping, optional
+        Settings in place of the preset's; those that are None are left out.
+    config : path, optional
+        A JSON file with settings in place of the preset's; ``given`` goes before it.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting, what was given and what is allowed.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}.")
+    changes = read_settings(config, given)
+    if "classes" in changes and "noise_levels" not in changes:
+        changes["noise_levels"] = levels_for(changes["classes"])
+    base = CIFAR if changes.get("data") == "cifar10" else {}
+    return validated(Protocol, base | PRESETS[preset] | changes)
