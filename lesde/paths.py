@@ -66,7 +66,7 @@ TEXTS = {
 
 
 # --------------------------------------------------------------------------------------------------
-# What a user gives to an analysis or a figure is checked.
+# Checks of the datasets that a user gives to an analysis or a figure.
 
 
 def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) -> xr.Dataset:
@@ -95,7 +95,7 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
                 f"{name}.{variable} must hold at least one {empty[0]}; its dimension is empty."
             )
         if variable in ("time", "learning_rate") and not np.isfinite(array.values).all():
-            raise ValueError(f"{name}.{variable} must be finite; leave out what has none.")
+            raise ValueError(f"{name}.{variable} must be finite; leave out entries without one.")
     return value
 
 
@@ -130,7 +130,7 @@ def check_paths(
 
 
 def is_statistics(value: Any) -> bool:
-    """Whether a dataset holds statistics of the classes in place of every sample's features."""
+    """True if a dataset holds statistics of the classes in place of every sample's features."""
     return (
         isinstance(value, xr.Dataset)
         and "features" not in value
@@ -717,7 +717,7 @@ def _axes(shape: tuple[int, ...], named: list[str]) -> list[str]:
 
 
 def _labels(value: Any, n_samples: int) -> tuple[np.ndarray, list[Any]]:
-    """Integers 0 to K−1 per sample, and what each class was called."""
+    """Integers 0 to K−1 per sample, and the given name of each class."""
     allowed = (
         f"labels must hold the class of each of the {n_samples} samples, as integers, texts or other "
         f"values that sort, or as one-hot rows (sample, class)"

@@ -202,6 +202,11 @@ def simulate(
         sizes = [one.memory(asked, statistics, replicates) for one in cells]
         tables, block_bytes = (max(column) for column in zip(*sizes, strict=True))
         memory = _beside_tables(memory, tables, len(counts))
+        if block_bytes > memory:
+            raise ValueError(
+                f"memory_limit leaves {memory / 1e6:.3g} MB to work in, but one block of {BLOCK} "
+                f"replicates needs {block_bytes / 1e6:.3g} MB; raise memory_limit, or use a smaller model."
+            )
     if hasattr(process, "prepare"):
         cells = [one.prepare(asked, statistics) for one in cells]
     result.directions = getattr(cells[0], "directions", None) if statistics else None
@@ -220,43 +225,38 @@ def simulate(
             state = one.advance(rng, state, t0, t1)
             yield result.seen(one, rng, state, i)
 
-    if memory is None:  # what a process gives is known once it has been seen
-        shapes = {name: tuple(v.shape[1:]) for name, v in next(frames(0, blocks[:1])).items()}
-        memory = result.room(shapes, limit, on)
-        p = shapes["mean" if statistics else "features"][-1]
-    most = getattr(cells[0], "most_blocks", None)
-    most = most or max(1, FRAME_NUMBERS // (BLOCK * int(counts.sum()) * int(p or 1)))
-    most = min(most, MOST_BLOCKS)
-    parallel = bool(getattr(cells[0], "parallel", False)) and on.type == "cpu"
-    groups = _groups(blocks, most, memory, block_bytes, on)
-    tasks = [(cell, part) for cell in range(len(cells)) for part in groups]
-    workers = 1
-    if parallel:
-        size = max(1.0, block_bytes * max(map(len, groups)))
-        workers = max(1, min(torch.get_num_threads(), len(tasks), int(memory // size)))
-    # The first frame says which variables there are.
-    begun = frames(*tasks[0])
-    opening = next(begun)
-    result.allocate(opening)
-    streams = {tasks[0]: chain([opening], begun)}
-    lock = threading.Lock()
-    bar = tqdm(
-        total=len(cells) * len(blocks) * len(asked),
-        disable=not progress,
-        desc="simulate",
-        unit="frame",
-    )
+    with _one_thread(on) as threads:
+        if memory is None:  # what a process gives is known once it has been seen
+            shapes = {name: tuple(v.shape[1:]) for name, v in next(frames(0, blocks[:1])).items()}
+            memory = result.room(shapes, limit, on)
+            p = shapes["mean" if statistics else "features"][-1]
+        most = getattr(cells[0], "most_blocks", None)
+        most = most or max(1, FRAME_NUMBERS // (BLOCK * int(counts.sum()) * int(p or 1)))
+        groups = _groups(blocks, min(most, MOST_BLOCKS), memory / threads, block_bytes)
+        tasks = [(cell, part) for cell in range(len(cells)) for part in groups]
+        workers = 1
+        if getattr(cells[0], "parallel", False):
+            size = max(1.0, block_bytes * len(groups[0]))
+            workers = max(1, min(threads, len(tasks), int(memory // size)))
+        # The first frame says which variables there are.
+        begun = frames(*tasks[0])
+        opening = next(begun)
+        result.allocate(opening)
+        streams = {tasks[0]: chain([opening], begun)}
+        total = len(cells) * len(blocks) * len(asked)
+        bar = tqdm(total=total, disable=not progress, desc="simulate", unit="frame")
+        lock = threading.Lock()
 
-    def run(task: tuple[int, range]) -> None:
-        cell, part = task
-        first = BLOCK * (part.start - blocks.start)
-        for index, seen in enumerate(streams.pop(task, None) or frames(cell, part)):
-            result.write(cell, first, index, seen)
-            with lock:
-                bar.update(len(part))
+        def run(task: tuple[int, range]) -> None:
+            cell, part = task
+            first = BLOCK * (part.start - blocks.start)
+            for index, seen in enumerate(streams.pop(task, None) or frames(cell, part)):
+                result.write(cell, first, index, seen)
+                with lock:
+                    bar.update(len(part))
 
-    with bar:
-        _run(run, tasks, workers, on)
+        with bar:
+            _run(run, tasks, workers)
     warn_of_lost_digits(result.last_means(), dtype)
     iterations = [one.iterations for one in cells if hasattr(one, "iterations")]
     seen = asked
@@ -371,50 +371,40 @@ def _counts(process: Any) -> np.ndarray:
 # Blocks of replicates side by side, in threads.
 
 
-def _groups(
-    blocks: range, most: int, memory: float, block_bytes: float, device: torch.device
-) -> list[range]:
-    """The blocks in groups that are worked on side by side, as many as memory allows."""
-    if block_bytes > memory:
-        raise ValueError(
-            f"memory_limit leaves {memory / 1e6:.3g} MB to work in, but one block of {BLOCK} "
-            f"replicates needs {block_bytes / 1e6:.3g} MB; raise memory_limit, or use a smaller model."
-        )
-    # Every thread may have a group of its own in work.
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    size = max(1, int(min(most, memory / threads // max(1.0, block_bytes))))
+def _groups(blocks: range, most: int, memory: float, block_bytes: float) -> list[range]:
+    """The blocks in groups that are worked on side by side, as many as the memory of a thread allows."""
+    size = max(1, int(min(most, memory // max(1.0, block_bytes))))
     return [blocks[i : i + size] for i in range(0, len(blocks), size)]
 
 
-def _run(run: Callable[[Any], None], tasks: list[Any], workers: int, device: torch.device) -> None:
-    """Do all tasks, several at a time in threads, each in one thread of torch's.
-
-    Arrays are small and drawing normals is serial, so that threads of torch's own would only wait.
-    """
-    with _one_thread(device):
-        if workers == 1:
-            for task in tasks:
-                run(task)
-            return
-        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            futures = [pool.submit(run, task) for task in tasks]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done():
-                    future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def _run(run: Callable[[Any], None], tasks: list[Any], workers: int) -> None:
+    """Do all tasks, several at a time in threads, each in one thread of torch's."""
+    if workers == 1:
+        for task in tasks:
+            run(task)
+        return
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        futures = [pool.submit(run, task) for task in tasks]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done():
+                future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Run torch's CPU loops in one thread, and put the setting back."""
+def _one_thread(device: torch.device) -> Iterator[int]:
+    """Run torch's CPU loops in one thread, and put the setting back; gives the threads there are for blocks.
+
+    Arrays are small and drawing normals is serial, so that threads of torch's own would only wait.
+    """
     threads = torch.get_num_threads()
     try:
         if device.type == "cpu":
             torch.set_num_threads(1)
-        yield
+        yield threads if device.type == "cpu" else 1
     finally:
         torch.set_num_threads(threads)
 

@@ -268,7 +268,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def _read(text: str, names: Mapping[str, sp.Expr], variables: Iterable[str]) -> sp.Expr:
-    """The expression that a text stands for; ValueError says what in it is not understood."""
+    """The expression that a text stands for; ValueError says where the text is not understood."""
     if len(text) > MAX_LENGTH:
         raise ValueError(
             f"a formula may have at most {MAX_LENGTH} characters, this has {len(text)}"
@@ -290,7 +290,7 @@ def _read(text: str, names: Mapping[str, sp.Expr], variables: Iterable[str]) -> 
 
 
 def _values_of(name: str, parameters: Parameters, known: Iterable[str]) -> dict[str, sp.Expr]:
-    """What the named parameters stand for: a number, or a symbol where it is None."""
+    """The number that each named parameter stands for; a symbol where it is None."""
     if parameters is not None and not isinstance(parameters, Mapping):
         raise TypeError(
             f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
@@ -746,13 +746,13 @@ class PairFormula:
 
     @cached_property
     def uses(self) -> frozenset[str]:
-        """Which of r2, g and c matter, for samples of one class or of different ones."""
+        """Those of r2, g and c that matter, for samples of one class or of different ones."""
         free = self.at(True).free_symbols | self.at(False).free_symbols
         return frozenset(name for name, symbol in FEATURE_VARIABLES.items() if symbol in free)
 
     @property
     def is_class_only(self) -> bool:
-        """Whether it depends on s and t only, and so is a class kernel."""
+        """True if it depends on s and t only, and so is a class kernel."""
         return not self.uses
 
     def unresolved(self) -> list[str]:
@@ -901,7 +901,7 @@ class EntryTable:
 
     @property
     def is_constant(self) -> bool:
-        """Whether no entry depends on time."""
+        """True if no entry depends on time."""
         return all(TIME not in value.free_symbols for value in self.values)
 
 
@@ -943,7 +943,7 @@ def _conditions(expression: sp.Expr) -> frozenset[tuple[str, sp.Expr]]:
 
 @lru_cache(maxsize=4096)
 def _arguments(expression: sp.Expr) -> frozenset[sp.Expr]:
-    """What stands in a function or a power. Where it or its slope is zero there may be a narrow peak or step:
+    """Arguments of functions and powers. Where one or its slope is zero there may be a narrow peak or step:
     at 5.3 in exp(-1e6*(t - 5.3)**2), tanh(1e6*(t - 5.3)) and 1/(1 + 1e6*(t - 5.3)**2)."""
     calls = [
         node

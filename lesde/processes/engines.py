@@ -7,7 +7,7 @@ from typing import Any
 
 from lesde.checks import check_choice, check_real, shown
 from lesde.derivation import derive
-from lesde.laws.system import linear_system
+from lesde.laws.system import MeanSystem
 from lesde.model.lesde import LESDE, read_initial
 from lesde.processes.exact import ExactPaths
 from lesde.processes.integration import METHODS
@@ -158,7 +158,7 @@ def read_engine(engine: Any, model: LESDE, has_rates: bool) -> Engine:
         return SGD()
     if engine == "auto" and not model.kernel.depends_on_features:
         try:
-            linear_system(derive(model).coefficients())
+            MeanSystem(derive(model).coefficients())
             return Exact()
         except ValueError:  # matrices too large to form
             return TorchSDE()

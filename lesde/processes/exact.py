@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lesde.derivation import derive
+from lesde.laws.system import contrast_basis
 from lesde.laws.transitions import Transition, transitions
 from lesde.processes.integration import prefetch_length
 from lesde.processes.process import BLOCK, Random
@@ -32,7 +33,13 @@ class ExactPaths(AboutMeans):
     def tabulate(self, times: np.ndarray) -> IntervalNoise:
         coefficients = derive(self.model).coefficients()
         with np.errstate(over="ignore", invalid="ignore"):
-            self.steps = transitions(coefficients, times)
+            steps = transitions(coefficients, times)
+        # From a growth that overflows on nothing is finite.
+        finite = {
+            id(s): all(np.isfinite(m).all() for m in (s.phi, *(c for c, _ in s.parts)))
+            for s in steps
+        }
+        self.steps = list(itertools.takewhile(lambda step: finite[id(step)], steps))
         return IntervalNoise.exact(coefficients.noise, times)
 
     def memory(self, times: np.ndarray, statistics: bool, replicates: int) -> tuple[float, float]:
@@ -49,25 +56,26 @@ class ExactPaths(AboutMeans):
 
     def path(self, rng: Random, start: torch.Tensor) -> Iterator[tuple[torch.Tensor, None]]:
         K, p = self.model.n_classes, self.model.n_features
-        blocks, parts = len(rng.blocks), self.steps[0].n_normals
+        parts = self.steps[0].n_normals if self.steps else 1
         ahead = prefetch_length(BLOCK * K * p * parts)
         # Coordinates are (…, contrast, replicate, feature): grand mean and contrasts, each with its
         # own digits, and products with matrices of few rows and many columns.
-        basis = self.steps[0].basis
+        basis = contrast_basis(K)
         state = _left(basis.T, start.transpose(1, 2).cpu().numpy())
         for first in range(0, len(self.steps), ahead):
             steps = self.steps[first : first + ahead]
-            shape = (blocks, len(steps), parts, K, BLOCK, p)
-            draws = torch.empty(shape, dtype=DTYPE, device=rng.device)
+            shape = (len(steps), parts, K, BLOCK, p)
+            draws = [noise.normal(*shape, dtype=DTYPE) for noise in rng.stream("means").blocks]
             # Not around the yield, where the setting would be the caller's too.
             with np.errstate(over="ignore", invalid="ignore"):
-                rows = _noise(steps, rng.stream("means").ahead(draws).cpu().numpy())
+                rows = _noise(steps, torch.stack(draws).cpu().numpy())
                 for i, step in enumerate(steps):
                     rows[:, i] += _apply(step, step.phi, state)
                     state = rows[:, i]
                 means = torch.from_numpy(_left(basis, rows)).to(rng.device)
             for mean in means.unbind(1):
                 yield mean.transpose(1, 2), None
+        yield from itertools.repeat((torch.full_like(start, torch.nan), None))
 
 
 def _noise(steps: list[Transition], normals: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ and the space-time integral is U = ∫_m^{m+1} (W_s − W_m) ds = √width (z/2 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from lesde.processes.process import BlockNoise
 __all__ = [
     "METHODS",
     "STAGES",
-    "GivenIncrements",
     "StepIncrements",
     "default_step",
     "integrate",
@@ -110,15 +108,33 @@ def prefetch_length(channels: int) -> int:
     return max(1, min(PREFETCH, PREFETCH_NUMBERS // channels))
 
 
-class _UnitSteps(BaseBrownian):
-    """What torchsde asks of a Brownian motion, for steps from m to m+1."""
+class StepIncrements(BaseBrownian):
+    """Increments of one stretch of steps after the other, every block's from its own generator.
 
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device):
-        self._shape, self._dtype, self._device = shape, dtype, device
+    Not for adaptive steps, nor for adjoint methods, which query the same path again: only the
+    stretch that :meth:`fill` drew last can be asked for. ``channels`` are the noise channels of a block and
+    ``length`` the steps of a stretch, at most; ``with_integral`` draws space-time integrals too. ``colour``
+    is applied in place to a stretch's increments (step, block, channel): a diffusion that does not depend
+    on the state may as well multiply them all at once.
+    """
 
-    @abstractmethod
-    def increments(self, step: int, with_integral: bool) -> Any:
-        """The increment over [step, step + 1], and its space-time integral where asked for."""
+    def __init__(
+        self,
+        noises: Sequence[BlockNoise],
+        channels: int,
+        length: int,
+        dtype: torch.dtype,
+        with_integral: bool = False,
+        colour: Callable[[torch.Tensor], object] | None = None,
+    ):
+        self._shape, self._dtype, self._device = (len(noises), channels), dtype, noises[0].device
+        self._noises, self._colour = noises, colour
+        self.first = self.end = 0
+        # A block's numbers of a stretch lie together, so that they are drawn in one go.
+        drawn = (len(noises), length, 2 if with_integral else 1, channels)
+        self._drawn = torch.zeros(drawn, dtype=dtype, device=self._device)
+        self._steps: list[torch.Tensor] = []
+        self._integrals: list[torch.Tensor] = []
 
     def __call__(
         self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
@@ -150,40 +166,6 @@ class _UnitSteps(BaseBrownian):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self._shape}, dtype={self._dtype})"
 
-
-class StepIncrements(_UnitSteps):
-    """Increments of one stretch of steps after the other, every block's from its own generator.
-
-    Not for adaptive steps, nor for adjoint methods, which query the same path again: only the
-    stretch that :meth:`fill` drew last can be asked for. ``channels`` are the noise channels of a block and
-    ``length`` the steps of a stretch, at most; ``with_integral`` draws space-time integrals too. ``select``
-    picks channels, where not all that are drawn are wanted. ``colour`` is applied in place to a stretch's
-    increments (step, block, channel): a diffusion that does not depend on the state may as well multiply
-    them all at once.
-    """
-
-    def __init__(
-        self,
-        noises: Sequence[BlockNoise],
-        channels: int,
-        length: int,
-        dtype: torch.dtype,
-        with_integral: bool = False,
-        colour: Callable[[torch.Tensor], object] | None = None,
-        select: torch.Tensor | None = None,
-    ):
-        device = noises[0].device
-        shape = len(noises), channels if select is None else len(select)
-        super().__init__(shape, dtype, device)
-        self._select = select
-        self._noises, self._colour = noises, colour
-        self.first = self.end = 0
-        # A block's numbers of a stretch lie together, so that they are drawn in one go.
-        drawn = (len(noises), length, 2 if with_integral else 1, channels)
-        self._drawn = torch.zeros(drawn, dtype=dtype, device=device)
-        self._steps: list[torch.Tensor] = []
-        self._integrals: list[torch.Tensor] = []
-
     def fill(self, first: int, widths: np.ndarray) -> None:
         """Draw the increments of the steps from ``first`` on, of the given widths."""
         if first != self.end:
@@ -193,8 +175,6 @@ class StepIncrements(_UnitSteps):
         for noise, part in zip(self._noises, drawn, strict=True):
             noise.normal_(part)
         roots = torch.as_tensor(np.sqrt(widths), dtype=self.dtype, device=self.device)
-        if self._select is not None:
-            drawn = drawn[..., self._select]
         drawn.mul_(roots[:, None, None])
         steps = drawn[:, :, 0].transpose(0, 1)
         if drawn.shape[2] == 2:
@@ -214,27 +194,3 @@ class StepIncrements(_UnitSteps):
             )
         W = self._steps[step - self.first]
         return (W, self._integrals[step - self.first]) if with_integral else W
-
-
-class GivenIncrements(_UnitSteps):
-    """Increments given beforehand, for runs that share one Brownian path.
-
-    W, U (step, replicate, channel) are increments and space-time integrals, U in units of the step.
-    """
-
-    def __init__(self, W: torch.Tensor, U: torch.Tensor):
-        super().__init__((W.shape[1], W.shape[2]), W.dtype, W.device)
-        self._W, self._U = W, U
-
-    def increments(self, step: int, with_integral: bool) -> Any:
-        return (self._W[step], self._U[step]) if with_integral else self._W[step]
-
-    def coarsen(self, factor: int) -> GivenIncrements:
-        """The same path seen with steps ``factor`` times as long."""
-        steps, *rest = self._W.shape
-        if steps % factor:
-            raise ValueError(f"factor must divide the {steps} steps; got {factor}.")
-        W = self._W.reshape(steps // factor, factor, *rest)
-        U = self._U.reshape(steps // factor, factor, *rest)
-        before = W.cumsum(1) - W  # the path at the start of every fine step
-        return GivenIncrements(W.sum(1), (before + U).sum(1) / factor)

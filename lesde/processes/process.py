@@ -146,14 +146,9 @@ class Random:
         """Uniform integers 0 to high − 1."""
         return self._draw(shape, lambda noise, own: noise.integers(high, *own))
 
-    def ahead(self, out: torch.Tensor) -> torch.Tensor:
-        """Fill (block, …), a row per block and each contiguous, with standard normals.
-
-        For processes that draw for several times at once. A row's numbers are one run of the block's
-        stream: how it is cut into calls does not matter on the CPU, as long as each asks for a multiple
-        of 16 numbers.
-        """
-        for noise, part in zip(self.blocks, out, strict=True):
+    def normal_(self, out: torch.Tensor) -> torch.Tensor:
+        """Fill a contiguous tensor (replicate, …) with standard normals."""
+        for noise, part in zip(self.blocks, out.split(BLOCK), strict=True):
             noise.normal_(part)
         return out
 

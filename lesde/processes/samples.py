@@ -281,8 +281,8 @@ def _times(factor: np.ndarray, matrices: np.ndarray) -> np.ndarray:
 
 # --------------------------------------------------------------------------------------------------
 
-NUMBERS = 2**19
-"""Numbers of a block that are drawn together: few enough for the cache, with as few calls as can be."""
+NUMBERS = 2**20
+"""Numbers of deviations that are worked on together: few enough for the cache, with as few calls as can be."""
 REACH_TIMES = 32
 REACH_NUMBERS = 2**19
 """Saved times whose reaches are drawn at once, and numbers of their directions."""
@@ -298,10 +298,13 @@ class _State:
 
     path: Iterator[tuple[torch.Tensor, np.ndarray | None]]
     own: Any
-    """Deviations (block, replicate, sample, feature) at the last time drawn, not centred; or Scatter."""
+    """Deviations (replicate, sample, feature) at the last time drawn, not centred; or Scatter."""
+    space: torch.Tensor | None = None
+    """Room for deviations and samples of several times, (2, time, replicate, sample, feature)."""
     index: int = 0
     first: int = 0
     drawn: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What is seen at these times, each (time, replicate, ...)."""
 
 
 class AboutMeans:
@@ -355,7 +358,6 @@ class AboutMeans:
             made.parallel = False  # small arrays, which threads do not help
         else:
             made.reduce = None  # type: ignore[method-assign, assignment]
-            made.ahead = max(1, min(64, NUMBERS // frame))
             made.parallel = model.n_samples * model.n_features >= WORTH_THREADS
         if statistics:
             made.directions = expected_directions(model, self.initial, times)
@@ -369,34 +371,33 @@ class AboutMeans:
             several = max(1, min(REACH_TIMES, REACH_NUMBERS // frame))
             return Scatter.bytes(self.counts, model.n_features) + 48.0 * frame * several
         frame = BLOCK * model.n_samples * model.n_features
-        return 8.0 * frame * (3 + max(1, min(64, NUMBERS // frame)))
+        return 8.0 * (4 * frame + 2 * min(64 * frame, NUMBERS))
 
     def start(self, rng: Random, replicates: int) -> _State:
         means, offsets = draw_start(self.model, self.initial, rng)
-        blocks = len(rng.blocks)
-        means = means.unflatten(0, (blocks, BLOCK))
-        noises = rng.stream("deviations").blocks
+        path = self.path(rng, means.unflatten(0, (-1, BLOCK)))
         if self.reduced:
-            scatter = Scatter(noises, self.counts, self.model.n_features)
-            state = _State(self.path(rng, means), scatter)
-            self._draw_statistics(rng, state, means.unsqueeze(1), scatter.covariances()[:, None])
+            noises = rng.stream("deviations").blocks
+            state = _State(path, Scatter(noises, self.counts, self.model.n_features))
+            self._draw_statistics(rng, state, means.unsqueeze(0), state.own.covariances()[None])
             return state
-        shape = (blocks, self.ahead, BLOCK, self.model.n_samples, self.model.n_features)
-        space = torch.empty(shape, dtype=rng.dtype, device=rng.device)
-        own = torch.zeros_like(space[:, 0])
+        shape = (replicates, self.model.n_samples, self.model.n_features)
+        several = max(1, min(64, NUMBERS // math.prod(shape), len(self.times) - 1))
+        space = torch.empty((2, several, *shape), dtype=rng.dtype, device=rng.device)
+        own = torch.zeros_like(space[0, 0])
         if offsets is not None:
-            own += offsets.unflatten(0, (blocks, BLOCK))
-        state = _State(self.path(rng, means), own, drawn={"space": space})
-        self._place(state, means.unsqueeze(1), own.unsqueeze(1))
+            own += offsets
+        state = _State(path, own, space)
+        self._place(state, means.unsqueeze(0), own.unsqueeze(0))
         return state
 
     def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
         state.index += 1
-        ahead = len(self.times) - state.index
-        if state.index - state.first == state.drawn["mean"].shape[1]:
-            steps = list(islice(state.path, min(self.ahead, ahead)))
+        if state.index - state.first == len(state.drawn["mean"]):
+            several = self.ahead if state.space is None else state.space.shape[1]
+            steps = list(islice(state.path, min(several, len(self.times) - state.index)))
             state.first = state.index
-            means = torch.stack([mean for mean, _ in steps], 1)
+            means = torch.stack([mean for mean, _ in steps]).flatten(1, 2)
             if self.reduced:
                 self._draw_statistics(rng, state, means, self._scatter(state, steps))
             else:
@@ -404,48 +405,45 @@ class AboutMeans:
         return state
 
     def observe(self, rng: Random, state: _State) -> dict[str, torch.Tensor]:
-        i = state.index - state.first
-        values, shift = state.drawn["values"][:, i], state.drawn["shift"][:, i]
-        if self.balanced and not shift.requires_grad:
-            samples = _shifted(values, shift, len(self.counts))
-        else:
-            samples = values + spread(shift, self.counts)
-        return {"features": samples.flatten(0, 1)}
+        return {"features": state.drawn["features"][state.index - state.first]}
 
     def reduce(self, rng: Random, state: _State) -> dict[str, torch.Tensor]:
-        i = state.index - state.first
-        return {name: values[:, i].flatten(0, 1) for name, values in state.drawn.items()}
+        return {name: values[state.index - state.first] for name, values in state.drawn.items()}
 
     def means(self, state: _State) -> torch.Tensor:
         """Class means (replicate, class, feature) of a state, float64."""
-        return state.drawn["mean"][:, state.index - state.first].flatten(0, 1)
+        return state.drawn["mean"][state.index - state.first]
 
     def _draw_samples(self, rng: Random, state: _State, means: torch.Tensor) -> None:
-        """Deviations at successive saved times, about means (block, time, replicate, class, feature)."""
-        count = means.shape[1]
-        values = rng.stream("deviations").ahead(state.drawn["space"][:, :count])
-        last = state.own
-        for i, part in enumerate(values.unbind(1)):
+        """Deviations at successive saved times, about means (time, replicate, class, feature)."""
+        assert state.space is not None
+        values, last = state.space[0, : len(means)], state.own
+        for i, part in enumerate(values):
+            rng.stream("deviations").normal_(part)
             last = self.noise.add_(part, last, state.first - 1 + i, self.counts)
         state.own.copy_(last)
         self._place(state, means, values)
 
     def _place(self, state: _State, means: torch.Tensor, values: torch.Tensor) -> None:
-        """Keep deviations with the shift that centres them on the means."""
+        """Samples: deviations, centred, about the means."""
         sizes = torch.tensor(self.counts.tolist(), dtype=DTYPE, device=means.device)
         sums = class_sums(values, self.counts).double()
         shift = (means - sums / sizes.unsqueeze(-1)).to(values.dtype)
-        state.drawn |= {"mean": means, "values": values, "shift": shift}
+        if self.balanced and not shift.requires_grad and state.space is not None:
+            samples = _shifted(values, shift, state.space[1, : len(means)])
+        else:
+            samples = values + spread(shift, self.counts)
+        state.drawn = {"mean": means, "features": samples}
 
     def _scatter(self, state: _State, steps: list[Any]) -> np.ndarray:
-        """Covariances within classes at successive saved times, (block, time, replicate, class, p, p)."""
+        """Covariances within classes at successive saved times, (time, replicate, class, p, p)."""
         found = []
         for i, (_, within) in enumerate(steps):
             if within is None:
                 state.own.advance(self.noise.roots[state.first - 1 + i])
                 within = state.own.covariances()
             found.append(within)
-        return np.stack(found, 1)
+        return np.stack(found)
 
     def _draw_statistics(
         self, rng: Random, state: _State, means: torch.Tensor, within: np.ndarray
@@ -454,11 +452,12 @@ class AboutMeans:
 
         They are independent of those at other times, and of the covariances, given the class means.
         """
-        roots = self.grown[state.first : state.first + means.shape[1]]
+        roots = self.grown[state.first : state.first + len(means)]
         reaches = []
-        for noise, mean in zip(rng.stream("reach").blocks, means.cpu().numpy(), strict=True):
+        by_block = means.unflatten(1, (-1, BLOCK)).unbind(1)
+        for noise, mean in zip(rng.stream("reach").blocks, by_block, strict=True):
             # (time, set, replicate, class, class_, feature): along the gaps, and the expected gaps
-            directions = gap_directions(mean)[:, None]
+            directions = gap_directions(mean.cpu().numpy())[:, None]
             if self.directions is not None:
                 fixed = self.directions[state.first : state.first + len(mean), None, None]
                 both = [directions, np.broadcast_to(fixed, directions.shape)]
@@ -471,18 +470,19 @@ class AboutMeans:
             flat = directions.reshape(-1, *directions.shape[3:])
             reach = draw_reach(noise, self.counts, flat)
             reaches.append(torch.from_numpy(reach.reshape(directions.shape[:-1])))
-        found = torch.stack(reaches).unbind(2)
-        state.drawn = {"mean": means, "within": torch.from_numpy(within)}
+        found = torch.cat(reaches, 2).unbind(1)
+        scatter = torch.from_numpy(within.reshape(*means.shape[:3], *within.shape[-2:]))
+        state.drawn = {"mean": means, "within": scatter}
         state.drawn |= dict(zip(("reach", "reach_expected"), found, strict=False))
 
 
-def _shifted(values: torch.Tensor, shift: torch.Tensor, K: int) -> torch.Tensor:
+def _shifted(values: torch.Tensor, shift: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """A row of every class (…, class, feature) added to its samples (…, sample, feature), of equal number.
 
     The row is repeated for several samples, because a loop over the few numbers of one sample is slow.
     """
-    out = torch.empty_like(values, memory_format=torch.contiguous_format)
-    p, n = shift.shape[-1], values.shape[-2] // K
+    K, p = shift.shape[-2:]
+    n = values.shape[-2] // K
     several = max(1, min(n, ROW // p))
     wide = shift.unsqueeze(-2).expand(*shift.shape[:-1], several, p).flatten(-2).unsqueeze(-2)
     values, whole = values.unflatten(-2, (K, n)), n - n % several

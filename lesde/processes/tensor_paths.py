@@ -22,7 +22,7 @@ from lesde.checks import (
 from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.law import refuse_feature_kernel
-from lesde.laws.system import BoundTable, numbers_of, read_parameters
+from lesde.laws.values import BoundTable, numbers_of, read_parameters
 from lesde.model.lesde import LESDE, Initial, read_initial
 from lesde.paths import as_dataset, warn_of_lost_digits, working_memory
 from lesde.processes.engines import TorchSDE
@@ -128,7 +128,7 @@ def tensor_paths(
             f"engine must be lesde.TorchSDE(...) with noise='plain', whose steps have gradients; got "
             f"{shown(engine)}. For gradients of the exact law use lesde.tensor_law(model, ...)."
         )
-    if learning_rate is not None and np.ndim(learning_rate) != 0:
+    if hasattr(learning_rate, "__len__") and not isinstance(learning_rate, str):
         raise ValueError(
             "tensor_paths takes one learning_rate; got a sequence. Call it for each of them."
         )
@@ -179,13 +179,14 @@ def tensor_paths(
     blocks = range(first, first - (-replicates // BLOCK))
     rng = Random(seed, 0, blocks, on, kind, 0, replicates)
     state = process.start(rng, rng.replicates)
-    frames, means = [process.observe(rng, state)["features"]], [process.means(state)]
+    frames = [process.observe(rng, state)["features"].clone()]
+    means = [process.means(state)]
     for t0, t1 in pairwise(saved.tolist()):
         state = process.advance(rng, state, t0, t1)
         means.append(process.means(state))
         if not bool(torch.isfinite(means[-1].detach().to(kind)).all()):
             raise Diverged(t1)
-        frames.append(process.observe(rng, state)["features"])
+        frames.append(process.observe(rng, state)["features"].clone())
     result = torch.stack(means, 1)[:replicates]
     warn_of_lost_digits(result[:, -1].detach().cpu().numpy(), dtype)
     rates = None if learning_rate is None else np.array([float(learning_rate)])

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from lesde.derivation import derive
-from lesde.laws.moments import drift_derivative, noise_derivative
 from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_noise
+from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.model.lesde import LESDE, Initial
 from lesde.paths import StepGrid
 from lesde.processes.integration import (

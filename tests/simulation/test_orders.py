@@ -12,10 +12,10 @@ import lesde
 from lesde.model.kernels import ClassMatrix
 from lesde.model.lesde import LESDE
 from lesde.paths import StepGrid
-from lesde.processes.integration import GivenIncrements, integrate
+from lesde.processes.integration import integrate
 from lesde.processes.process import BLOCK
 from lesde.processes.torchsde import MeanSDE
-from tests.simulation.systems import System
+from tests.simulation.systems import GivenIncrements, System
 
 T = 2.0
 # SRA1 is of strong order 1.5 in general. What it leaves out at that order needs a second derivative of

@@ -10,10 +10,10 @@ import torch
 
 import lesde
 from lesde.model.lesde import Initial, read_initial
-from lesde.processes.integration import GivenIncrements, integrate
+from lesde.processes.integration import integrate
 from lesde.processes.particles import IntegratedParticles, ParticleSGD
 from lesde.simulation import simulate
-from tests.simulation.systems import MATRICES, MEANS
+from tests.simulation.systems import MATRICES, MEANS, GivenIncrements
 from tests.simulation.test_orders import slope_of
 
 COUNTS = [3, 5, 4]

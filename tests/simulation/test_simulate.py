@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lesde
-from lesde import checks as result
+from lesde import paths as result
 from lesde import simulate
 from lesde.errors import Diverged
 from lesde.model.kernels import ClassMatrix, TwoLevel
@@ -365,6 +365,6 @@ def test_a_model_is_asked_for():
 @pytest.mark.parametrize(("n", "p"), [(1, 1), (7, 3), (15, 3), (33, 1), (100, 40), (101, 3)])
 def test_classes_are_shifted_to_the_bit_like_single_samples(n, p):
     """Whatever number of samples is shifted in one go, also where it does not divide the class."""
-    # Saved times of a block lie together, those of a time do not.
-    values, shift = torch.randn(2, 5, 4, 3 * n, p)[:, 1], torch.randn(2, 4, 3, p)
-    assert torch.equal(_shifted(values, shift, 3), values + spread(shift, np.full(3, n)))
+    values, shift = torch.randn(2, 4, 3 * n, p), torch.randn(2, 4, 3, p)
+    found = _shifted(values, shift, torch.empty_like(values))
+    assert torch.equal(found, values + spread(shift, np.full(3, n)))
