@@ -32,6 +32,7 @@ LARGEST = {"cpu": 384, "cuda": 2048}
 CELLS = {"cpu": 2**18, "cuda": 2**26}
 """Pairs worked on at once: those of two blocks, in as many replicates side by side as fit."""
 HELD = 2**24
+"""Bytes of the array that makes the C library keep what is freed."""
 
 
 class PairInteraction:
@@ -64,8 +65,8 @@ class PairInteraction:
         self.together = min(BLOCK, 2 ** int(math.log2(max(1, CELLS[kind] // cells))))
         numbers = 6 * largest**2 + 16 * self.N * (coefficients.n_features + 2)
         self.bytes = self.together * numbers * dtype.itemsize
-        # The C library returns freed arrays of such sizes to the system, and every tile would fault its pages in
-        # anew, unless it has once seen a larger array come and go.
+        # It returns freed arrays of such sizes to the system, and every tile would fault its pages in anew,
+        # unless it has once seen a larger array come and go.
         torch.empty(HELD, dtype=torch.uint8)
 
     def _tiles(self) -> list[tuple[int, int, bool, torch.Tensor | None]]:
@@ -131,9 +132,7 @@ class PairInteraction:
     ) -> torch.Tensor:
         """(1/N) Σ_j κ_ij y_j for y_j = H_j X_j and, behind it, for y_j = H_j X_j ξ_j."""
         # Shapes never change, with which rounding may: the last replicates are filled up.
-        lanes = torch.arange(
-            -(-len(samples) // self.together) * self.together, device=samples.device
-        )
+        lanes = torch.arange(self.rounded(len(samples)), device=samples.device)
         parts = []
         for rows in lanes.clamp_(max=len(samples) - 1).split(self.together):
             own = samples[rows]
@@ -160,7 +159,8 @@ class PairInteraction:
         """Σ_j κ_ij y_j where κ is linear, else 0, as (replicate, row of y, sample of the block) for each block."""
         same, different = (strength.coefficients(time) for strength in self.strengths.values())
         if not any(same) and not any(different):
-            return [torch.zeros_like(pushed[:, :, block]).contiguous() for block in self.blocks]
+            shape = pushed.shape[:2]
+            return [pushed.new_zeros(*shape, b.stop - b.start) for b in self.blocks]
         x = samples.mT
         rows = [torch.ones_like(x[:, :1]), x, unit_vectors(x, 1)]  # κ is a scalar product of these
         used = [i for i in range(3) if same[i] or different[i]]
@@ -232,37 +232,31 @@ class PairInteraction:
 class Strength:
     """The formula for two samples of one class, or for two of different classes.
 
-    Attributes
-    ----------
-    inputs : tuple of str
-        Which of r2, g and c matter.
-    linear : tuple of Formula, or None
-        Of a formula a + b g + d c whose a, b and d depend on time alone: these.
+    ``inputs`` names which of r2, g and c matter. ``linear`` holds a, b and d of a formula a + b g + d c in which
+    these depend on time alone, and is None for others.
     """
 
     def __init__(self, expression: sp.Expr):
         variables = FEATURE_VARIABLES
         # What depends on time alone costs nothing where it is a factor of the whole.
-        factor, shape = expression.as_independent(*variables.values(), as_Add=False)
+        self._factor, shape = expression.as_independent(*variables.values(), as_Add=False)
         self.inputs = tuple(name for name, symbol in variables.items() if shape.has(symbol))
         symbols = [*(variables[name] for name in self.inputs), TIME]
-        self._factor = Formula(factor)
         self._shape = compiled(shape, symbols, "torch", name="strength")
         g, c = variables["g"], variables["c"]
         slopes = [expression.diff(g), expression.diff(c)]
         parts = [expression.xreplace({g: sp.Integer(0), c: sp.Integer(0)}), *slopes]
         rest = sp.expand(expression - parts[0] - slopes[0] * g - slopes[1] * c)
         is_linear = rest == 0 and not any(part.has(*variables.values()) for part in parts)
-        self.linear = tuple(map(Formula, parts)) if is_linear else None
+        self.linear = parts if is_linear else None
 
     def scale(self, time: float) -> float:
         """The factor that depends on time alone."""
-        return float(self._factor(np.array([time]), "strength")[0])
+        return value(self._factor, time)
 
     def coefficients(self, time: float) -> list[float]:
         """a, b and d at a time, 0 where the formula is not linear."""
-        formulas = self.linear or ()
-        return [float(f(np.array([time]), "strength")[0]) for f in formulas] or [0.0] * 3
+        return [value(part, time) for part in self.linear or [sp.Integer(0)] * 3]
 
     def __call__(self, variables: dict[str, torch.Tensor], time: float) -> torch.Tensor:
         """The strengths up to the factor of :meth:`scale`."""
@@ -270,6 +264,16 @@ class Strength:
 
 
 read_strength = lru_cache(Strength)
+
+
+def value(expression: sp.Expr, time: float) -> float:
+    """What depends on time alone, at a time."""
+    return _value(expression, time if expression.has(TIME) else 0.0)
+
+
+@lru_cache(maxsize=4096)
+def _value(expression: sp.Expr, time: float) -> float:
+    return float(Formula(expression)(np.array([time]), "strength")[0])
 
 
 def cut(counts: np.ndarray, largest: int) -> list[slice]:

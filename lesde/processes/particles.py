@@ -151,6 +151,8 @@ class _Particles:
     most_blocks = 1
     parallel = True
     rate: float | None = None
+    modified: float | None = None
+    """The learning rate of the modified equation, where that is what is integrated."""
     times: np.ndarray
     draws = 2
     """Arrays of random numbers that are alive at a time."""
@@ -195,7 +197,7 @@ class _Particles:
                     f"which stand for larger classes: the drift is an average over the samples."
                 )
             interaction = PairInteraction(derive(self.model).coefficients())
-            lanes, pairs = interaction.rounded(min(BLOCK, replicates)), interaction.bytes
+            lanes, pairs = self.lanes(min(BLOCK, replicates), interaction), interaction.bytes
         return 0.0, 4.0 * (self.draws * BLOCK + 8 * lanes) * N * self.n_features + pairs
 
     def start(self, rng: Random, replicates: int) -> _State:
@@ -203,17 +205,17 @@ class _Particles:
         means, offsets = draw_start(self.model, self.initial, rng)
         samples = spread(means, self.counts)
         samples = (samples if offsets is None else samples + offsets).to(rng.dtype)
-        return _State(samples[: self.lanes(rng, interaction)].contiguous(), interaction)
+        return _State(samples[: self.lanes(rng.wanted, interaction)].contiguous(), interaction)
 
-    def interaction(self, rng: Random, rate: float | None = None) -> Any:
-        """The maps from samples to drift, kicks and sampling noise; ``rate`` is for the modified equation."""
+    def interaction(self, rng: Random) -> Any:
+        """The maps from samples to drift, kicks and sampling noise."""
         if self.pairs:
             return PairInteraction(derive(self.model).coefficients(), rng.dtype, rng.device)
-        return ClassInteraction(self.model, rng.device, self.times, rate)
+        return ClassInteraction(self.model, rng.device, self.times, self.modified)
 
-    def lanes(self, rng: Random, interaction: Any) -> int:
-        """The replicates that are computed."""
-        return rng.replicates
+    def lanes(self, wanted: int, interaction: Any) -> int:
+        """The replicates that are computed of a block."""
+        return BLOCK
 
     def observe(self, rng: Random, state: _State) -> dict[str, torch.Tensor]:
         samples = state.samples
@@ -237,16 +239,15 @@ class IntegratedParticles(_Particles):
         if self.kind != "plain":
             made.attributes["sde"] = self.kind
         made.noise = self.model.noise_table
-        if self.kind == "modified" and not made.noise.is_constant:
-            made.noise = ShiftedNoise(derive(self.model).coefficients(), times, self.rate)
+        if self.kind == "modified":
+            made.modified = self.rate
+            if not made.noise.is_constant:
+                made.noise = ShiftedNoise(derive(self.model).coefficients(), times, self.rate)
         return made
 
-    def interaction(self, rng: Random, rate: float | None = None) -> Any:
-        return super().interaction(rng, self.rate if self.kind == "modified" else None)
-
-    def lanes(self, rng: Random, interaction: Any) -> int:
+    def lanes(self, wanted: int, interaction: Any) -> int:
         # Pairs of samples cost more than random numbers: only the replicates that were asked for.
-        return interaction.rounded(rng.wanted) if self.pairs else rng.replicates
+        return interaction.rounded(wanted) if self.pairs else BLOCK
 
     def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
         first, end = self.grid.saved[state.index : state.index + 2].tolist()
