@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +24,7 @@ from lesde.plot.style import tidy_log
 from lesde.studies.digits import DigitNetworks, introduction, network_cells
 from lesde.studies.folder import StudyFolder
 from lesde.studies.runner import Cell, Page, Progress, Runner, Section, with_error
+from lesde.studies.settings import Count
 from lesde.text import format_number, print_rows
 
 __all__ = ["DemoConfig", "run"]
@@ -39,13 +40,11 @@ PAGE = 7.0  # inches: two columns of a journal
 class DemoConfig(DigitNetworks):
     """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
 
-    fit_every: int = Field(
-        2, ge=1, le=10**4, description="recordings that an interval of the fit spans"
-    )
-    copies: int = Field(
-        4, ge=1, le=10**4, description="simulated trajectories from each network's start"
-    )
-    predicted_times: int = Field(12, ge=2, le=10**4, description="times of the analytic prediction")
+    # Recordings that an interval of the fit spans; simulated trajectories from each network's start;
+    # times of the analytic prediction.
+    fit_every: Count = 2
+    copies: Count = 4
+    predicted_times: Annotated[int, Field(ge=2, le=10**4)] = 12
 
 
 def run(config: DemoConfig, out: str | Path) -> Path:

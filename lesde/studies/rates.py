@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from pydantic import Field, field_validator
+from pydantic import Field
 
 import lesde
 from lesde import plot
@@ -21,36 +21,21 @@ from lesde.text import with_interval
 __all__ = ["RateConfig", "run"]
 
 
+RATES = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
+
+
 class RateConfig(DigitNetworks):
     """What ``lesde rates`` does. The defaults take about two minutes."""
 
-    widths: tuple[int, ...] = Field((32,), min_length=1, description="hidden layers")
-    learning_rates: tuple[float, ...] = Field(
-        (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
-        min_length=2,
-        description="of plain SGD, batch size 1",
-    )
-    replicates: int = Field(
-        32,
-        ge=8,
-        le=10**4,
-        description="networks per learning rate: half are fitted, half predicted",
-    )
-    total_time: float = Field(32.0, gt=0, description="learning rate times iterations")
-    saved_times: int = Field(
-        24, ge=8, le=10**4, description="recordings, the initial state included"
-    )
-    draws: int = Field(
-        40, ge=4, le=10**5, description="kernels fitted to resamples of the networks"
-    )
-    spread: str = Field("covariance", description="noise of a sample: covariance or constant")
-
-    @field_validator("spread")
-    @classmethod
-    def _known(cls, spread: str) -> str:
-        if spread not in ("covariance", "constant"):
-            raise ValueError("must be covariance or constant")
-        return spread
+    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32,)
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=2)] = RATES
+    # Half of the networks are fitted, half predicted.
+    replicates: Annotated[int, Field(ge=8, le=10**4)] = 32
+    total_time: Annotated[float, Field(gt=0)] = 32.0
+    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 24
+    # Kernels fitted to resamples of the networks; noise of a sample.
+    draws: Annotated[int, Field(ge=4, le=10**5)] = 40
+    spread: Literal["covariance", "constant"] = "covariance"
 
 
 def run(config: RateConfig, out: str | Path) -> Path:
@@ -93,8 +78,8 @@ def run(config: RateConfig, out: str | Path) -> Path:
 
     cells = [
         *network_cells(config),
-        Cell(("collapse",), collapse, ("network",), "neural collapse"),
-        Cell(("comparison",), compare, ("network",), "comparing with the LE-SDE"),
+        Cell("collapse", collapse, ("network",), "neural collapse"),
+        Cell("comparison", compare, ("network",), "comparing with the LE-SDE"),
     ]
     sections = [
         Section("networks", "", networks, ("collapse",)),

@@ -17,24 +17,6 @@ from lesde.networks import drawn_means
 from lesde.studies.reproduce.protocol import Protocol
 from lesde.studies.runner import Progress
 
-__all__ = [
-    "MODELS",
-    "RANGES",
-    "SPREAD",
-    "contrast",
-    "determined",
-    "drawn_paths",
-    "first_known",
-    "fit",
-    "mean_interval",
-    "measure_level",
-    "noted",
-    "ode",
-    "ode_errors",
-    "ode_with_error",
-    "reached",
-]
-
 MODELS = {"I-model": "identity", "L-model": "logits"}
 
 TAIL = 0.1
