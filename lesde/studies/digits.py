@@ -14,7 +14,7 @@ from lesde import networks
 from lesde.studies.runner import Cell, Progress
 from lesde.studies.settings import Confidence, Images, Seed, StudySettings
 
-__all__ = ["DigitNetworks", "introduction", "network_cells", "recorded"]
+__all__ = ["DigitNetworks", "network_cells", "recorded", "trained_networks"]
 
 LAYERS = {"network": "logits", "penultimate": "penultimate"}
 """Layers by the name of the dataset of all learning rates."""
@@ -137,8 +137,8 @@ def _joined(progress: Progress, *records: xr.Dataset) -> xr.Dataset:
     return xr.concat(records, "learning_rate", combine_attrs="drop_conflicts")
 
 
-def introduction(config: DigitNetworks) -> str:
-    """What reports say of the networks first."""
+def trained_networks(config: DigitNetworks) -> str:
+    """The networks in words."""
     widths = "-".join(map(str, (64, *config.widths, len(config.classes))))
     rates = ", ".join(f"{h:g}" for h in config.learning_rates)
     return (

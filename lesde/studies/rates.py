@@ -12,10 +12,10 @@ from pydantic import Field
 
 import lesde
 from lesde import plot
-from lesde.studies.digits import DigitNetworks, introduction, network_cells
+from lesde.studies.digits import DigitNetworks, network_cells, trained_networks
 from lesde.studies.folder import StudyFolder
 from lesde.studies.learning_rates import NAMES, compare_learning_rates, whole_errors
-from lesde.studies.runner import Cell, Page, Progress, Runner, Section
+from lesde.studies.runner import Cell, Page, Progress, Runner, Section, print_table
 from lesde.text import with_interval
 
 __all__ = ["RateConfig", "run"]
@@ -82,55 +82,29 @@ def run(config: RateConfig, out: str | Path) -> Path:
         Cell("comparison", compare, ("network",), "comparing with the LE-SDE"),
     ]
     sections = [
-        Section("networks", "", networks, ("collapse",)),
-        Section("models", "Networks and models", models, ("comparison",)),
+        Section("networks", networks, ("collapse",)),
+        Section("models", models, ("comparison",)),
     ]
-    half = config.replicates // 2
-    words = (
-        f"{introduction(config)}, all for the time t = learning rate × iteration "
-        f"= {config.total_time:g}. Features are the logits of {config.probe_per_class} training images per class. At each "
-        f"learning rate the kernel α(t), β(t) and the noise are fitted to {half} networks from t = "
-        f"{config.model_start:g} on; from the recorded state of each of the other {config.replicates - half} the discrete "
-        f"process then runs, with that kernel or with the mean kernel of all other learning rates. Intervals are "
-        f"{config.confidence:.0%}."
-    )
-    title = "Collapse of networks against the learning rate, and the LE-SDE"
+    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     with StudyFolder(out, "rates", config).taken() as folder:
-        return Runner(folder, cells).report(title, words, sections)
+        return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
 
 
 def networks(page: Page, collapse: xr.Dataset) -> None:
     """NC1 and NC2 of the networks over time."""
-    caption = "NC1 and NC2 of the logits of the networks over time, by learning rate."
-    page.figure("networks", plot.collapse(collapse), caption)
+    page.figure("networks", plot.collapse(collapse))
 
 
-def models(page: Page, found: xr.Dataset) -> None:
+def models(page: Page, found: xr.Dataset) -> dict[str, Any]:
     """Figures, table and statements of the comparison with the models."""
     for kernel in map(str, found["kernel"].values):
-        caption = (
-            f"Values at t = {found.attrs['at']:g} and rates of decay: networks (points) and models (lines, bands "
-            f"in which they put the networks), with the kernel of {kernel}. Shaded: where the networks are in it."
-        )
-        axes = plot.learning_rate_range(found, kernel=kernel)
-        page.figure(kernel.replace(" ", "_"), axes, caption)
+        page.figure(kernel.replace(" ", "_"), plot.learning_rate_range(found, kernel=kernel))
     table, best = comparison_table(found), found.attrs["preferred"]
     page.csv("comparison", table)
-    errors = ", ".join(
-        f"{name}: {error:.2g}" + (f" (diverges at {number} learning rates)" if number else "")
-        for name, (number, error) in whole_errors(found).items()
-    )
-    title = f"Networks and the {best}"
-    page.add(
-        f"## {title}",
-        f"The {best} is nearer to the networks over the whole path. Error of the logarithm of NC1 and NC2, mean over learning "
-        f"rates at which no model diverges: {errors}. The table of every model is in `data/comparison.csv`.",
-    )
-    page.table(_readable(table[table["model"] == best]), title)
-    for kernel in found["kernel"].values:
-        lines = found["statement"].sel(kernel=kernel).values.ravel()
-        page.add(f"With the kernel of {kernel}:", "\n".join(f"- {line}" for line in lines))
+    readable = _readable(table[table["model"] == best])
+    print_table(f"Networks and the {best}", readable)
     print("\n".join(map(str, found["statement"].sel(model=best).values.ravel())))
+    return {"best": best, "errors": whole_errors(found), "readable": readable}
 
 
 def comparison_table(found: xr.Dataset) -> pd.DataFrame:

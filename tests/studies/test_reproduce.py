@@ -310,7 +310,7 @@ def test_an_interrupt_in_a_figure_keeps_the_report_of_the_others(
     def interrupted(self: Page, *_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Page, "table", interrupted)
+    monkeypatch.setattr(Page, "csv", interrupted)
     assert command("fig1", "--config", settings, "--out", copied)[0] == 130
     assert (copied / "report.md").read_text() == before
 

@@ -22,7 +22,6 @@ from lesde.plot.style import (
     class_handles,
     class_marker,
     colours_of_rates,
-    number,
     palette,
 )
 from lesde.studies.reproduce.analysis import RANGES, class_means, mean_interval, reached
@@ -289,7 +288,7 @@ def _through_zero(ax: Any, values: np.ndarray, confidence: float) -> None:
     bottom = -float(np.nanmin([*low, 0.0]))
     shown = [-v for v in powers if v <= 3 * bottom] + [0.0, *powers]
     ax.yaxis.set_major_locator(FixedLocator(shown))
-    ax.yaxis.set_major_formatter(FixedFormatter([number(v) for v in shown]))
+    ax.yaxis.set_major_formatter(FixedFormatter([f"{v:.3g}".replace("-", "−") for v in shown]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylim(-2 * bottom if bottom > 0 else None, 3 * largest)
 
