@@ -65,22 +65,19 @@ class DigitNetworks(StudySettings):
 
 
 def recorded(
+    data: networks.ImageData,
     learning_rates: Sequence[float],
     times: np.ndarray,
     replicates: int,
-    classes: int | Sequence[int],
-    train_per_class: int,
-    probe_per_class: int,
     widths: Sequence[int],
     seed: int,
     progress: bool | Callable[[int, int], None],
 ) -> Iterator[dict[str, xr.Dataset]]:
-    """Train networks on digits, one learning rate after the other, and record their features."""
-    data = networks.digits(classes, train_per_class, probe_per_class, scaling="standard", seed=seed)
-    K = len(np.unique(data.probe_y))
+    """Train networks, one learning rate after the other, and record their features."""
+    inputs, K = data.train_x.shape[1], len(np.unique(data.probe_y))
     return networks.record_ensemble(
         data,
-        lambda: networks.mlp(data.train_x.shape[1], tuple(widths), K),
+        lambda: networks.mlp(inputs, tuple(widths), K),
         learning_rates,
         replicates,
         times,
@@ -94,16 +91,10 @@ def network_cells(config: DigitNetworks) -> list[Cell]:
 
     def train(progress: Progress, rate: float) -> dict[str, xr.Dataset]:
         times = networks.saving_times(config.total_time, config.learning_rates, config.saved_times)
+        images = (config.classes, config.train_per_class, config.probe_per_class)
+        data = networks.digits(*images, scaling="standard", seed=config.seed)
         (record,) = recorded(
-            [rate],
-            times,
-            config.replicates,
-            config.classes,
-            config.train_per_class,
-            config.probe_per_class,
-            config.widths,
-            config.seed,
-            progress,
+            data, [rate], times, config.replicates, config.widths, config.seed, progress
         )
         return {name_of(layer, rate): record[layer] for layer in LAYERS.values()}
 
@@ -124,7 +115,7 @@ def network_cells(config: DigitNetworks) -> list[Cell]:
     ]
     for name, layer in LAYERS.items():
         stores = tuple(name_of(layer, rate) for rate in config.learning_rates)
-        cells.append(Cell((name,), _joined, stores, kept=False))
+        cells.append(Cell(name, _joined, stores, kept=False))
     return cells
 
 

@@ -278,27 +278,23 @@ def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> dict[str, Any]:
         tails[f"A_minus_B_{model[0]}"] = levels["A_minus_B"].sel(model=model)
         for rate in levels["rate"].values:
             tails[f"r_{rate}_{model[0]}"] = levels["tail_index"].sel(model=model, rate=rate)
+    beside = _beside_the_paper(levels, crossings, protocol)
+    published = "Â − B̂ and tail indices, published inversion"
+    printed = "Beside theory and what the authors print"
     tables = {
-        "validation": ("fig4", "Figure 4: label noise", _by_level(validation, confidence)),
-        "tails": (
-            "fig4_tails",
-            "Â − B̂ and tail indices, published inversion",
-            _by_level(tails, confidence),
+        "validation": _table(
+            page, "fig4", "Figure 4: label noise", _by_level(validation, confidence)
         ),
-        "beside": (
-            "fig4_beside",
-            "Beside theory and what the authors print",
-            _beside_the_paper(levels, crossings, protocol),
-        ),
+        "tails": _table(page, "fig4_tails", published, _by_level(tails, confidence)),
+        "beside": _table(page, "fig4_beside", printed, beside),
     }
-    written = {name: _table(page, *table) for name, table in tables.items()}
     p = levels["noise_level"].values
     statements = [in_words(q, c, critical, confidence, p) for q, c in crossings.items()]
     statements.append(
         "Intervals are over trials, which share the images; which labels are wrong is drawn anew for each."
     )
     print("\n".join(statements))
-    return {**written, "statements": statements, "notes": levels.attrs["notes"]}
+    return {**tables, "statements": statements, "notes": levels.attrs["notes"]}
 
 
 def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing]:
