@@ -172,8 +172,8 @@ class Runner:
     ) -> Path:
         """Write the report, section by section, and return its path.
 
-        Blocks of the template that are of no section are written first, with the ``values``. Of sections that are not among ``only``, the report
-        holds what an earlier run with these settings wrote.
+        Blocks of the template that are of no section are written first, with the ``values``. Of sections that are not
+        among ``only``, the report holds what an earlier run with these settings wrote.
         """
         path, kept = self.folder.path / "report.md", self.folder.path / ".lesde-sections.json"
         blocks = templates.from_string(template)

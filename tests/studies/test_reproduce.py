@@ -31,7 +31,7 @@ from lesde.studies.reproduce.analysis import (
     ode_errors,
     reached,
 )
-from lesde.studies.reproduce.figures import draw_separation
+from lesde.studies.reproduce.figures import draw_dynamics, draw_separation
 from lesde.studies.reproduce.protocol import LEVELS, PRESETS, levels_for
 from lesde.studies.runner import Page
 from lesde.text import with_interval
@@ -475,6 +475,19 @@ def test_the_error_of_a_tail_index_falls_with_the_trials() -> None:
         assert index.shape == (R,)
         errors.append(index.std(ddof=1) / np.sqrt(R))
     assert abs(errors[0] / errors[1] - 3) < 3 * 0.57
+
+
+def test_the_panels_of_the_dynamics_are_named_along_the_edges(finished: tuple[Path, str]) -> None:
+    data = finished[0] / "data"
+    laws = read(data / "fig5.zarr")
+    by_model = {model: laws.sel(model=model, drop=True) for model in MODELS}
+    figure = draw_dynamics(read(data / "fig1.zarr"), by_model, ("a", "b", "c"))
+    panels = np.array(figure.axes).reshape(2, 3)
+    assert [ax.get_title() for ax in panels[0]] == ["logit 0", "logit 1", "logit 2"]
+    assert [ax.get_ylabel() for ax in panels[:, 0]] == list(MODELS)
+    assert all(ax.get_xlabel() for ax in panels[1])
+    assert not any(ax.get_xlabel() for ax in panels[0])
+    plt.close(figure)
 
 
 def test_two_classes_are_drawn_in_a_plane() -> None:

@@ -227,7 +227,7 @@ def _shot(trained: xr.Dataset, paths: xr.Dataset, at: int) -> xr.Dataset:
 
 
 def _fig3(
-    protocol: Protocol, page: Page, paths: xr.Dataset, _: xr.Dataset, *fits: xr.Dataset
+    protocol: Protocol, page: Page, paths: xr.Dataset, both: xr.Dataset, *fits: xr.Dataset
 ) -> dict[str, Any]:
     """Estimated elasticities."""
     by_model = dict(zip(MODELS, fits, strict=True))
