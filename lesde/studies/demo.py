@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,10 +21,11 @@ from lesde import plot
 from lesde.analysis.separation.predict import predict_from_law
 from lesde.model.lesde import class_average
 from lesde.plot.style import tidy_log
-from lesde.studies.digits import DigitNetworks, introduction, network_cells
+from lesde.studies.digits import DigitNetworks, network_cells, trained_networks
 from lesde.studies.folder import StudyFolder
-from lesde.studies.runner import Cell, Page, Progress, Runner, Section, with_error
-from lesde.text import format_number, print_rows
+from lesde.studies.runner import Cell, Page, Progress, Runner, Section, print_table, with_error
+from lesde.studies.settings import Count
+from lesde.text import format_number
 
 __all__ = ["DemoConfig", "run"]
 
@@ -39,13 +40,11 @@ PAGE = 7.0  # inches: two columns of a journal
 class DemoConfig(DigitNetworks):
     """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
 
-    fit_every: int = Field(
-        2, ge=1, le=10**4, description="recordings that an interval of the fit spans"
-    )
-    copies: int = Field(
-        4, ge=1, le=10**4, description="simulated trajectories from each network's start"
-    )
-    predicted_times: int = Field(12, ge=2, le=10**4, description="times of the analytic prediction")
+    # Recordings that an interval of the fit spans; simulated trajectories from each network's start;
+    # times of the analytic prediction.
+    fit_every: Count = 2
+    copies: Count = 4
+    predicted_times: Annotated[int, Field(ge=2, le=10**4)] = 12
 
 
 def run(config: DemoConfig, out: str | Path) -> Path:
@@ -89,26 +88,18 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         cells.append(Cell(name, compute, (paths,), "neural collapse"))
     cells.append(Cell("convergence", partial(converge, config), collapse, "convergence"))
 
-    fitting = "Where the linear model fits, and where not"
-    compared = ("comparison", "network", "simulated", "law")
-    counted = ("comparison", "separation", "convergence", *collapse)
     sections = [
-        Section("networks", "The networks", networks, ("network",)),
-        Section("fits", "The fitted kernel", kernels, fits),
-        Section("models", fitting, partial(models, config), compared),
-        Section("separation", "Separation", separation, ("separation", "prediction")),
-        Section("collapse", "Neural collapse", collapsed, ("convergence", *collapse)),
-        Section("numbers", "Numbers", partial(numbers, config), counted),
+        Section("networks", networks, ("network",)),
+        Section("fits", kernels, fits),
+        Section("models", partial(models, config), ("comparison", "network", "simulated", "law")),
+        Section("separation", separation, ("separation", "prediction")),
+        Section("collapse", collapsed, ("convergence", *collapse)),
+        Section("numbers", numbers, ("comparison", "separation", "convergence", *collapse)),
+        Section("summary", summary, ("comparison", "separation", "convergence")),
     ]
-    words = (
-        f"## What was run\n\n{introduction(config)}. Time is t = learning rate × "
-        f"iteration, up to {config.total_time:g}. The features are the logits of "
-        f"{config.probe_per_class} fixed training images per class. The LE-SDE is fitted and runs from "
-        f"t = {config.model_start:g}, started at the networks' own features."
-    )
-    title = "Neural networks on digits, and their locally elastic SDE"
+    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     with StudyFolder(out, "demo", config).taken() as folder:
-        return Runner(folder, cells).report(title, words, sections)
+        return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
 
 
 def slug(name: str) -> str:
@@ -330,54 +321,33 @@ def along(dim: str, names: Sequence[str], datasets: Sequence[xr.Dataset]) -> xr.
     return xr.concat(datasets, labels, combine_attrs="drop_conflicts", join="override")
 
 
-# The report: every function writes a section.
+# The report: every function draws the figures of a section, and returns what its text needs.
 
 
 def networks(page: Page, network: xr.Dataset) -> None:
-    """What the networks learnt; fan, snapshots, 3-D view and animation of one network's features."""
-    rates = network.learning_rate.values
-    end = network.isel(time=-1)
-    cells = [
-        f"h = {h:g}: loss {format_number(float(end.loss.sel(learning_rate=h).median()))}, accuracy "
-        f"{float(end.accuracy.sel(learning_rate=h).mean()):.1%}"
-        for h in rates
-    ]
-    page.add(f"At the end, median loss and mean accuracy on the probe images: {'; '.join(cells)}.")
-    h = float(rates[0])
-    named = f"One network at h = {h:g}"
-    axes: Any = plot.separation_fan(network, learning_rate=h)
-    page.figure("fan", axes, f"{named}: logits of the probe images, projected.")
-    last = float(network.time[-1])
+    """Fan, snapshots, 3-D view and animation of one network's features."""
+    h, last = float(network.learning_rate[0]), float(network.time[-1])
+    page.figure("fan", plot.separation_fan(network, learning_rate=h))
     shots = [float(network.time[0]), last / 16, last / 4, last]
-    axes = plot.simplex(network, times=shots, learning_rate=h)
-    page.figure("simplex", axes, f"{named}: snapshots in the plane of the class means.")
-    axes = plot.simplex3d(network, learning_rate=h)
-    page.figure("simplex3d", axes, f"{named}: the logits in three dimensions.")
+    page.figure("simplex", plot.simplex(network, times=shots, learning_rate=h))
+    page.figure("simplex3d", plot.simplex3d(network, learning_rate=h))
 
     def film(new: Path) -> None:
         made = plot.animate(network, new, learning_rate=h, frames=40, dpi=100)
         plt.close(made._fig)  # type: ignore[attr-defined]
 
     page.folder.put(page.folder.figures / "collapse.gif", film)
-    page.add("[Animation of the collapse](figures/collapse.gif)")
 
 
-def kernels(page: Page, *fits: xr.Dataset) -> None:
+def kernels(page: Page, *fits: xr.Dataset) -> dict[str, Any]:
     """Â, B̂, α̂, β̂ and the tail index of both models."""
-    page.add(
-        "α̂ is the strength with which a step on a sample moves its own class, β̂ that for the others; Â "
-        "and B̂ are their integrals from the model's start. Bands are confidence intervals from the "
-        "scatter between networks."
-    )
-    lines = ["Tail index r of α − β ~ t^(−r) (r < 1 separates, r > 1 does not):", ""]
+    tails = []
     for (model, transform), fit in zip(MODELS.items(), fits, strict=True):
-        caption = f"Fitted elasticity, {model}."
-        page.figure(f"elasticity_{transform}", plot.elasticity(fit), caption)
+        page.figure(f"elasticity_{transform}", plot.elasticity(fit))
         level = fit.sel(level="alpha_minus_beta")
         for h in fit.learning_rate.values:
-            text = bracketed(level.sel(learning_rate=h), "tail_index", "not defined")
-            lines.append(f"- {model}, h = {float(h):g}: {text}")
-    page.add("\n".join(lines))
+            tails.append((model, h, bracketed(level.sel(learning_rate=h), "tail_index")))
+    return {"tails": tails}
 
 
 def models(
@@ -388,100 +358,50 @@ def models(
     simulated: xr.Dataset,
     law: xr.Dataset,
 ) -> None:
-    """Where the linear model fits and where not; exact law against the networks' class means; one simulated fan."""
-    level = f"{config.confidence:.0%}"
-    for model in MODELS:
-        part = comparison.sel(model=model)
-        worst, best = percents(part.r_squared)
-        least, most = percents(part.inside)
-        common = ", ".join(common_share(part.sel(learning_rate=h)) for h in config.learning_rates)
-        page.add(
-            f"**{model}.** Of the increments of a network's class means, the rates fitted to the other "
-            f"networks explain {worst} to {best}, noise counted against them. R² common, the same for the "
-            f"movement that the networks have in common, is {common} in the order of the learning rates, "
-            f"± one standard error. It is an estimate with the noise taken off, which is 1 on average for a "
-            f"right model and by chance can be above 1. The law's class means miss the "
-            f"networks' average by {float(part.mean_error.min()):.1%} to "
-            f"{float(part.mean_error.max()):.1%} (relative root mean square over time), and "
-            f"{least} to {most} of its coordinates lie "
-            f"inside the law's {level} interval, where a right model has {level}."
-        )
-    part = comparison.isel(model=0)
-    worst, best = percents(part.within_r_squared)
-    page.add(
-        f"**Noise.** An LE-SDE has one σ for the spread within classes and for the class means. Here "
-        f"the class means' noise is {float(part.noise_ratio.min()):.1f} to {float(part.noise_ratio.max()):.1f} times what "
-        f"the spread implies: the sampling noise of SGD, which all samples of a class share, is that much larger. Linear "
-        f"growth σ²t explains {worst} to {best} of the change of the "
-        f"within-class variance (0% is no better than no change)."
-    )
+    """The exact law against the networks' class means; one simulated fan."""
     frames = from_start(config, network)
     rates = frames.learning_rate.values
     axes: Any
     for model in MODELS:
         for which, h in (("slow", float(rates[0])), ("fast", float(rates[-1]))):
             axes = plot.class_means(frames, law.sel(model=model, drop=True), learning_rate=h)
-            page.figure(
-                f"class_means_{model[0]}_{which}",
-                axes,
-                f"{model}, h = {h:g}: exact law (lines) and networks' class means.",
-            )
-    axes = plot.separation_fan(
-        simulated.sel(model=model, drop=True), learning_rate=float(network.learning_rate[0])
-    )
-    page.figure("fan_model", axes, f"The fitted {model}, simulated from a network's start.")
+            page.figure(f"class_means_{model[0]}_{which}", axes)
+    paths = simulated.sel(model="L-model", drop=True)
+    page.figure("fan_model", plot.separation_fan(paths, learning_rate=float(rates[0])))
 
 
 def separation(page: Page, separation: xr.Dataset, prediction: xr.Dataset) -> None:
     """Separation probabilities over time, by source and by criterion."""
-    page.add(
-        "All pairs of classes at once, by projection on each network's own gaps of class means. The shaded "
-        "bracket is the analytic prediction for the fitted model: Bonferroni and Fréchet bounds, averaged "
-        "over the networks' starts."
-    )
-    page.figure(
-        "separation",
-        draw_separation(separation, prediction),
-        "Probability that all classes are separated: networks, and models with prediction.",
-    )
-    axes = draw_criteria(separation)
-    page.figure("separation_criteria", axes, "The networks by three criteria.")
+    page.figure("separation", draw_separation(separation, prediction))
+    page.figure("separation_criteria", draw_criteria(separation))
 
 
-def collapsed(page: Page, rates: xr.Dataset, *metrics: xr.Dataset) -> None:
+def collapsed(page: Page, rates: xr.Dataset, *metrics: xr.Dataset) -> dict[str, Any]:
     """NC1 and NC2 over time by source, and their rates against the learning rate."""
-    page.add(
-        "NC1 and the NC2 error of the logits, network beside model, and of the last hidden layer. Rates are "
-        "fits of exponential decay from the model's start on."
-    )
-    axes = draw_collapse(dict(zip(SOURCES, metrics, strict=True)))
-    page.figure("collapse", axes, "NC1 and NC2 over time: networks and models.")
-    page.figure("collapse_rate", draw_rates(rates), "Collapse rate per iteration against h.")
-    if "learning_rate_exponent" not in rates:
-        return
-    lines = ["Rate of decay per iteration ~ h^c, with the exponent c:", ""]
-    for source in SOURCES:
-        for metric in rates.metric.values:
-            one = rates.sel(source=source, metric=metric, clock="iteration")
-            text = bracketed(one, "learning_rate_exponent", "not defined (a rate ≤ 0)")
-            lines.append(f"- {source}, {metric}: {text}")
-    page.add("\n".join(lines))
+    page.figure("collapse", draw_collapse(dict(zip(SOURCES, metrics, strict=True))))
+    page.figure("collapse_rate", draw_rates(rates))
+    exponents = []
+    if "learning_rate_exponent" in rates:
+        for source in SOURCES:
+            for metric in rates.metric.values:
+                one = rates.sel(source=source, metric=metric, clock="iteration")
+                exponents.append((source, metric, bracketed(one, "learning_rate_exponent")))
+    return {"exponents": exponents}
 
 
 def numbers(
-    config: DemoConfig,
     page: Page,
     comparison: xr.Dataset,
     separation: xr.Dataset,
     rates: xr.Dataset,
     *metrics: xr.Dataset,
-) -> None:
-    """The table of all numbers, one row for each source and learning rate, and the summary on top of the report."""
-    level = f"{config.confidence:.0%}"
+) -> dict[str, Any]:
+    """The table of all numbers, one row for each source and learning rate."""
+    level = f"{rates.attrs['confidence']:.0%}"
     rows = []
     for source in map(str, separation.source.values):
         collapse = metrics[SOURCES.index(source)]
-        for h in config.learning_rates:
+        for h in separation.learning_rate.values:
             P = separation.sel(source=source, criterion="projection", learning_rate=h)
             last = collapse.sel(learning_rate=h).isel(time=-1).median("replicate")
             rate = rates.sel(source=source, learning_rate=h, clock="time")
@@ -496,86 +416,33 @@ def numbers(
             row |= {"R² common ± s.e.": "", "error of means": "", "inside": ""}
             if source in MODELS:
                 fit = comparison.sel(model=source, learning_rate=h)
-                row["R² common ± s.e."] = common_share(fit)
+                shares = float(fit.r_squared_common), float(fit.r_squared_common_se)
+                row["R² common ± s.e."] = with_error(*shares)
                 row["error of means"] = format_number(float(fit.mean_error))
                 row["inside"] = format_number(float(fit.inside))
             rows.append(row)
     table = pd.DataFrame(rows)
-    page.add(
-        f"Rates are per unit of time; ± and brackets of rates and P are {level} intervals, ± of R² common is one "
-        "standard error. P stays ≥ ½ from t: the first recording after the last one at which P was below ½; "
-        "never: it is below ½ at the end. R² common: share of the class means' movement common to the networks "
-        "that the model explains, noise taken off, so that it can exceed 1 by chance. Error of means: relative, of the law's class means. Inside: share of "
-        "class-mean coordinates inside the law's interval."
-    )
-    page.table(table)
-    page.top += ["## Summary", summary(config, comparison, separation, rates)]
     # The terminal shows the table in parts, each of which fits 80 columns.
-    for title, columns in (
-        ("Separation", (2, 3)),
-        ("NC1, and its rate of decay per unit of time", (4, 5)),
-        ("NC2, and its rate of decay per unit of time", (6, 7)),
-        ("How well the LE-SDE fits", (8, 9, 10)),
-    ):
-        part = table.iloc[:, [0, 1, *columns]]
-        print_rows(title, list(part.columns), part.to_numpy().tolist())
+    print_table("Separation", table.iloc[:, [0, 1, 2, 3]])
+    print_table("NC1, and its rate of decay per unit of time", table.iloc[:, [0, 1, 4, 5]])
+    print_table("NC2, and its rate of decay per unit of time", table.iloc[:, [0, 1, 6, 7]])
+    print_table("How well the LE-SDE fits", table.iloc[:, [0, 1, 8, 9, 10]])
+    return {"numbers": table}
 
 
-def summary(
-    config: DemoConfig, comparison: xr.Dataset, separation: xr.Dataset, rates: xr.Dataset
-) -> str:
-    """What came out, in a few lines."""
-    h = config.learning_rates
-    span = f"at h = {h[0]:g}" if len(h) == 1 else f"over h = {min(h):g} to {max(h):g}"
-    lines = [
-        f"Ranges are {span}; P is the probability that all classes are separated at the end.",
-        "",
-    ]
-    for source in map(str, separation.source.values):
-        P = separation.probability.sel(source=source, criterion="projection").isel(time=-1)
-        text = f"- **{source}**: P {range_of(P)}"
-        if source in MODELS:
-            part = comparison.sel(model=source)
-            text += (
-                f"; class means off by {' to '.join(percents(part.mean_error))}; R² common "
-                f"{range_of(part.r_squared_common)}"
-            )
-        one = rates.sel(source=source, clock="time").rate
-        decay = [f"{m.upper()[:3]} {range_of(one.sel(metric=m))}" for m in METRICS]
-        lines.append(f"{text}; decay per unit of time: {', '.join(decay)}.")
-    best = list(MODELS)[int(comparison.mean_error.mean("learning_rate").values.argmin())]
-    ratio = comparison.noise_ratio.isel(model=0)
-    lines += [
-        "",
-        f"A negative decay is growth. The {best} is closer to the class means. The class means' noise is "
-        f"{float(ratio.min()):.2g} to {float(ratio.max()):.2g} times what one σ for all of the LE-SDE gives.",
-    ]
-    return "\n".join(lines)
+def summary(page: Page, comparison: xr.Dataset, *_: xr.Dataset) -> dict[str, Any]:
+    """The model that is nearer to the networks' class means."""
+    errors = comparison.mean_error.mean("learning_rate")
+    return {"best": str(errors.idxmin("model").values)}
 
 
 # Numbers as the report prints them.
 
 
-def percents(values: xr.DataArray) -> tuple[str, str]:
-    """Least and greatest of some shares."""
-    return f"{float(values.min()):.0%}", f"{float(values.max()):.0%}"
-
-
-def range_of(values: xr.DataArray) -> str:
-    """Least to greatest of some numbers."""
-    low, high = f"{float(values.min()):.2g}", f"{float(values.max()):.2g}"
-    return low if low == high else f"{low} to {high}"
-
-
-def bracketed(dataset: xr.Dataset, name: str, undefined: str) -> str:
-    """A number with its interval."""
+def bracketed(dataset: xr.Dataset, name: str) -> str:
+    """A number with its interval, nothing where it is not defined."""
     value, low, high = (float(dataset[f"{name}{end}"]) for end in ("", "_lower", "_upper"))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else undefined
-
-
-def common_share(one: xr.Dataset) -> str:
-    """R² of the common movement, with its standard error."""
-    return with_error(float(one.r_squared_common), float(one.r_squared_common_se))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else ""
 
 
 def last_probability(P: xr.Dataset) -> str:

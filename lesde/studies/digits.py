@@ -4,46 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lesde import networks
 from lesde.studies.runner import Cell, Progress
+from lesde.studies.settings import Confidence, Images, Seed, StudySettings
 
-__all__ = ["DigitNetworks", "introduction", "network_cells", "recorded"]
+__all__ = ["DigitNetworks", "network_cells", "recorded", "trained_networks"]
 
 LAYERS = {"network": "logits", "penultimate": "penultimate"}
 """Layers by the name of the dataset of all learning rates."""
 
 
-class DigitNetworks(BaseModel):
+class DigitNetworks(StudySettings):
     """Networks on handwritten digits at several learning rates, all for the same time."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    classes: tuple[int, ...] = Field(
-        (0, 1, 2, 3), min_length=4, max_length=10, description="digits to tell apart"
-    )
-    train_per_class: int = Field(100, ge=2, le=10**5, description="training images per class")
-    probe_per_class: int = Field(
-        40, ge=2, le=10**5, description="recorded training images per class"
-    )
-    widths: tuple[int, ...] = Field((32, 32), min_length=1, description="hidden layers")
-    learning_rates: tuple[float, ...] = Field(
-        (0.005, 0.01, 0.02, 0.04), min_length=1, description="of plain SGD, batch size 1"
-    )
-    replicates: int = Field(16, ge=2, le=10**4, description="networks per learning rate")
-    total_time: float = Field(50.0, gt=0, description="learning rate times iterations")
-    saved_times: int = Field(
-        50, ge=8, le=10**4, description="recordings, the initial state included"
-    )
-    model_start: float = Field(
-        2.0, ge=0, description="time from which the kernel is fitted and the model runs"
-    )
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
-    seed: int = Field(0, ge=0, description="of all randomness")
+    # Digits to distinguish, training images and recorded training images per class, hidden layers.
+    classes: Annotated[tuple[int, ...], Field(min_length=4, max_length=10)] = (0, 1, 2, 3)
+    train_per_class: Images = 100
+    probe_per_class: Images = 40
+    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32, 32)
+    # Plain SGD with batch size 1; networks per learning rate; learning rate times iterations.
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (0.005, 0.01, 0.02, 0.04)
+    replicates: Annotated[int, Field(ge=2, le=10**4)] = 16
+    total_time: Annotated[float, Field(gt=0)] = 50.0
+    # Recordings, the initial state included; time from which the kernel is fitted and the model runs.
+    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 50
+    model_start: Annotated[float, Field(ge=0)] = 2.0
+    confidence: Confidence = 0.95
+    seed: Seed = 0
 
     @field_validator("classes")
     @classmethod
@@ -72,22 +65,19 @@ class DigitNetworks(BaseModel):
 
 
 def recorded(
+    data: networks.ImageData,
     learning_rates: Sequence[float],
     times: np.ndarray,
     replicates: int,
-    classes: int | Sequence[int],
-    train_per_class: int,
-    probe_per_class: int,
     widths: Sequence[int],
     seed: int,
     progress: bool | Callable[[int, int], None],
 ) -> Iterator[dict[str, xr.Dataset]]:
-    """Train networks on digits, one learning rate after the other, and record their features."""
-    data = networks.digits(classes, train_per_class, probe_per_class, scaling="standard", seed=seed)
-    K = len(np.unique(data.probe_y))
+    """Train networks, one learning rate after the other, and record their features."""
+    inputs, K = data.train_x.shape[1], len(np.unique(data.probe_y))
     return networks.record_ensemble(
         data,
-        lambda: networks.mlp(data.train_x.shape[1], tuple(widths), K),
+        lambda: networks.mlp(inputs, tuple(widths), K),
         learning_rates,
         replicates,
         times,
@@ -101,16 +91,10 @@ def network_cells(config: DigitNetworks) -> list[Cell]:
 
     def train(progress: Progress, rate: float) -> dict[str, xr.Dataset]:
         times = networks.saving_times(config.total_time, config.learning_rates, config.saved_times)
+        images = (config.classes, config.train_per_class, config.probe_per_class)
+        data = networks.digits(*images, scaling="standard", seed=config.seed)
         (record,) = recorded(
-            [rate],
-            times,
-            config.replicates,
-            config.classes,
-            config.train_per_class,
-            config.probe_per_class,
-            config.widths,
-            config.seed,
-            progress,
+            data, [rate], times, config.replicates, config.widths, config.seed, progress
         )
         return {name_of(layer, rate): record[layer] for layer in LAYERS.values()}
 
@@ -131,7 +115,7 @@ def network_cells(config: DigitNetworks) -> list[Cell]:
     ]
     for name, layer in LAYERS.items():
         stores = tuple(name_of(layer, rate) for rate in config.learning_rates)
-        cells.append(Cell((name,), _joined, stores, kept=False))
+        cells.append(Cell(name, _joined, stores, kept=False))
     return cells
 
 
@@ -144,8 +128,8 @@ def _joined(progress: Progress, *records: xr.Dataset) -> xr.Dataset:
     return xr.concat(records, "learning_rate", combine_attrs="drop_conflicts")
 
 
-def introduction(config: DigitNetworks) -> str:
-    """What reports say of the networks first."""
+def trained_networks(config: DigitNetworks) -> str:
+    """The networks in words."""
     widths = "-".join(map(str, (64, *config.widths, len(config.classes))))
     rates = ", ".join(f"{h:g}" for h in config.learning_rates)
     return (

@@ -64,7 +64,7 @@ class StudyFolder:
         file: str = "config.json",
         writes: Sequence[str] = EVERYTHING,
     ):
-        self.path, self.kind, self._writes = Path(path), kind, writes
+        self.path, self.kind, self._writes, self.chosen = Path(path), kind, writes, settings
         self.data, self.figures = self.path / "data", self.path / "figures"
         self.study = settings.model_dump_json(exclude=set(free))
         """The settings that decide what is trained, as every store holds them."""

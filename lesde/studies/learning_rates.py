@@ -122,17 +122,9 @@ def learning_rate_experiment(
     >>> axes = lesde.plot.learning_rate_range(experiment.comparison)  # doctest: +SKIP
     """
     start = check_real("start", start, 0.0)
-    records = recorded(
-        learning_rates,
-        networks.saving_times(total_time, learning_rates, saved_times),
-        replicates,
-        classes,
-        train_per_class,
-        probe_per_class,
-        widths,
-        seed,
-        progress,
-    )
+    times = networks.saving_times(total_time, learning_rates, saved_times)
+    data = networks.digits(classes, train_per_class, probe_per_class, scaling="standard", seed=seed)
+    records = recorded(data, learning_rates, times, replicates, widths, seed, progress)
     layers = networks.collect(records)
     comparison = compare_learning_rates(
         layers["logits"],
@@ -276,7 +268,7 @@ def compare_learning_rates(
                 fitted, transform=name, estimator="averages", tail=False, smoothing=None
             )
         part["r_squared_common"] = fit["r_squared_common"]
-        parts.append(part)
+        parts.append(part.assign_coords(kernel=list(KERNELS)))
     labels = xr.DataArray([MODELS[name] for name in names], dims="model", name="model")
     result = _observed(others, confidence).merge(xr.concat(parts, labels))
     result["inside"] = (result["predicted_lower"] <= result["network"]) & (
@@ -428,7 +420,7 @@ def model_limits(
         data[f"predicted_path{end}"] = (dims, path)
         both = np.stack([path[..., -1], rate], axis=1)
         data[f"predicted{end}"] = (("kernel", "quantity", *dims[1:-1]), both)
-    return xr.Dataset(data, {"kernel": list(KERNELS), **_coords(frames)})
+    return xr.Dataset(data, _coords(frames))
 
 
 def _observed(paths: xr.Dataset, confidence: float) -> xr.Dataset:

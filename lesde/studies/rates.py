@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from pydantic import Field, field_validator
+from pydantic import Field
 
 import lesde
 from lesde import plot
-from lesde.studies.digits import DigitNetworks, introduction, network_cells
+from lesde.studies.digits import DigitNetworks, network_cells, trained_networks
 from lesde.studies.folder import StudyFolder
 from lesde.studies.learning_rates import NAMES, compare_learning_rates, whole_errors
-from lesde.studies.runner import Cell, Page, Progress, Runner, Section
+from lesde.studies.runner import Cell, Page, Progress, Runner, Section, print_table
 from lesde.text import with_interval
 
 __all__ = ["RateConfig", "run"]
 
 
+RATES = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
+
+
 class RateConfig(DigitNetworks):
     """What ``lesde rates`` does. The defaults take about two minutes."""
 
-    widths: tuple[int, ...] = Field((32,), min_length=1, description="hidden layers")
-    learning_rates: tuple[float, ...] = Field(
-        (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
-        min_length=2,
-        description="of plain SGD, batch size 1",
-    )
-    replicates: int = Field(
-        32,
-        ge=8,
-        le=10**4,
-        description="networks per learning rate: half are fitted, half predicted",
-    )
-    total_time: float = Field(32.0, gt=0, description="learning rate times iterations")
-    saved_times: int = Field(
-        24, ge=8, le=10**4, description="recordings, the initial state included"
-    )
-    draws: int = Field(
-        40, ge=4, le=10**5, description="kernels fitted to resamples of the networks"
-    )
-    spread: str = Field("covariance", description="noise of a sample: covariance or constant")
-
-    @field_validator("spread")
-    @classmethod
-    def _known(cls, spread: str) -> str:
-        if spread not in ("covariance", "constant"):
-            raise ValueError("must be covariance or constant")
-        return spread
+    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32,)
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=2)] = RATES
+    # Half of the networks are fitted, half predicted.
+    replicates: Annotated[int, Field(ge=8, le=10**4)] = 32
+    total_time: Annotated[float, Field(gt=0)] = 32.0
+    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 24
+    # Kernels fitted to resamples of the networks; noise of a sample.
+    draws: Annotated[int, Field(ge=4, le=10**5)] = 40
+    spread: Literal["covariance", "constant"] = "covariance"
 
 
 def run(config: RateConfig, out: str | Path) -> Path:
@@ -93,59 +78,33 @@ def run(config: RateConfig, out: str | Path) -> Path:
 
     cells = [
         *network_cells(config),
-        Cell(("collapse",), collapse, ("network",), "neural collapse"),
-        Cell(("comparison",), compare, ("network",), "comparing with the LE-SDE"),
+        Cell("collapse", collapse, ("network",), "neural collapse"),
+        Cell("comparison", compare, ("network",), "comparing with the LE-SDE"),
     ]
     sections = [
-        Section("networks", "", networks, ("collapse",)),
-        Section("models", "Networks and models", models, ("comparison",)),
+        Section("networks", networks, ("collapse",)),
+        Section("models", models, ("comparison",)),
     ]
-    half = config.replicates // 2
-    words = (
-        f"{introduction(config)}, all for the time t = learning rate × iteration "
-        f"= {config.total_time:g}. Features are the logits of {config.probe_per_class} training images per class. At each "
-        f"learning rate the kernel α(t), β(t) and the noise are fitted to {half} networks from t = "
-        f"{config.model_start:g} on; from the recorded state of each of the other {config.replicates - half} the discrete "
-        f"process then runs, with that kernel or with the mean kernel of all other learning rates. Intervals are "
-        f"{config.confidence:.0%}."
-    )
-    title = "Collapse of networks against the learning rate, and the LE-SDE"
+    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     with StudyFolder(out, "rates", config).taken() as folder:
-        return Runner(folder, cells).report(title, words, sections)
+        return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
 
 
 def networks(page: Page, collapse: xr.Dataset) -> None:
     """NC1 and NC2 of the networks over time."""
-    caption = "NC1 and NC2 of the logits of the networks over time, by learning rate."
-    page.figure("networks", plot.collapse(collapse), caption)
+    page.figure("networks", plot.collapse(collapse))
 
 
-def models(page: Page, found: xr.Dataset) -> None:
+def models(page: Page, found: xr.Dataset) -> dict[str, Any]:
     """Figures, table and statements of the comparison with the models."""
     for kernel in map(str, found["kernel"].values):
-        caption = (
-            f"Values at t = {found.attrs['at']:g} and rates of decay: networks (points) and models (lines, bands "
-            f"in which they put the networks), with the kernel of {kernel}. Shaded: where the networks are in it."
-        )
-        axes = plot.learning_rate_range(found, kernel=kernel)
-        page.figure(kernel.replace(" ", "_"), axes, caption)
+        page.figure(kernel.replace(" ", "_"), plot.learning_rate_range(found, kernel=kernel))
     table, best = comparison_table(found), found.attrs["preferred"]
     page.csv("comparison", table)
-    errors = ", ".join(
-        f"{name}: {error:.2g}" + (f" (diverges at {number} learning rates)" if number else "")
-        for name, (number, error) in whole_errors(found).items()
-    )
-    title = f"Networks and the {best}"
-    page.add(
-        f"## {title}",
-        f"The {best} is nearer to the networks over the whole path. Error of the logarithm of NC1 and NC2, mean over learning "
-        f"rates at which no model diverges: {errors}. The table of every model is in `data/comparison.csv`.",
-    )
-    page.table(_readable(table[table["model"] == best]), title)
-    for kernel in found["kernel"].values:
-        lines = found["statement"].sel(kernel=kernel).values.ravel()
-        page.add(f"With the kernel of {kernel}:", "\n".join(f"- {line}" for line in lines))
+    readable = _readable(table[table["model"] == best])
+    print_table(f"Networks and the {best}", readable)
     print("\n".join(map(str, found["statement"].sel(model=best).values.ravel())))
+    return {"best": best, "errors": whole_errors(found), "readable": readable}
 
 
 def comparison_table(found: xr.Dataset) -> pd.DataFrame:

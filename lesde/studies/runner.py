@@ -1,18 +1,19 @@
-"""Runs a study that is declared as cells and sections.
+"""Runs a study that is declared as cells, sections and a template of its report.
 
 A **cell** is a dataset: the cells it is made from, a function that makes it, and the store that keeps it. A **section** of the report is
-a function of datasets that draws figures and writes paragraphs. The runner computes what a section needs and what is
-not stored yet, shows progress, and rewrites the report after every section, so that an interrupt leaves whole stores
-and a readable report, and the next run in the folder goes on from there.
+a function of datasets that draws figures and returns what the text needs, and a block of its name in the template. The runner computes
+what a section needs and what is not stored yet, shows progress, and rewrites the report after every section, so that an
+interrupt leaves whole stores and a readable report, and the next run in the folder goes on from there.
 
     with StudyFolder(out, "mine", settings).taken() as folder:
-        return Runner(folder, cells).report("My study", "What was run.", sections)
+        return Runner(folder, cells).report(template, sections)
 
-To add a study, copy ``rates.py``.
+To add a study, copy ``rates.py`` and ``rates.md``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -24,6 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -35,7 +37,7 @@ from lesde.files import damaged_of_store, read, read_whole
 from lesde.studies.folder import StudyFolder
 from lesde.text import format_number, print_rows
 
-__all__ = ["Cell", "Page", "Progress", "Runner", "Section", "bar", "duration", "with_error"]
+__all__ = ["Cell", "Page", "Progress", "Runner", "Section", "bar", "duration", "print_table"]
 
 Progress = Callable[[float, float], None]
 """Called with (done, total)."""
@@ -70,29 +72,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the report: its heading, the cells it needs, and a function of a `Page` and of their datasets."""
+    """A section of the report, the block ``name`` of the template.
+
+    ``write`` takes a `Page` and the datasets it ``needs``; it draws figures, and may return more values for the template.
+    """
 
     name: str
-    heading: str
-    write: Callable[..., None]
+    write: Callable[..., Mapping[str, Any] | None]
     needs: tuple[str, ...] = ()
 
 
 class Page:
-    """What a section puts into the report, and the figures and tables that it saves."""
+    """Saves what a section draws and lists."""
 
     def __init__(self, folder: StudyFolder):
         self.folder = folder
-        self.top: list[str] = []
-        """Paragraphs below the title of the report."""
-        self.paragraphs: list[str] = []
 
-    def add(self, *paragraphs: str) -> None:
-        """Append paragraphs."""
-        self.paragraphs += paragraphs
-
-    def figure(self, name: str, drawn: Any, caption: str) -> None:
-        """Save a figure, given by itself or by its axes, as PNG and PDF, and append it."""
+    def figure(self, name: str, drawn: Any) -> None:
+        """Save a figure, given by itself or by its axes, as PNG and PDF."""
         for ending in ("png", "pdf"):
             self.folder.put(
                 self.folder.figures / f"{name}.{ending}",
@@ -100,15 +97,6 @@ class Page:
             )
         first = np.asarray(drawn, dtype=object).ravel()[0]
         plt.close(first if isinstance(first, plt.Figure) else first.get_figure(root=True))
-        self.add(f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))")
-
-    def table(self, table: pd.DataFrame, title: str = "") -> None:
-        """Append a table, and under a title also print it."""
-        if title:
-            print_rows(title, list(table.columns), table.to_numpy().tolist())
-        lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
-        lines += [[format_number(cell) for cell in row] for row in table.to_numpy().tolist()]
-        self.add("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
     def csv(self, name: str, table: pd.DataFrame) -> None:
         """Save a table."""
@@ -177,29 +165,46 @@ class Runner:
 
     def report(
         self,
-        title: str,
-        introduction: str,
+        template: str,
         sections: Sequence[Section],
         only: Sequence[str] | None = None,
+        **values: Any,
     ) -> Path:
         """Write the report, section by section, and return its path.
 
-        Of sections that are not among ``only``, it holds what an earlier run with these settings wrote.
+        Blocks of the template that are of no section are written first, with the ``values``. Of sections that are not
+        among ``only``, the report holds what an earlier run with these settings wrote.
         """
-        written = self._earlier()
-        self._write(title, introduction, sections, written)
+        path, kept = self.folder.path / "report.md", self.folder.path / ".lesde-sections.json"
+        blocks = templates.from_string(template)
+        names = [section.name for section in sections]
+        written: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            held = json.loads(kept.read_text(encoding="utf-8"))
+            if held["settings"] == self.folder.settings:
+                written = dict(held["written"])
+
+        def put(block: str, known: Mapping[str, Any]) -> None:
+            context = blocks.new_context({"settings": self.folder.chosen, **known})
+            written[block] = "".join(blocks.blocks[block](context)).strip()
+
+        def save() -> None:
+            text = "\n\n".join(written[block] for block in blocks.blocks if block in written)
+            self.folder.put_text(path, text + "\n")
+
+        for block in blocks.blocks:
+            if block not in names:
+                put(block, values)
+        save()
         for section in sections:
-            if only is not None and section.name not in only:
-                continue
-            self.compute(section.needs)
-            page = Page(self.folder)
-            section.write(page, *map(self.get, section.needs))
-            heading = [f"## {section.heading}"] if section.heading else []
-            written[section.name] = {"top": page.top, "body": heading + page.paragraphs}
-            kept = {"settings": self.folder.settings, "sections": written}
-            self.folder.put_text(self._sections, json.dumps(kept, indent=2))
-            self._write(title, introduction, sections, written)
-        path = self.folder.path / "report.md"
+            if only is None or section.name in only:
+                self.compute(section.needs)
+                datasets = {name: self.get(name) for name in section.needs}
+                more = section.write(Page(self.folder), *datasets.values())
+                put(section.name, datasets | dict(more or {}))
+                held = {"settings": self.folder.settings, "written": written}
+                self.folder.put_text(kept, json.dumps(held, indent=2))
+                save()
         print(f"report: {path}")
         return path
 
@@ -238,31 +243,6 @@ class Runner:
     def _path(self, name: str) -> Path:
         return self.folder.data / f"{name}.zarr"
 
-    @property
-    def _sections(self) -> Path:
-        return self.folder.path / ".lesde-sections.json"
-
-    def _earlier(self) -> dict[str, Mapping[str, list[str]]]:
-        """The sections that an earlier run wrote with these settings."""
-        try:
-            held = json.loads(self._sections.read_text(encoding="utf-8"))
-            return dict(held["sections"]) if held["settings"] == self.folder.settings else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def _write(
-        self,
-        title: str,
-        introduction: str,
-        sections: Sequence[Section],
-        written: Mapping[str, Mapping[str, list[str]]],
-    ) -> None:
-        there = [written[section.name] for section in sections if section.name in written]
-        top = [paragraph for each in there for paragraph in each["top"]]
-        body = [paragraph for each in there for paragraph in each["body"]]
-        text = "\n\n".join([f"# {title}", *top, introduction, *body]) + "\n"
-        self.folder.put_text(self.folder.path / "report.md", text)
-
 
 def _settings(file: Path) -> Any:
     """The settings that a store says it was computed with."""
@@ -284,6 +264,29 @@ def bar(title: str) -> Iterator[Progress]:
             progress.refresh()
 
         yield update
+
+
+def figure(name: str, caption: str) -> str:
+    """Markdown for a figure of the folder."""
+    return f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
+    lines += [[format_number(cell) for cell in row] for row in table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def print_table(title: str, table: pd.DataFrame) -> None:
+    """Print a table on the terminal."""
+    print_rows(title, list(table.columns), table.to_numpy().tolist())
+
+
+def span(values: Any, form: str = ".2g") -> str:
+    """Least to greatest of some numbers, such as "0.1 to 0.3"."""
+    low, high = format(float(values.min()), form), format(float(values.max()), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def duration(seconds: float) -> str:
@@ -313,3 +316,15 @@ def with_error(value: float, error: float) -> str:
     kept = max(decimals, 0)
     rounded = (round(value, decimals), round(error, decimals))
     return f"{rounded[0] + 0.0:.{kept}f} ± {rounded[1]:.{kept}f}"
+
+
+templates = jinja2.Environment(
+    trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
+)
+templates.globals |= {"figure": figure, "table": markdown}
+templates.filters |= {
+    "fmt": lambda value, form: format(value.item() if hasattr(value, "item") else value, form),
+    "number": format_number,
+    "span": span,
+    "with_error": with_error,
+}

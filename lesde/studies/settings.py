@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lesde.checks import shown
 
-__all__ = ["load_config", "read_settings", "validated"]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**4)]
+Images = Annotated[int, Field(ge=2, le=10**5)]
+Positive = Annotated[float, Field(gt=0, lt=float("inf"))]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class StudySettings(BaseModel):
+    """Settings that cannot be changed, or have other names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -44,12 +55,8 @@ def read_settings(path: Path | None, given: Mapping[str, Any] | None = None) -> 
         try:
             settings = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            why = (
-                f"{path} is nested too deep to be one."
-                if isinstance(error, RecursionError)
-                else f"{path}: {error}"
-            )
-            raise ValueError(f"--config must be a JSON file with settings; {why}") from None
+            why = "it is nested too deep" if isinstance(error, RecursionError) else error
+            raise ValueError(f"--config must be a JSON file with settings; {path}: {why}") from None
         if not isinstance(settings, dict):
             raise ValueError(
                 f"--config must hold a JSON object of settings; {path} holds {type(settings).__name__}."

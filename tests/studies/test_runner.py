@@ -19,6 +19,24 @@ from lesde.studies.runner import Cell, Page, Progress, Runner, Section
 TIMES = np.linspace(0.1, 2.0, 8)
 
 
+TEMPLATE = """
+{% block title %}
+# Decay
+{% endblock %}
+{% block rates %}
+Rates of {{ fit.rate | span }}.
+
+{{ table(rates) }}
+{% endblock %}
+{% block introduction %}
+{{ number }} paths.
+{% endblock %}
+{% block decay %}
+{{ figure("decay", "NC1 over time.") }}
+{% endblock %}
+"""
+
+
 class Settings(BaseModel):
     rates: tuple[float, ...] = (0.5, 1.0, 2.0)
     scale: float = 1.0
@@ -38,14 +56,13 @@ def decay(settings: Settings, out: Path, made: list[str]) -> Path:
         slopes = [np.polyfit(TIMES, np.log(each.nc1.values), 1)[0] for each in paths]
         return xr.Dataset({"rate": ("path", -settings.scale * np.array(slopes))})
 
-    def show(page: Page, first: xr.Dataset) -> None:
-        page.figure("decay", plot.collapse(first, ["nc1"]), "NC1 over time.")
+    def draw(page: Page, first: xr.Dataset) -> None:
+        page.figure("decay", plot.collapse(first, ["nc1"]))
 
-    def tell(page: Page, fit: xr.Dataset) -> None:
+    def tabulate(page: Page, fit: xr.Dataset) -> dict[str, pd.DataFrame]:
         table = pd.DataFrame({"path": range(fit.sizes["path"]), "rate": fit.rate.values})
         page.csv("rates", table)
-        page.table(table, "Rates of decay")
-        page.top.append(f"Rates up to {float(fit.rate.max()):.3g}.")
+        return {"rates": table}
 
     paths = [
         Cell((f"path_{rate!r}",), partial(path, rate=rate), title="paths", words=f"path {rate:g}", trained=True)
@@ -53,12 +70,9 @@ def decay(settings: Settings, out: Path, made: list[str]) -> Path:
     ]  # fmt: skip
     names = tuple(cell.names[0] for cell in paths)
     cells = [*paths, Cell(("fit",), fit, names, "fit")]
-    sections = [
-        Section("decay", "Decay", show, names[:1]),
-        Section("rates", "Rates", tell, ("fit",)),
-    ]
+    sections = [Section("decay", draw, names[:1]), Section("rates", tabulate, ("fit",))]
     with StudyFolder(out, "decay", settings, free=("scale",)).taken() as folder:
-        return Runner(folder, cells).report("Decay", "Three paths.", sections)
+        return Runner(folder, cells).report(TEMPLATE, sections, number=len(paths))
 
 
 EVERYTHING = ["path 0.5", "path 1", "path 2", "fit"]
@@ -71,13 +85,13 @@ def test_a_study_is_computed_once_and_reported(
     report = decay(Settings(), tmp_path, made)
     text = report.read_text()
     lines = [line for line in text.splitlines() if line]
-    assert lines[:4] == ["# Decay", "Rates up to 2.", "Three paths.", "## Decay"]
-    assert "![NC1 over time.](figures/decay.png)" in text
-    assert lines[-5:] == ["| path | rate |", "| --- | --- |", "| 0 | 0.5 |", "| 1 | 1 |", "| 2 | 2 |"]  # fmt: skip
+    # In the order of the template, though the rates are known last.
+    assert lines[:2] == ["# Decay", "Rates of 0.5 to 2."]
+    assert lines[2:7] == ["| path | rate |", "| --- | --- |", "| 0 | 0.5 |", "| 1 | 1 |", "| 2 | 2 |"]  # fmt: skip
+    assert lines[7:9] == ["3 paths.", "![NC1 over time.](figures/decay.png)"]
     assert pd.read_csv(tmp_path / "data" / "rates.csv")["rate"].tolist() == pytest.approx([0.5, 1, 2])  # fmt: skip
     printed = capsys.readouterr().out
     assert "stored path 1: 1 of 2, about" in printed  # the first was stored for the first section
-    assert "Rates of decay" in printed
     assert made == EVERYTHING
     decay(Settings(), tmp_path, made)
     assert made == EVERYTHING
@@ -97,7 +111,9 @@ def test_an_interrupt_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path
     assert first == EVERYTHING[:2]
     kept = {path.name for path in (tmp_path / "data").iterdir()}
     assert kept == {"path_0.5.zarr", "path_1.0.zarr"}
-    assert "## Decay" in (tmp_path / "report.md").read_text()  # the section that was done
+    text = (tmp_path / "report.md").read_text()
+    assert "figures/decay.png" in text  # the section that was done
+    assert "Rates of" not in text
     made: list[str] = []
     decay(Settings(), tmp_path, made)
     assert made == EVERYTHING[2:]
@@ -121,7 +137,7 @@ def test_a_free_setting_changes_analyses_and_no_trainings(tmp_path: Path) -> Non
     report = decay(Settings(scale=10.0), tmp_path, made)
     assert made == ["fit"]
     assert float(read(tmp_path / "data" / "fit.zarr").rate[0]) == pytest.approx(5.0)
-    assert "Rates up to 20." in report.read_text()
+    assert "Rates of 5 to 20." in report.read_text()
 
 
 def test_other_settings_foreign_files_and_damage_are_refused(tmp_path: Path) -> None:

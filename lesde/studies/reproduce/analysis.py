@@ -17,24 +17,6 @@ from lesde.networks import drawn_means
 from lesde.studies.reproduce.protocol import Protocol
 from lesde.studies.runner import Progress
 
-__all__ = [
-    "MODELS",
-    "RANGES",
-    "SPREAD",
-    "contrast",
-    "determined",
-    "drawn_paths",
-    "first_known",
-    "fit",
-    "mean_interval",
-    "measure_level",
-    "noted",
-    "ode",
-    "ode_errors",
-    "ode_with_error",
-    "reached",
-]
-
 MODELS = {"I-model": "identity", "L-model": "logits"}
 
 TAIL = 0.1
@@ -94,7 +76,13 @@ def class_means(paths: xr.Dataset) -> np.ndarray:
     return paths["features"].transpose("replicate", "time", "sample", "feature").values
 
 
-def fit(paths: xr.Dataset, model: str, protocol: Protocol, first: int | None = None) -> xr.Dataset:
+def fit(
+    paths: xr.Dataset,
+    model: str,
+    protocol: Protocol,
+    first: int | None = None,
+    tail: bool | None = None,
+) -> xr.Dataset:
     """The kernel fitted to class means from window ``first`` on, by default `first_known`; attribute ``notes``: what was warned of."""
     start = first_known(paths)[0] if first is None else first
     with noted() as notes:
@@ -103,6 +91,7 @@ def fit(paths: xr.Dataset, model: str, protocol: Protocol, first: int | None = N
             transform=MODELS[model],
             estimator="averages",
             confidence=protocol.confidence,
+            tail=tail,
         )
     return found.assign_attrs(notes=[f"{model}: {note}" for note in notes])
 
@@ -188,7 +177,7 @@ def ode_errors(
     without = []
     for left_out in range(number):
         part = paths.isel(replicate=group != left_out)
-        other = reached(ode(fit(part, model, protocol, first), part, model))
+        other = reached(ode(fit(part, model, protocol, first, tail=False), part, model))
         if other["time"].values[-1] < end:
             return error, np.nan, np.nan
         without.append(ode_error(other.sel(time=slice(None, end)), part))

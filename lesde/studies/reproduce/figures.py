@@ -22,7 +22,6 @@ from lesde.plot.style import (
     class_handles,
     class_marker,
     colours_of_rates,
-    number,
     palette,
 )
 from lesde.studies.reproduce.analysis import RANGES, class_means, mean_interval, reached
@@ -153,7 +152,8 @@ def draw_dynamics(paths: xr.Dataset, laws: dict[str, xr.Dataset], names: Sequenc
             len(laws), K, figsize=(PAGE, 1.9 * len(laws)), layout="constrained", sharex=True,
             sharey=True, squeeze=False,
         )  # fmt: skip
-        for row, (model, law) in zip(axes, laws.items(), strict=True):
+        for i, (model, law) in enumerate(laws.items()):
+            row = axes[i]
             part = paths.sel(time=law["time"].values)
             plot.class_means(part, reached(law), features=list(range(K)), ax=row)
             _remove_legends(figure, row)
@@ -161,8 +161,8 @@ def draw_dynamics(paths: xr.Dataset, laws: dict[str, xr.Dataset], names: Sequenc
             middle, reach = (mean.max() + mean.min()) / 2, 1.5 * float(np.ptp(mean))
             for k, ax in enumerate(row):
                 ax.set_ylabel(model if k == 0 else "")
-                ax.set_title(f"logit {k}" if row is axes[0] else "")
-                ax.set_xlabel(ax.get_xlabel() if row is axes[-1] else "")
+                ax.set_title(f"logit {k}" if i == 0 else "")
+                ax.set_xlabel("" if i + 1 < len(laws) else ax.get_xlabel())
                 # At most three times the class means' limits, should an LE-ODE run away.
                 low, high = ax.get_ylim()
                 ax.set_ylim(max(low, middle - reach), min(high, middle + reach))
@@ -255,9 +255,9 @@ def _by_model(
     """Values of both models, side by side, against the noise level; ``level`` is theirs where nothing separates."""
     p = values["noise_level"].values
     for i, (model, marker) in enumerate(marks.items()):
-        look = {"marker": marker, "markerfacecolor": INK if i else "white", "linestyle": "none"}
+        look: dict[str, Any] = {"marker": marker, "markerfacecolor": INK if i else "white"}
         own = values.sel(model=model).transpose("noise_level", "replicate").values
-        _against_level(ax, p + (2 * i - 1) * aside, own, confidence, **look)
+        _against_level(ax, p + (2 * i - 1) * aside, own, confidence, linestyle="none", **look)
     ax.axhline(level, **DOTTED)
     # Limits by the means: bars of what nothing determines would flatten the rest.
     means = values.mean("replicate").values
@@ -289,7 +289,7 @@ def _through_zero(ax: Any, values: np.ndarray, confidence: float) -> None:
     bottom = -float(np.nanmin([*low, 0.0]))
     shown = [-v for v in powers if v <= 3 * bottom] + [0.0, *powers]
     ax.yaxis.set_major_locator(FixedLocator(shown))
-    ax.yaxis.set_major_formatter(FixedFormatter([number(v) for v in shown]))
+    ax.yaxis.set_major_formatter(FixedFormatter([f"{v:.3g}".replace("-", "−") for v in shown]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylim(-2 * bottom if bottom > 0 else None, 3 * largest)
 

@@ -6,11 +6,20 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lesde.studies.settings import read_settings, validated
+from lesde.studies.settings import (
+    Confidence,
+    Count,
+    Images,
+    Positive,
+    Seed,
+    StudySettings,
+    read_settings,
+    validated,
+)
 
 __all__ = ["FREE", "LEVELS", "PRESETS", "Protocol", "levels_for", "load_protocol"]
 
@@ -21,48 +30,32 @@ FREE = ("trials", "clean_trials", "batch", "windows", "confidence", "noise_level
 """What may differ between two runs in one folder: more trials are added, the rest is analysis."""
 
 
-class Protocol(BaseModel):
+class Protocol(StudySettings):
     """What ``lesde reproduce`` trains and analyses; the defaults are the published protocol.
 
     Source: the experiments of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960). Numbers of
     recordings and of windows are of this package.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     data: Literal["geomnist", "cifar10"] = "geomnist"
-    classes: int = Field(
-        3, ge=2, le=10, description="of CIFAR-10, the first so many; GeoMNIST has 3"
-    )
-    train_per_class: int = Field(500, ge=2, le=10**5, description="training images per class")
-    validation_per_class: int = Field(
-        500, ge=2, le=10**5, description="validation images per class"
-    )
-    learning_rate: float = Field(0.005, gt=0, lt=float("inf"), description="of plain SGD, batch 1")
-    iterations: int = Field(10_000, ge=100, le=10**8, description="steps of SGD")
-    noise_levels: tuple[float, ...] = Field(
-        LEVELS,
-        min_length=1,
-        description="shares of wrong training labels; 0 among them, and some on both sides of (K−1)/K for figure 4",
-    )
-    trials: int = Field(100, ge=3, le=10**5, description="independent networks at each noise level")
-    clean_trials: int | None = Field(
-        None,
-        ge=3,
-        le=10**5,
-        description="networks at noise level 0, behind figures 1, 3 and 5; else trials",
-    )
-    batch: int = Field(
-        10, ge=1, le=10**4, description="networks trained together and stored together"
-    )
-    recordings: int = Field(
-        10, ge=4, le=10**4, description="validations after the first, over training"
-    )
-    windows: int = Field(
-        50, ge=8, le=10**5, description="windows of training that class means are over"
-    )
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of all intervals")
-    seed: int = Field(0, ge=0, description="of all randomness")
+    # The first so many of CIFAR-10; GeoMNIST has 3.
+    classes: Annotated[int, Field(ge=2, le=10)] = 3
+    train_per_class: Images = 500
+    validation_per_class: Images = 500
+    # Plain SGD with batch size 1.
+    learning_rate: Positive = 0.005
+    iterations: Annotated[int, Field(ge=100, le=10**8)] = 10_000
+    # Shares of wrong training labels; 0 among them, and some on both sides of (K−1)/K for figure 4.
+    noise_levels: Annotated[tuple[float, ...], Field(min_length=1)] = LEVELS
+    # Independent networks at each noise level, and at level 0, behind figures 1, 3 and 5, if others.
+    trials: Annotated[int, Field(ge=3, le=10**5)] = 100
+    clean_trials: Annotated[int | None, Field(ge=3, le=10**5)] = None
+    # Networks trained and stored together; validations after the first; windows of class means.
+    batch: Count = 10
+    recordings: Annotated[int, Field(ge=4, le=10**4)] = 10
+    windows: Annotated[int, Field(ge=8, le=10**5)] = 50
+    confidence: Confidence = 0.95
+    seed: Seed = 0
 
     @field_validator("noise_levels")
     @classmethod

@@ -27,7 +27,16 @@ from lesde.studies.reproduce.figures import (
 )
 from lesde.studies.reproduce.protocol import FREE, Protocol
 from lesde.studies.reproduce.trainings import Trainings, joined
-from lesde.studies.runner import Cell, Page, Progress, Runner, Section, duration
+from lesde.studies.runner import (
+    Cell,
+    Page,
+    Progress,
+    Runner,
+    Section,
+    duration,
+    print_table,
+    templates,
+)
 from lesde.text import with_interval
 
 __all__ = ["FIGURES", "find_crossings", "run"]
@@ -92,8 +101,8 @@ def run(
                 f"from above. Add one to noise_levels."
             )
         _train(trainings, runner, levels)
-        title = "The published experiments, reproduced"
-        return runner.report(title, _introduction(protocol), _sections(protocol), figures)
+        template = Path(__file__).with_name("report.md").read_text(encoding="utf-8")
+        return runner.report(template, _sections(protocol), figures)
 
 
 def _cells(protocol: Protocol, batches: dict[float, list[Cell]]) -> list[Cell]:
@@ -124,8 +133,13 @@ def _cells(protocol: Protocol, batches: dict[float, list[Cell]]) -> list[Cell]:
 
     def phases(progress: Progress, *levels: xr.Dataset) -> xr.Dataset:
         notes = [f"p = {p:.3g}: {note}" for p, one in zip(batches, levels, strict=True) for note in one.attrs["notes"]]  # fmt: skip
-        found = xr.concat(levels, xr.Variable("noise_level", list(batches)), join="outer")
-        return found.drop_attrs(deep=False).assign_attrs(notes=notes)
+        found = xr.concat(
+            levels,
+            xr.Variable("noise_level", list(batches)),
+            join="outer",
+            combine_attrs="drop_conflicts",
+        )
+        return found.assign_attrs(notes=notes)
 
     # A batch of every noise level before a second of any.
     turns = max(map(len, batches.values()))
@@ -146,13 +160,11 @@ def _cells(protocol: Protocol, batches: dict[float, list[Cell]]) -> list[Cell]:
 
 def _sections(protocol: Protocol) -> list[Section]:
     names = (SHAPES if protocol.data == "geomnist" else CIFAR10_CLASSES)[: protocol.classes]
-    fig1, fig3 = partial(_fig1, protocol, names), partial(_fig3, protocol)
-    fig4, fig5 = partial(_fig4, protocol), partial(_fig5, protocol, names)
     return [
-        Section("fig1", "Figure 1: separation of logits", fig1, ("fig1", "clean")),
-        Section("fig3", "Figure 3: estimated elasticity", fig3, ("fig3", "paths", *MODELS)),
-        Section("fig4", "Figure 4: label noise", fig4, ("fig4",)),
-        Section("fig5", "Figure 5: LE-ODE and networks", fig5, ("fig5", "paths", *MODELS)),
+        Section("fig1", partial(_fig1, protocol, names), ("fig1", "clean")),
+        Section("fig3", partial(_fig3, protocol), ("paths", "fig3", *MODELS)),
+        Section("fig4", partial(_fig4, protocol), ("fig4",)),
+        Section("fig5", partial(_fig5, protocol, names), ("paths", "fig5", *MODELS)),
     ]
 
 
@@ -177,34 +189,14 @@ def _train(trainings: Trainings, runner: Runner, levels: Sequence[float]) -> Non
     runner.compute(every)
 
 
-def _introduction(protocol: Protocol) -> str:
-    levels = ", ".join(f"{p:.3g}" for p in protocol.noise_levels)
-    images = (
-        "GeoMNIST" if protocol.data == "geomnist" else f"{protocol.classes} classes of CIFAR-10"
-    )
-    return (
-        f"The experiments of Zhang, Wang and Su (NeurIPS 2021, arXiv 2110.05960) on {images}: "
-        f"{protocol.train_per_class} training and {protocol.validation_per_class} validation images per class; two "
-        f"convolutions and three dense layers; cross-entropy, SGD with batch size 1 and learning rate "
-        f"{protocol.learning_rate:g} for {protocol.iterations:,} iterations; shares {levels} of wrong training labels, "
-        f"drawn anew for every trial; {protocol.trials} trials at each, {protocol.trials_at(0.0)} without wrong "
-        f"labels (the paper: 100). Time is t = learning rate × iteration."
-    )
-
-
 def _fig1(
     protocol: Protocol, names: Sequence[str], page: Page, paths: xr.Dataset, clean: xr.Dataset
-) -> None:
+) -> dict[str, Any]:
     """Separation of logits."""
     last = paths.sizes["time"] - 1
     edges = np.array([0, last // 2, last])
     shots = [_shot(clean, paths, int(at)) for at in edges]
-    caption = (
-        "Logits of drawn training samples at the start, in the middle and at the end; lines are class means "
-        "over windows of training, averaged over trials, and in grey what joins them. Below, projections on the gap of the class means "
-        f"of {names[1]} → {names[0]} at the end: drawn samples, and each trial's class means."
-    )
-    page.figure("fig1", draw_separation(paths, shots, edges, names), caption)
+    page.figure("fig1", draw_separation(paths, shots, edges, names))
     values, K = analysis.class_means(paths), len(names)
     own = np.einsum("rtkk->rtk", values)
     margin = own - (values.sum(-1) - own) / (K - 1)
@@ -212,10 +204,10 @@ def _fig1(
     for at in edges:
         for k, name in enumerate([*names, "all"]):
             one = margin[:, at].mean(-1) if name == "all" else margin[:, at, k]
-            mean, low, high = mean_interval(one, protocol.confidence)
             lead = {"time": float(paths["time"].values[at]), "class": name}
-            rows.append(lead | {"margin": mean, "margin_lower": low, "margin_upper": high})
-    _table(page, "fig1", "Figure 1: separation of logits", rows)
+            rows.append(lead | _ends("margin", mean_interval(one, protocol.confidence)))
+    margins = _table(page, "fig1", "Figure 1: separation of logits", rows)
+    return {"names": names, "margins": margins}
 
 
 def _shot(trained: xr.Dataset, paths: xr.Dataset, at: int) -> xr.Dataset:
@@ -235,13 +227,13 @@ def _shot(trained: xr.Dataset, paths: xr.Dataset, at: int) -> xr.Dataset:
 
 
 def _fig3(
-    protocol: Protocol, page: Page, _: xr.Dataset, paths: xr.Dataset, *fits: xr.Dataset
-) -> None:
+    protocol: Protocol, page: Page, paths: xr.Dataset, both: xr.Dataset, *fits: xr.Dataset
+) -> dict[str, Any]:
     """Estimated elasticities."""
     by_model = dict(zip(MODELS, fits, strict=True))
     with noted() as notes:
         published = {model: published_elasticity(paths, t) for model, t in MODELS.items()}
-    start, (_, known) = float(fits[0]["time"].values[0]), analysis.first_known(paths)
+    _, known = analysis.first_known(paths)
     if not known:
         warning = (
             f"The classes' contrast is not known, at no time in the first half of training is it {analysis.SPREAD:g} standard deviations "
@@ -249,17 +241,7 @@ def _fig3(
         )
         print(warning)
         notes.append(warning)
-    since = (
-        f"from which on the classes' contrast is at least {analysis.SPREAD:g} times its standard deviation between trials"
-        if known
-        else "the middle of training: the classes' contrast is not known before"
-    )
-    caption = (
-        f"Â, B̂ and α̂, β̂ of both models, from the class means over trials, with "
-        f"{protocol.confidence:.0%} bands from the scatter between trials. Integrals begin at "
-        f"t = {start:.3g}, {since}. Dashed: the published inversion of log ratios, shifted to begin at zero there."
-    )
-    page.figure("fig3", draw_elasticity(by_model, published), caption)
+    page.figure("fig3", draw_elasticity(by_model, published))
     integrals, rates = [], []
     for model, fit in by_model.items():
         old = published[model].sel(time=fit["time"].values)
@@ -274,41 +256,45 @@ def _fig3(
             for name in ("alpha", "beta", "alpha_minus_beta"):
                 row |= _with_ends(fit, name, i)
             rates.append(row)
-    _table(page, "fig3", "Figure 3: estimated elasticity", integrals)
-    _table(page, "fig3_rates", "Rates", rates)
-    _notes(page, [*notes, *(note for fit in fits for note in fit.attrs["notes"])])
+    return {
+        "known": known,
+        "spread": analysis.SPREAD,
+        "start": float(fits[0]["time"].values[0]),
+        "integrals": _table(page, "fig3", "Figure 3: estimated elasticity", integrals),
+        "rates": _table(page, "fig3_rates", "Rates", rates),
+        "notes": [*notes, *(note for fit in fits for note in fit.attrs["notes"])],
+    }
 
 
-def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> None:
+def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> dict[str, Any]:
     """Label noise, and the transition."""
     crossings = find_crossings(levels, protocol)
     critical, confidence = protocol.critical, protocol.confidence
-    caption = (
-        "Validation loss and accuracy over training by the share p of wrong labels; accuracy and the contrast of "
-        "class means of the validation images at the end, and the published Â − B̂ and tail indices of α̂, each trial's own, "
-        f"against p. Dashed: (K−1)/K = {critical:.3f}. Shaded: the measured interval of the critical p. Bars: {confidence:.0%}."
-    )
-    page.figure("fig4", draw_phases(levels, crossings, critical, confidence), caption)
+    page.figure("fig4", draw_phases(levels, crossings, critical, confidence))
     end = levels.isel(time=-1)
     validation = {name: end[name] for name in ("loss", "accuracy", "contrast")}
-    _table(page, "fig4", "Figure 4: label noise", _by_level(validation, confidence))
     tails = {}
     for model in map(str, levels["model"].values):
         tails[f"A_minus_B_{model[0]}"] = levels["A_minus_B"].sel(model=model)
         for rate in levels["rate"].values:
             tails[f"r_{rate}_{model[0]}"] = levels["tail_index"].sel(model=model, rate=rate)
-    title = "Â − B̂ and tail indices, published inversion"
-    _table(page, "fig4_tails", title, _by_level(tails, confidence))
-    rows = _beside_the_paper(levels, crossings, protocol)
-    _table(page, "fig4_beside", "Beside theory and what the authors print", rows)
+    beside = _beside_the_paper(levels, crossings, protocol)
+    published = "Â − B̂ and tail indices, published inversion"
+    printed = "Beside theory and what the authors print"
+    tables = {
+        "validation": _table(
+            page, "fig4", "Figure 4: label noise", _by_level(validation, confidence)
+        ),
+        "tails": _table(page, "fig4_tails", published, _by_level(tails, confidence)),
+        "beside": _table(page, "fig4_beside", printed, beside),
+    }
     p = levels["noise_level"].values
     statements = [in_words(q, c, critical, confidence, p) for q, c in crossings.items()]
     statements.append(
         "Intervals are over trials, which share the images; which labels are wrong is drawn anew for each."
     )
-    page.add("\n".join(f"- {line}" for line in statements))
     print("\n".join(statements))
-    _notes(page, levels.attrs["notes"])
+    return {**tables, "statements": statements, "notes": levels.attrs["notes"]}
 
 
 def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing]:
@@ -376,17 +362,13 @@ def _fig5(
     protocol: Protocol,
     names: Sequence[str],
     page: Page,
-    laws: xr.Dataset,
     paths: xr.Dataset,
+    laws: xr.Dataset,
     *fits: xr.Dataset,
-) -> None:
+) -> dict[str, Any]:
     """The LE-ODE against the networks."""
-    caption = (
-        "The LE-ODE with the estimated α̂, β̂ (lines), started at the networks' class means at the beginning of the "
-        "fit, against class means over trials (markers, bars of one standard error). Nothing is rescaled."
-    )
     by_model = {model: laws.sel(model=model, drop=True) for model in MODELS}
-    page.figure("fig5", draw_dynamics(paths, by_model, names), caption)
+    page.figure("fig5", draw_dynamics(paths, by_model, names))
     rows, notes = [], []
     for (model, law), fit in zip(by_model.items(), fits, strict=True):
         part = analysis.reached(law)
@@ -407,9 +389,9 @@ def _fig5(
                 f"{model}: the data do not determine the rates after t = {end:.3g}, where the LE-ODE ends. Train longer, or "
                 f"more trials."
             )
-    _table(page, "fig5", "Figure 5: LE-ODE and networks", rows)
+    errors = _table(page, "fig5", "Figure 5: LE-ODE and networks", rows)
     print("\n".join(notes), end="\n" if notes else "")
-    _notes(page, notes)
+    return {"errors": errors, "notes": notes}
 
 
 def _evenly(size: int) -> np.ndarray:
@@ -428,29 +410,36 @@ def _with_ends(dataset: xr.Dataset, name: str, at: Any) -> dict[str, float]:
     return _ends(name, [dataset[name + end].values[at] for end in ("", "_lower", "_upper")])
 
 
-def _table(page: Page, name: str, title: str, rows: list[dict[str, Any]]) -> None:
-    """Save a table, and print and append it with columns x, x_lower, x_upper as one: 1.2 [1.1, 1.3]."""
+def _table(page: Page, name: str, title: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Save and print a table."""
     table = pd.DataFrame(rows)
     page.csv(name, table)
+    print_table(title, readable(table))
+    return table
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with columns x, x_lower, x_upper as one: 1.2 [1.1, 1.3]."""
     shown = {}
     for column in table.columns:
         label = column.replace("_", " ")
         if f"{column}_lower" in table:
-            ends = zip(
-                table[column], table[f"{column}_lower"], table[f"{column}_upper"], strict=True
-            )
+            ends = table[[column, f"{column}_lower", f"{column}_upper"]].to_numpy()
             shown[label] = [with_interval(*each) for each in ends]
         elif column in ("theory", "published"):
             # As many digits as what is beside it.
             shown[label] = [
-                f"{value:.5g}" if np.isfinite(value) else value for value in table[column]
+                f"{value:.5g}" if np.isfinite(value) else "–" for value in table[column]
             ]
         elif not column.endswith(("_lower", "_upper")):
             shown[label] = list(table[column])
-    page.table(pd.DataFrame(shown, dtype=object), title)
+    return pd.DataFrame(shown, dtype=object)
 
 
-def _notes(page: Page, notes: Sequence[str]) -> None:
-    if notes:
-        lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-        page.add("What the estimates warned of:", lines)
+def warned(notes: Sequence[str]) -> str:
+    """What the estimates warned of, each note once."""
+    lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
+    return f"What the estimates warned of:\n\n{lines}" if notes else ""
+
+
+templates.globals |= {"readable": readable, "warned": warned}
