@@ -366,7 +366,7 @@ _TEXT_FIXED = {
 
 
 def _latex_name(name: str, solution: bool) -> str:
-    """How a symbol is set: class numbers of vectors as superscripts, transposes as ⊤."""
+    """A symbol in LaTeX: class numbers of vectors as superscripts, transposes as ⊤."""
     if name in _LATEX_FIXED:
         return _LATEX_FIXED[name]
     if match := re.fullmatch(r"Xbar_(\w+)", name):

@@ -152,13 +152,48 @@ def moments(
                 counts = iterations[i] if name == "sgd" else None
                 track = _track(coefficients, saved, start, name, rate, dt, counts)
             cells += track
-    clock = with_asked_times({"time": ("time", saved, {"long_name": "time"})}, asked)
+
+    lead = ([("process", len(names))] if several else []) + (
+        [("learning_rate", len(rates))] if batched else []
+    )
+    dims, sizes = [dim for dim, _ in lead], [size for _, size in lead]
+    K, p = model.n_classes, model.n_features
+    both = ("class", "feature", "class_", "feature_")
+    meanings = {
+        "mean": (("class", "feature"), (K, p), "class mean"),
+        "covariance": (both, (K, p, K, p), "covariance of the class means"),
+        "within": (
+            ("class", "feature", "feature_"),
+            (K, p, p),
+            "expected empirical covariance within classes",
+        ),
+    }
+    data: dict[str, Any] = {}
+    for name, (own, shape, meaning) in meanings.items():
+        values = np.stack([getattr(cell, name) for cell in cells])
+        values = values.reshape(*sizes, len(saved), *shape)
+        data[name] = ((*dims, "time", *own), values, {"long_name": meaning})
+    coords: dict[str, Any] = with_asked_times(
+        {"time": ("time", saved, {"long_name": "time"})}, asked
+    )
+    coords |= {"label": ("sample", model.labels), "count": ("class", model.counts)}
     if iterations:
-        about = {"long_name": "iteration"}
-        values = np.stack(iterations) if batched else iterations[0]
-        lead = ("learning_rate",) if batched else ()
-        clock["iteration"] = ((*lead, "time"), values, about)
-    return _dataset(model, clock, start, names, several, rates, batched, cells, dt)
+        counts = np.stack(iterations) if batched else iterations[0]
+        along = ("learning_rate", "time") if batched else ("time",)
+        coords["iteration"] = (along, counts, {"long_name": "iteration"})
+    if several:
+        coords["process"] = ("process", names)
+    if rates[0] is not None:
+        along, value = (("learning_rate",), np.array(rates)) if batched else ((), rates[0])
+        coords["learning_rate"] = (along, value, {"long_name": "learning rate"})
+    attrs: dict[str, Any] = {
+        "model": json.dumps(model.describe()),
+        "initial": "random" if start.is_random else "given",
+        "process": ", ".join(names),
+    }
+    if dt is not None:
+        attrs["dt"] = dt
+    return xr.Dataset(data, coords, attrs)
 
 
 def _processes(value: Any) -> tuple[list[str], bool]:
@@ -494,61 +529,3 @@ def _initial_moments(coefficients: Coefficients, start: Initial) -> Moments:
     if start.means is None:
         return Moments(np.zeros((K, p)), np.eye(K * p) / p, within)
     return Moments(start.means.copy(), np.zeros((K * p, K * p)), within)
-
-
-def _dataset(
-    model: LESDE,
-    clock: dict[str, Any],
-    start: Initial,
-    names: list[str],
-    several: bool,
-    rates: list[float | None],
-    batched: bool,
-    cells: list[Moments],
-    dt: float | None,
-) -> xr.Dataset:
-    K, p, T = model.n_classes, model.n_features, len(clock["time"][1])
-    lead = [("process", len(names))] if several else []
-    lead += [("learning_rate", len(rates))] if batched else []
-    dims, sizes = [d for d, _ in lead], [n for _, n in lead]
-
-    def gather(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.stack([getattr(cell, name) for cell in cells]).reshape(*sizes, T, *shape)
-
-    data: dict[str, Any] = {
-        "mean": (
-            (*dims, "time", "class", "feature"),
-            gather("mean", (K, p)),
-            {"long_name": "class mean"},
-        ),
-        "covariance": (
-            (*dims, "time", "class", "feature", "class_", "feature_"),
-            gather("covariance", (K, p, K, p)),
-            {"long_name": "covariance of the class means"},
-        ),
-        "within": (
-            (*dims, "time", "class", "feature", "feature_"),
-            gather("within", (K, p, p)),
-            {"long_name": "expected empirical covariance within classes"},
-        ),
-    }
-    coords: dict[str, Any] = {
-        **clock,
-        "label": ("sample", model.labels),
-        "count": ("class", model.counts),
-    }
-    if several:
-        coords["process"] = ("process", names)
-    if rates[0] is not None:
-        about = {"long_name": "learning rate"}
-        coords["learning_rate"] = (
-            ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
-        )
-    attrs: dict[str, Any] = {
-        "model": json.dumps(model.describe()),
-        "initial": "random" if start.is_random else "given",
-        "process": ", ".join(names),
-    }
-    if dt is not None:
-        attrs["dt"] = dt
-    return xr.Dataset(data, coords, attrs)

@@ -341,7 +341,7 @@ class Transition:
 
     @property
     def n_normals(self) -> int:
-        """How many arrays of standard normals :meth:`noise` takes."""
+        """The number of arrays of standard normals that :meth:`noise` takes."""
         return len(self.parts)
 
     @cached_property
