@@ -242,8 +242,9 @@ class MeanSystem:
     def _matrices(self, panels: Panels) -> Iterator[torch.Tensor]:
         """Class matrices (panel, node, class, class), some panels at a time."""
         at_once = max(1, VALUES_AT_ONCE // (NODES * len(self.counts) ** 2))
-        for i in range(0, len(panels.starts), at_once):
-            nodes = panels.nodes[i : i + at_once]
+        nodes_of_all = panels.nodes
+        for i in range(0, len(nodes_of_all), at_once):
+            nodes = nodes_of_all[i : i + at_once]
             yield self.weights(nodes.ravel()).unflatten(0, nodes.shape)
 
     def _panel_norms(self, panels: Panels) -> np.ndarray:
