@@ -132,10 +132,17 @@ class MeanSystem:
         return self.drift.is_constant and self.noise.is_constant
 
     @property
-    def size(self) -> int:
-        """The larger of the dimensions of Y and of the noise's matrices."""
-        wide = len(self.counts) * self.n_features if self.features is None else len(self.counts)
-        return max(self.right.shape[1], wide)
+    def noise_shape(self) -> tuple[int, int]:
+        """Parts and rows of the noise's matrices Q."""
+        if self.features is None:
+            return 1, len(self.counts) * self.n_features
+        return len(self.features), len(self.counts)
+
+    @property
+    def panels_at_once(self) -> int:
+        """The number of panels whose flows and noise are held in memory at once."""
+        (r, n), (parts, m) = self.right.shape, self.noise_shape
+        return max(1, VALUES_AT_ONCE // (NODES * max(n * r, parts * m**2)))
 
     def check(self, times: np.ndarray) -> None:
         """Raise where kernel or noise are not finite at one of the times; names the value."""

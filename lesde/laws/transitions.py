@@ -15,7 +15,7 @@ import torch
 
 from lesde.derivation.coefficients import Coefficients, FeatureCoefficients
 from lesde.errors import Diverged
-from lesde.laws.system import LARGEST_NORM, VALUES_AT_ONCE, MeanSystem
+from lesde.laws.system import LARGEST_NORM, MeanSystem
 from lesde.model.quadrature import INTEGRATE, NODES, POINTS, WEIGHTS
 
 __all__ = ["MeanTransitions", "Transition", "left", "mean_transitions", "transitions"]
@@ -108,10 +108,9 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         Where the noise overflows.
     """
     if len(times) == 1:
-        empty = system.basis.new_zeros
-        n, parts = system.right.shape[1], 1 if system.features is None else len(system.features)
-        m = len(system.basis) * (system.n_features if system.features is None else 1)
-        phi, noise, kind = empty(0, n, n), empty(0, parts, m, m), np.zeros(0, int)
+        n, (parts, m) = system.right.shape[1], system.noise_shape
+        phi, noise = system.basis.new_zeros(0, n, n), system.basis.new_zeros(0, parts, m, m)
+        kind = np.zeros(0, dtype=int)
     elif system.is_constant:
         widths, kind = distinct(np.diff(times), np.abs(times).max())
         phi, noise = _constant(system, times[0], widths)
@@ -120,9 +119,8 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         try:
             phi, noise = _varying(system, times)
         except (ValueError, Diverged) as error:
-            system.check(
-                times
-            )  # asked for at the given times, kernel and noise name the value at fault
+            # Asked for at the given times, kernel and noise name the value at fault.
+            system.check(times)
             if isinstance(error, Diverged):
                 with torch.no_grad():
                     system.noise.integrated(times)
@@ -156,8 +154,12 @@ def _constant(
     ratio = np.clip(np.nan_to_num(norm * widths, nan=np.inf) / LARGEST_NORM, 1.0, 1e300)
     doublings = np.ceil(np.log2(ratio)).astype(int)
     short = widths / 2.0**doublings
-    phi, J = _flows(system, np.full(len(widths), start), short)
-    noise = _covariances(system, np.full(len(widths), start), short, J)
+    found = []
+    for first in range(0, len(short), system.panels_at_once):
+        part = short[first : first + system.panels_at_once]
+        phi, J = _flows(system, np.full(len(part), start), part)
+        found.append((phi, _covariances(system, np.full(len(part), start), part, J)))
+    phi, noise = (torch.cat(parts) for parts in zip(*found, strict=True))
     for done in range(doublings.max(initial=0)):
         grow = torch.from_numpy(np.flatnonzero(doublings > done))
         each, added = phi[grow], noise[grow]
@@ -169,10 +171,7 @@ def _constant(
 def _varying(system: MeanSystem, times: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Φ and C of every interval, where kernel or noise depend on time."""
     panels, short = system.panels(times)
-    largest = float(np.abs(times).max())
-    r, n = system.right.shape
-    parts = 1 if system.features is None else len(system.features)
-    at_once = max(1, VALUES_AT_ONCE // (NODES * max(n * r, parts * system.size**2)))
+    largest, at_once = float(np.abs(times).max()), system.panels_at_once
     phis, noises, last = [], [], None
     for first in range(0, len(panels.starts), at_once):
         part = slice(first, first + at_once)
