@@ -150,7 +150,8 @@ def test_free_names_are_the_models(formula):
     direct = lesde.LESDE(lesde.FeatureKernel(same), 2, 2, 3)
     times = [0, 0.2, 0.4]
     paths = [
-        lesde.simulate(m, times, np.eye(2), 4, dt=0.1, engine="torchsde") for m in (whole, direct)
+        lesde.simulate(m, times, np.eye(2), 4, engine=lesde.TorchSDE(dt=0.1))
+        for m in (whole, direct)
     ]
     np.testing.assert_allclose(paths[0].features, paths[1].features, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"no value for b.*model\.substitute"):
@@ -164,19 +165,19 @@ def test_a_formula_that_is_not_finite_for_some_pair_is_told():
     with pytest.raises(
         lesde.Diverged, match="formula of the FeatureKernel is finite for all pairs"
     ):
-        lesde.simulate(model, [0, 0.2], [[1, 0], [-1, 0]], 2, dt=0.1, engine="torchsde")
+        lesde.simulate(model, [0, 0.2], [[1, 0], [-1, 0]], 2, engine=lesde.TorchSDE(dt=0.1))
 
 
 def test_too_many_samples_for_pairs_are_refused():
     model = lesde.LESDE(lesde.FeatureKernel("exp(-r2)"), 2, 2, 10**7)
-    for settings in ({"dt": 0.1}, {"learning_rate": 0.1}):
+    for settings in ({"engine": lesde.TorchSDE(dt=0.1)}, {"learning_rate": 0.1}):
         with pytest.raises(ValueError, match=r"pairs of samples at every step, 4e\+14"):
             lesde.simulate(model, [0, 1], np.eye(2), 4, keep="statistics", **settings)
 
 
 def test_memory_is_counted_for_the_replicates_asked_for():
     model = lesde.LESDE(lesde.FeatureKernel("exp(-r2)"), 2, 3, 2000)
-    settings = {"dt": 0.5, "keep": "statistics", "memory_limit": "12 MB"}
+    settings = {"engine": lesde.TorchSDE(dt=0.5), "keep": "statistics", "memory_limit": "12 MB"}
     one = lesde.simulate(model, [0, 0.5], np.eye(2, 3), 1, **settings)
     assert np.isfinite(one.within).all()
     with pytest.raises(ValueError, match="memory_limit leaves"):

@@ -116,8 +116,7 @@ def simulate(N: int, steps: int, device: str = "cpu") -> Callable[[], Any]:
         [0.0, steps * DT],
         initial=x[0],
         replicates=REPLICATES,
-        engine="torchsde",
-        dt=DT,
+        engine=lesde.TorchSDE(dt=DT),
         device=device,
     )
 

@@ -28,7 +28,7 @@ from lesde.errors import Diverged
 from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_covariance
 from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.model.lesde import LESDE, Initial, read_initial
-from lesde.paths import seen_times, with_asked_times
+from lesde.paths import StepGrid, iteration_counts, seen_times, with_asked_times
 
 __all__ = ["PROCESSES", "moments"]
 
@@ -135,8 +135,6 @@ def moments(
     asked: np.ndarray = saved
     iterations: list[np.ndarray] = []
     if "sgd" in names:
-        from lesde.processes.sgd import iteration_counts
-
         steps = [rate for rate in rates if rate is not None]
         iterations = [iteration_counts(asked, rate) for rate in steps]
         saved = seen_times(asked, steps, iterations)
@@ -497,8 +495,6 @@ def _track(
     pieces = equations.pieces(times) if counts is None and dt is None else times
     track = [state]
     if counts is None and dt is not None:
-        from lesde.processes.integration import StepGrid
-
         grid = StepGrid.regular(times, dt)
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(1, len(times)):

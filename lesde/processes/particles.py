@@ -7,36 +7,36 @@ nothing but the state, so with statistics kept its memory does not grow with the
 
 from __future__ import annotations
 
-import itertools
+import copy
 import math
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from lesde.laws.rule import modified_drift, modified_noise
-from lesde.processes.integration import STAGES, StepGrid, StepIncrements, integrate
-from lesde.processes.means import DTYPE, ClassMaps, ShiftedNoise, drift_slopes
+from lesde.derivation import derive
+from lesde.laws.rule import Transforms, modified_drift, modified_noise
+from lesde.laws.rule import drift as class_drift
+from lesde.model.lesde import LESDE, Initial
+from lesde.paths import StepGrid, iteration_counts, seen_times
+from lesde.processes.integration import STAGES, StepIncrements, integrate
 from lesde.processes.pairs import Interaction
-from lesde.processes.plan import (
-    Block,
-    Keeper,
-    Plan,
-    Tick,
-    all_samples,
+from lesde.processes.process import BLOCK, Random
+from lesde.processes.samples import (
+    DTYPE,
     class_means,
     class_sums,
-    groups,
+    draw_start,
+    expected_directions,
     spread,
 )
-from lesde.processes.random import BLOCK
-from lesde.processes.sgd import iteration_counts
+from lesde.processes.torchsde import ShiftedNoise, drift_slopes, refuse_noise
 
 __all__ = [
     "ClassInteraction",
-    "IntegratedSamples",
-    "Interactions",
+    "IntegratedParticles",
     "OwnNoise",
     "ParticleSGD",
     "SampleSDE",
@@ -52,30 +52,32 @@ class ClassInteraction:
 
     Samples are (replicate, sample, feature), sorted by class; results have their shape and dtype.
 
-    Parameters
-    ----------
-    plan : Plan
-    rate : float or None
-        The learning rate, for the modified equation.
+    ``rate`` is the learning rate of the modified equation, else None.
     """
 
-    def __init__(self, plan: Plan, rate: float | None = None):
-        self.plan, self.counts = plan, plan.counts
-        self.rate = rate if plan.sde == "modified" else None
-        self.maps = ClassMaps(plan)
-        self._tables: dict[float, tuple[torch.Tensor, ...]] = {}
-        self._labels = torch.as_tensor(
-            np.repeat(np.arange(plan.n_classes), plan.counts), device=plan.device
+    def __init__(self, model: LESDE, times: np.ndarray, rate: float | None, device: Any):
+        self.coefficients, self.counts, self.device = (
+            derive(model).coefficients(),
+            model.counts,
+            device,
         )
+        self.n_classes, self.rate = model.n_classes, rate
+        self.transforms = Transforms(model.transform, DTYPE, device)
+        self._slopes = None if rate is None else drift_slopes(self.coefficients, times)
+        self._tables: dict[float, tuple[torch.Tensor, ...]] = {}
+        self._labels = torch.as_tensor(model.labels, device=device)
+
+    def maps(self, matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Σ_l A_kl H_l x^l for rows (block, class, replicate, feature)."""
+        return class_drift(self.transforms, matrix, rows, -3)
 
     def prepare(self, times: np.ndarray) -> None:
         """Tabulate the kernel at the times that will be asked for next."""
-        coefficients = self.plan.coefficients
         unique = np.unique(times)
-        parts = [coefficients.weights(unique), coefficients.kicks(unique)]
-        tables = [torch.as_tensor(part, dtype=DTYPE, device=self.plan.device) for part in parts]
-        if self.rate is not None:
-            tables.append(drift_slopes(self.plan, unique))
+        parts = [self.coefficients.weights(unique), self.coefficients.kicks(unique)]
+        if self._slopes is not None:
+            parts.append(self._slopes(unique))
+        tables = [torch.as_tensor(part, dtype=DTYPE, device=self.device) for part in parts]
         rows = zip(*(table.unbind(0) for table in tables), strict=True)
         self._tables = dict(zip(unique.tolist(), rows, strict=True))
 
@@ -117,7 +119,7 @@ class ClassInteraction:
         lanes = torch.arange(len(samples), device=samples.device)
         classes = self._labels[drawn]
         rows = torch.zeros(
-            (len(samples), self.plan.n_classes, samples.shape[-1]),
+            (len(samples), self.n_classes, samples.shape[-1]),
             dtype=DTYPE,
             device=samples.device,
         )
@@ -150,32 +152,25 @@ class ClassInteraction:
 
 
 class OwnNoise:
-    """σ_k(t) applied to normals of every sample.
+    """σ_k(t) applied to normals of every sample."""
 
-    Parameters
-    ----------
-    plan : Plan
-    noise : Noise, or what has its interface
-    """
-
-    def __init__(self, plan: Plan, noise: Any):
-        self.plan, self.noise = plan, noise
+    def __init__(self, noise: Any, counts: np.ndarray, dtype: torch.dtype, device: torch.device):
+        self.noise, self.counts, self.dtype, self.device = noise, counts, dtype, device
         self._known: dict[float, torch.Tensor | float] = {}
 
     def prepare(self, times: np.ndarray) -> None:
         """Tabulate the noise at the times that will be asked for next."""
-        unique = np.unique(times)
-        plan, noise = self.plan, self.noise
+        unique, noise = np.unique(times), self.noise
         at = unique[:1] if noise.is_constant else unique
         values: list[Any]
         if noise.is_isotropic and noise.is_shared:
             values = noise.scale(at)[:, 0].tolist()
         elif noise.is_isotropic:
-            scale = torch.as_tensor(noise.scale(at), dtype=plan.dtype, device=plan.device)
-            values = list(spread(scale.unsqueeze(-1), plan.counts).unbind(0))
+            scale = torch.as_tensor(noise.scale(at), dtype=self.dtype, device=self.device)
+            values = list(spread(scale.unsqueeze(-1), self.counts).unbind(0))
         else:
             factors = np.ascontiguousarray(np.swapaxes(noise.factor(at), -1, -2))
-            values = list(torch.as_tensor(factors, dtype=plan.dtype, device=plan.device).unbind(0))
+            values = list(torch.as_tensor(factors, dtype=self.dtype, device=self.device).unbind(0))
         self._known = dict(zip(unique.tolist(), values * (len(unique) // len(at)), strict=True))
 
     def __call__(self, normals: torch.Tensor, time: float) -> torch.Tensor:
@@ -186,7 +181,7 @@ class OwnNoise:
         if self.noise.is_isotropic:
             return normals * factor
         assert isinstance(factor, torch.Tensor)
-        parts = normals.split(self.plan.counts.tolist(), 1)
+        parts = normals.split(self.counts.tolist(), 1)
         return torch.cat([part @ own for part, own in zip(parts, factor, strict=True)], 1)
 
 
@@ -196,45 +191,44 @@ class SampleSDE:
     The state is one row, (1, replicate·sample·feature); with sampling noise one more noise channel a
     sample follows those of the state.
 
-    Parameters
-    ----------
-    plan : Plan
-    grid : StepGrid
-    rate : float or None
-        The learning rate, where the SDE has sampling noise.
-    interaction : Interaction or ClassInteraction
-    lanes : int, default 32
-        The replicates that are wanted of the block.
+    ``rate`` is the learning rate, where the SDE has sampling noise, ``lanes`` the replicates that are
+    wanted of the block.
     """
 
     sde_type = "ito"
 
     def __init__(
-        self, plan: Plan, grid: StepGrid, rate: float | None, interaction: Any, lanes: int = BLOCK
+        self,
+        model: LESDE,
+        grid: StepGrid,
+        kind: str,
+        rate: float | None,
+        interaction: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        lanes: int = BLOCK,
     ):
-        self.plan, self.grid = plan, grid
-        self.rate = None if plan.sde == "plain" else rate
+        self.grid, self.kind, self.interaction = grid, kind, interaction
+        self.rate = None if kind == "plain" else rate
         self.noise_type = "additive" if self.rate is None else "general"
-        self.interaction = interaction
-        noise = plan.coefficients.noise
-        if plan.sde == "modified" and not noise.is_constant:
-            assert rate is not None
-            noise = ShiftedNoise(plan, rate)
-        self.own = OwnNoise(plan, noise)
-        self.shape = (lanes, plan.n_samples, plan.n_features)
+        noise: Any = model.noise_table
+        if kind == "modified" and not noise.is_constant:
+            noise = ShiftedNoise(derive(model).coefficients(), grid.times, rate or 0.0)
+        self.own = OwnNoise(noise, model.counts, dtype, device)
+        self.shape = (lanes, model.n_samples, model.n_features)
         # Only these are wanted of the numbers that a block draws, in the order drawn.
         self.select: torch.Tensor | None = None
         if lanes < BLOCK:
             own = torch.arange(math.prod(self.shape))
-            extra = torch.arange(lanes * plan.n_samples) + BLOCK * math.prod(self.shape[1:])
+            extra = torch.arange(lanes * model.n_samples) + BLOCK * math.prod(self.shape[1:])
             chosen = own if self.rate is None else torch.cat([own, extra])
-            self.select = chosen.to(plan.device)
+            self.select = chosen.to(device)
 
     @property
     def channels(self) -> int:
         """Noise channels of a block."""
-        each = self.plan.n_features + (0 if self.rate is None else 1)
-        return BLOCK * self.plan.n_samples * each
+        _, samples, features = self.shape
+        return BLOCK * samples * (features + (0 if self.rate is None else 1))
 
     def load(self, first: int, end: int, method: str) -> None:
         """Tabulate what depends on time for the steps first..end-1."""
@@ -273,7 +267,7 @@ class SampleSDE:
         else:
             normals = v[:, y.shape[1] :].view(self.shape[:2])
             drift, sampled = self.interaction.drift_and_sampling(samples, time, normals)
-            if self.plan.sde == "modified":
+            if self.kind == "modified":
                 own = self.interaction.noise(own, time)
             own = own.add(sampled, alpha=math.sqrt(self.rate))
         return drift.mul(width).reshape(y.shape), own.reshape(y.shape)
@@ -289,176 +283,190 @@ CHECKED = 64
 """Steps after which a path is looked at for overflow."""
 
 
-class Interactions:
-    """The maps from samples to drift, kicks and sampling noise: one object a thread.
+class _Particles:
+    """What the two processes of all samples share: one block of 32 replicates at a time, in threads."""
 
-    Parameters
-    ----------
-    plan : Plan
-    """
+    most_blocks = 1
+    parallel = True
+    directions: np.ndarray | None = None
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self._own = threading.local()
-        self._kernel = plan.coefficients.depends_on_features and self._feature_kernel()
-
-    def _feature_kernel(self) -> Interaction:
-        plan = self.plan
-        if plan.n_samples > MOST_SAMPLES:
-            raise ValueError(
-                f"a FeatureKernel needs all pairs of samples at every step, {plan.n_samples**2:.2g} for "
-                f"n_per_class = {plan.counts.tolist()}; give at most {MOST_SAMPLES:,} samples in all, "
-                f"which stand for larger classes: the drift is an average over the samples."
+    def __init__(self, model: LESDE, initial: Initial, engine: str):
+        self.model, self.initial, self.counts = model, initial, model.counts
+        self.n_features, self.pairs = model.n_features, model.kernel.depends_on_features
+        self.rate: float | None = None
+        start = "random" if initial.is_random else "given"
+        self.attributes: dict[str, Any] = {"initial": start, "engine": engine}
+        if self.pairs:
+            self.remedy = (
+                "see that the formula of the FeatureKernel is finite for all pairs of samples (r2 is 0 "
+                "for a sample and itself, g and c may be negative); else end `times` earlier, weaken "
+                "the kernel, or take smaller steps"
             )
+        # Working arrays of a feature kernel are not for two threads at a time.
+        self._own = threading.local()
+
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe()
+
+    def at(self, learning_rate: float) -> Any:
+        made = copy.copy(self)
+        made.rate = learning_rate
+        return made
+
+    def interaction(self, times: np.ndarray, rate: float | None, rng: Random) -> Any:
+        """The maps from samples to drift, kicks and sampling noise, of the calling thread."""
+        if not self.pairs:
+            return ClassInteraction(self.model, times, rate, rng.device)
         if not hasattr(self._own, "made"):
-            self._own.made = Interaction(plan.coefficients, plan.dtype, plan.device)
+            self._own.made = Interaction(derive(self.model).coefficients(), rng.dtype, rng.device)
         return self._own.made
 
-    def __call__(self, rate: float | None) -> Any:
-        """That of the calling thread; ``rate`` is for the modified equation."""
-        if self.plan.coefficients.depends_on_features:
-            return self._feature_kernel()
-        return ClassInteraction(self.plan, rate)
-
-    def bytes(self) -> float:
-        """Working memory of a block."""
-        if not self._kernel:
+    def _pair_bytes(self, replicates: int) -> float:
+        """What the pairs of samples take, in a block."""
+        if not self.pairs:
             return 0.0
-        lanes = most_lanes(self.plan)
-        return float(self._kernel.tile_bytes + lanes * self._kernel.bytes_per_replicate)
+        N = self.model.n_samples
+        if N > MOST_SAMPLES:
+            raise ValueError(
+                f"a FeatureKernel needs all pairs of samples at every step, {N**2:.2g} for "
+                f"n_per_class = {self.counts.tolist()}; give at most {MOST_SAMPLES:,} samples in all, "
+                f"which stand for larger classes: the drift is an average over the samples."
+            )
+        made = Interaction(derive(self.model).coefficients(), torch.float32)
+        return float(made.tile_bytes + min(BLOCK, replicates) * made.bytes_per_replicate)
+
+    def lanes(self, rng: Random) -> int:
+        """The replicates that are computed: pairs of samples cost more than the random numbers."""
+        return rng.wanted if self.pairs else BLOCK
+
+    def first(self, rng: Random) -> torch.Tensor:
+        """The samples to start from."""
+        means, offsets = draw_start(self.model, self.initial, rng)
+        samples = spread(means, self.counts)
+        samples = samples if offsets is None else samples + offsets
+        return samples[: self.lanes(rng)].to(rng.dtype).contiguous()
+
+    def observe(self, rng: Random, state: Any) -> dict[str, torch.Tensor]:
+        return {"features": state.samples}
 
 
-def live_lanes(plan: Plan, block: Block) -> int:
-    """The replicates of a block that are computed.
-
-    A pair of samples costs more than its random numbers, so those of a feature kernel that nobody asked
-    for are left out: its results do not depend on how many come together.
-    """
-    wanted = block.rows.stop - block.rows.start
-    return wanted if plan.coefficients.depends_on_features else BLOCK
-
-
-def most_lanes(plan: Plan) -> int:
-    """The most replicates that are computed of any block."""
-    return max(live_lanes(plan, block) for block in plan.blocks())
+@dataclass
+class _State:
+    samples: torch.Tensor
+    sde: Any
+    brownian: Any
+    done: int = 0
+    filled: int = 0
+    index: int = 0
 
 
-class IntegratedSamples:
-    """All samples integrated step by step by torchsde.
+class IntegratedParticles(_Particles):
+    """All samples integrated step by step by torchsde."""
 
-    Parameters
-    ----------
-    plan : Plan
-    keeper : Keeper
-    method : {"euler", "milstein", "srk"}
-    steps : list of float
-        The step of every cell.
-    """
-
-    parallel = True
-
-    def __init__(self, plan: Plan, keeper: Keeper, method: str, steps: list[float]):
-        self.plan, self.keeper, self.method = plan, keeper, method
-        self.grids = [StepGrid.regular(plan.times, dt) for dt in steps]
-        channels = BLOCK * plan.n_samples * (plan.n_features + (plan.sde != "plain"))
+    def __init__(self, model: LESDE, initial: Initial, method: str, dt: float | None, noise: str):
+        super().__init__(model, initial, "torchsde")
+        self.method, self.dt, self.kind = method, dt, noise
+        channels = BLOCK * model.n_samples * (model.n_features + (noise != "plain"))
         self.length = max(1, min(CHECKED, AHEAD // channels))
-        size = torch.empty(0, dtype=plan.dtype).element_size()
-        parts = 2 if method == "srk" else 1
-        self.interactions = Interactions(plan)
-        lanes = most_lanes(plan)
-        drawn = channels * (self.length * parts + 1)
-        self.block_bytes = (
-            size * (drawn + channels / BLOCK * lanes * 11) + self.interactions.bytes()
-        )
-        self.groups = groups(plan, self.block_bytes, 1, "the samples of its replicates")
 
-    def run(self, cell: int, blocks: list[Block], tick: Tick) -> None:
-        """Fill the rows of a block."""
-        plan, grid = self.plan, self.grids[cell]
-        (block,) = blocks
-        rate = None if plan.rates is None else float(plan.rates[cell])
-        lanes = live_lanes(plan, block)
-        sde = SampleSDE(plan, grid, rate, self.interactions(rate), lanes)
-        noise = plan.noise(cell, block, "means")
+    def memory(self, times: np.ndarray, statistics: bool, replicates: int) -> tuple[float, float]:
+        lanes = min(BLOCK, replicates) if self.pairs else BLOCK
+        numbers = self.model.n_samples * (self.n_features + (self.kind != "plain"))
+        drawn = BLOCK * (self.length * (2 if self.method == "srk" else 1) + 1) + lanes * 11
+        return 0.0, 4.0 * numbers * drawn + self._pair_bytes(replicates)
+
+    def prepare(self, times: np.ndarray, statistics: bool) -> Any:
+        refuse_noise(self.kind, self.rate)
+        made = copy.copy(self)
+        made._own = threading.local()
+        if not self.pairs:
+            derive(self.model).coefficients().weights(times)  # not finite there: says so by name
+        self.model.noise_table.factor(times[:1])
+        step = self.dt or self.rate or (times[-1] - times[0]) / 100
+        made.grid = StepGrid.regular(times, step)
+        made.attributes = {**self.attributes, "method": self.method, "dt": step}
+        if self.kind != "plain":
+            made.attributes["sde"] = self.kind
+        if statistics:
+            made.directions = expected_directions(self.model, self.initial, times)
+        return made
+
+    def start(self, rng: Random, replicates: int) -> _State:
+        rate = self.rate if self.kind == "modified" else None
+        interaction = self.interaction(self.grid.times, rate, rng)
+        settings = self.kind, self.rate, interaction, rng.dtype, rng.device, self.lanes(rng)
+        sde = SampleSDE(self.model, self.grid, *settings)
+        noises = rng.stream("means").blocks
         brownian = StepIncrements(
-            [noise],
-            sde.channels,
-            self.length,
-            plan.dtype,
-            self.method == "srk",
-            select=sde.select,
+            noises, sde.channels, self.length, rng.dtype, self.method == "srk", select=sde.select
         )
-        samples = all_samples(*plan.initial(cell, block), plan.counts, plan.dtype)[:lanes]
-        self.keeper.frame(cell, block, 0, samples)
-        state = samples.view(1, -1)
-        for first, end, saved in grid.stretches(self.length):
-            sde.load(first, end, self.method)
-            brownian.fill(first, grid.widths[first:end])
-            # One call a saved time: a call keeps the states at all its output times.
-            marks = [done for done, _ in saved]
-            for begin, stop in itertools.pairwise(sorted({first, *marks, end})):
-                state = integrate(sde, state, [begin, stop], brownian, self.method)[-1]
-                for done, index in saved:
-                    if done == stop:
-                        self.keeper.frame(cell, block, index, state.view(sde.shape))
-                        tick()
-            if not bool(torch.isfinite(state).all()):
-                later = int(np.searchsorted(grid.saved, end))
-                raise plan.diverged(later)
+        return _State(self.first(rng), sde, brownian)
+
+    def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
+        state.index += 1
+        stop, row = int(self.grid.saved[state.index]), state.samples.reshape(1, -1)
+        while state.done < stop and bool(torch.isfinite(row).all()):
+            if state.done == state.filled:
+                state.filled = min(state.filled + self.length, int(self.grid.saved[-1]))
+                state.sde.load(state.done, state.filled, self.method)
+                state.brownian.fill(state.done, self.grid.widths[state.done : state.filled])
+            end = min(stop, state.filled)
+            outputs = [state.done, end]
+            row = integrate(state.sde, row, outputs, state.brownian, self.method)[-1]
+            state.done = end
+        state.samples = row.view(state.sde.shape)
+        return state
 
 
-class ParticleSGD:
-    """The discrete process with all samples in memory.
+class ParticleSGD(_Particles):
+    """The discrete process with all samples in memory."""
 
-    Parameters
-    ----------
-    plan : Plan
-        With learning rates.
-    keeper : Keeper
-    """
+    def __init__(self, model: LESDE, initial: Initial):
+        super().__init__(model, initial, "sgd")
 
-    parallel = True
+    def memory(self, times: np.ndarray, statistics: bool, replicates: int) -> tuple[float, float]:
+        lanes = min(BLOCK, replicates) if self.pairs else BLOCK
+        numbers = (3 * BLOCK + 5 * lanes) * self.model.n_samples * self.n_features
+        return 0.0, 4.0 * numbers + self._pair_bytes(replicates)
 
-    def __init__(self, plan: Plan, keeper: Keeper):
-        assert plan.rates is not None
-        self.plan, self.keeper = plan, keeper
-        self.rates = [float(rate) for rate in plan.rates]
-        self.iterations = [iteration_counts(plan.times, rate) for rate in self.rates]
-        size = torch.empty(0, dtype=plan.dtype).element_size()
-        self.interactions = Interactions(plan)
-        lanes = most_lanes(plan)
-        numbers = (3 * BLOCK + 5 * lanes) * plan.n_samples * plan.n_features
-        self.block_bytes = float(size * numbers) + self.interactions.bytes()
-        self.groups = groups(plan, self.block_bytes, 1, "the samples of its replicates")
+    def prepare(self, times: np.ndarray, statistics: bool) -> Any:
+        if self.rate is None:
+            raise ValueError(
+                "learning_rate is the step of engine='sgd'; got None. Give a number or a sequence."
+            )
+        made = copy.copy(self)
+        made._own = threading.local()
+        made.iterations = iteration_counts(times, self.rate)
+        made.times = seen_times(times, [self.rate], [made.iterations])
+        if statistics:
+            made.directions = expected_directions(self.model, self.initial, made.times)
+        return made
 
-    def run(self, cell: int, blocks: list[Block], tick: Tick) -> None:
-        """Fill the rows of a block."""
-        plan = self.plan
-        (block,) = blocks
-        rate, saved = self.rates[cell], self.iterations[cell]
-        interaction = self.interactions(None)
-        own = OwnNoise(plan, plan.coefficients.noise)
-        noise = plan.noise(cell, block, "means")
-        lanes = live_lanes(plan, block)
-        samples = all_samples(*plan.initial(cell, block), plan.counts, plan.dtype)
-        normals = torch.empty_like(samples)
-        samples = samples[:lanes]
-        self.keeper.frame(cell, block, 0, samples)
-        for first in range(0, int(saved[-1]), CHECKED):
-            end = min(first + CHECKED, int(saved[-1]))
-            times = plan.times[0] + rate * np.arange(first, end)
-            own.prepare(times)
-            if hasattr(interaction, "prepare"):
-                interaction.prepare(times)
-            drawn = noise.integers(plan.n_samples, CHECKED, BLOCK)
-            for m, time in enumerate(times.tolist()):
-                kick = interaction.kick(samples, drawn[m, :lanes], time)
-                samples.add_(kick, alpha=rate)
-                fresh = own(noise.normal_(normals)[:lanes], time)
-                samples.add_(fresh, alpha=math.sqrt(rate))
-                for index in np.flatnonzero(saved == first + m + 1):
-                    self.keeper.frame(cell, block, int(index), samples)
-                    tick()
-            if not bool(torch.isfinite(samples).all()):
-                later = int(np.searchsorted(saved, end))
-                raise plan.diverged(later)
+    def start(self, rng: Random, replicates: int) -> _State:
+        interaction = self.interaction(self.times, None, rng)
+        own = OwnNoise(self.model.noise_table, self.counts, rng.dtype, rng.device)
+        return _State(self.first(rng), (interaction, own), None)
+
+    def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
+        begin, stop = self.iterations[state.index : state.index + 2].tolist()
+        state.index += 1
+        (interaction, own), noise, rate = state.sde, rng.stream("means").blocks[0], self.rate
+        samples = state.samples.clone()
+        normals = samples.new_empty((BLOCK, *samples.shape[1:]))
+        for m in range(begin, stop):
+            if m % CHECKED == 0:
+                last = min(m + CHECKED, int(self.iterations[-1]))
+                times = self.times[0] + rate * np.arange(m, last)
+                own.prepare(times)
+                if hasattr(interaction, "prepare"):
+                    interaction.prepare(times)
+                state.brownian = noise.integers(self.model.n_samples, CHECKED, BLOCK)
+                if not bool(torch.isfinite(samples).all()):
+                    break
+            time = float(self.times[0] + rate * m)
+            drawn = state.brownian[m % CHECKED, : len(samples)]
+            samples.add_(interaction.kick(samples, drawn, time), alpha=rate)
+            fresh = own(noise.normal_(normals)[: len(samples)], time)
+            samples.add_(fresh, alpha=math.sqrt(rate))
+        state.samples = samples
+        return state

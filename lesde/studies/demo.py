@@ -128,9 +128,8 @@ def simulate_models(
                 times,
                 initial=np.repeat(initial, config.copies, axis=0),
                 replicates=config.copies * len(initial),
-                engine="torchsde",
-                method="srk",  # of weak order 2, so that these few steps are enough
-                dt=STEP,
+                # Of weak order 2, so that these few steps are enough.
+                engine=lesde.TorchSDE(method="srk", dt=STEP),
                 seed=config.seed + 1000 + done,
             )
             law = lesde.law(model, times, initial=class_average(initial, model.counts).mean(0))

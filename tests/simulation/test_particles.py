@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from lesde.processes.plan import Features, Plan
 
 import lesde
 from lesde.model.lesde import Initial
 from lesde.processes import plan as plans
 from lesde.processes.integration import GivenIncrements, StepGrid, integrate
 from lesde.processes.particles import IntegratedSamples, Interactions, ParticleSGD, SampleSDE
-from lesde.processes.plan import Features, Plan
 from lesde.simulation import simulate
 from tests.simulation.systems import MATRICES, MEANS
 from tests.simulation.test_orders import slope_of
@@ -75,7 +75,7 @@ def test_class_kernels_by_samples_and_by_class_means_have_one_law():
     model = lesde.LESDE(lesde.TwoLevel("2/(1+t)", -0.7), transform="logits", **SETTINGS)
     slow = run(model, "torchsde", replicates=6000)
     fast = simulate(
-        model, TIMES, MEANS, 6000, engine="torchsde", dt=0.05, dtype="float64"
+        model, TIMES, MEANS, 6000, engine=lesde.TorchSDE(dt=0.05), dtype="float64"
     ).features.values
     pairs = [(0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 4, 1), (5, 2, 5, 2), (3, 0, 11, 1)]
     for index in (1, 2):
@@ -149,7 +149,9 @@ def test_one_step_has_the_moments_of_the_rule(run_by):
     counts, labels = [2, 3], np.array([0, 0, 1, 1, 1])
     model = lesde.LESDE(lesde.FeatureKernel(KERNEL), 2, p, counts, noise=[0.1, 0.2])
     start = np.random.default_rng(3).standard_normal((5, p))
-    settings = {"engine": "sgd"} if run_by == "sgd" else {"engine": "torchsde", "sde": "sampling"}
+    settings = (
+        {"engine": "sgd"} if run_by == "sgd" else {"engine": lesde.TorchSDE(noise="sampling")}
+    )
     paths = simulate(model, [1.0, 1.2], start, R, h, dtype="float64", **settings)
     moved = (paths.features.values[:, 1] - start).reshape(R, -1)
     kicks = np.array(
@@ -173,7 +175,7 @@ def test_one_step_has_the_moments_of_the_rule(run_by):
 @pytest.mark.parametrize("keep", ["features", "statistics"])
 @pytest.mark.parametrize(
     "settings",
-    [{"engine": "sgd", "learning_rate": 0.05}, {"engine": "torchsde", "dt": 0.05}],
+    [{"engine": "sgd", "learning_rate": 0.05}, {"engine": lesde.TorchSDE(dt=0.05)}],
     ids=["sgd", "torchsde"],
 )
 def test_blocks_threads_and_memory_change_nothing(settings, keep):
@@ -218,7 +220,7 @@ def test_what_a_feature_kernel_has_not_is_told():
     with pytest.raises(
         ValueError, match="sde='modified' is derived for kernels of classes and time"
     ):
-        simulate(model, [0, 1], learning_rate=0.1, sde="modified")
+        simulate(model, [0, 1], learning_rate=0.1, engine=lesde.TorchSDE(noise="modified"))
     assert simulate(model, [0, 0.1], replicates=2).attrs["engine"] == "torchsde"
     assert simulate(model, [0, 0.1], replicates=2, learning_rate=0.1).attrs["engine"] == "sgd"
 
@@ -226,25 +228,25 @@ def test_what_a_feature_kernel_has_not_is_told():
 def test_growth_of_a_feature_kernel_is_reported():
     model = lesde.LESDE(lesde.FeatureKernel("exp(g)"), 2, 2, 3)
     with pytest.raises(lesde.Diverged):
-        simulate(model, [0, 1, 60], np.eye(2) * 2, 4, engine="torchsde", dt=0.5)
+        simulate(model, [0, 1, 60], np.eye(2) * 2, 4, engine=lesde.TorchSDE(dt=0.5))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sde": "sampling"}, "got learning_rate=None"),
+        ({"engine": lesde.TorchSDE(noise="sampling")}, "got learning_rate=None"),
         ({"sde": "sampling", "learning_rate": 0.1, "engine": "sgd"}, "has that noise itself"),
         (
             {"sde": "sampling", "learning_rate": 0.1, "engine": "exact"},
             "law of the plain SDE alone",
         ),
         (
-            {"sde": "sampling", "learning_rate": 0.1, "method": "srk"},
+            {"engine": lesde.TorchSDE(method="srk", noise="sampling"), "learning_rate": 0.1},
             "does not depend on the state",
         ),
-        ({"sde": "other"}, "sde must be one of"),
+        ({"engine": lesde.TorchSDE(noise="other")}, "sde must be one of"),
         ({"keep": "all"}, "keep must be one of"),
-        ({"method": "heun"}, "method must be one of"),
+        ({"engine": lesde.TorchSDE(method="heun")}, "method must be one of"),
         (
             {"memory_limit": "lots"},
             r"memory_limit must be a number of bytes or a text such as '500 MB'",
@@ -287,7 +289,13 @@ def test_one_sample_a_class(sde, K, p):
     start = np.random.default_rng(0).standard_normal((K, p))
     times, h = [0, 0.5, 1], 0.1
     paths = lesde.simulate(
-        model, times, start, 8192, engine="torchsde", sde=sde, learning_rate=h, dtype="float64"
+        model,
+        times,
+        start,
+        8192,
+        engine=lesde.TorchSDE(noise=sde),
+        learning_rate=h,
+        dtype="float64",
     )
     known = lesde.moments(model, times, start, learning_rate=h, process=sde, dt=h)
     x = paths.features.values[:, -1]
