@@ -101,12 +101,12 @@ def moments(
 
     Notes
     -----
-    The equations are in :mod:`lesde.moment_equations`, those of the modified equation in
-    :mod:`lesde.sampling_noise`. ``"modified"`` needs the time derivative of kernel and noise: symbolic
+    The equations are in :mod:`lesde.laws.moments`, those of the modified equation in
+    :mod:`lesde.laws.rule`. ``"modified"`` needs the time derivative of kernel and noise: symbolic
     for formulas, finite differences of sixth order for Python callables. A formula with jumps has
     no derivative there, and then the order is 1.
 
-    Cost: a few products of (K·p)×(K·p) matrices an iteration or step; on one core about 0.1 ms where they are
+    Cost: a few products of (K·p)×(K·p) matrices for each iteration or step; on one core about 0.1 ms where they are
     small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
 
     Examples
