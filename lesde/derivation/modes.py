@@ -45,10 +45,10 @@ class Mode:
 class Tree:
     """One level of the symmetry reduction of a class matrix.
 
-    ``orbits`` are those of this level's nodes (classes at the root, then groups), ``contrasts`` the rate of the contrasts
-    within each, None for an orbit of one. ``parent`` is the level of the orbits' means. The last level has no parent but the
-    matrix ``residual`` that couples the orbits' means, and ``eigen``, its rates, eigenvectors and their inverse, where the
-    eigenvectors do not depend on time.
+    ``orbits`` are those of this level's nodes (classes at the root, then groups), ``contrasts`` the rate of
+    the contrasts within each, None for an orbit of one. ``parent`` is the level of the orbits' means. The
+    last level has no parent but the matrix ``residual`` that couples the orbits' means, and ``eigen``, its
+    rates, eigenvectors and their inverse, where the eigenvectors do not depend on time.
     """
 
     orbits: list[list[int]]

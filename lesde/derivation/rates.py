@@ -61,10 +61,11 @@ def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
 class LogitRates(NamedTuple):
     """The rates that move the class means of an L-model.
 
-    ``equal`` is that of equal scores, (α−β)/K, which drives X̄^k along d_k, a simplex ETF; ``contrasts`` are those of the
-    scores' contrasts, of which K = 2 has none, as they move both means alike (d_1 = −d_2). ``dominant`` is the largest of
-    these and 0, the rate of the part of the initial means that never moves; where the signs of α and β do not determine it,
-    that of equal scores, which is right for α > β and β ≤ 0.
+    ``equal`` is that of equal scores, (α−β)/K, which drives X̄^k along d_k, a simplex ETF; ``contrasts``
+    are those of the scores' contrasts, of which K = 2 has none, as they move both means alike (d_1 = −d_2).
+    ``dominant`` is the largest of these and 0, the rate of the part of the initial means that never moves;
+    where the signs of α and β do not determine it, that of equal scores, which is right for α > β and β ≤
+    0.
     """
 
     equal: sp.Expr
@@ -86,8 +87,8 @@ def logit_rates(coefficients: Coefficients, tree: Tree) -> LogitRates | None:
 class LateMeans(NamedTuple):
     """Centred class means as a sum Σ_m exp(∫λ_m) A_m with generic initial means.
 
-    ``rates`` are λ_m, the largest real part first; ``values`` the same as numbers, in units of the kernel's largest entry;
-    ``shapes`` A_m (class, feature), none of them zero.
+    ``rates`` are λ_m, the largest real part first; ``values`` the same as numbers, in units of the kernel's
+    largest entry; ``shapes`` A_m (class, feature), none of them zero.
     """
 
     rates: list[sp.Expr]

@@ -1,8 +1,9 @@
 """First and second moments of the class means: of SGD, and of the SDEs that approximate it.
 
-The equations of the mean μ and covariance V of the class means, and of W, the expected covariance within classes, close.
-With M the map of the drift, D that of the SDE (M, or M − (h/2)(M² + Ṁ) for the modified equation), N the covariance of the
-class means' own noise and C that of a kick (:mod:`lesde.laws.rule`), the SDE has
+The equations of the mean μ and covariance V of the class means, and of W, the expected covariance within
+classes, close. With M the map of the drift, D that of the SDE (M, or M − (h/2)(M² + Ṁ) for the modified
+equation), N the covariance of the class means' own noise and C that of a kick (:mod:`lesde.laws.rule`), the
+SDE has
 
     dμ/dt = D μ,    dV/dt = D V + V Dᵀ + N + h E C,    dW_k/dt = (1 − 1/n_k) σ_kσ_kᵀ,
 
@@ -88,8 +89,9 @@ def moments(
         class means; ``within`` (time, class, feature, feature_), the expectation of the empirical
         covariance within classes (divisor n_k), initial deviations included. Dimensions ``process`` and
         ``learning_rate`` come first where asked for. Coordinates ``label`` (sample), ``count`` (class),
-        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time) and,
-        where times lie between iterations, ``asked_time``. All float64: the recursion and the Euler scheme to rounding, the SDEs to about 1e-11 relative.
+        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time) and, where
+        times lie between iterations, ``asked_time``. All float64: the recursion and the Euler scheme to
+        rounding, the SDEs to about 1e-11 relative.
 
     Raises
     ------
@@ -106,8 +108,8 @@ def moments(
     for formulas, finite differences of sixth order for Python callables. A formula with jumps has
     no derivative there, and then the order is 1.
 
-    Cost: a few products of (K·p)×(K·p) matrices for each iteration or step; on one core about 0.1 ms where they are
-    small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
+    Cost: a few products of (K·p)×(K·p) matrices for each iteration or step; on one core about 0.1 ms where
+    they are small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
 
     Examples
     --------
@@ -177,13 +179,15 @@ def moments(
     coords |= {"label": ("sample", model.labels), "count": ("class", model.counts)}
     if iterations:
         counts = np.stack(iterations) if batched else iterations[0]
-        along = ("learning_rate", "time") if batched else ("time",)
+        along = [*(["learning_rate"] if batched else []), "time"]
         coords["iteration"] = (along, counts, {"long_name": "iteration"})
     if several:
         coords["process"] = ("process", names)
     if rates[0] is not None:
-        along, value = (("learning_rate",), np.array(rates)) if batched else ((), rates[0])
-        coords["learning_rate"] = (along, value, {"long_name": "learning rate"})
+        about = {"long_name": "learning rate"}
+        coords["learning_rate"] = (
+            ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
+        )
     attrs: dict[str, Any] = {
         "model": json.dumps(model.describe()),
         "initial": "random" if start.is_random else "given",

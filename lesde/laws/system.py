@@ -1,8 +1,8 @@
 """The linear system of the class means, in the smallest space that carries it.
 
-dY = W(t) V Y dt + noise, Y the class means in the coordinates of :func:`contrast_basis`: grand mean and contrasts.
-Where the two do not mix, as in balanced models, each keeps its own digits; in class coordinates the contrasts would
-drown in the rounding of a grand mean that grows faster.
+dY = W(t) V Y dt + noise, Y the class means in the coordinates of :func:`contrast_basis`: grand mean and
+contrasts. Where the two do not mix, as in balanced models, each keeps its own digits; in class coordinates
+the contrasts would drown in the rounding of a grand mean that grows faster.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def clean(matrices: torch.Tensor) -> torch.Tensor:
 class MeanSystem:
     """W(t), V and the noise of dY = W V Y dt + noise.
 
-    The space has n = K dimensions where the transform is the identity, and every feature obeys the same system; else
-    n = K·p, and W and V have the rank of the H_l.
+    The space has n = K dimensions where the transform is the identity, and every feature obeys the same
+    system; else n = K·p, and W and V have the rank of the H_l.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class MeanSystem:
     right : tensor (r, n)
         V; the identity where n = K.
     features : tensor (part, p, p), or None
-        The noise of the class means has the intensity Σ_part Q_part ⊗ features_part, with matrices Q of :meth:`intensity`
-        of classes alone; None where there is one Q, (K·p)×(K·p).
+        The noise of the class means has the intensity Σ_part Q_part ⊗ features_part, with matrices Q of
+        :meth:`intensity` of classes alone; None where there is one Q, (K·p)×(K·p).
 
     Raises
     ------
@@ -201,9 +201,9 @@ class MeanSystem:
     def panels(self, times: np.ndarray) -> tuple[Panels, bool]:
         """Panels on which kernel and noise are resolved and the flow is near the identity, at the current values.
 
-        The owner of each is the interval between successive times. There are at most :data:`MOST_PANELS` where the
-        kernel is strong; the second result is True where they end there, short of the last time. The choice is no
-        part of a graph: the law does not depend on it but by rounding.
+        The owner of each is the interval between successive times. There are at most :data:`MOST_PANELS`
+        where the kernel is strong; the second result is True where they end there, short of the last time.
+        The choice is no part of a graph: the law does not depend on it but by rounding.
 
         Raises
         ------

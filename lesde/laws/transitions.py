@@ -1,8 +1,9 @@
 """Gaussian transitions of the class means over intervals: Φ and noise covariance, to rounding, with gradients.
 
-Every interval is cut into panels on which kernel and noise are resolved (:meth:`lesde.laws.system.MeanSystem.panels`);
-the flow over a panel is found by Gauss-Legendre collocation, and panels are composed. Where nothing depends on time a
-panel is doubled instead, and intervals of equal width share one transition.
+Every interval is cut into panels on which kernel and noise are resolved
+(:meth:`lesde.laws.system.MeanSystem.panels`); the flow over a panel is found by Gauss-Legendre collocation,
+and panels are composed. Where nothing depends on time a panel is doubled instead, and intervals of equal
+width share one transition.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class MeanTransitions:
     phi : tensor (kind, n, n)
         Φ of the different intervals; n = K where the transform is the identity, else K·p.
     noise : tensor (kind, part, m, m)
-        The covariance that noise adds is Σ_part noise_part ⊗ features_part, m = K; where ``features`` is None it is the one
-        part, m = K·p.
+        The covariance that noise adds is Σ_part noise_part ⊗ features_part, m = K; where ``features`` is
+        None it is the one part, m = K·p.
     features : tensor (part, p, p), or None
     kind : ndarray of int (interval,)
         Which of them an interval has: those of equal width share one where nothing depends on time.
@@ -301,7 +302,8 @@ class Transition:
     phi : ndarray, shape (n, n)
         Φ; n = K where the transform is the identity, else K·p.
     parts : tuple of (ndarray (m, m), ndarray (p, p) or None)
-        The covariance is Σ part ⊗ factor factorᵀ over these, m = K; without a factor it is the part itself, m = K·p.
+        The covariance is Σ part ⊗ factor factorᵀ over these, m = K; without a factor it is the part itself,
+        m = K·p.
     basis : ndarray, shape (K, K)
         The contrast basis.
     n_features : int
@@ -383,8 +385,8 @@ def transitions(
 ) -> list[Transition]:
     """The transitions between successive times, without gradients; those of the latest times are kept.
 
-    Intervals that are equal up to the rounding of the times share one object where nothing depends on time. Where the
-    growth overflows, the matrices are not finite.
+    Intervals that are equal up to the rounding of the times share one object where nothing depends on time.
+    Where the growth overflows, the matrices are not finite.
 
     Parameters
     ----------
@@ -401,8 +403,8 @@ def transitions(
     Raises
     ------
     ValueError
-        Where the drift is not linear, kernel or noise are not finite at some time, change too abruptly to integrate, or
-        need dense matrices beyond :data:`lesde.laws.system.DENSE_LIMIT`.
+        Where the drift is not linear, kernel or noise are not finite at some time, change too abruptly to
+        integrate, or need dense matrices beyond :data:`lesde.laws.system.DENSE_LIMIT`.
     Diverged
         Where the variance that noise adds overflows.
     """
