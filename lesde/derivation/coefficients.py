@@ -129,8 +129,8 @@ class FeatureCoefficients:
     Attributes
     ----------
     strength : PairFormula
-        κ(X_i, X_J): the factor of h H_L X_J in the step of sample i on sample J. The drift of sample i is the average of
-        κ H_L X_J over all samples J.
+        κ(X_i, X_J): the factor of h H_L X_J in the step of sample i on sample J. The drift of sample i is
+        the average of κ H_L X_J over all samples J.
     transform : Transform
         The matrices H_l, with their structure.
     noise : Noise

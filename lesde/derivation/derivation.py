@@ -44,9 +44,13 @@ def _transformed(model: LESDE, l: int, vector: sp.Expr) -> sp.Expr:
 class Diffusion:
     """Covariance per unit time of the increments of samples i (class k) and j (class m).
 
-    It is δ_ij σ_kσ_kᵀ + h C, at learning rate h. For a kernel of classes C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, S_l
-    the second moment of class l. For a kernel of pairs C_ij = (1/N) Σ_J κ_iJ κ_jJ H_J X_J X_Jᵀ H_Jᵀ − b_i b_jᵀ, which depends on
-    the two samples and not only on their classes.
+    It is δ_ij σ_kσ_kᵀ + h C, at learning rate h. For a kernel of classes, with S_l the second moment of class l,
+
+        C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ.
+
+    For a kernel of pairs it depends on the two samples and not only on their classes,
+
+        C_ij = (1/N) Σ_J κ_iJ κ_jJ H_J X_J X_Jᵀ H_Jᵀ − b_i b_jᵀ.
 
     Attributes
     ----------
@@ -134,8 +138,8 @@ class _Reported:
 class Derivation(_Reported):
     """Drift, diffusion, modes, closed forms and rates of one model, derived symbolically.
 
-    Made by :func:`lesde.derive`. Everything is computed when first asked for, and from the structure of the kernel, so
-    that large models cost little.
+    Made by :func:`lesde.derive`. Everything is computed when first asked for, and from the structure of the
+    kernel, so that large models cost little.
 
     Parameters
     ----------
@@ -269,8 +273,8 @@ class Derivation(_Reported):
 class FeatureDerivation(_Reported):
     """Drift and diffusion of a model with a :class:`lesde.FeatureKernel`, derived symbolically.
 
-    Made by :func:`lesde.derive`. It has the names of :class:`Derivation`; those that need a linear drift are empty or
-    None, for the reason in :attr:`why_open`.
+    Made by :func:`lesde.derive`. It has the names of :class:`Derivation`; those that need a linear drift
+    are empty or None, for the reason in :attr:`why_open`.
 
     Parameters
     ----------
@@ -278,10 +282,11 @@ class FeatureDerivation(_Reported):
 
     Notes
     -----
-    The microscopic rule is that of a class kernel with κ(X_i, X_J) in place of E_kL. As κ varies with the drawn sample, its
-    expectation leaves averages of products where a class kernel leaves means and second moments: ``kappaX_k_l`` is
-    ⟨κ_iJ X_J⟩, the average over the samples J of class l for a sample i of class k; ``kappakappaXX_k_m_l`` is
-    ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m; ``H_l``, ``sigma_k``, ``h`` and ``t`` are as in
+    The microscopic rule is that of a class kernel with κ(X_i, X_J) in place of E_kL. As κ varies with the
+    drawn sample, its expectation leaves averages of products where a class kernel leaves means and second
+    moments: ``kappaX_k_l`` is ⟨κ_iJ X_J⟩, the average over the samples J of class l for a sample i of class
+    k; ``kappakappaXX_k_m_l`` is ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m;
+    ``H_l``, ``sigma_k``, ``h`` and ``t`` are as in
     :class:`Derivation`.
 
     Examples

@@ -43,20 +43,12 @@ class Mode:
 
 @dataclass(frozen=True)
 class Tree:
-    """The symmetry reduction of a class matrix.
+    """One level of the symmetry reduction of a class matrix.
 
-    Attributes
-    ----------
-    orbits : list of list of int
-        The orbits of this level's nodes (classes at the root, then groups).
-    contrasts : list of sympy.Expr or None
-        Rate of the contrasts within each orbit; None for an orbit of one.
-    parent : Tree or None
-        The level of the orbits' means; None at the last.
-    residual : sympy.Matrix or None
-        At the last level: the matrix that couples the orbits' means.
-    eigen : tuple (rates, vectors, inverse) or None
-        Its eigen-decomposition, where the eigenvectors do not depend on time.
+    ``orbits`` are those of this level's nodes (classes at the root, then groups), ``contrasts`` the rate of
+    the contrasts within each, None for an orbit of one. ``parent`` is the level of the orbits' means. The
+    last level has no parent but the matrix ``residual`` that couples the orbits' means, and ``eigen``, its
+    rates, eigenvectors and their inverse, where the eigenvectors do not depend on time.
     """
 
     orbits: list[list[int]]
@@ -67,7 +59,7 @@ class Tree:
 
     @property
     def is_closed(self) -> bool:
-        """Whether all modes have closed forms."""
+        """True where all modes have closed forms."""
         return self.parent.is_closed if self.parent is not None else self.eigen is not None
 
 

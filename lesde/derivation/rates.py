@@ -9,8 +9,7 @@ Papyan, Han, Donoho, PNAS 2020 (arXiv 2008.08186): NC1 and NC2.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sympy as sp
@@ -51,7 +50,7 @@ def grand_rate(tree: Tree) -> sp.Expr | None:
 
 
 def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
-    """Whether the first rate is known to be at least the second at all times t ≥ 0."""
+    """True where the first rate is known to be at least the second at all times t ≥ 0."""
     later = sp.Symbol("t", nonnegative=True)
     try:
         return bool(bounded(lambda: expand_terms(first - second).subs(TIME, later).is_nonnegative))
@@ -59,19 +58,14 @@ def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class LogitRates:
-    """What moves the class means of an L-model, and which of it wins at late times.
+class LogitRates(NamedTuple):
+    """The rates that move the class means of an L-model.
 
-    Attributes
-    ----------
-    equal : sympy.Expr
-        Rate of equal scores, (α−β)/K: it drives X̄^k along d_k, a simplex ETF.
-    contrasts : list of sympy.Expr
-        Rates of the scores' contrasts; empty for K = 2, where they move both means alike (d_1 = −d_2).
-    dominant : sympy.Expr
-        The largest of these and 0, the part of the initial means that never moves; the rate of equal
-        scores where the signs of α and β do not tell, which is right for α > β and β ≤ 0.
+    ``equal`` is that of equal scores, (α−β)/K, which drives X̄^k along d_k, a simplex ETF; ``contrasts``
+    are those of the scores' contrasts, of which K = 2 has none, as they move both means alike (d_1 = −d_2).
+    ``dominant`` is the largest of these and 0, the rate of the part of the initial means that never moves;
+    where the signs of α and β do not determine it, that of equal scores, which is right for α > β and β ≤
+    0.
     """
 
     equal: sp.Expr
@@ -90,18 +84,11 @@ def logit_rates(coefficients: Coefficients, tree: Tree) -> LogitRates | None:
     return LogitRates(equal, contrasts, winners[0] if winners else equal)
 
 
-@dataclass(frozen=True)
-class LateMeans:
-    """Centred class means as a sum Σ_m exp(∫λ_m) A_m with generic initial means, and which λ_m wins.
+class LateMeans(NamedTuple):
+    """Centred class means as a sum Σ_m exp(∫λ_m) A_m with generic initial means.
 
-    Attributes
-    ----------
-    rates : list of sympy.Expr
-        λ_m, the largest real part first.
-    values : list of complex
-        The same as numbers, in units of the kernel's largest entry.
-    shapes : list of ndarray, shape (class, feature)
-        A_m, none of them zero.
+    ``rates`` are λ_m, the largest real part first; ``values`` the same as numbers, in units of the kernel's
+    largest entry; ``shapes`` A_m (class, feature), none of them zero.
     """
 
     rates: list[sp.Expr]
@@ -109,7 +96,7 @@ class LateMeans:
     shapes: list[np.ndarray]
 
     def wins(self, number: complex) -> bool:
-        """Whether this value is real and no other has a real part as large."""
+        """True for a value that is real while no other has a real part as large."""
         rivals = [v for v in self.values if v.real > number.real - NEAR and v != number]
         return abs(number.imag) < NEAR and not rivals
 
@@ -288,7 +275,7 @@ def _approach(late: LateMeans) -> sp.Expr | None:
     simplex = (np.eye(K) - 1 / K) / np.sqrt(K - 1)
 
     def off(a: np.ndarray, b: np.ndarray) -> float:
-        """How far A Bᵀ + B Aᵀ is from a multiple of the simplex's, relative to its size."""
+        """The distance of A Bᵀ + B Aᵀ from a multiple of the simplex's, relative to its size."""
         gram = a @ b.conj().T + b @ a.conj().T
         gap = gram - np.vdot(simplex, gram) * simplex
         return float(np.linalg.norm(gap) / (np.linalg.norm(a) * np.linalg.norm(b)))

@@ -1,8 +1,9 @@
 """First and second moments of the class means: of SGD, and of the SDEs that approximate it.
 
-The equations of the mean μ and covariance V of the class means, and of W, the expected covariance within classes, close.
-With M the map of the drift, D that of the SDE (M, or M − (h/2)(M² + Ṁ) for the modified equation), N the covariance of the
-class means' own noise and C that of a kick (:mod:`lesde.laws.rule`), the SDE has
+The equations of the mean μ and covariance V of the class means, and of W, the expected covariance within
+classes, close. With M the map of the drift, D that of the SDE (M, or M − (h/2)(M² + Ṁ) for the modified
+equation), N the covariance of the class means' own noise and C that of a kick (:mod:`lesde.laws.rule`), the
+SDE has
 
     dμ/dt = D μ,    dV/dt = D V + V Dᵀ + N + h E C,    dW_k/dt = (1 − 1/n_k) σ_kσ_kᵀ,
 
@@ -88,8 +89,9 @@ def moments(
         class means; ``within`` (time, class, feature, feature_), the expectation of the empirical
         covariance within classes (divisor n_k), initial deviations included. Dimensions ``process`` and
         ``learning_rate`` come first where asked for. Coordinates ``label`` (sample), ``count`` (class),
-        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time) and,
-        where times lie between iterations, ``asked_time``. All float64: the recursion and the Euler scheme to rounding, the SDEs to about 1e-11 relative.
+        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time) and, where
+        times lie between iterations, ``asked_time``. All float64: the recursion and the Euler scheme to
+        rounding, the SDEs to about 1e-11 relative.
 
     Raises
     ------
@@ -101,13 +103,13 @@ def moments(
 
     Notes
     -----
-    The equations are in :mod:`lesde.moment_equations`, those of the modified equation in
-    :mod:`lesde.sampling_noise`. ``"modified"`` needs the time derivative of kernel and noise: symbolic
+    The equations are in :mod:`lesde.laws.moments`, those of the modified equation in
+    :mod:`lesde.laws.rule`. ``"modified"`` needs the time derivative of kernel and noise: symbolic
     for formulas, finite differences of sixth order for Python callables. A formula with jumps has
     no derivative there, and then the order is 1.
 
-    Cost: a few products of (K·p)×(K·p) matrices an iteration or step; on one core about 0.1 ms where they are
-    small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
+    Cost: a few products of (K·p)×(K·p) matrices for each iteration or step; on one core about 0.1 ms where
+    they are small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
 
     Examples
     --------
@@ -150,13 +152,50 @@ def moments(
                 counts = iterations[i] if name == "sgd" else None
                 track = _track(coefficients, saved, start, name, rate, dt, counts)
             cells += track
-    clock = with_asked_times({"time": ("time", saved, {"long_name": "time"})}, asked)
+
+    lead = ([("process", len(names))] if several else []) + (
+        [("learning_rate", len(rates))] if batched else []
+    )
+    dims, sizes = [dim for dim, _ in lead], [size for _, size in lead]
+    K, p = model.n_classes, model.n_features
+    both = ("class", "feature", "class_", "feature_")
+    meanings = {
+        "mean": (("class", "feature"), (K, p), "class mean"),
+        "covariance": (both, (K, p, K, p), "covariance of the class means"),
+        "within": (
+            ("class", "feature", "feature_"),
+            (K, p, p),
+            "expected empirical covariance within classes",
+        ),
+    }
+    data: dict[str, Any] = {}
+    for name, (own, shape, meaning) in meanings.items():
+        values = np.stack([getattr(cell, name) for cell in cells])
+        values = values.reshape(*sizes, len(saved), *shape)
+        data[name] = ((*dims, "time", *own), values, {"long_name": meaning})
+    coords: dict[str, Any] = with_asked_times(
+        {"time": ("time", saved, {"long_name": "time"})}, asked
+    )
+    coords |= {"label": ("sample", model.labels), "count": ("class", model.counts)}
     if iterations:
-        about = {"long_name": "iteration"}
-        values = np.stack(iterations) if batched else iterations[0]
-        lead = ("learning_rate",) if batched else ()
-        clock["iteration"] = ((*lead, "time"), values, about)
-    return _dataset(model, clock, start, names, several, rates, batched, cells, dt)
+        counts = np.stack(iterations) if batched else iterations[0]
+        along = [*(["learning_rate"] if batched else []), "time"]
+        coords["iteration"] = (along, counts, {"long_name": "iteration"})
+    if several:
+        coords["process"] = ("process", names)
+    if rates[0] is not None:
+        about = {"long_name": "learning rate"}
+        coords["learning_rate"] = (
+            ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
+        )
+    attrs: dict[str, Any] = {
+        "model": json.dumps(model.describe()),
+        "initial": "random" if start.is_random else "given",
+        "process": ", ".join(names),
+    }
+    if dt is not None:
+        attrs["dt"] = dt
+    return xr.Dataset(data, coords, attrs)
 
 
 def _processes(value: Any) -> tuple[list[str], bool]:
@@ -490,61 +529,3 @@ def _initial_moments(coefficients: Coefficients, start: Initial) -> Moments:
     if start.means is None:
         return Moments(np.zeros((K, p)), np.eye(K * p) / p, within)
     return Moments(start.means.copy(), np.zeros((K * p, K * p)), within)
-
-
-def _dataset(
-    model: LESDE,
-    clock: dict[str, Any],
-    start: Initial,
-    names: list[str],
-    several: bool,
-    rates: list[float | None],
-    batched: bool,
-    cells: list[Moments],
-    dt: float | None,
-) -> xr.Dataset:
-    K, p, T = model.n_classes, model.n_features, len(clock["time"][1])
-    lead = [("process", len(names))] if several else []
-    lead += [("learning_rate", len(rates))] if batched else []
-    dims, sizes = [d for d, _ in lead], [n for _, n in lead]
-
-    def gather(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.stack([getattr(cell, name) for cell in cells]).reshape(*sizes, T, *shape)
-
-    data: dict[str, Any] = {
-        "mean": (
-            (*dims, "time", "class", "feature"),
-            gather("mean", (K, p)),
-            {"long_name": "class mean"},
-        ),
-        "covariance": (
-            (*dims, "time", "class", "feature", "class_", "feature_"),
-            gather("covariance", (K, p, K, p)),
-            {"long_name": "covariance of the class means"},
-        ),
-        "within": (
-            (*dims, "time", "class", "feature", "feature_"),
-            gather("within", (K, p, p)),
-            {"long_name": "expected empirical covariance within classes"},
-        ),
-    }
-    coords: dict[str, Any] = {
-        **clock,
-        "label": ("sample", model.labels),
-        "count": ("class", model.counts),
-    }
-    if several:
-        coords["process"] = ("process", names)
-    if rates[0] is not None:
-        about = {"long_name": "learning rate"}
-        coords["learning_rate"] = (
-            ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
-        )
-    attrs: dict[str, Any] = {
-        "model": json.dumps(model.describe()),
-        "initial": "random" if start.is_random else "given",
-        "process": ", ".join(names),
-    }
-    if dt is not None:
-        attrs["dt"] = dt
-    return xr.Dataset(data, coords, attrs)

@@ -1,13 +1,15 @@
 """The microscopic rule in numbers: drift, kicks and sampling noise, of torch tensors (or NumPy arrays).
 
-Whatever moves class means or samples, the law, the moments, the engines and the fits, takes its equations from
-here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the class matrix
-of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything works on any leading
-batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and under autograd; :func:`drift` and
+Whatever moves class means or samples, the law, the moments, the engines and the fits, takes its equations
+from here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the
+class matrix of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything
+works on any leading batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and
+under autograd; :func:`drift` and
 :func:`sampling_covariance` take NumPy arrays as well, which cost less where they are small.
 
-Class means are ``(..., class, feature)``. Engines that hold many replicates side by side keep them behind the
-class, ``(..., class, replicate, feature)``, so that one product serves all: they pass ``class_axis=-3``.
+Class means are ``(..., class, feature)``. Engines that hold many replicates side by side keep them behind
+the class, ``(..., class, replicate, feature)``, so that one product serves all: they pass
+``class_axis=-3``.
 
 >>> import lesde, torch
 >>> from lesde.laws.rule import Transforms, drift
@@ -131,8 +133,8 @@ class Transforms:
 def drift(transforms: Transforms, weights: Any, means: Any, class_axis: int = -2) -> Any:
     """The drift b_k = Σ_l w_l E_kl H_l X̄^l of every class.
 
-    The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with d/dt of
-    w_l E_kl it is the drift's slope.
+    The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with
+    d/dt of w_l E_kl it is the drift's slope.
 
     Parameters
     ----------
@@ -182,9 +184,10 @@ def sampling_covariance(
 ) -> Any:
     """The covariance of one kick, C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, over all classes.
 
-    Here S_l = X̄^l X̄^lᵀ + T_l, and products of the means are taken of their differences from b, so that nothing
-    cancels. With T_l the covariance within class l this is C. Where the class means are random, with mean ``means``
-    and a covariance V, E C is this with V_ll added to T_l, less M V Mᵀ (M the map of :func:`drift`).
+    Here S_l = X̄^l X̄^lᵀ + T_l, and products of the means are taken of their differences from b, so that
+    nothing cancels. With T_l the covariance within class l this is C. Where the class means are random,
+    with mean ``means`` and a covariance V, E C is this with V_ll added to T_l, less M V Mᵀ (M the map of
+    :func:`drift`).
 
     Parameters
     ----------
@@ -232,9 +235,9 @@ def sampling_noise(
     """C^{1/2} applied to normals: the sampling noise of every class, without a matrix of classes and features.
 
     Σ_l √w_l [E_kl H_l (X̄^l z_l + d_l) − b_k z_l] has covariance C, for independent z_l ~ N(0, 1) and d_l ~
-    N(0, W_l), W_l the covariance within class l. With one normal ξ_j a sample, z_l = n_l^{-1/2} Σ_j ξ_j and d_l =
-    n_l^{-1/2} Σ_j Y_j ξ_j are such, Y_j the deviations of the samples of class l from its mean. Every sample of class k
-    gets the same increment, √(h dt) times this.
+    N(0, W_l), W_l the covariance within class l. With one normal ξ_j a sample, z_l = n_l^{-1/2} Σ_j ξ_j and
+    d_l = n_l^{-1/2} Σ_j Y_j ξ_j are such, Y_j the deviations of the samples of class l from its mean. Every
+    sample of class k gets the same increment, √(h dt) times this.
 
     Parameters
     ----------
@@ -280,9 +283,9 @@ def modified_drift(push: Push, slope: Push, means: Any, rate: float) -> Any:
 def modified_noise(push: Push, noise: Any, rate: float) -> Any:
     """(1 − hM/2) applied to the noise of the class means, laid out as ``noise``.
 
-    What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k: the
-    deviations of samples from their class mean have no other noise than in the plain SDE. Where σ depends on time,
-    both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_slope`).
+    What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k:
+    the deviations of samples from their class mean have no other noise than in the plain SDE. Where σ
+    depends on time, both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_slope`).
 
     Parameters
     ----------
