@@ -9,33 +9,32 @@ from __future__ import annotations
 import difflib
 import numbers
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 __all__ = [
+    "available_memory",
     "bare_array",
     "check_choice",
-    "check_dataset",
     "check_finite_array",
     "check_flag",
     "check_fraction",
+    "check_instance",
     "check_integer",
     "check_labels",
     "check_names",
     "check_path",
-    "check_paths",
     "check_real",
     "check_seed",
     "check_sequence",
-    "check_statistics",
     "check_times",
-    "is_statistics",
-    "need_samples",
     "real_array",
+    "shown",
+    "shown_bytes",
 ]
 
 
@@ -112,14 +111,15 @@ def check_seed(value: Any, name: str = "seed") -> int:
 
 
 def check_sequence(name: str, value: Any, of: str) -> list[Any]:
-    """The entries of a list, tuple or array, in their order; ``of`` says what may be given."""
-    unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
-    try:
-        if unordered or not isinstance(value, Iterable):
-            raise TypeError
-        return list(value)
-    except TypeError:  # also an array without a dimension
-        raise TypeError(f"{name} must be {of}; got {shown(value)}.") from None
+    """The entries of a list, tuple or array, in their order; ``of`` is the wording of what may be given."""
+    if isinstance(value, Iterable) and not isinstance(
+        value, str | bytes | Mapping | set | frozenset
+    ):
+        try:
+            return list(value)
+        except TypeError:  # an array without a dimension
+            pass
+    raise TypeError(f"{name} must be {of}; got {shown(value)}.")
 
 
 NAMES = "a name or a sequence of names"
@@ -129,7 +129,7 @@ def check_names(name: str, value: Any) -> list[str]:
     """One name or a sequence of them, each once, in their order."""
     found = [value] if isinstance(value, str) else check_sequence(name, value, NAMES)
     if not all(isinstance(entry, str) for entry in found):
-        raise TypeError(f"{name} must be a name or a sequence of names; got {shown(value)}.")
+        raise TypeError(f"{name} must be {NAMES}; got {shown(value)}.")
     return list(dict.fromkeys(map(str, found)))
 
 
@@ -162,7 +162,12 @@ def check_finite_array(
 ) -> np.ndarray:
     """A finite real float64 array, of one of the given shapes (a string entry matches any size)."""
     array = real_array(name, value).astype(np.float64)
-    if shapes is not None and not any(_fits(array.shape, shape) for shape in shapes):
+    fits = [
+        len(array.shape) == len(shape)
+        and all(isinstance(n, str) or n == size for n, size in zip(shape, array.shape, strict=True))
+        for shape in shapes or []
+    ]
+    if shapes is not None and not any(fits):
         wanted = " or ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes)
         raise ValueError(f"{name} must have shape {wanted}; got an array of shape {array.shape}.")
     bad = ~np.isfinite(array)
@@ -216,12 +221,6 @@ def _try(name: str, convert: Callable[[], np.ndarray], value: Any) -> np.ndarray
         raise TypeError(f"{name} must be an array of real numbers; got {shown(value)}.") from None
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        isinstance(want, str) or size == want for size, want in zip(shape, wanted, strict=True)
-    )
-
-
 def check_times(name: str, value: Any, minimum_length: int = 2) -> np.ndarray:
     """Strictly increasing finite times, float64, at least ``minimum_length`` of them."""
     times = check_finite_array(name, value, [("T",)])
@@ -255,122 +254,23 @@ def check_labels(name: str, value: Any) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-CLOCKS = ("time", "iteration", "learning_rate")
-"""Coordinates that the analyses count with, wherever a dataset has them."""
-
-
-def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) -> xr.Dataset:
-    """A dataset that holds the given variables; ``source`` says which call makes such a dataset."""
-    if not isinstance(value, xr.Dataset):
-        raise TypeError(
-            f"{name} must be an xarray.Dataset, as {source} returns; got {shown(type(value).__name__)}."
-        )
-    missing = [variable for variable in variables if variable not in value]
-    if missing:
-        raise ValueError(
-            f"{name} must hold the variable(s) {', '.join(variables)}, as {source} returns; "
-            f"{', '.join(missing)} missing, found {', '.join(map(str, list(value.variables)[:8])) or 'nothing'}"
-            f"{', …' if len(value.variables) > 8 else ''}."
-        )
-    for variable in dict.fromkeys((*variables, *(c for c in CLOCKS if c in value.variables))):
-        found = value[variable]
-        if found.dtype.kind not in "biuf" and variable != "label":  # labels have their own check
-            raise TypeError(
-                f"{name}.{variable} must hold real numbers; got the dtype {found.dtype}."
-            )
-        empty = [str(dim) for dim, size in found.sizes.items() if size == 0]
-        if empty:
-            raise ValueError(
-                f"{name}.{variable} must hold at least one {empty[0]}; its dimension is empty."
-            )
-        if variable in ("time", "learning_rate") and not np.isfinite(found.values).all():
-            raise ValueError(f"{name}.{variable} must be finite; leave out what has none.")
-    return value
-
-
-def check_paths(
-    name: str, value: Any, dims: Sequence[str] = ("sample", "feature"), minimum_classes: int = 1
-) -> tuple[xr.DataArray, np.ndarray]:
-    """The features and labels of a dataset of paths that has at least the given dimensions."""
-    if is_statistics(value):
-        raise need_samples(name)
-    check_dataset(name, value, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
-    features = value["features"]
-    if features.dtype == bool:
-        raise TypeError(f"{name}.features must hold real numbers; got the dtype bool.")
-    if any(dim not in features.dims for dim in dims):
-        *first, last = map(repr, dims)
-        raise ValueError(
-            f"{name}.features must have the dimensions {', '.join(first)} and {last}; got "
-            f"{', '.join(map(repr, features.dims)) or 'none'}. Rename them with {name}.rename(...)."
-        )
-    if "label" not in value.variables or value["label"].dims != ("sample",):
-        raise ValueError(
-            f"{name} must hold the coordinate label(sample), the class of each sample; add it with "
-            f'{name}.assign_coords(label=("sample", labels)).'
-        )
-    labels = check_labels(f"{name}.label", value["label"].values)
-    if labels.max() + 1 < minimum_classes:
-        raise ValueError(
-            f"{name} must hold at least {minimum_classes} classes; {name}.label has "
-            f"{labels.max() + 1}."
-        )
-    return features, labels
-
-
-def is_statistics(value: Any) -> bool:
-    """Whether a dataset holds statistics of the classes in place of every sample's features."""
-    return (
-        isinstance(value, xr.Dataset)
-        and "features" not in value
-        and "mean" in value
-        and "covariance" not in value  # that is a law
-        and any(name in value.variables for name in ("reach", "within", "count"))
-    )
-
-
-def need_samples(name: str, what: str = "this") -> ValueError:
-    """The error for a dataset of statistics where every sample's features are needed."""
-    return ValueError(
-        f"{name} must hold the features of every sample for {what}; it holds statistics of the classes "
-        f"only. Simulate with keep='features', or pass the recorded features themselves."
-    )
-
-
-def check_statistics(
-    name: str, value: xr.Dataset, variables: Mapping[str, Sequence[str]], minimum_classes: int = 2
-) -> np.ndarray:
-    """Samples per class of a dataset of statistics that holds variables with at least some dimensions.
-
-    The variables must have the same other dimensions as the first of them.
-    """
-    check_dataset(name, value, list(variables), "lesde.simulate with keep='statistics'")
-    lead = None
-    for variable, dims in variables.items():
-        found = value[variable].dims
-        others = {d for d in found if d not in dims}
-        if len(found) != len(others) + len(dims) or (lead is not None and others != lead):
-            raise ValueError(
-                f"{name}.{variable} must have the dimensions {', '.join(map(repr, dims))}, and otherwise "
-                f"those of all statistics; got {', '.join(map(repr, found)) or 'none'}."
-            )
-        lead = others
-    if "count" not in value.variables or value["count"].dims != ("class",):
-        raise ValueError(
-            f"{name} must hold the coordinate count(class), the samples per class; add it with "
-            f'{name}.assign_coords(count=("class", counts)).'
-        )
-    counts = value["count"].values
-    if not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
-        raise ValueError(f"{name}.count must hold positive integers; got {shown(counts.tolist())}.")
-    if len(counts) < minimum_classes:
-        raise ValueError(
-            f"{name} must hold at least {minimum_classes} classes; {name}.count has {len(counts)}."
-        )
-    return counts.astype(np.int64)
-
-
 def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
-    """Refuse an argument that is not of a class."""
+    """Refuse an argument that is not an instance of ``kind``."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
+
+
+def available_memory() -> float:
+    """Bytes that can still be allocated: those that the system reports as available, within its limits."""
+    found = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
+    group = Path("/sys/fs/cgroup")
+    try:
+        available = re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
+        if available is not None:
+            found.append(1024.0 * int(available[1]))
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(float(limit) - float((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # not every system has these files
+    return max(0.0, min(found))

@@ -1,39 +1,182 @@
-"""Datasets of paths from plain arrays: `from_arrays`."""
+"""The contract of datasets of paths: their dimensions, labels, clocks and attributes.
+
+Paths are features of samples through time, of several replicates: ``features ([learning_rate,] replicate, time,
+sample, feature)`` with the coordinates ``label(sample)``, the class of each sample, and ``time``. Where only the
+classes matter, their statistics stand for the samples: ``mean``, ``within`` and ``reach`` with ``count(class)``. This
+file makes such datasets, checks those that a user gives to an analysis or a figure, and reduces samples to statistics.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import math
-import os
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from lesde.checks import bare_array, check_finite_array, check_times, real_array, shown
+from lesde.checks import (
+    bare_array,
+    check_finite_array,
+    check_labels,
+    check_times,
+    real_array,
+    shown,
+)
 
 __all__ = [
     "as_dataset",
-    "available_memory",
+    "check_dataset",
+    "check_paths",
+    "check_statistics",
     "common_step",
     "from_arrays",
     "gap_directions",
+    "is_statistics",
+    "need_samples",
     "reduce_frame",
     "seen_times",
     "warn_of_lost_digits",
     "with_asked_times",
 ]
 
+LEADING = ("learning_rate", "replicate", "time")
+"""Dimensions before those of a sample or class, in their order."""
+CLOCKS = ("time", "iteration", "learning_rate")
+"""Coordinates that the analyses count with, wherever a dataset has them."""
+TEXTS = {
+    "features": {"long_name": "feature", "units": "1"},
+    "mean": {"long_name": "class mean", "units": "1"},
+    "within": {"long_name": "within-class covariance, divisor n_k", "units": "1"},
+    "reach": {"long_name": "reach of a class toward another's mean, from its own", "units": "1"},
+    "reach_expected": {"long_name": "reach along the expected gap", "units": "1"},
+    "direction": {"long_name": "unit vector of the expected gap"},
+}
+
 
 # --------------------------------------------------------------------------------------------------
-# Times on the grid of SGD's iterations: t = t0 + learning rate x iteration.
+# Checks of the datasets that a user gives to an analysis or a figure.
+
+
+def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) -> xr.Dataset:
+    """A dataset that holds the given variables; ``source`` says which call makes such a dataset."""
+    if not isinstance(value, xr.Dataset):
+        raise TypeError(
+            f"{name} must be an xarray.Dataset, as {source} returns; got {shown(type(value).__name__)}."
+        )
+    missing = [variable for variable in variables if variable not in value]
+    if missing:
+        found = [*map(str, value.variables)]
+        raise ValueError(
+            f"{name} must hold the variable(s) {', '.join(variables)}, as {source} returns; "
+            f"{', '.join(missing)} missing, found {', '.join(found[:8]) or 'nothing'}"
+            f"{', …' if len(found) > 8 else ''}."
+        )
+    for variable in dict.fromkeys((*variables, *(c for c in CLOCKS if c in value.variables))):
+        array = value[variable]
+        if array.dtype.kind not in "biuf" and variable != "label":  # labels have their own check
+            raise TypeError(
+                f"{name}.{variable} must hold real numbers; got the dtype {array.dtype}."
+            )
+        empty = [str(dim) for dim, size in array.sizes.items() if size == 0]
+        if empty:
+            raise ValueError(
+                f"{name}.{variable} must hold at least one {empty[0]}; its dimension is empty."
+            )
+        if variable in ("time", "learning_rate") and not np.isfinite(array.values).all():
+            raise ValueError(f"{name}.{variable} must be finite; leave out entries without one.")
+    return value
+
+
+def check_paths(
+    name: str, value: Any, dims: Sequence[str] = ("sample", "feature"), minimum_classes: int = 1
+) -> tuple[xr.DataArray, np.ndarray]:
+    """The features and labels of a dataset of paths that has at least the given dimensions."""
+    if is_statistics(value):
+        raise need_samples(name)
+    check_dataset(name, value, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
+    features = value["features"]
+    if features.dtype == bool:
+        raise TypeError(f"{name}.features must hold real numbers; got the dtype bool.")
+    if any(dim not in features.dims for dim in dims):
+        *first, last = map(repr, dims)
+        raise ValueError(
+            f"{name}.features must have the dimensions {', '.join(first)} and {last}; got "
+            f"{', '.join(map(repr, features.dims)) or 'none'}. Rename them with {name}.rename(...)."
+        )
+    if "label" not in value.variables or value["label"].dims != ("sample",):
+        raise ValueError(
+            f"{name} must hold the coordinate label(sample), the class of each sample; add it with "
+            f'{name}.assign_coords(label=("sample", labels)).'
+        )
+    labels = check_labels(f"{name}.label", value["label"].values)
+    if labels.max() + 1 < minimum_classes:
+        raise ValueError(
+            f"{name} must hold at least {minimum_classes} classes; {name}.label has "
+            f"{labels.max() + 1}."
+        )
+    return features, labels
+
+
+def is_statistics(value: Any) -> bool:
+    """True if a dataset holds statistics of the classes in place of every sample's features."""
+    return (
+        isinstance(value, xr.Dataset)
+        and "features" not in value
+        and "mean" in value
+        and "covariance" not in value  # that is a law
+        and any(name in value.variables for name in ("reach", "within", "count"))
+    )
+
+
+def need_samples(name: str, what: str = "this") -> ValueError:
+    """The error for a dataset of statistics where every sample's features are needed."""
+    return ValueError(
+        f"{name} must hold the features of every sample for {what}; it holds statistics of the classes "
+        f"only. Simulate with keep='features', or pass the recorded features themselves."
+    )
+
+
+def check_statistics(
+    name: str, value: xr.Dataset, variables: Mapping[str, Sequence[str]], minimum_classes: int = 2
+) -> np.ndarray:
+    """Samples per class of a dataset of statistics that holds variables with at least some dimensions.
+
+    The variables must have the same other dimensions as the first of them.
+    """
+    check_dataset(name, value, list(variables), "lesde.simulate with keep='statistics'")
+    lead = None
+    for variable, dims in variables.items():
+        found = value[variable].dims
+        others = {d for d in found if d not in dims}
+        if len(found) != len(others) + len(dims) or (lead is not None and others != lead):
+            raise ValueError(
+                f"{name}.{variable} must have the dimensions {', '.join(map(repr, dims))}, and otherwise "
+                f"those of all statistics; got {', '.join(map(repr, found)) or 'none'}."
+            )
+        lead = others
+    if "count" not in value.variables or value["count"].dims != ("class",):
+        raise ValueError(
+            f"{name} must hold the coordinate count(class), the samples per class; add it with "
+            f'{name}.assign_coords(count=("class", counts)).'
+        )
+    counts = value["count"].values
+    if not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
+        raise ValueError(f"{name}.count must hold positive integers; got {shown(counts.tolist())}.")
+    if len(counts) < minimum_classes:
+        raise ValueError(
+            f"{name} must hold at least {minimum_classes} classes; {name}.count has {len(counts)}."
+        )
+    return counts.astype(np.int64)
+
+
+# --------------------------------------------------------------------------------------------------
+# Clocks: times on the grid of SGD's iterations, t = t0 + learning rate × iteration.
 
 SLACK = 1e-6
 """Share of a step within which a time is on an iteration: it is a product or sum in floating point."""
@@ -44,19 +187,8 @@ def seen_times(
 ) -> np.ndarray:
     """The times at which the states after these iterations are seen, one axis for all learning rates.
 
-    Where that is the time asked for, up to rounding, it stays as it was given.
-
-    Parameters
-    ----------
-    asked : ndarray (time,)
-    rates : sequence of float
-    iterations : sequence of ndarray of int (time,)
-        Of every learning rate, counted from ``asked[0]``.
-
-    Raises
-    ------
-    ValueError
-        Where two learning rates see a state at different times.
+    ``iterations`` of each learning rate count from ``asked[0]``. Where such a time is the one asked for, up to
+    rounding, it stays as it was given; where two learning rates see a state at different times, ValueError.
     """
     seen = []
     for rate, counts in zip(rates, iterations, strict=True):
@@ -96,55 +228,7 @@ def with_asked_times(coords: dict, asked: np.ndarray) -> dict:
 
 
 # --------------------------------------------------------------------------------------------------
-# The dataset made of simulated arrays, and the memory there is for them.
-
-TEXTS = {
-    "features": {"long_name": "feature", "units": "1"},
-    "mean": {"long_name": "class mean", "units": "1"},
-    "within": {"long_name": "within-class covariance, divisor n_k", "units": "1"},
-    "reach": {"long_name": "reach of a class toward another's mean, from its own", "units": "1"},
-    "reach_expected": {"long_name": "reach along the expected gap", "units": "1"},
-    "direction": {"long_name": "unit vector of the expected gap"},
-}
-
-
-def available_memory() -> float:
-    """Bytes that can still be allocated: what the system says is available, within its limits."""
-    found = [_physical_memory()]
-    try:
-        available = re.search(rb"MemAvailable:\s*(\d+)", _first_bytes("/proc/meminfo"))
-        if available is not None:
-            found.append(1024.0 * int(available[1]))
-        limit = _control_group_limit()
-        if limit is not None:
-            found.append(limit - float(_first_bytes("/sys/fs/cgroup/memory.current")))
-    except (OSError, ValueError):
-        pass  # not every system has these files
-    return max(0.0, min(found))
-
-
-def _first_bytes(path: str) -> bytes:
-    """The start of one of the system's files, without the cost of opening it as a text."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(file, 512)
-    finally:
-        os.close(file)
-
-
-@cache
-def _physical_memory() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
-
-
-@cache
-def _control_group_limit() -> float | None:
-    """The limit of the control group; None where there is none."""
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return None
-    return None if limit == "max" else float(limit)
+# The dataset of simulated arrays.
 
 
 def as_dataset(
@@ -161,26 +245,12 @@ def as_dataset(
     asked: np.ndarray | None = None,
     iterations: np.ndarray | None = None,
 ) -> xr.Dataset:
-    """Paths with their coordinates and attributes.
+    """Simulated paths with their coordinates and attributes.
 
-    Parameters
-    ----------
-    variables : dict
-        Name to the dimensions after (learning_rate, replicate, time), and the array (cell, replicate,
-        time, ...).
-    coords : dict
-        Coordinates of the variables' own dimensions.
-    rates : ndarray (cell,), or None
-        Learning rates.
-    batched : bool
-        Whether the cells are a dimension ``learning_rate``.
-    about, settings : dict
-        The attribute ``model``, and further attributes.
-    fixed : dict, optional
-        Name to dimensions and values of variables that are the same for all cells and replicates.
-    asked : ndarray (time,), optional
-        The times asked for, where the state was seen at others.
-    iterations : ndarray of int (cell, time), optional
+    ``variables`` map a name to the dimensions after (learning_rate, replicate, time) and the array (cell, replicate,
+    time, ...); cells are learning rates, a dimension where ``batched``. ``fixed`` are variables that all
+    cells and replicates share; ``about`` becomes the attribute ``model``, ``settings`` further ones. ``asked`` are the
+    times asked for, where the states are of others.
     """
     lead = ("learning_rate",) if batched else ()
     replicates = next(iter(variables.values()))[1].shape[1]
@@ -193,11 +263,8 @@ def as_dataset(
     if asked is not None:
         coords = with_asked_times(coords, asked)
     if rates is not None:
-        coords["learning_rate"] = (
-            lead,
-            rates if batched else rates[0],
-            {"long_name": "learning rate"},
-        )
+        rates = rates if batched else rates[0]
+        coords["learning_rate"] = (lead, rates, {"long_name": "learning rate"})
     if iterations is not None:
         values = iterations if batched else iterations[0]
         coords["iteration"] = ((*lead, "time"), values, {"long_name": "iteration"})
@@ -217,9 +284,9 @@ def _versions() -> str:
 
 
 def warn_of_lost_digits(means: np.ndarray, dtype: str) -> None:
-    """Say so where a grand mean leaves the differences between classes no digits.
+    """Warn where a grand mean leaves the differences between the last class means few digits.
 
-    ``means`` (..., class, feature) are those of the last time.
+    ``means`` have the shape (..., class, feature).
     """
     size = np.abs(means).max(axis=(-2, -1))
     spread = np.abs(means - means.mean(axis=-2, keepdims=True)).max(axis=(-2, -1))
@@ -228,8 +295,8 @@ def warn_of_lost_digits(means: np.ndarray, dtype: str) -> None:
         remedy = "use dtype='float64'" if dtype == "float32" else "end `times` earlier"
         warnings.warn(
             f"at the last time the class means differ by less than {few:.0e} of their size, so {dtype} "
-            f"leaves their differences few digits: separation and collapse of these paths are not "
-            f"to be trusted there; {remedy}, or ask model.law, which keeps them apart.",
+            f"leaves their differences few digits: do not trust separation and collapse of these paths "
+            f"there; {remedy}, or ask lesde.law, which keeps them apart.",
             UserWarning,
             stacklevel=3,
         )
@@ -293,8 +360,16 @@ def reduce_frame(samples: Any, counts: Any, directions: Any = None) -> tuple[np.
     if directions is not None:
         given = np.broadcast_to(np.asarray(directions, dtype=np.float64), (R, K, K, p))
     some = max(1, BLOCK_VALUES // (N * p))
+    # Classes of one size come all at once, others one by one.
+    step = K if (sizes == sizes[0]).all() else 1
+    stops = np.cumsum(sizes)
     for rows in (slice(r, r + some) for r in range(0, R, some)):
-        groups = _groups(values[rows], sizes)
+        part = values[rows]
+        groups = []
+        for k in range(0, K, step):
+            n = int(sizes[k])
+            block = part[:, stops[k] - n : stops[k + step - 1]].reshape(-1, step, n, p)
+            groups.append((slice(k, k + step), _Deviations(block, part.size <= BLOCK_VALUES)))
         for classes, group in groups:
             mean[rows, classes] = group.first + group.shift
         units = [gap_directions(mean[rows])] + ([] if given is None else [given[rows]])
@@ -312,33 +387,11 @@ def reduce_frame(samples: Any, counts: Any, directions: Any = None) -> tuple[np.
     return mean, within, *reaches
 
 
-def _groups(values: np.ndarray, counts: np.ndarray) -> list[tuple[slice, _Deviations]]:
-    """The classes, all at once where they are of one size, else one by one."""
-    R, _, p = values.shape
-    K = len(counts)
-    step = K if (counts == counts[0]).all() else 1
-    stops = np.cumsum(counts)
-    keep = values.size <= BLOCK_VALUES
-    groups = []
-    for k in range(0, K, step):
-        n = int(counts[k])
-        part = values[:, stops[k] - n : stops[k + step - 1]].reshape(R, step, n, p)
-        groups.append((slice(k, k + step), _Deviations(part, keep)))
-    return groups
-
-
 class _Deviations:
-    """Samples of some classes of one size less their class means, a block of samples at a time.
+    """Samples (replicate, class, sample, feature) less their class means, a block of samples at a time.
 
-    Iterates over blocks (replicate, class, feature, sample), samples last: sums and maxima over
-    contiguous numbers are several times as fast.
-
-    Attributes
-    ----------
-    first, shift : ndarray (replicate, class, feature)
-        The first sample of each class, and the mean of the others' differences from it.
-    size : int
-        Samples per class.
+    The mean is ``first``, the first sample, plus ``shift``. Iterates over blocks (replicate, class, feature,
+    sample), samples last: sums and maxima over contiguous numbers are several times as fast.
     """
 
     def __init__(self, samples: np.ndarray, keep: bool):
@@ -368,9 +421,7 @@ class _Deviations:
 
 
 # --------------------------------------------------------------------------------------------------
-
-LEADING = ("learning_rate", "replicate", "time")
-ARGUMENTS = {"learning_rate": "learning_rate", "replicate": "replicate", "time": "times"}
+# The dataset of a user's own arrays.
 
 
 def from_arrays(
@@ -434,16 +485,23 @@ def from_arrays(
     ('replicate', 'time')
     """
     values = _numbers("features", features)
+    if values.ndim < 2 or 0 in values.shape:
+        raise ValueError(
+            "features must have shape ([learning_rate,] [replicate,] [time,] sample, feature), with at "
+            f"least one of each; got {values.shape}."
+        )
     coords = _coordinates(times, replicate, learning_rate)
     axes = _axes(values.shape, [name for name in LEADING if np.ndim(coords[name])])
     lead = dict(zip(axes, values.shape, strict=False))
     coords["time"] = np.atleast_1d(coords["time"])
-    coords["replicate"] = np.arange(lead.get("replicate", 1)) if replicate is None else replicate
+    if replicate is None:
+        coords["replicate"] = np.arange(lead.get("replicate", 1))
     for name, size in lead.items():
         if len(coords[name]) != size:
+            read = zip([*axes, "sample", "feature"], values.shape, strict=True)
             raise ValueError(
-                f"{ARGUMENTS[name]} must have an entry for each of the {size} along the axis {name!r} of "
-                f"features {_read(values.shape, axes)}; got {len(coords[name])}."
+                f"{_ARGUMENTS[name]} must have an entry for each of the {size} along the axis {name!r} of "
+                f"features ({', '.join(f'{d}: {n}' for d, n in read)}); got {len(coords[name])}."
             )
     label, classes = _labels(labels, values.shape[-2])
 
@@ -453,10 +511,8 @@ def from_arrays(
     data = {"features": ((*dims, "sample", "feature"), np.expand_dims(values, added))}
     if bias is not None and weights is None:
         raise ValueError("bias belongs to a classifier; give its weights too.")
-    for name, value, last in (
-        ("weights", weights, ("class", "feature")),
-        ("bias", bias, ("class",)),
-    ):
+    classifier = {"weights": (weights, ("class", "feature")), "bias": (bias, ("class",))}
+    for name, (value, last) in classifier.items():
         if value is None:
             continue
         array, own = _numbers(name, value), tuple(sizes[dim] for dim in last)
@@ -472,12 +528,12 @@ def from_arrays(
     found: dict[str, Any] = {"label": ("sample", label)}
     for name, value in coords.items():
         if value is not None:
-            found[name] = (
-                (name,) if np.ndim(value) else (),
-                value,
-                {"long_name": name.replace("_", " ")},
-            )
+            about = {"long_name": name.replace("_", " ")}
+            found[name] = ((name,) if np.ndim(value) else (), value, about)
     return xr.Dataset(data, found, {"classes": classes})
+
+
+_ARGUMENTS = {"learning_rate": "learning_rate", "replicate": "replicate", "time": "times"}
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
@@ -486,11 +542,6 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     own = str(getattr(value, "dtype", "")).removeprefix("torch.")
     if own in ("float16", "float32"):
         array = array.astype(own)  # of a tensor
-    if name == "features" and (array.ndim < 2 or 0 in array.shape):
-        raise ValueError(
-            "features must have shape ([learning_rate,] [replicate,] [time,] sample, feature), with at "
-            f"least one of each; got {array.shape}."
-        )
     return array if np.issubdtype(array.dtype, np.floating) else checked
 
 
@@ -511,11 +562,8 @@ def _coordinates(times: Any, replicate: Any, learning_rate: Any) -> dict[str, An
         replicate = names
     times = 0.0 if times is None else times
     checked = check_times("times", np.atleast_1d(real_array("times", times)), 1)
-    return {
-        "learning_rate": learning_rate,
-        "replicate": replicate,
-        "time": checked if np.ndim(times) else checked[0],
-    }
+    time = checked if np.ndim(times) else checked[0]
+    return {"learning_rate": learning_rate, "replicate": replicate, "time": time}
 
 
 def _axes(shape: tuple[int, ...], named: list[str]) -> list[str]:
@@ -524,7 +572,7 @@ def _axes(shape: tuple[int, ...], named: list[str]) -> list[str]:
     if more == 1 and named and "replicate" not in named:
         return [name for name in LEADING if name in (*named, "replicate")]
     if more:
-        said = ", ".join(ARGUMENTS[name] for name in named) or "no argument"
+        said = ", ".join(_ARGUMENTS[name] for name in named) or "no argument"
         raise ValueError(
             f"features of shape {shape} have {len(shape) - 2} axes before (sample, feature), and {said} "
             f"names them; give times, replicate and learning_rate as sequences for the axes that are "
@@ -533,12 +581,8 @@ def _axes(shape: tuple[int, ...], named: list[str]) -> list[str]:
     return named
 
 
-def _read(shape: tuple[int, ...], axes: list[str]) -> str:
-    return f"({', '.join(f'{d}: {n}' for d, n in zip([*axes, 'sample', 'feature'], shape, strict=True))})"
-
-
 def _labels(value: Any, n_samples: int) -> tuple[np.ndarray, list[Any]]:
-    """Integers 0 to K−1 per sample, and what each class was called."""
+    """Integers 0 to K−1 per sample, and the given name of each class."""
     allowed = (
         f"labels must hold the class of each of the {n_samples} samples, as integers, texts or other "
         f"values that sort, or as one-hot rows (sample, class)"

@@ -17,6 +17,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from lesde.checks import (
+    available_memory,
     check_choice,
     check_finite_array,
     check_flag,
@@ -32,14 +33,7 @@ from lesde.errors import Diverged
 from lesde.laws.system import MeanSystem
 from lesde.laws.transitions import transitions
 from lesde.model.lesde import LESDE, read_initial
-from lesde.paths import (
-    as_dataset,
-    available_memory,
-    gap_directions,
-    reduce_frame,
-    seen_times,
-    warn_of_lost_digits,
-)
+from lesde.paths import as_dataset, gap_directions, reduce_frame, seen_times, warn_of_lost_digits
 from lesde.processes.integration import default_step
 from lesde.processes.plan import Features, Keeper, Plan, Statistics
 from lesde.processes.random import BLOCK, BlockNoise

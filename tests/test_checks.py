@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lesde import checks
+from lesde import checks, paths
 from lesde.errors import Diverged
 
 
@@ -24,7 +24,7 @@ def test_values_come_back_in_the_form_the_package_uses():
     assert checks.check_times("t", [0, 1, 5]).dtype == np.float64
     assert checks.check_labels("l", np.array([1, 0, 1], dtype=np.uint8)).dtype == np.int64
     dataset = xr.Dataset({"features": ("x", [1.0])})
-    assert checks.check_dataset("d", dataset, ["features"], "simulate") is dataset
+    assert paths.check_dataset("d", dataset, ["features"], "simulate") is dataset
 
 
 def test_values_are_shown_on_one_short_line():
@@ -109,12 +109,12 @@ def test_values_are_shown_on_one_short_line():
             "each present at least once",
         ),
         (
-            lambda: checks.check_dataset("d", 3, ["x"], "simulate"),
+            lambda: paths.check_dataset("d", 3, ["x"], "simulate"),
             TypeError,
             "d must be an xarray.Dataset, as simulate returns; got 'int'",
         ),
         (
-            lambda: checks.check_dataset("d", xr.Dataset(), ["x"], "simulate"),
+            lambda: paths.check_dataset("d", xr.Dataset(), ["x"], "simulate"),
             ValueError,
             "x missing, found nothing",
         ),

@@ -269,7 +269,7 @@ NURSERY = textwrap.dedent(
     from pathlib import Path
     from typer.testing import CliRunner
     import lesde, lesde.files
-    from lesde.cli import app
+    from lesde.cli.commands import app
 
     lesde.simulate(lesde.LESDE(lesde.TwoLevel(1.0, 0.0), 2, 2, 2), [0, 1.0], [[0.0, 1.0], [1.0, 0.0]], 1)
 

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis.collapse.frames import ClassFrames
-from lesde.checks import check_paths, check_statistics, check_times, is_statistics
+from lesde.checks import check_times
+from lesde.paths import check_paths, check_statistics, is_statistics
 
 __all__ = ["ClassMeans", "power_of_two", "read_class_means"]
 

@@ -10,15 +10,8 @@ import xarray as xr
 from scipy import optimize, stats
 
 from lesde.analysis.collapse.metrics import target_of
-from lesde.checks import (
-    check_choice,
-    check_dataset,
-    check_fraction,
-    check_names,
-    check_real,
-    check_times,
-    shown,
-)
+from lesde.checks import check_choice, check_fraction, check_names, check_real, check_times, shown
+from lesde.paths import check_dataset
 
 __all__ = [
     "CLOCKS",

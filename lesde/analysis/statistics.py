@@ -12,8 +12,8 @@ import xarray as xr
 from lesde.analysis.collapse.frames import rounding_of
 from lesde.analysis.collapse.metrics import batches
 from lesde.analysis.separation.directions import check_pairs
-from lesde.checks import bare_array, check_dataset, check_paths, check_times, shown
-from lesde.paths import gap_directions, reduce_frame
+from lesde.checks import bare_array, check_times, shown
+from lesde.paths import check_dataset, check_paths, gap_directions, reduce_frame
 
 __all__ = ["expected_directions", "reduce_frame", "statistics"]
 
@@ -183,7 +183,7 @@ def _check_room(lead: tuple[int, ...], K: int, p: int, dtype: np.dtype) -> None:
     needed = math.prod(map(float, lead)) * K * (p + p * p + 2 * K) * dtype.itemsize
     if needed < LOOK_FROM:
         return
-    from lesde.paths import available_memory
+    from lesde.checks import available_memory
 
     if needed > available_memory():
         raise ValueError(

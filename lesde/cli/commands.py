@@ -33,7 +33,6 @@ from lesde.cli.options import (
     build_model,
 )
 from lesde.cli.studies import demo, rates, reproduce
-from lesde.files import recover
 from lesde.text import can_hold, put_in_ascii, that_fits
 
 app = typer.Typer(
@@ -51,7 +50,7 @@ def _on_terminal() -> bool:
 
 
 def _open(path: Path) -> Any:
-    from lesde.files import open_store
+    from lesde.files import open_store, recover
 
     if not path.exists():
         recover(path.parent)  # a killed command may have set it aside
@@ -193,7 +192,7 @@ def separation(
 ) -> None:
     """Estimate the probability that all classes are separated, over time."""
     import lesde
-    from lesde.text import print_dataset, table_target, write_table
+    from lesde.cli.tables import print_dataset, table_target, write_table
 
     with ending():
         place = table_target(out, overwrite, paths) if out is not None else None
@@ -220,7 +219,7 @@ def collapse(
     A .csv file of --out holds the medians over replicates, a .zarr store the metrics of each.
     """
     import lesde
-    from lesde.text import print_dataset, table_target, write_table
+    from lesde.cli.tables import print_dataset, table_target, write_table
 
     with ending():
         place = table_target(out, overwrite, paths) if out is not None else None
@@ -250,8 +249,8 @@ def fit(
     Prints their integrals A and B, the rates, and the index r of a tail t^−r.
     """
     import lesde
+    from lesde.cli.tables import print_fit
     from lesde.files import target, write
-    from lesde.text import print_fit
 
     with ending():
         if out is not None and out.suffix == ".csv":

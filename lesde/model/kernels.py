@@ -1,9 +1,14 @@
-"""An elasticity kernel that sees the features: strength as a function of the two samples."""
+"""Elasticity kernels: how strongly an SGD step on a sample of one class moves the samples of each class.
+
+A new kernel subclasses :class:`Kernel` and returns its table of strengths; derivation, laws, engines and fits work
+from the table. Only :class:`FeatureKernel`, which depends on the features themselves, has none.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -15,6 +20,7 @@ from lesde.model.formula import (
     EntryTable,
     Formula,
     PairFormula,
+    Parameters,
     parse_formula,
     parse_pair_formula,
     rational,
@@ -32,12 +38,6 @@ __all__ = [
 ]
 
 
-# --------------------------------------------------------------------------------------------------
-# Elasticity kernels: how strongly an SGD step on a sample of one class moves each class.
-
-Parameters = Mapping[str, float | None] | None
-
-
 def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = None) -> Formula:
     """A formula; None leaves an unevaluated function of that name, to derive with."""
     if value is None:
@@ -46,14 +46,10 @@ def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = N
 
 
 class Kernel(ABC):
-    """A class-to-class elasticity kernel E_kl(t).
-
-    A new kernel subclasses this and returns its table; everything else (derivation, laws, engines,
-    fits) works from the table.
-    """
+    """A class-to-class elasticity kernel E_kl(t); subclasses give its table."""
 
     depends_on_features = False
-    """Whether E depends on the features themselves, so that classes and time do not tell it."""
+    """True if E depends on the features themselves, so that classes and time do not determine it."""
     free_names: tuple[str, ...] = ()
     """Names without a value that are not in the table."""
 
@@ -90,7 +86,28 @@ class Kernel(ABC):
         return f"{type(self).__name__}({inner})"
 
 
-class TwoLevel(Kernel):
+class _NamedFormulas(Kernel):
+    """A kernel of formulas with names, and a rule that says which of them stands where."""
+
+    formulas: dict[str, Formula]
+
+    @abstractmethod
+    def _index(self, n_classes: int) -> np.ndarray:
+        """The K×K numbers of the formulas, in their order."""
+
+    def entries(self, n_classes: int) -> EntryTable:
+        return EntryTable.from_formulas(self.formulas, self._index(n_classes))
+
+    def with_parameters(self, values: Mapping[str, float]) -> Kernel:
+        other = copy(self)
+        other.formulas = {name: parse_formula(name, f, values) for name, f in self.formulas.items()}
+        return other
+
+    def _describe(self) -> dict[str, Any]:
+        return {name: str(formula) for name, formula in self.formulas.items()}
+
+
+class TwoLevel(_NamedFormulas):
     """Within-class strength α(t), between-class strength β(t).
 
     Parameters
@@ -109,28 +126,21 @@ class TwoLevel(Kernel):
     """
 
     def __init__(self, alpha: Any = None, beta: Any = None, parameters: Parameters = None):
-        self.alpha = _value("alpha", alpha, parameters)
-        self.beta = _value("beta", beta, parameters)
+        given = {"alpha": alpha, "beta": beta}
+        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr]:
-        return self.alpha.expression, self.beta.expression
+        return self.formulas["alpha"].expression, self.formulas["beta"].expression
 
     def with_levels(self, alpha: sp.Expr, beta: sp.Expr) -> TwoLevel:
         return TwoLevel(Formula(alpha), Formula(beta))
 
-    def with_parameters(self, values: Mapping[str, float]) -> TwoLevel:
-        return TwoLevel(self.alpha, self.beta, values)
-
-    def entries(self, n_classes: int) -> EntryTable:
-        index = 1 - np.eye(n_classes, dtype=int)
-        return EntryTable.from_formulas({"alpha": self.alpha, "beta": self.beta}, index)
-
-    def _describe(self) -> dict[str, Any]:
-        return {"alpha": str(self.alpha.expression), "beta": str(self.beta.expression)}
+    def _index(self, n_classes: int) -> np.ndarray:
+        return 1 - np.eye(n_classes, dtype=int)
 
 
-class ClassMatrix(Kernel):
+class ClassMatrix(_NamedFormulas):
     """A full K×K matrix of strengths.
 
     Parameters
@@ -158,40 +168,26 @@ class ClassMatrix(Kernel):
                     f"matrix must be square: it has {len(rows)} rows, one of them is {shown(row)}."
                 )
         self.n_classes = len(rows)
-        self.formulas = [
-            _value(
-                f"matrix[{k}][{l}]",
-                v,
-                parameters,
-                f"E_{k + 1}{l + 1}" if self.n_classes < 10 else f"E_{k + 1}_{l + 1}",
-            )
-            for k, row in enumerate(rows)
-            for l, v in enumerate(row)
-        ]
+        between = "" if self.n_classes < 10 else "_"
+        self.formulas = {}
+        for k, row in enumerate(rows):
+            for l, value in enumerate(row):
+                name, symbol = f"matrix[{k}][{l}]", f"E_{k + 1}{between}{l + 1}"
+                self.formulas[name] = _value(name, value, parameters, symbol)
 
-    def with_parameters(self, values: Mapping[str, float]) -> ClassMatrix:
-        K = self.n_classes
-        return ClassMatrix([self.formulas[k * K : (k + 1) * K] for k in range(K)], values)
-
-    def entries(self, n_classes: int) -> EntryTable:
+    def _index(self, n_classes: int) -> np.ndarray:
         if n_classes != self.n_classes:
             raise ValueError(
                 f"n_classes must be {self.n_classes}, the size of the kernel's matrix; got {n_classes}."
             )
-        index = np.arange(n_classes**2).reshape(n_classes, n_classes)
-        named = {
-            f"matrix[{i // n_classes}][{i % n_classes}]": formula
-            for i, formula in enumerate(self.formulas)
-        }
-        return EntryTable.from_formulas(named, index)
+        return np.arange(n_classes**2).reshape(n_classes, n_classes)
 
     def _describe(self) -> dict[str, Any]:
-        text = [str(formula.expression) for formula in self.formulas]
-        K = self.n_classes
-        return {"matrix": [text[k * K : (k + 1) * K] for k in range(K)]}
+        text = np.array([str(formula) for formula in self.formulas.values()], object)
+        return {"matrix": text.reshape(self.n_classes, self.n_classes).tolist()}
 
 
-class Hierarchical(Kernel):
+class Hierarchical(_NamedFormulas):
     """Classes grouped into superclasses: three strengths.
 
     Parameters
@@ -218,31 +214,20 @@ class Hierarchical(Kernel):
         parameters: Parameters = None,
     ):
         self.groups = check_labels("groups", groups)
-        self.alpha = _value("alpha", alpha, parameters)
-        self.beta = _value("beta", beta, parameters)
-        self.gamma = _value("gamma", gamma, parameters)
+        given = {"alpha": alpha, "beta": beta, "gamma": gamma}
+        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
 
-    def with_parameters(self, values: Mapping[str, float]) -> Hierarchical:
-        return Hierarchical(self.groups.tolist(), self.alpha, self.beta, self.gamma, values)
-
-    def entries(self, n_classes: int) -> EntryTable:
+    def _index(self, n_classes: int) -> np.ndarray:
         if n_classes != len(self.groups):
             raise ValueError(
                 f"n_classes must be {len(self.groups)}, the length of the kernel's groups; got "
                 f"{n_classes}."
             )
         same_group = self.groups[:, None] == self.groups[None, :]
-        index = np.where(np.eye(n_classes, dtype=bool), 0, np.where(same_group, 1, 2))
-        formulas = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
-        return EntryTable.from_formulas(formulas, index)
+        return np.where(np.eye(n_classes, dtype=bool), 0, np.where(same_group, 1, 2))
 
     def _describe(self) -> dict[str, Any]:
-        return {
-            "groups": self.groups.tolist(),
-            "alpha": str(self.alpha.expression),
-            "beta": str(self.beta.expression),
-            "gamma": str(self.gamma.expression),
-        }
+        return {"groups": self.groups.tolist(), **super()._describe()}
 
 
 class LabelNoise(Kernel):
@@ -314,10 +299,6 @@ class LabelNoise(Kernel):
         return {"kernel": repr(self.kernel), "p": str(self.p)}
 
 
-# --------------------------------------------------------------------------------------------------
-# Kernels from a Python function of two classes and the time.
-
-
 class _FunctionKernel(Kernel):
     """A kernel from a function (k, l, t); made by the decorator :func:`kernel`."""
 
@@ -373,9 +354,6 @@ def kernel(function: Callable[[int, int, Any], Any]) -> Kernel:
     return _FunctionKernel(function)
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 class FeatureKernel(Kernel):
     """Strength κ(X_i, X_J) with which a step on sample J moves sample i, from their features.
 
@@ -400,7 +378,7 @@ class FeatureKernel(Kernel):
     Raises
     ------
     TypeError, ValueError
-        For what is no such formula; names that are not known are told with those that are.
+        For anything but such a formula; for names that are not known, with those that are.
 
     Notes
     -----

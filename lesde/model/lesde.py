@@ -1,39 +1,25 @@
-"""Reading the argument ``initial`` of laws and simulations."""
+"""LESDE: the immutable description of one system, where its arguments are checked, and its initial state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import sympy as sp
 
-from lesde.checks import (
-    bare_array,
-    check_finite_array,
-    check_integer,
-    check_real,
-    shown,
-)
+from lesde.checks import bare_array, check_finite_array, check_integer, check_real, shown
 from lesde.model.formula import TIME, EntryTable
 from lesde.model.kernels import Kernel
 from lesde.model.noise import Noise, read_noise
 from lesde.model.transforms import Transform, make_transform
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["LESDE", "Initial", "class_average", "read_initial"]
 
 
-# --------------------------------------------------------------------------------------------------
-# LESDE: the immutable description of one system, and where its arguments are validated.
-
 MOST_SAMPLES = 10**15
 """All classes together; sums over samples stay exact in float64."""
-
-
 MOST_CLASSES = 10**4
 """Tables of a kernel have an entry for every pair of classes."""
 MOST_FEATURES = 10**9
@@ -57,9 +43,9 @@ class LESDE:
     transform : {"identity", "logits"} or array (p, p) or (K, p, p), default "identity"
         The matrices H_l. "logits" needs p = K.
     noise : value, or array or nested list of values, default 0.1
-        The diffusion σ, per square root of time: one value; (K,) values, one a class; a (p, p)
+        The diffusion σ, per square root of time: one value; (K,) values, one per class; a (p, p)
         factor with covariance σσᵀ; or (K, p, p) factors. A value is a number, a formula in t (text
-        or SymPy) or a vectorised function of t; single values and values a class must not be
+        or SymPy) or a vectorised function of t; single values and values per class must not be
         negative. A formula with a name left free can be derived from but not simulated.
     parameters : mapping of str to number or None, optional
         Values of named parameters in the formulas of ``noise``; kernels have their own. None
@@ -107,8 +93,8 @@ class LESDE:
         self.parameters: dict[str, float | None] = dict(parameters or {})
         # As it was given, for replace(parameters=...): names in formulas are values by now.
         numbers = bare_array("noise", noise).dtype.kind in "biuf"
-        self._given_noise = self.noise_table.describe() if numbers else _kept(noise)
-        # A kernel that depends on the features has no table: what needs one asks for that first.
+        self._given_noise = self.noise_table.describe() if numbers else deepcopy(noise)
+        # A kernel that depends on the features has no table; callers ask for that first.
         self.entries: EntryTable = (
             None if kernel.depends_on_features else kernel.entries(self.n_classes)  # type: ignore[assignment]
         )
@@ -191,7 +177,7 @@ class LESDE:
 
     @property
     def is_balanced(self) -> bool:
-        """Whether all classes have equally many samples."""
+        """True if all classes have equally many samples."""
         return bool((self.counts == self.counts[0]).all())
 
     def transform_array(self) -> np.ndarray:
@@ -242,10 +228,9 @@ class LESDE:
 
 def _counts(value: Any, n_classes: int) -> np.ndarray:
     if isinstance(value, Sequence | np.ndarray) and np.ndim(bare_array("n_per_class", value)) == 1:
-        bare_array("n_per_class", value)
         if len(value) != n_classes:
             raise ValueError(
-                f"n_per_class must be one integer or {n_classes} of them, one a class; got "
+                f"n_per_class must be one integer or {n_classes} of them, one per class; got "
                 f"{len(value)} values."
             )
         counts = [check_integer(f"n_per_class[{k}]", n, 1, np.inf) for k, n in enumerate(value)]
@@ -258,26 +243,11 @@ def _counts(value: Any, n_classes: int) -> np.ndarray:
     return np.array(counts)
 
 
-def _kept(value: Any) -> Any:
-    """A value or nested values that later changes of the caller's lists and arrays do not reach."""
-    if isinstance(value, np.ndarray | sp.MatrixBase):
-        return _kept(value.tolist())
-    return tuple(_kept(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-# --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Initial:
-    """The initial state of a model, split into class means and deviations.
+    """The initial state of a model: class means (..., class, feature), and deviations from them.
 
-    Attributes
-    ----------
-    means : ndarray (..., class, feature), or None
-        None stands for random means, N(0, I/p).
-    offsets : ndarray (..., sample, feature), or None
-        Deviations of the samples from their class mean; None where all are zero.
+    ``means`` is None where they are drawn from N(0, I/p); ``offsets`` (..., sample, feature) where all are zero.
     """
 
     means: np.ndarray | None
@@ -285,7 +255,7 @@ class Initial:
 
     @property
     def is_random(self) -> bool:
-        """Whether the means are drawn."""
+        """True if the means are drawn."""
         return self.means is None
 
 
@@ -296,14 +266,11 @@ def class_average(samples: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> Initial:
-    """Class means and deviations from what a user gives.
+    """Class means and deviations from the argument ``initial``.
 
-    Parameters
-    ----------
-    initial : None, or array
-        None: random means. (class, feature): the means, every sample at its mean. (sample, feature):
-        the samples, sorted by class. With ``replicates`` also either of these with a leading
-        replicate dimension.
+    None: random means. (class, feature): the means, every sample at its mean. (sample, feature): the samples,
+    sorted by class. With ``replicates`` also either of these with a leading replicate dimension. A DataArray is
+    read by the names of its dimensions.
     """
     if initial is None:
         return Initial(None, None)
@@ -311,25 +278,17 @@ def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> I
     shapes: list[tuple[int | str, ...]] = [(K, p), (N, p)]
     if replicates is not None:
         shapes += [(replicates, K, p), (replicates, N, p)]
-    array = check_finite_array("initial", _by_name(initial), shapes)
+    if dims := getattr(initial, "dims", None):
+        order = [dim for dim in ("replicate", "class", "sample", "feature") if dim in dims]
+        if order and len(order) < len(dims):
+            raise ValueError(
+                f"initial has the dimensions {', '.join(map(repr, dims))}; name them 'class' or 'sample', "
+                f"'feature', and optionally 'replicate'."
+            )
+        initial = initial.transpose(*order).values if order else initial.values
+    array = check_finite_array("initial", initial, shapes)
     if array.shape[-2] == K and K != N:
         return Initial(array, None)
     means = class_average(array, model.counts)
     offsets = array - np.repeat(means, model.counts, axis=-2)
     return Initial(means, offsets if np.any(offsets) else None)
-
-
-def _by_name(initial: Any) -> Any:
-    """An array in the order (replicate, class or sample, feature), by the names of a DataArray."""
-    dims = getattr(initial, "dims", None)
-    if dims is None:
-        return initial
-    order = [dim for dim in ("replicate", "class", "sample", "feature") if dim in dims]
-    if len(order) == len(dims):
-        return initial.transpose(*order).values
-    if set(order):
-        raise ValueError(
-            f"initial has the dimensions {', '.join(map(repr, dims))}; name them 'class' or 'sample', "
-            f"'feature', and optionally 'replicate'."
-        )
-    return initial.values

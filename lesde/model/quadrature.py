@@ -1,8 +1,8 @@
 """Panels on which functions of time are resolved, and integrals over them, by Gauss and Legendre.
 
-Every integral over time in the exact law goes through :func:`resolve`: it is told where the functions
-switch, halves the panels between these places until the Legendre series of the functions has ended in
-each, and looks between the nodes for what may hide there.
+Every integral over time in the exact law goes through :func:`resolve`: given where the functions switch, it halves
+the panels between these places until the Legendre series of the functions has ended in each, and looks between the
+nodes for what may hide there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,14 +64,7 @@ _TO_CHECKS = np.polynomial.legendre.legvander(2 * _CHECKS - 1, NODES - 1) @ LEGE
 
 @dataclass(frozen=True)
 class Panels:
-    """Sub-intervals on which functions of time are resolved, in order and without gaps.
-
-    Attributes
-    ----------
-    starts, widths : ndarray, shape (panel,)
-    owner : ndarray of int, shape (panel,)
-        The window each lies in.
-    """
+    """Sub-intervals on which functions of time are resolved, in order and without gaps; each lies in one window."""
 
     starts: np.ndarray
     widths: np.ndarray
@@ -83,6 +77,7 @@ class Panels:
 
 
 Function = Callable[[np.ndarray], np.ndarray]
+"""Takes times (n,), returns (n, group, entry). Groups are resolved each against its own size."""
 
 
 def resolve(
@@ -93,32 +88,16 @@ def resolve(
     name: Callable[[int, int], str],
     kept: np.ndarray | None = None,
 ) -> Panels:
-    """Panels on which functions of time are resolved.
+    """Panels within windows, given by their edges, on which functions of time are resolved.
 
     What counts is the integral from the first time to the end of each window, in which a panel may err
     by a share of :data:`RESOLVED` in proportion to its width: rounding errors of a function that has all
-    but died out are as small as what they are added to.
+    but died out are as small as what they are added to. ``kept`` says which share of the integral before each
+    window still counts at its end; all by default.
 
-    Parameters
-    ----------
-    function : callable
-        Takes times (n,), returns (n, group, entry). Groups are resolved each against its own size.
-    windows : ndarray, shape (window + 1,)
-        Strictly increasing. Panels lie within windows.
-    switches : ndarray
-        Where the function may jump or have a kink, as of :func:`lesde.switches.switches`.
-    peaks : ndarray
-        Times at which the series is compared with the function in the end, besides :data:`PROBES` even
-        ones (fewer where there are more than 500 entries).
-    name : callable
-        What a group and an entry are called in error messages.
-    kept : ndarray, shape (window,), optional
-        Which share of the integral before a window still counts at its end; all by default.
-
-    Raises
-    ------
-    ValueError
-        Where a function has a pole, or changes too often; names it.
+    ``switches`` are places of jumps and kinks; at ``peaks``, and :data:`PROBES` even times (fewer where there are
+    more than 500 entries), the series is compared with the function in the end. ValueError, with the ``name`` of
+    a group's entry, where it has a pole or changes too often.
     """
     edges = _separate(windows, switches)
     found = _measure(function, edges[:-1], edges[1:])
@@ -128,12 +107,16 @@ def resolve(
         count = len(windows) - 1
         parts = np.zeros((count, found.area.shape[1]))
         np.add.at(parts, owner, found.area)
-        whole = parts.cumsum(0) if kept is None else _discounted(parts, kept)
-        mean = (whole / (windows[1:] - windows[0])[:, None])[owner]
+        if kept is None:
+            parts = parts.cumsum(0)
+        else:
+            for i in range(1, count):
+                parts[i] += kept[i] * parts[i - 1]
+        mean = (parts / (windows[1:] - windows[0])[:, None])[owner]
         width = found.right - found.left
         allowed = np.maximum(RESOLVED * np.maximum(found.size, mean), found.floor)
         ok = found.error <= allowed
-        ok |= found.gross * width[:, None] <= NEGLIGIBLE * whole[owner]
+        ok |= found.gross * width[:, None] <= NEGLIGIBLE * parts[owner]
         middle = found.left + width / 2
         atom = (middle <= found.left) | (middle >= found.right)
         ok |= atom[:, None] & (found.size <= BOUNDED * mean)
@@ -151,23 +134,23 @@ def resolve(
             group = int(worst[i].argmax())
             values = function(_points(found.left[i : i + 1], found.right[i : i + 1]).ravel())
             entry = int(np.ptp(values[:, group], axis=0).argmax())
-            raise ValueError(_explained(name(group, entry), float(found.left[i]), bool(stuck)))
+            where = f"near t = {found.left[i]:g}"
+            if stuck:
+                raise ValueError(
+                    f"{name(group, entry)} changes too abruptly to integrate {where}: it has a singularity "
+                    f"there. Let `times` end before that point or begin after it, or change the formula."
+                )
+            raise ValueError(
+                f"{name(group, entry)} changes too often to integrate {where}: more than {MOST_PANELS} "
+                f"sub-intervals do not resolve it. Where it loses its digits by cancellation, as 1 - tanh(t) "
+                f"does at large t, write it without; else let `times` end earlier, or give a smoother function."
+            )
         left = np.stack([found.left[bad], middle[bad]], 1).ravel()
         right = np.stack([middle[bad], found.right[bad]], 1).ravel()
-        found = found.refined(~bad, _measure(function, left, right))
-
-
-def _explained(name: str, time: float, stuck: bool) -> str:
-    if stuck:
-        return (
-            f"{name} changes too abruptly to integrate near t = {time:g}: it has a singularity there. "
-            f"Let `times` end before that point or begin after it, or change the formula."
+        halves = _measure(function, left, right)
+        found = _Measured(
+            *(np.concatenate([old[~bad], new]) for old, new in zip(found, halves, strict=True))
         )
-    return (
-        f"{name} changes too often to integrate near t = {time:g}: more than {MOST_PANELS} sub-intervals "
-        f"do not resolve it. Where it loses its digits by cancellation, as 1 - tanh(t) does at large t, "
-        f"write it without; else let `times` end earlier, or give a smoother function."
-    )
 
 
 def _separate(windows: np.ndarray, switches: np.ndarray) -> np.ndarray:
@@ -181,15 +164,7 @@ def _separate(windows: np.ndarray, switches: np.ndarray) -> np.ndarray:
     return np.union1d(windows, inside)
 
 
-def _discounted(parts: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    whole = parts.copy()
-    for i in range(1, len(parts)):
-        whole[i] += kept[i] * whole[i - 1]
-    return whole
-
-
-@dataclass(frozen=True)
-class _Measured:
+class _Measured(NamedTuple):
     """Panels with what is known of the functions there; arrays (panel,) and (panel, group).
 
     ``error`` is how far the Legendre series is from its end, ``gross`` the same without allowance for
@@ -205,15 +180,6 @@ class _Measured:
     area: np.ndarray
     floor: np.ndarray
 
-    def refined(self, kept: np.ndarray, new: _Measured) -> _Measured:
-        """These panels, those that are not kept replaced by new ones."""
-        return _Measured(
-            *(
-                np.concatenate([mine[kept], its])
-                for mine, its in zip(vars(self).values(), vars(new).values(), strict=True)
-            )
-        )
-
 
 def _points(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Times of the nodes, then just within both ends, then between the nodes, (panel, time)."""
@@ -226,7 +192,7 @@ def _points(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _measure(function: Function, left: np.ndarray, right: np.ndarray) -> _Measured:
-    """What is known of the functions on the panels, some panels at a time."""
+    """The functions measured on the panels, some panels at a time."""
     middle = left[:1] + (right - left)[:1] / 2  # at the ends there may be no value
     at_once = max(1, MOST_VALUES // (len(_ALL) * function(middle).size))
     parts = [
@@ -271,7 +237,7 @@ def _rounding_floor(function: Function, times: np.ndarray, values: np.ndarray) -
 def _hidden(
     function: Function, found: _Measured, allowed: np.ndarray, total: float, peaks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Which panels hide something between their points, and where; None where none does."""
+    """The panels that hide something between their points, and where; None if none does."""
     order = np.argsort(found.left)
     left, right = found.left[order], found.right[order]
     entries = function((left[:1] + right[:1]) / 2).size
@@ -308,10 +274,7 @@ def _hidden(
 
 
 def integrate(function: Function, panels: Panels, intervals: int) -> np.ndarray:
-    """Integrals of functions of time over the panels of each owner, (interval, group, entry).
-
-    The function is one that :func:`resolve` made the panels of.
-    """
+    """Integrals of a function over the panels that :func:`resolve` made of it, (interval, group, entry)."""
     nodes = panels.nodes
     shape = function(nodes[0, :1]).shape[1:]
     total = np.zeros((intervals, *shape))

@@ -1,4 +1,4 @@
-"""Feature transforms H: what of a drawn sample's features moves the others.
+"""Feature transforms H: the part of a drawn sample's features that moves the others.
 
 The microscopic rule moves every sample of class k by ``h E_kL H_L X_J`` when sample J of class L is
 drawn. With ``H = I`` (the I-model) features pull along themselves; with ``H_l = d_l d_lᵀ/‖d_l‖²``,
@@ -31,14 +31,8 @@ def logit_directions(n_classes: int) -> np.ndarray:
 class Transform:
     """The matrices H_l of all classes.
 
-    Attributes
-    ----------
-    kind : {"identity", "logits", "matrix"}
-        Which family; the derivation uses the structure of the first two.
-    matrices : ndarray, shape (class, feature, feature), or None
-        The matrices of kind ``"matrix"``; None for the others, which are built on demand.
-    n_classes, n_features : int
-        K and p.
+    ``kind`` is "identity", "logits" or "matrix"; only of the last there are ``matrices`` (class, feature, feature),
+    as the structure of the others needs none.
     """
 
     kind: str
@@ -65,7 +59,7 @@ class Transform:
 
     @property
     def is_shared(self) -> bool:
-        """Whether all classes have the same matrix."""
+        """True if all classes have the same matrix."""
         if self.kind == "matrix":
             assert self.matrices is not None
             return bool((self.matrices == self.matrices[:1]).all())
@@ -78,29 +72,18 @@ class Transform:
         if self.kind == "logits":
             # d_l ⟨d_l, x⟩/‖d_l‖² without a matrix: ⟨d_l, x⟩ = x_l − mean(x), ‖d_l‖² = 1 − 1/K.
             K = self.n_classes
-            own = means.diagonal(0, -2, -1) if hasattr(means, "new_tensor") else _diagonal(means)
-            scale = (own - means.mean(-1)) / (1.0 - 1.0 / K)
-            d = logit_directions(K)
-            d = means.new_tensor(d) if hasattr(means, "new_tensor") else d.astype(means.dtype)
-            return scale[..., None] * d
-        matrices = self.array()
-        if hasattr(means, "new_tensor"):
-            return (means.new_tensor(matrices) @ means[..., None])[..., 0]
-        return (matrices.astype(means.dtype) @ means[..., None])[..., 0]
+            scale = (means.diagonal(0, -2, -1) - means.mean(-1)) / (1.0 - 1.0 / K)
+            return scale[..., None] * _alike(logit_directions(K), means)
+        return (_alike(self.array(), means) @ means[..., None])[..., 0]
 
 
-def _diagonal(array: np.ndarray) -> np.ndarray:
-    return np.diagonal(array, axis1=-2, axis2=-1)
+def _alike(array: np.ndarray, means: Any) -> Any:
+    """The array as one of the same kind and dtype as the means."""
+    return means.new_tensor(array) if hasattr(means, "new_tensor") else array.astype(means.dtype)
 
 
 def make_transform(value: Any, n_classes: int, n_features: int) -> Transform:
-    """Read the argument ``transform`` of a model.
-
-    Parameters
-    ----------
-    value : {"identity", "logits"} or array of shape (p, p) or (K, p, p)
-        An array of shape (p, p) serves all classes.
-    """
+    """The transform that "identity", "logits" or an array of shape (p, p), for all classes, or (K, p, p) means."""
     if isinstance(value, Transform):
         value = value.kind if value.matrices is None else value.matrices
     if isinstance(value, str):

@@ -8,8 +8,14 @@ from itertools import pairwise
 
 from torch import nn
 
-from lesde.checks import check_choice, check_flag, check_integer, check_sequence, shown_bytes
-from lesde.paths import available_memory
+from lesde.checks import (
+    available_memory,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_sequence,
+    shown_bytes,
+)
 
 __all__ = ["lenet", "mlp"]
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from lesde.checks import (
     bare_array,
-    check_dataset,
     check_integer,
     check_labels,
     check_real,
@@ -25,7 +24,7 @@ from lesde.networks.data import ImageData
 from lesde.networks.looking import Look, Looker, Loss, Pooling
 from lesde.networks.probes import ProbeSet, read_probes
 from lesde.networks.training import EnsembleRun, Observer, train_ensemble
-from lesde.paths import with_asked_times
+from lesde.paths import check_dataset, with_asked_times
 
 __all__ = [
     "collect",

@@ -10,9 +10,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lesde.checks import check_dataset, shown
+from lesde.checks import shown
 from lesde.model.kernels import Kernel
 from lesde.model.lesde import LESDE
+from lesde.paths import check_dataset
 from lesde.plot.learning_rates import (
     RateCell,
     band_patch,

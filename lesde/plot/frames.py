@@ -10,16 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import (
-    check_dataset,
-    check_finite_array,
-    check_integer,
-    check_paths,
-    check_real,
-    is_statistics,
-    need_samples,
-    shown,
-)
+from lesde.checks import check_finite_array, check_integer, check_real, shown
+from lesde.paths import check_dataset, check_paths, is_statistics, need_samples
 from lesde.plot.style import axis_label, number
 
 __all__ = [

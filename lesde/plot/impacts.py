@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
-from lesde.checks import check_choice, check_dataset, check_real, shown
+from lesde.checks import check_choice, check_real, shown
 from lesde.model.kernels import FeatureKernel
+from lesde.paths import check_dataset
 from lesde.plot.frames import at_times, select_rate
 from lesde.plot.learning_rates import (
     RateCell,

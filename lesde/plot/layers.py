@@ -15,7 +15,8 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.lines import Line2D
 
 from lesde.analysis.collapse.metrics import target_of
-from lesde.checks import check_choice, check_dataset, check_fraction, shown
+from lesde.checks import check_choice, check_fraction, shown
+from lesde.paths import check_dataset
 from lesde.plot.frames import at_times, select_rate
 from lesde.plot.learning_rates import MOST_ENTRIES, SHORT, draw_band, refuse_other_dims
 from lesde.plot.style import (

@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lesde.analysis.collapse.metrics import target_of
-from lesde.checks import check_choice, check_dataset, check_fraction, check_names
+from lesde.checks import check_choice, check_fraction, check_names
+from lesde.paths import check_dataset
 from lesde.plot.frames import select_rate
 from lesde.plot.style import (
     INK,

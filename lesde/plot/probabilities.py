@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.checks import check_dataset, check_flag, check_integer, check_real, shown
+from lesde.checks import check_flag, check_integer, check_real, shown
+from lesde.paths import check_dataset
 from lesde.plot.learning_rates import (
     RateCell,
     band_patch,

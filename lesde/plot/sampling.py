@@ -10,7 +10,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lesde.checks import check_choice, check_dataset, check_integer, check_real, shown
+from lesde.checks import check_choice, check_integer, check_real, shown
+from lesde.paths import check_dataset
 from lesde.plot.frames import class_average
 from lesde.plot.style import (
     INK,

@@ -15,17 +15,15 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 from lesde.checks import (
     bare_array,
-    check_dataset,
     check_finite_array,
     check_flag,
     check_integer,
     check_labels,
-    check_paths,
     check_real,
     check_sequence,
-    is_statistics,
     shown,
 )
+from lesde.paths import check_dataset, check_paths, is_statistics
 from lesde.plot.frames import (
     Frames,
     at_times,

@@ -16,7 +16,6 @@ from lesde.checks import (
     check_choice,
     check_fraction,
     check_integer,
-    check_paths,
     check_real,
     check_seed,
     check_times,
@@ -24,6 +23,7 @@ from lesde.checks import (
 )
 from lesde.model.lesde import class_average
 from lesde.model.transforms import Transform, make_transform
+from lesde.paths import check_paths
 from lesde.studies.digits import Progress, digit_records
 
 __all__ = [

@@ -149,7 +149,7 @@ def test_direction_errors():
 
 
 def test_memory_of_the_result_is_checked_first(monkeypatch):
-    from lesde import paths as result
+    from lesde import checks as result
 
     # The function of the same name hides the module from an import statement.
     module = importlib.import_module("lesde.analysis.statistics")

@@ -154,7 +154,7 @@ def test_what_needs_a_linear_drift_is_absent_and_says_why():
     coefficients = d.coefficients()
     assert coefficients.depends_on_features
     assert (coefficients.n_features, coefficients.counts.tolist()) == (2, [100] * 3)
-    calls = [lambda: d.class_matrix, lambda: d.transitions(np.arange(2.0))]
+    calls = [lambda: d.class_matrix, lambda: lesde.law(model, [0, 1])]
     calls += [lambda: coefficients.weights(np.zeros(1)), lambda: coefficients.kicks(np.zeros(1))]
     for call in calls:
         with pytest.raises(ValueError, match=r"needs a kernel of classes and time.*engine='sgd'"):

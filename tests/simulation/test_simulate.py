@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lesde
-from lesde import paths as result
+from lesde import checks as result
 from lesde import simulation as request
 from lesde.errors import Diverged
 from lesde.model.kernels import ClassMatrix, TwoLevel

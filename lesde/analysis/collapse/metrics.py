@@ -27,12 +27,9 @@ from lesde.checks import (
     check_finite_array,
     check_labels,
     check_names,
-    check_paths,
-    check_statistics,
-    is_statistics,
-    need_samples,
     shown,
 )
+from lesde.paths import check_paths, check_statistics, is_statistics, need_samples
 
 __all__ = [
     "METRICS",

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_dataset, check_flag, check_real
+from lesde.checks import check_flag, check_real
 from lesde.model.kernels import ClassMatrix, Kernel, TwoLevel
+from lesde.paths import check_dataset
 
 __all__ = ["StepFunction", "fitted_kernel"]
 
@@ -38,7 +39,7 @@ class StepFunction:
     def __str__(self) -> str:
         pieces = zip(self.edges[:-1], self.values, strict=True)
         steps = ", ".join(f"{value:.4g} from t = {start:g}" for start, value in pieces)
-        return f"{self.name}: {steps} to {self.edges[-1]:g}"
+        return f"{steps} to {self.edges[-1]:g}"
 
 
 def fitted_kernel(

@@ -19,8 +19,9 @@ import xarray as xr
 
 from lesde.analysis.class_means import checked_paths, read_class_means
 from lesde.analysis.elasticity.recorded import choose_transform
-from lesde.checks import check_choice, check_dataset, check_fraction, check_labels
+from lesde.checks import check_choice, check_fraction, check_labels
 from lesde.model.transforms import logit_directions
+from lesde.paths import check_dataset
 
 __all__ = ["log_ratio_elasticity", "published_elasticity"]
 

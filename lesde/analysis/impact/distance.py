@@ -14,9 +14,10 @@ from scipy.stats import t as student
 
 from lesde.analysis.impact.clusters import Clusters, read_impact
 from lesde.analysis.impact.moments import DISTANCES, PAIRS
-from lesde.checks import check_dataset, check_fraction, check_real, shown
+from lesde.checks import check_fraction, check_real, shown
 from lesde.model.formula import TIME, VARIABLES
 from lesde.model.kernels import FeatureKernel
+from lesde.paths import check_dataset
 
 __all__ = ["fit_feature_kernel", "impact_by_distance"]
 

@@ -21,15 +21,8 @@ from lesde.analysis.separation.criteria import (
     check_reducible,
 )
 from lesde.analysis.separation.directions import check_direction, in_common, pair_directions
-from lesde.checks import (
-    check_choice,
-    check_finite_array,
-    check_fraction,
-    check_integer,
-    check_paths,
-    check_statistics,
-    is_statistics,
-)
+from lesde.checks import check_choice, check_finite_array, check_fraction, check_integer
+from lesde.paths import check_paths, check_statistics, is_statistics
 
 __all__ = [
     "Counter",

@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
 from lesde.analysis.separation.directions import gap_directions
-from lesde.checks import need_samples
+from lesde.paths import need_samples
 
 __all__ = [
     "CRITERIA",

@@ -11,7 +11,8 @@ from scipy.special import logsumexp
 
 from lesde.analysis.separation.directions import pair_directions
 from lesde.analysis.separation.function import Maximum, log_complement, separation_of_maxima
-from lesde.checks import check_dataset, check_finite_array, shown
+from lesde.checks import check_finite_array, shown
+from lesde.paths import check_dataset
 
 if TYPE_CHECKING:
     from lesde.model.lesde import LESDE
