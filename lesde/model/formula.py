@@ -641,6 +641,12 @@ class Formula:
     expression: sp.Expr
     functions: Functions = field(default_factory=dict, hash=False)
 
+    def __str__(self) -> str:
+        """The expression, or the callable that it stands for where that says in words what it is."""
+        alone = self.functions.get(self.expression.func.__name__) if self.functions else None
+        speaks = alone is not None and type(alone).__str__ is not object.__str__
+        return str(alone if speaks else self.expression)
+
     def unresolved(self) -> list[str]:
         """Names that have no value yet: free symbols other than t, functions without a callable."""
         return sorted(_names(self.expression) - set(self.functions))

@@ -104,7 +104,7 @@ class _NamedFormulas(Kernel):
         return other
 
     def _describe(self) -> dict[str, Any]:
-        return {name: str(formula.expression) for name, formula in self.formulas.items()}
+        return {name: str(formula) for name, formula in self.formulas.items()}
 
 
 class TwoLevel(_NamedFormulas):
@@ -183,7 +183,7 @@ class ClassMatrix(_NamedFormulas):
         return np.arange(n_classes**2).reshape(n_classes, n_classes)
 
     def _describe(self) -> dict[str, Any]:
-        text = np.array([str(formula.expression) for formula in self.formulas.values()], object)
+        text = np.array([str(formula) for formula in self.formulas.values()], object)
         return {"matrix": text.reshape(self.n_classes, self.n_classes).tolist()}
 
 

@@ -39,7 +39,7 @@ class StepFunction:
     def __str__(self) -> str:
         pieces = zip(self.edges[:-1], self.values, strict=True)
         steps = ", ".join(f"{value:.4g} from t = {start:g}" for start, value in pieces)
-        return f"{self.name}: {steps} to {self.edges[-1]:g}"
+        return f"{steps} to {self.edges[-1]:g}"
 
 
 def fitted_kernel(
