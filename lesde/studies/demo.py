@@ -20,7 +20,7 @@ import lesde
 from lesde import plot
 from lesde.analysis.separation.predict import predict_from_law
 from lesde.model.lesde import class_average
-from lesde.plot.style import tidy_log
+from lesde.plot.ticks import tidy_log
 from lesde.studies.digits import DigitNetworks, network_cells, trained_networks
 from lesde.studies.folder import StudyFolder
 from lesde.studies.runner import Cell, Page, Progress, Runner, Section, print_table, with_error
