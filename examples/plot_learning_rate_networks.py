@@ -22,7 +22,7 @@ This is a small version. The full one is ``lesde rates``: seven learning rates, 
 import numpy as np
 
 import lesde
-from lesde.studies.learning_rates import compare_learning_rates, learning_rate_experiment
+from lesde.studies import compare_learning_rates, learning_rate_experiment
 
 rates = (0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 experiment = learning_rate_experiment(

@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from scipy.stats import linregress, norm
 
 import lesde
-from lesde.analysis.separation import function as separation_function
+from lesde.analysis import separation_function
 
 K, n, sigma, start_gap = 2, 50, 1.0, 2.0
 means = np.array([[start_gap / 2, 0.0], [-start_gap / 2, 0.0]])

@@ -31,6 +31,9 @@ _HOMES = {
     "tensor_law": "lesde.laws.law",
     "tensor_paths": "lesde.processes.tensor_paths",
     "simulate": "lesde.simulation",
+    "Exact": "lesde.processes.engines",
+    "TorchSDE": "lesde.processes.engines",
+    "SGD": "lesde.processes.engines",
     "moments": "lesde.laws.moments",
     "separation_probability": "lesde.analysis",
     "predict_separation": "lesde.analysis",
@@ -41,7 +44,7 @@ _HOMES = {
     "fit_feature_kernel": "lesde.analysis",
     "fit_impact": "lesde.analysis",
     "impact_by_distance": "lesde.analysis",
-    "measure_impact": "lesde.networks.impact:measure_module_impact",
+    "measure_impact": "lesde.networks.impact",
     "fitted_kernel": "lesde.analysis",
     "calibrate": "lesde.analysis",
     "statistics": "lesde.analysis",
@@ -56,12 +59,15 @@ _ROOMS = ("analysis", "networks", "plot", "studies")
 
 __all__ = [
     "LESDE",
+    "SGD",
     "ClassMatrix",
     "Diverged",
+    "Exact",
     "FeatureKernel",
     "Hierarchical",
     "LabelNoise",
     "Recorder",
+    "TorchSDE",
     "TwoLevel",
     "__version__",
     "analysis",
@@ -96,7 +102,6 @@ if TYPE_CHECKING:
     from lesde import analysis, networks, plot, studies
     from lesde.analysis import (
         calibrate,
-        convergence,
         fit_elasticity,
         fit_feature_kernel,
         fit_impact,
@@ -104,10 +109,11 @@ if TYPE_CHECKING:
         neural_collapse,
         predict_separation,
         separation_probability,
-        statistics,
     )
-    from lesde.analysis import layers as layer_collapse
-    from lesde.cli.commands import fit as fitted_kernel
+    from lesde.analysis.convergence import convergence
+    from lesde.analysis.elasticity.fit import fitted_kernel
+    from lesde.analysis.layers import layer_collapse
+    from lesde.analysis.statistics import statistics
     from lesde.derivation import derive
     from lesde.errors import Diverged
     from lesde.laws.law import law, tensor_law
@@ -122,8 +128,9 @@ if TYPE_CHECKING:
     )
     from lesde.model.lesde import LESDE
     from lesde.networks import Recorder, record
-    from lesde.networks.impact import measure_module_impact as measure_impact
+    from lesde.networks.impact import measure_impact
     from lesde.paths import from_arrays
+    from lesde.processes.engines import SGD, Exact, TorchSDE
     from lesde.processes.tensor_paths import tensor_paths
     from lesde.simulation import simulate
 
@@ -131,9 +138,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lesde' has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    home = import_module(module)
-    value = home if name in _ROOMS else getattr(home, attribute or name)
+    home = import_module(_HOMES[name])
+    value = home if name in _ROOMS else getattr(home, name)
     globals()[name] = value
     return value
 

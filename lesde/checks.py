@@ -20,6 +20,7 @@ __all__ = [
     "available_memory",
     "bare_array",
     "check_choice",
+    "check_choices",
     "check_finite_array",
     "check_flag",
     "check_fraction",
@@ -32,6 +33,7 @@ __all__ = [
     "check_seed",
     "check_sequence",
     "check_times",
+    "power_of_two",
     "real_array",
     "shown",
     "shown_bytes",
@@ -157,6 +159,15 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     )
 
 
+def check_choices(name: str, value: Any, allowed: Iterable[str]) -> list[str]:
+    """One or more of a few words, each once, from a word or a sequence of words."""
+    options = list(allowed)
+    chosen = [check_choice(name, word, options) for word in check_names(name, value)]
+    if not chosen:
+        raise ValueError(f"{name} must name at least one of {', '.join(options)}; got none.")
+    return list(dict.fromkeys(chosen))
+
+
 def check_finite_array(
     name: str, value: Any, shapes: Sequence[tuple[int | str, ...]] | None = None
 ) -> np.ndarray:
@@ -258,6 +269,42 @@ def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
     """Refuse an argument that is not of a class."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
+
+
+def power_of_two(sizes: Any) -> np.ndarray:
+    """The powers of two at or below positive numbers, 1 for 0: units in which no square leaves the range of floats.
+
+    Dividing by one changes no digit.
+    """
+    return np.where(np.asarray(sizes) > 0, np.ldexp(1.0, np.frexp(sizes)[1] - 1), 1.0)
+
+
+def read_device(device: Any) -> Any:
+    """The torch device of a run."""
+    import torch  # heavy, and not needed by what only checks arguments
+
+    if device is None:
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
+        ) from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise ValueError(
+                f"device={shown(str(chosen))} was asked for, but torch sees {count} CUDA devices here. "
+                f"Leave device out to run on the CPU."
+            )
+        # An explicit index makes every tensor of the run agree on its device.
+        return torch.device(
+            "cuda", torch.cuda.current_device() if chosen.index is None else chosen.index
+        )
+    if chosen.type != "cpu":
+        raise ValueError(f"device must be 'cpu' or 'cuda'; got {shown(str(chosen))}.")
+    return chosen
 
 
 def available_memory() -> float:

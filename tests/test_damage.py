@@ -296,21 +296,6 @@ def test_a_layer_that_was_lost_is_told_by_opening_and_by_resuming(name, recordin
             use(place)
 
 
-def test_arrays_that_come_with_a_later_record_are_missed_from_then_on(tmp_path):
-    store = tmp_path / "run.zarr"
-    with recorder(store, loss=None) as one:
-        one.step()
-    assert "loss" not in records(store)["logits"]
-    with recorder(store, resume=True) as one:
-        one.step()
-    loss = records(store)["logits"]["loss"].values[0]
-    assert np.isnan(loss).tolist() == [True, True, False]
-    shutil.rmtree(store / "train" / "logits" / "loss")
-    for use in (records, lambda place: recorder(place, resume=True)):
-        with pytest.raises(ValueError, match=r"damaged: train/logits/loss/zarr\.json is missing"):
-            use(store)
-
-
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_first_write_that_was_killed_is_not_damage(step, tmp_path, monkeypatch):
     """Wherever it is killed the store is one without records, or whole, and is resumed."""

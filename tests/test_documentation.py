@@ -197,7 +197,7 @@ def test_limit_below_the_phase_transition(c: float) -> None:
     There the gap has shrunk to at most 1e-4 spreads, so the two agree to about that.
     """
     import lesde
-    from lesde.analysis.separation import function as separation_function
+    from lesde.analysis import separation_function
 
     K, n = 2, 3
     kernel = lesde.TwoLevel(alpha="c/(2*t)", beta="-c/(2*t)", parameters={"c": c})

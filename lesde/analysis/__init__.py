@@ -1,9 +1,10 @@
 """Analyses: each takes a dataset of paths, simulated or recorded, and returns a dataset."""
 
 from lesde.analysis.calibration import calibrate
-from lesde.analysis.collapse.metrics import neural_collapse
+from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.convergence import convergence
-from lesde.analysis.elasticity.fit import fit_elasticity, fitted_kernel
+from lesde.analysis.elasticity.fit import fit_elasticity
+from lesde.analysis.elasticity.kernel import fitted_kernel
 from lesde.analysis.elasticity.published import log_ratio_elasticity, published_elasticity
 from lesde.analysis.impact.distance import fit_feature_kernel, impact_by_distance
 from lesde.analysis.impact.fit import fit_impact

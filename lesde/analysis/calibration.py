@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,53 +22,232 @@ from lesde.laws.law import PathLikelihood, path_likelihood
 from lesde.laws.system import MeanSystem
 from lesde.laws.transitions import MeanTransitions, mean_transitions
 from lesde.model.kernels import no_linear_drift
+from lesde.model.lesde import LESDE
 
-if TYPE_CHECKING:
-    from lesde.model.lesde import LESDE
+__all__ = ["calibrate"]
 
-__all__ = [
-    "CLOSE",
-    "Expansion",
-    "PathObjective",
-    "calibrate",
-    "inverse",
-    "maximise",
-    "newton_distance",
-    "refuse_unidentified",
-]
+ITERATIONS = 200
+POLISHING = 8
+CLOSE = 1e-3
+"""Part of a standard error below which a Newton step has to be at an optimum."""
+FLAT = 1e-9
+"""Eigenvalues of the information, scaled to a unit diagonal, below which a direction is not identified."""
+COARSE = 0.1
+"""Rounding of the data, relative to the noise of a transition, from which on a warning says so."""
 
 
-# --------------------------------------------------------------------------------------------------
-# The negative log-likelihood of paths of class means as a function of a model's free names.
+def calibrate(
+    paths: xr.Dataset,
+    model: LESDE,
+    start: Mapping[str, float],
+    *,
+    noise: str = "estimate",
+    confidence: float = 0.95,
+) -> xr.Dataset:
+    """Maximum-likelihood estimates of a model's free names, from paths of the class means.
 
-Expansion = tuple[float, np.ndarray, np.ndarray]
-
-
-class PathObjective:
-    """−log L(θ) of observed class means, with its gradient and Hessian.
+    Between two saved times the class means of a model are Gaussian given those before: X̄(t₁) ~
+    N(Φ(θ) X̄(t₀), s²C(θ)). The likelihood is the product over intervals and replicates, given the
+    first state, exact at any spacing of the times. It is maximised by Newton's method in a trust
+    region with the exact Hessian. Standard errors are from the inverse of the observed information.
 
     Parameters
     ----------
+    paths : xarray.Dataset
+        Features, or statistics as of ``lesde.simulate(..., keep="statistics")``, of the size of the
+        model; one set of replicates.
     model : LESDE
-        With free names.
-    names : sequence of str
-        The free names in the order of θ.
-    times : ndarray, shape (time,)
-    means : ndarray, shape (replicate, time, class, feature), float64
-    profile : bool
-        Whether a common factor s of the noise is put at its best value for every θ: s² is then the
-        mean of eᵀC⁻¹e over the numbers observed.
+        Its free names are estimated: those that formulas of kernel or noise leave open, as in
+        ``lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})``. Others are held with
+        ``model.substitute(b=-0.5)``.
+    start : mapping of str to number
+        Where the search starts, for every free name. The likelihood may have several maxima; the
+        one found is near the start.
+    noise : {"estimate", "model"}, default "estimate"
+        Estimate the size of the noise too, as a factor s of the model's σ, common to all classes, or take
+        s = 1. Estimating it costs little, and a model with a wrong σ has wrong standard errors.
+    confidence : float, default 0.95
+        Of the intervals, which are estimate ± z standard errors.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``estimate``, ``standard_error``, ``lower``, ``upper``, ``start`` (parameter); ``covariance``
+        (parameter, parameter_); ``noise_scale``, ``noise_scale_error``, the factor s and its
+        standard error (1 and 0 with ``noise="model"``); ``log_likelihood``, ``aic``; ``converged``,
+        whether a Newton step at the result is below a thousandth of a standard error;
+        ``iterations``. Put back into a model with ``model.substitute(**fit.estimate.to_series())``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For paths of another size than the model, a free name without a start, a start at which the
+        model has no law, or parameters that the paths do not identify, by name.
+
+    Warns
+    -----
+    UserWarning
+        Where the search did not converge; where the rounding of the paths is not small against
+        the noise.
+
+    Notes
+    -----
+    The law is that of the LE-SDE. Paths of the engine "sgd", or of a network, have the sampling noise of
+    SGD on top, so that standard errors hold for small learning rates only.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> kernel = lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})
+    >>> model = lesde.LESDE(kernel, n_classes=3, n_features=2, n_per_class=20)
+    >>> truth = model.substitute(a=2, b=-0.5)
+    >>> paths = lesde.simulate(truth, [0, 1, 2, 3], replicates=64, dtype="float64")
+    >>> fit = lesde.calibrate(paths, model, start={"a": 1, "b": 0})
+    >>> bool(fit.converged)
+    True
+    """
+    if not isinstance(model, LESDE):
+        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
+    check_choice("noise", noise, ("estimate", "model"))
+    level = check_fraction("confidence", confidence)
+    if model.kernel.depends_on_features:
+        raise no_linear_drift("calibrate")
+    first, profile = _start(model, start), noise == "estimate"
+    names, n = model.free_parameters, len(first)
+    times, means, resolution = _read(paths, model)
+    R, T = means.shape[:2]
+    if means[:, 1:].size <= n + profile:
+        raise ValueError(
+            f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {n + profile} "
+            f"with errors; give more replicates or times."
+        )
+    # With its size estimated, noise goes by the unit of the features; in one of their own size no square leaves the
+    # range of floats.
+    unit = float(power_of_two(np.abs(means).max())) if profile else 1.0
+    means = means / unit
+    objective = Objective(model, times, means, profile)
+    theta, at, iterations = maximise(objective, first)
+    log_scale = 0.5 * float(np.log(objective.misfit(theta))) if profile else 0.0
+    information = objective.expand(theta, log_scale if profile else None)[2]
+    refuse_unidentified(information, theta, (*names, "noise_scale"))
+    covariance = inverse(information)
+    converged = newton_distance(at) < CLOSE and bool(np.isfinite(covariance).all())
+    if not converged:
+        warnings.warn(
+            f"calibrate did not reach a maximum of the likelihood in {iterations} steps: "
+            f"{', '.join(f'{n} = {v:.4g}' for n, v in zip(names, theta, strict=True))}. The result is "
+            f"not to be trusted; start elsewhere, or hold some names with model.substitute.",
+            UserWarning,
+            stacklevel=2,
+        )
+    with torch.no_grad():
+        variances = objective.transitions(torch.from_numpy(theta)).variances()
+    smallest = float(variances.min().sqrt()) * np.exp(log_scale)
+    rounding = float((resolution * np.abs(means).max((0, 1, 3))).max())
+    if rounding > COARSE * smallest:
+        warnings.warn(
+            f"the class means are rounded to about {rounding:.1g}, while noise moves them by no more "
+            f"than {smallest:.1g} in some direction between saved times, so estimates and errors are "
+            f"off; use paths of dtype float64, or saved times further apart.",
+            UserWarning,
+            stacklevel=2,
+        )
+    error = np.sqrt(np.diag(covariance))
+    reach = ndtri((1 + level) / 2) * error[:n]
+    scale = float(np.exp(log_scale)) * unit
+    log_likelihood = -at[0] - means[:, 1:].size * float(np.log(unit))
+    along = "parameter"
+    return xr.Dataset(
+        {
+            "estimate": (along, theta),
+            "standard_error": (along, error[:n]),
+            "lower": (along, theta - reach),
+            "upper": (along, theta + reach),
+            "start": (along, first),
+            "covariance": ((along, f"{along}_"), covariance[:n, :n]),
+            "noise_scale": scale,
+            "noise_scale_error": scale * error[n] if profile else 0.0,
+            "log_likelihood": log_likelihood,
+            "aic": 2.0 * len(error) - 2.0 * log_likelihood,
+            "converged": converged,
+            "iterations": iterations,
+        },
+        {along: list(names), f"{along}_": list(names)},
+        {
+            "model": json.dumps(model.describe()),
+            "noise": noise,
+            "confidence": level,
+            "transitions": R * (T - 1),
+        },
+    )
+
+
+def _start(model: LESDE, start: Any) -> np.ndarray:
+    """Where the search starts, in the order of the model's free names."""
+    names = model.free_parameters
+    if not isinstance(start, Mapping):
+        raise TypeError(
+            f"start must be a mapping of names to numbers, such as {{'a': 1.0}}; got {shown(start)}."
+        )
+    if not names:
+        raise ValueError(
+            "model has no free names to calibrate; leave some open in a formula of the kernel, as in "
+            'lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None}).'
+        )
+    missing = [name for name in names if name not in start]
+    if missing:
+        raise ValueError(
+            f"start must have a value for every free name of the model ({', '.join(names)}); "
+            f"{', '.join(missing)} missing. Give one, or hold it with model.substitute({missing[0]}=...)."
+        )
+    unknown = [str(name) for name in start if name not in names]
+    if unknown:
+        raise ValueError(
+            f"start has {', '.join(unknown)}; the free names of the model are {', '.join(names)}."
+        )
+    return np.array([check_real(f"start[{name!r}]", start[name]) for name in names])
+
+
+def _read(paths: Any, model: LESDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times, class means (replicate, time, class, feature), and the relative rounding of a class mean."""
+    read = read_class_means(paths, with_steps=False)
+    many = [str(dim) for dim, size in read.groups.items() if size > 1]
+    if many:
+        raise ValueError(
+            f"paths must hold one set of replicates; it has the dimension(s) {', '.join(many)}. Select "
+            f"one with paths.isel({many[0]}=0)."
+        )
+    values = read.values[0]
+    wanted = (model.n_classes, model.n_features)
+    if values.shape[2:] != wanted or not np.array_equal(read.counts, model.counts):
+        raise ValueError(
+            f"paths and model must be of one size: the model has {wanted[0]} classes of "
+            f"{model.counts.tolist()} samples in {wanted[1]} dimensions; paths have {values.shape[2]} of "
+            f"{read.counts.tolist()} in {values.shape[3]}."
+        )
+    # The rounding of samples averages out in their mean; that of a mean itself does not.
+    averaged = "features" in paths
+    kind = paths["features" if averaged else "mean"].dtype
+    rounding = np.finfo(kind).eps if np.issubdtype(kind, np.floating) else 0.0
+    return read.times, values, rounding / np.sqrt(12.0 * (read.counts if averaged else 1))
+
+
+# --------------------------------------------------------------------------------------------------
+# The likelihood and Newton's search for its maximum.
+
+Expansion = tuple[float, np.ndarray, np.ndarray]
+"""Value, gradient and Hessian."""
+
+
+class Objective:
+    """−log L(θ) of observed class means, as a function of a model's free names.
+
+    With ``profile`` a common factor s of the noise is put at its best value for every θ: s² is then the mean of eᵀC⁻¹e
+    over the numbers observed.
     """
 
-    def __init__(
-        self,
-        model: LESDE,
-        names: tuple[str, ...],
-        times: np.ndarray,
-        means: np.ndarray,
-        profile: bool,
-    ):
-        self.model, self.names, self.times, self.profile = model, names, times, profile
+    def __init__(self, model: LESDE, times: np.ndarray, means: np.ndarray, profile: bool):
+        self.names, self.times, self.profile = model.free_parameters, times, profile
         self.coefficients = derive(model).coefficients()
         self.means = torch.from_numpy(np.ascontiguousarray(means))
 
@@ -79,12 +257,8 @@ class PathObjective:
         return mean_transitions(MeanSystem(self.coefficients, values), self.times)
 
     def parts(self, theta: torch.Tensor) -> PathLikelihood:
-        """The likelihood at θ; raises where the model has no law there."""
+        """The likelihood at θ; raises ValueError or Diverged where the model has no law there."""
         return path_likelihood(self.transitions(theta), self.means)
-
-    def best_log_scale(self, theta: np.ndarray) -> float:
-        """log s: of the noise's best common factor, or 0."""
-        return 0.5 * math.log(self.misfit(theta)) if self.profile else 0.0
 
     def misfit(self, theta: np.ndarray) -> float:
         """Mean square of what the law at θ leaves unexplained, in units of its noise."""
@@ -92,55 +266,29 @@ class PathObjective:
             parts = self.parts(torch.from_numpy(np.array(theta)))
         return float(parts.quadratic) / parts.size
 
-    def _value(self, theta: torch.Tensor) -> torch.Tensor:
-        parts = self.parts(theta)
-        scale = 0.5 * torch.log(parts.quadratic / parts.size) if self.profile else 0.0
-        return -parts.value(scale)
-
-    def expand(self, theta: np.ndarray) -> Expansion:
-        """Value, gradient (parameter,) and Hessian (parameter, parameter) at θ.
-
-        Raises ValueError or Diverged where the model has no law there.
-        """
-        return _expand(self._value, torch.from_numpy(np.array(theta)))
-
-    def information(self, theta: np.ndarray, log_scale: float) -> np.ndarray:
-        """Observed information of θ, and of log s in the last place where it is estimated."""
-        if not self.profile:
-            return self.expand(theta)[2]
-
-        def joint(point: torch.Tensor) -> torch.Tensor:
-            return -self.parts(point[:-1]).value(point[-1])
-
-        return _expand(joint, torch.tensor([*theta, log_scale], dtype=torch.float64))[2]
-
-
-def _expand(function: Callable[[torch.Tensor], torch.Tensor], point: torch.Tensor) -> Expansion:
-    point = point.requires_grad_()
-    value = function(point)
-    (gradient,) = torch.autograd.grad(value, point, create_graph=True)
-    rows = [
-        torch.autograd.grad(entry, point, retain_graph=True, allow_unused=True)[0]
-        if entry.requires_grad
-        else None
-        for entry in gradient
-    ]
-    hessian = torch.stack([torch.zeros_like(point) if row is None else row for row in rows]).numpy()
-    return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
+    def expand(self, theta: np.ndarray, log_scale: float | None = None) -> Expansion:
+        """The objective at θ; as a function of θ and log s jointly where that is given."""
+        point = torch.tensor(
+            theta if log_scale is None else [*theta, log_scale], dtype=torch.float64
+        )
+        point.requires_grad_()
+        parts = self.parts(point[: len(theta)])
+        scale: Any = 0.0
+        if log_scale is not None:
+            scale = point[-1]
+        elif self.profile:
+            scale = 0.5 * torch.log(parts.quadratic / parts.size)
+        value = -parts.value(scale)
+        (gradient,) = torch.autograd.grad(value, point, create_graph=True)
+        hessian = np.zeros((len(point), len(point)))
+        if gradient.requires_grad:
+            each = torch.eye(len(point), dtype=torch.float64)
+            (rows,) = torch.autograd.grad(gradient, point, each, is_grads_batched=True)
+            hessian = rows.numpy()
+        return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
 
 
-# --------------------------------------------------------------------------------------------------
-# Newton's search for a maximum of a likelihood, and whether the data identify it.
-
-ITERATIONS = 200
-POLISHING = 8
-# An optimum is reached where a Newton step is below this part of a standard error.
-CLOSE = 1e-3
-# Eigenvalues of the information, scaled to a unit diagonal, below which a direction is not identified.
-FLAT = 1e-9
-
-
-def maximise(objective: PathObjective, first: np.ndarray) -> tuple[np.ndarray, Expansion, int]:
+def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expansion, int]:
     """θ, the expansion of −log L there, and the steps taken.
 
     The search is in units of 1/√H_ii at the start, about standard errors.
@@ -184,7 +332,7 @@ def maximise(objective: PathObjective, first: np.ndarray) -> tuple[np.ndarray, E
     )
     theta, steps = first + unit * found.x, int(found.nit)
     at = objective.expand(theta)
-    # Near the optimum values differ by less than their rounding, and gradients still tell.
+    # Near the optimum values differ by less than their rounding; gradients still show the way.
     for _ in range(POLISHING):
         if not CLOSE * 1e-3 < newton_distance(at) < 1.0:
             break
@@ -197,19 +345,22 @@ def maximise(objective: PathObjective, first: np.ndarray) -> tuple[np.ndarray, E
 def newton_distance(at: Expansion) -> float:
     """Length of a Newton step in standard errors; infinite where the Hessian is not definite."""
     _, gradient, hessian = at
-    unit = 1 / np.sqrt(np.abs(np.diag(hessian)) + 1e-300)
-    scaled = hessian * np.outer(unit, unit)
-    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] <= FLAT:
-        return np.inf
-    g = gradient * unit
-    return float(np.sqrt(g @ np.linalg.solve(scaled, g)))
+    covariance = inverse(hessian, FLAT)
+    return (
+        float(np.sqrt(gradient @ covariance @ gradient))
+        if np.isfinite(covariance).all()
+        else np.inf
+    )
 
 
-def inverse(information: np.ndarray) -> np.ndarray:
-    """The inverse of an information matrix; NaN where it is not positive definite."""
+def inverse(information: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """The inverse of an information matrix; NaN where it is not positive definite.
+
+    Its least eigenvalue, once scaled to a unit diagonal, must be above ``least``.
+    """
     unit = 1 / np.sqrt(np.abs(np.diag(information)) + 1e-300)
     scaled = information * np.outer(unit, unit)  # parameters may differ by powers of ten
-    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] <= 0:
+    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] <= least:
         return np.full(information.shape, np.nan)
     return np.linalg.inv(scaled) * np.outer(unit, unit)
 
@@ -217,9 +368,10 @@ def inverse(information: np.ndarray) -> np.ndarray:
 def refuse_unidentified(
     information: np.ndarray, theta: np.ndarray, labels: tuple[str, ...]
 ) -> None:
-    """Raise where the likelihood does not change along some direction of the parameters."""
+    """Raise where the likelihood does not change along some direction of the parameters (and log s)."""
     diagonal = np.diag(information)
-    for name, value, size in zip(labels, diagonal, np.maximum(np.abs(theta), 1.0), strict=True):
+    sizes = np.maximum(np.abs(np.append(theta, 1.0)), 1.0)
+    for name, value, size in zip(labels, diagonal, sizes, strict=False):
         if abs(value) * size**2 < 1e-10:
             raise ValueError(
                 f"the paths say nothing about {name}: their likelihood does not change with it. Hold it "
@@ -230,250 +382,12 @@ def refuse_unidentified(
     if abs(values[0]) < FLAT:
         weights = np.abs(vectors[:, 0])
         together = [
-            name for name, w in zip(labels, weights, strict=True) if w > 0.1 * weights.max()
+            label for label, w in zip(labels, weights, strict=False) if w > 0.1 * weights.max()
         ]
         hold = f"model.substitute({together[0]}=...)"
         if "noise_scale" in together:
             hold = 'noise="model", as the model has a name for the size of the noise,'
         raise ValueError(
             f"{' and '.join(together)} are not identified by the paths: the likelihood stays the same "
-            f"when they change together. Hold one with {hold} or use paths that tell them apart."
+            f"when they change together. Hold one with {hold} or use paths that determine them singly."
         )
-
-
-# --------------------------------------------------------------------------------------------------
-
-NOISE = ("estimate", "model")
-# Rounding of the data, relative to the noise of a transition, from which on it is told.
-COARSE = 0.1
-
-
-def calibrate(
-    paths: xr.Dataset,
-    model: LESDE,
-    start: Mapping[str, float],
-    *,
-    noise: str = "estimate",
-    confidence: float = 0.95,
-) -> xr.Dataset:
-    """Maximum-likelihood estimates of a model's free names, from paths of the class means.
-
-    Between two saved times the class means of a model are Gaussian given those before: X̄(t₁) ~
-    N(Φ(θ) X̄(t₀), s²C(θ)). The likelihood is the product over intervals and replicates, given the
-    first state, exact at any spacing of the times. It is maximised by Newton's method in a trust
-    region with the exact Hessian. Standard errors are from the inverse of the observed information.
-
-    Parameters
-    ----------
-    paths : xarray.Dataset
-        Features, or statistics as of ``lesde.simulate(..., keep="statistics")``, of the size of the
-        model; one set of replicates.
-    model : LESDE
-        Its free names are estimated: those that formulas of kernel or noise leave open, as in
-        ``lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})``. Others are held with
-        ``model.substitute(b=-0.5)``.
-    start : mapping of str to number
-        Where the search starts, for every free name. The likelihood may have several maxima; the
-        one found is near the start.
-    noise : {"estimate", "model"}, default "estimate"
-        Whether the size of the noise is estimated too, as a factor s of the model's σ, common to
-        all classes, or s = 1. Estimating it costs little, and a model with a wrong σ has wrong
-        standard errors.
-    confidence : float, default 0.95
-        Of the intervals, which are estimate ± z standard errors.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``estimate``, ``standard_error``, ``lower``, ``upper``, ``start`` (parameter); ``covariance``
-        (parameter, parameter_); ``noise_scale``, ``noise_scale_error``, the factor s and its
-        standard error (1 and 0 with ``noise="model"``); ``log_likelihood``, ``aic``; ``converged``,
-        whether a Newton step at the result is below a thousandth of a standard error;
-        ``iterations``. Put back into a model with ``model.substitute(**fit.estimate.to_series())``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For paths of another size than the model, a free name without a start, a start at which the
-        model has no law, or parameters that the paths do not identify, by name.
-
-    Warns
-    -----
-    UserWarning
-        Where the search did not converge; where the rounding of the paths is not small against
-        the noise.
-
-    Notes
-    -----
-    The law is that of the LE-SDE. Paths of the engine "sgd", or of a network, have the sampling noise of
-    SGD on top, so that standard errors hold for small learning rates only.
-
-    Examples
-    --------
-    >>> import lesde
-    >>> kernel = lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})
-    >>> model = lesde.LESDE(kernel, n_classes=3, n_features=2, n_per_class=20)
-    >>> truth = model.substitute(a=2, b=-0.5)
-    >>> paths = lesde.simulate(truth, [0, 1, 2, 3], replicates=64, dtype="float64")
-    >>> fit = lesde.calibrate(paths, model, start={"a": 1, "b": 0})
-    >>> bool(fit.converged)
-    True
-    """
-    from lesde.model.lesde import LESDE
-
-    if not isinstance(model, LESDE):
-        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
-    check_choice("noise", noise, NOISE)
-    level = check_fraction("confidence", confidence)
-    if model.kernel.depends_on_features:
-        raise no_linear_drift("calibrate")
-    names, first = _start(model, start)
-    times, means, resolution = _read(paths, model)
-    unknowns = len(names) + (noise == "estimate")
-    if means[:, 1:].size <= unknowns:
-        raise ValueError(
-            f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {unknowns} "
-            f"with errors; give more replicates or times."
-        )
-
-    # With its size estimated, noise goes by the unit of the features; in one of their own size no square leaves the
-    # range of floats.
-    unit = float(power_of_two(np.abs(means).max())) if noise == "estimate" else 1.0
-    means = means / unit
-    objective = PathObjective(model, names, times, means, noise == "estimate")
-    theta, at, iterations = maximise(objective, first)
-    log_scale = objective.best_log_scale(theta)
-    information = objective.information(theta, log_scale)
-    labels = (*names, "noise_scale")[: len(information)]
-    refuse_unidentified(information, np.append(theta, 1.0)[: len(information)], labels)
-    covariance = inverse(information)
-    converged = newton_distance(at) < CLOSE and bool(np.isfinite(covariance).all())
-    if not converged:
-        warnings.warn(
-            f"calibrate did not reach a maximum of the likelihood in {iterations} steps: "
-            f"{', '.join(f'{n} = {v:.4g}' for n, v in zip(names, theta, strict=True))}. The result is "
-            f"not to be trusted; start elsewhere, or hold some names with model.substitute.",
-            UserWarning,
-            stacklevel=2,
-        )
-    _warn_of_rounding(objective, theta, log_scale, resolution)
-    log_unit = float(np.log(unit))
-    log_likelihood = -at[0] - means[:, 1:].size * log_unit
-    log_scale += log_unit
-    return _result(model, names, first, theta, covariance, log_scale, objective, level, {
-        "log_likelihood": log_likelihood,
-        "converged": bool(converged), "iterations": iterations, "noise": noise,
-    })  # fmt: skip
-
-
-def _start(model: LESDE, start: Any) -> tuple[tuple[str, ...], np.ndarray]:
-    names = model.free_parameters
-    if not isinstance(start, Mapping):
-        raise TypeError(
-            f"start must be a mapping of names to numbers, such as {{'a': 1.0}}; got {shown(start)}."
-        )
-    if not names:
-        raise ValueError(
-            "model has no free names to calibrate; leave some open in a formula of the kernel, as in "
-            'lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None}).'
-        )
-    missing = [name for name in names if name not in start]
-    if missing:
-        raise ValueError(
-            f"start must have a value for every free name of the model ({', '.join(names)}); "
-            f"{', '.join(missing)} missing. Give one, or hold it with model.substitute({missing[0]}=...)."
-        )
-    unknown = [str(name) for name in start if name not in names]
-    if unknown:
-        raise ValueError(
-            f"start has {', '.join(unknown)}; the free names of the model are {', '.join(names)}."
-        )
-    values = [check_real(f"start[{name!r}]", start[name]) for name in names]
-    return names, np.array(values)
-
-
-def _read(paths: Any, model: LESDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times, class means (replicate, time, class, feature), and the relative rounding of a class mean."""
-    read = read_class_means(paths, with_steps=False)
-    many = [str(dim) for dim, size in read.groups.items() if size > 1]
-    if many:
-        raise ValueError(
-            f"paths must hold one set of replicates; it has the dimension(s) {', '.join(many)}. Select "
-            f"one with paths.isel({many[0]}=0)."
-        )
-    values = read.values[0]
-    wanted = (model.n_classes, model.n_features)
-    if values.shape[2:] != wanted or not np.array_equal(read.counts, model.counts):
-        raise ValueError(
-            f"paths and model must be of one size: the model has {wanted[0]} classes of "
-            f"{model.counts.tolist()} samples in {wanted[1]} dimensions; paths have {values.shape[2]} of "
-            f"{read.counts.tolist()} in {values.shape[3]}."
-        )
-    # The rounding of samples averages out in their mean; that of a mean itself does not.
-    averaged = "features" in paths
-    kind = paths["features" if averaged else "mean"].dtype
-    rounding = np.finfo(kind).eps if np.issubdtype(kind, np.floating) else 0.0
-    return read.times, values, rounding / np.sqrt(12.0 * (read.counts if averaged else 1))
-
-
-def _warn_of_rounding(
-    objective: PathObjective, theta: np.ndarray, log_scale: float, resolution: np.ndarray
-) -> None:
-    import torch
-
-    with torch.no_grad():
-        steps = objective.transitions(torch.from_numpy(theta))
-        smallest = float(steps.variances().min().sqrt()) * np.exp(log_scale)
-        size = objective.means.abs().amax((0, 1, 3)).numpy()
-    rounding = float((resolution * size).max())
-    if rounding > COARSE * smallest:
-        warnings.warn(
-            f"the class means are rounded to about {rounding:.1g}, while noise moves them by no more "
-            f"than {smallest:.1g} in some direction between saved times, so estimates and errors are "
-            f"off; use paths of dtype float64, or saved times further apart.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _result(
-    model: LESDE,
-    names: tuple[str, ...],
-    first: np.ndarray,
-    theta: np.ndarray,
-    covariance: np.ndarray,
-    log_scale: float,
-    objective: PathObjective,
-    confidence: float,
-    about: dict[str, Any],
-) -> xr.Dataset:
-    n = len(names)
-    error = np.sqrt(np.diag(covariance))
-    reach = ndtri((1 + confidence) / 2) * error[:n]
-    scale = float(np.exp(log_scale))
-    log_likelihood = about["log_likelihood"]
-    along = "parameter"
-    R, T = objective.means.shape[:2]
-    return xr.Dataset(
-        {
-            "estimate": (along, theta),
-            "standard_error": (along, error[:n]),
-            "lower": (along, theta - reach),
-            "upper": (along, theta + reach),
-            "start": (along, first),
-            "covariance": ((along, f"{along}_"), covariance[:n, :n]),
-            "noise_scale": scale,
-            "noise_scale_error": scale * error[n] if len(error) > n else 0.0,
-            "log_likelihood": log_likelihood,
-            "aic": 2.0 * len(error) - 2.0 * log_likelihood,
-            "converged": about["converged"],
-            "iterations": about["iterations"],
-        },
-        {along: list(names), f"{along}_": list(names)},
-        {
-            "model": json.dumps(model.describe()),
-            "noise": about["noise"],
-            "confidence": confidence,
-            "transitions": R * (T - 1),
-        },
-    )

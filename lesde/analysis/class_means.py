@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+import itertools
+import math
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.collapse.frames import ClassFrames
-from lesde.checks import check_times
+from lesde.checks import check_times, power_of_two
 from lesde.paths import check_paths, check_statistics, is_statistics
 
-__all__ = ["ClassMeans", "power_of_two", "read_class_means"]
+__all__ = [
+    "ClassMeans",
+    "batches",
+    "checked_paths",
+    "class_averages",
+    "power_of_two",
+    "read_class_means",
+    "refuse_not_finite",
+]
+
+# Values a block holds in float64 (2 MB): blocks that stay in the processor's cache run fastest.
+BLOCK_VALUES = 2**18
 
 
-# Feature values read at once: 64 MB in float64.
-BLOCK_VALUES = 2**23
-
-
-@dataclass(frozen=True)
-class ClassMeans:
+class ClassMeans(NamedTuple):
     """Class means of paths and what belongs to them.
 
-    Attributes
-    ----------
-    values : ndarray, shape (group, replicate, time, class, feature), float64
-        A *group* is one cell of the dimensions other than replicate, time, sample and feature.
-    times : ndarray, shape (time,)
-    counts : ndarray of int, shape (class,)
-        Samples per class.
-    groups : dict of dimension to size
-        The dimensions that make up ``group``, in order.
-    coords : dict
-        Coordinates along those dimensions, and scalar ones, for the result.
-    steps : ndarray of int, shape (group, interval), or None
-        SGD iterations in each interval, where the paths have the coordinate ``iteration``.
+    ``values`` (group, replicate, time, class, feature) in float64, where a *group* is one cell of the
+    dimensions other than replicate, time, sample and feature, which are ``groups``, with their sizes;
+    ``counts`` (class,) are the samples per class, ``coords`` the coordinates along the groups, and scalar
+    ones; ``steps`` (group, interval) the SGD iterations in each interval, where that is known.
     """
 
     values: np.ndarray
@@ -48,35 +44,74 @@ class ClassMeans:
     steps: np.ndarray | None
 
 
-def power_of_two(sizes: Any) -> np.ndarray:
-    """The powers of two at or below positive numbers, 1 for 0: units in which no square leaves the range of floats.
+def class_averages(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Class means (..., class, feature) in float64 of samples (..., sample, feature).
 
-    Dividing by one changes no digit.
+    Where a value is not finite all means of its frame may be none.
     """
-    return np.where(np.asarray(sizes) > 0, np.ldexp(1.0, np.frexp(sizes)[1] - 1), 1.0)
+    counts = np.bincount(labels)
+    shares = np.eye(len(counts))[labels] / counts
+    with np.errstate(invalid="ignore"):
+        return shares.T @ values.astype(np.float64)
+
+
+def batches(leading: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes of at most ``most`` frames that tile the leading dimensions, last ones whole."""
+    ranges: list[list[slice]] = []
+    for size in reversed(leading):
+        step = max(1, min(size, most))
+        most //= step
+        ranges.insert(0, [slice(a, min(a + step, size)) for a in range(0, size, step)])
+    yield from itertools.product(*ranges)
+
+
+def refuse_not_finite(name: str, source: xr.DataArray, batch: tuple[slice, ...]) -> None:
+    """Raise the error that names the first value of a batch of frames that is not finite, if any.
+
+    A frame is what is left of ``source`` at one index of its first dimensions, as many as in ``batch``.
+    """
+    for frame in itertools.product(*(range(s.start, s.stop) for s in batch)):
+        values = source.variable[frame].values
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad) == 0:
+            continue
+        where = []
+        for dim, i in zip(source.dims, (*frame, *map(int, bad[0])), strict=True):
+            named = dim in source.coords and source.coords[dim].ndim == 1
+            where.append(f"{dim}={source.coords[dim].values[i]}" if named else f"{dim} {i}")
+        raise ValueError(
+            f"{name} must be finite; got {values[tuple(bad[0])]} at {', '.join(where)}. Drop the frames "
+            f"after a run diverged, or the samples that were not recorded, with paths.isel(...)."
+        )
+
+
+def read_averages(name: str, features: xr.DataArray, labels: np.ndarray) -> xr.DataArray:
+    """Class means (..., class, feature) of features (..., sample, feature), read a block at a time.
+
+    A value that is not finite is refused with its place.
+    """
+    lead = features.shape[:-2]
+    means = np.empty((*lead, int(labels.max()) + 1, features.shape[-1]))
+    for batch in batches(lead, max(1, BLOCK_VALUES // math.prod(features.shape[-2:]))):
+        means[batch] = class_averages(features.variable[batch].values, labels)
+        if not np.isfinite(means[batch]).all():
+            refuse_not_finite(name, features, batch)
+    dims = (*features.dims[:-2], "class", "feature")
+    coords = {d: c for d, c in features.coords.items() if set(c.dims) <= set(dims)}
+    return xr.DataArray(means, coords, dims)
 
 
 def checked_paths(paths: Any) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
     """Features as (group dims..., replicate, time, sample, feature), labels, times, group dims."""
-    features, labels = check_paths("paths", paths, ("time", "sample", "feature"))
-    if labels.max() == 0:
-        raise ValueError(
-            "paths must hold at least two classes to tell α from β; paths.label has one."
-        )
-    return _ordered(paths, features, "sample", labels)
-
-
-def _checked_statistics(
-    paths: xr.Dataset,
-) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
-    """Class means as (group dims..., replicate, time, class, feature), counts, times, group dims."""
-    counts = check_statistics("paths", paths, {"mean": ["time", "class", "feature"]})
-    return _ordered(paths, paths["mean"], "class", counts)
+    features, labels = check_paths("paths", paths, ("time", "sample", "feature"), 2)
+    features, times, groups = _ordered(paths, features, "sample")
+    return features, labels, times, groups
 
 
 def _ordered(
-    paths: xr.Dataset, values: xr.DataArray, dim: str, sizes: np.ndarray
-) -> tuple[xr.DataArray, np.ndarray, np.ndarray, list[Hashable]]:
+    paths: xr.Dataset, values: xr.DataArray, dim: str
+) -> tuple[xr.DataArray, np.ndarray, list[Hashable]]:
+    """Values as (group dims..., replicate, time, ``dim``, feature), times and group dims."""
     if "time" not in paths.coords:
         raise ValueError(
             'paths must hold the coordinate time; add it with paths.assign_coords(time=("time", ...)).'
@@ -85,94 +120,48 @@ def _ordered(
     if "replicate" not in values.dims:
         values = values.expand_dims("replicate")
     groups = [d for d in values.dims if d not in ("replicate", "time", dim, "feature")]
-    values = values.transpose(*groups, "replicate", "time", dim, "feature")
-    return values, sizes, times, groups
+    return values.transpose(*groups, "replicate", "time", dim, "feature"), times, groups
 
 
 def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
-    """Check a dataset of paths and average it over the samples of each class.
+    """Check a dataset of features, or of statistics, and take its class means.
 
-    Parameters
-    ----------
-    paths : xarray.Dataset
-        Of features, or of statistics, whose class means are taken.
-    with_steps : bool
-        Whether to read the coordinate ``iteration``, where there is one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a dataset without features, labels, times or a second class; for a class mean that is
-        not finite (the message says where); for an ``iteration`` that does not increase.
+    ``with_steps`` reads the coordinate ``iteration`` too, where there is one. Errors are those of a
+    dataset without features, labels, times or a second class, of a value that is not finite (with its
+    place), and of an ``iteration`` that does not increase.
     """
     if is_statistics(paths):
-        read = "mean"
-        mean, counts, times, groups = _checked_statistics(paths)
-        shape = tuple(mean.sizes[d] for d in groups)
-        values = mean.values.astype(np.float64)
+        counts = check_statistics("paths", paths, {"mean": ["time", "class", "feature"]})
+        source, times, groups = _ordered(paths, paths["mean"], "class")
+        values = source.values.astype(np.float64)
+        if not np.isfinite(values).all():
+            every = tuple(slice(0, size) for size in source.shape[:-2])
+            refuse_not_finite("paths.mean", source, every)
     else:
-        read = "features"
-        features, labels, times, groups = checked_paths(paths)
-        shape = tuple(features.sizes[d] for d in groups)
+        source, labels, times, groups = checked_paths(paths)
         counts = np.bincount(labels)
-        values = _averages(features, labels, groups, shape)
-    bad = ~np.isfinite(values)
-    if bad.any():
-        at = np.argwhere(bad)[0]
-        where = [f"{d} {i}" for d, i in zip([*groups, "replicate"], at, strict=False)]
-        raise ValueError(
-            f"paths.{read} must be finite; at {', '.join(where)}, time {times[at[-3]]:g} a mean of "
-            f"class {at[-2]} is not. Leave that replicate or those times out with paths.isel(...)."
-        )
-    keep = set(groups)
+        values = read_averages("paths.features", source, labels).values
     coords = {
         name: coord.variable
         for name, coord in paths.coords.items()
-        if set(coord.dims) <= keep and name not in ("time", "label", "replicate")
+        if set(coord.dims) <= set(groups) and name not in ("time", "label", "replicate")
     }
-    return ClassMeans(
-        values.reshape(-1, *values.shape[-4:]),
-        times,
-        counts,
-        dict(zip(groups, shape, strict=True)),
-        coords,
-        _steps(paths, groups, shape) if with_steps else None,
-    )
+    sizes = {dim: source.sizes[dim] for dim in groups}
+    steps = _steps(paths, sizes) if with_steps and "iteration" in paths.variables else None
+    return ClassMeans(values.reshape(-1, *values.shape[-4:]), times, counts, sizes, coords, steps)
 
 
-def _averages(
-    features: xr.DataArray, labels: np.ndarray, groups: list[Hashable], shape: tuple[int, ...]
-) -> np.ndarray:
-    """Class means (*shape, replicate, time, class, feature)."""
-    R, T, N, p = features.shape[-4:]
-    values = np.empty((*shape, R, T, int(labels.max()) + 1, p))
-    block = max(1, BLOCK_VALUES // max(1, T * N * p))
-    for cell in np.ndindex(*shape):
-        frames = features.isel(dict(zip(groups, cell, strict=True)))
-        for first in range(0, R, block):
-            part = frames.isel(replicate=slice(first, first + block)).values
-            flat = part.reshape(-1, N, p)
-            means = ClassFrames(partial(_samples, flat), flat.shape, labels).averages
-            values[(*cell, slice(first, first + block))] = means.reshape(*part.shape[:2], -1, p)
-    return values
-
-
-def _samples(frames: np.ndarray, samples: slice) -> np.ndarray:
-    return frames[:, samples]
-
-
-def _steps(paths: xr.Dataset, groups: list[Hashable], shape: tuple[int, ...]) -> np.ndarray | None:
-    if "iteration" not in paths.variables:
-        return None
+def _steps(paths: xr.Dataset, groups: dict[Hashable, int]) -> np.ndarray:
+    """SGD iterations in each interval, (group, interval)."""
     iteration = paths["iteration"]
     if "time" not in iteration.dims or not set(iteration.dims) <= {*groups, "time"}:
         raise ValueError(
-            f"paths.iteration must have the dimension 'time' and any of {groups}; got "
+            f"paths.iteration must have the dimension 'time' and any of {list(groups)}; got "
             f"{iteration.dims}. Drop it with paths.drop_vars('iteration') to fit in continuous time."
         )
-    missing = {d: n for d, n in zip(groups, shape, strict=True) if d not in iteration.dims}
+    missing = {d: n for d, n in groups.items() if d not in iteration.dims}
     full = iteration.expand_dims(missing).transpose(*groups, "time").values
-    steps = np.diff(full, axis=-1).reshape(int(np.prod(shape)), -1)
+    steps = np.diff(full, axis=-1).reshape(math.prod(groups.values()), -1)
     if not np.issubdtype(steps.dtype, np.integer):
         if (steps != np.rint(steps)).any():
             raise ValueError("paths.iteration must hold whole numbers of SGD steps.")

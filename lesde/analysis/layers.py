@@ -3,138 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
 
-from lesde.analysis.collapse.metrics import METRICS, neural_collapse
-from lesde.checks import check_choice, check_names, shown
+from lesde.analysis.collapse import METRICS, neural_collapse
+from lesde.checks import check_choice, check_choices, check_names, shown
 
-__all__ = ["LayerRecords", "Records", "layer_collapse", "read_records"]
+__all__ = ["layer_collapse"]
 
-
-# --------------------------------------------------------------------------------------------------
-# Features of several layers of the same networks, on one or several sets of samples.
-
+# What a recorder gives besides hidden layers.
 NOT_HIDDEN = ("logits", "drawn")
-"""What a recorder gives besides hidden layers."""
 
-Records = Mapping[str, xr.Dataset]
-
-
-@dataclass(frozen=True)
-class LayerRecords:
-    """Records that go together.
-
-    Attributes
-    ----------
-    splits : dict of str to mapping
-        From the name of a split to its records by layer; the key is None where there are no splits.
-    layers : list of str
-        In the order of the network; each is in every split.
-    reader : str or None
-        The last layer that has the weights of a classifier in every split.
-    centers : str or None
-        The split whose class means are the centres of all; None for those of each split itself.
-    """
-
-    splits: dict[str | None, Records]
-    layers: list[str]
-    reader: str | None
-    centers: str | None
-
-    def reference(self, split: str | None, layer: str) -> xr.Dataset | None:
-        """Paths whose class means are the centres for a split; None for its own."""
-        return None if self.centers in (None, split) else self.splits[self.centers][layer]
-
-    def width(self, layer: str) -> int:
-        """Number of features of a layer."""
-        first = next(iter(self.splits.values()))[layer]
-        return first["features" if "features" in first else "mean"].sizes["feature"]
-
-
-def read_records(records: Any, layers: Any = None, centers: Any = None) -> LayerRecords:
-    """Check records, and the layers and split of centres asked for, as `lesde.layer_collapse` says."""
-    splits = _splits(records)
-    names = _layers(splits, layers)
-    weighted = [n for n in names if all("weights" in each[n] for each in splits.values())]
-    named = [split for split in splits if split is not None]
-    if centers is None:
-        source = "train" if "train" in named else None
-    else:
-        source = check_choice("centers", centers, ["own", *named])
-        source = None if source == "own" else source
-    return LayerRecords(splits, names, weighted[-1] if weighted else None, source)
-
-
-def _splits(records: Any) -> dict[str | None, Records]:
-    """Records by split; None stands for the one of records without splits."""
-    if isinstance(records, xr.Dataset) or not isinstance(records, Mapping):
-        hint = ' Give {"layer": dataset}.' if isinstance(records, xr.Dataset) else ""
-        raise TypeError(
-            f"records must map the names of layers to datasets, as lesde.networks.collect returns, or "
-            f"the names of splits to such mappings; got {shown(type(records).__name__)}.{hint}"
-        )
-    if not records:
-        raise ValueError("records must hold at least one layer; got none.")
-    if all(isinstance(value, xr.Dataset) for value in records.values()):
-        _refuse_one_layer(records)
-        return {None: records}
-    for split, each in records.items():
-        if isinstance(each, xr.Dataset) or not isinstance(each, Mapping):
-            raise TypeError(
-                f"records must hold either datasets by layer or mappings by split; its entry {split!r} "
-                f"is a {type(each).__name__}."
-            )
-        for layer, value in each.items():
-            if not isinstance(value, xr.Dataset):
-                raise TypeError(
-                    f"records[{split!r}] must map the names of layers to datasets; its entry {layer!r} is "
-                    f"a {type(value).__name__}."
-                )
-    return dict(records)
-
-
-def _refuse_one_layer(records: Records) -> None:
-    """Refuse one layer seen on several sets, which looks like several layers."""
-    known = {paths.attrs.get("layer") for paths in records.values()}
-    (layer,) = known if len(known) == 1 else (None,)
-    if len(records) > 1 and layer is not None and layer not in records:
-        first = next(iter(records))
-        raise ValueError(
-            f"records must map the names of layers to datasets; its entries "
-            f"{', '.join(map(repr, records))} are all of the layer {layer!r}. For one layer on several "
-            f"sets of samples give {{{first!r}: {{{layer!r}: ...}}, ...}}."
-        )
-
-
-def _layers(splits: Mapping[str | None, Records], layers: Any) -> list[str]:
-    first = next(iter(splits.values()))
-    if layers is None:
-        names = [name for name in first if name not in NOT_HIDDEN]
-        names.sort(key=lambda name: name == "penultimate")
-        if not names:
-            raise ValueError(
-                f"records must hold a hidden layer; got {', '.join(map(repr, first)) or 'none'}. Record "
-                f"some, record_ensemble(..., layers=[...]), or name what is to be taken with layers=."
-            )
-    else:
-        names = check_names("layers", layers)
-        if not names:
-            raise ValueError("layers must name at least one layer; got none. Leave it out for all.")
-    for split, each in splits.items():
-        for name in names:
-            where = "layers" if split is None else f"layers, of the split {split!r},"
-            check_choice(where, name, each)
-    return names
-
-
-# --------------------------------------------------------------------------------------------------
+Splits = dict[str | None, Mapping[str, xr.Dataset]]
 
 
 def layer_collapse(
-    records: Records | Mapping[str, Records],
+    records: Mapping[str, xr.Dataset] | Mapping[str, Mapping[str, xr.Dataset]],
     layers: Sequence[str] | None = None,
     metrics: str | Sequence[str] | None = None,
     *,
@@ -199,66 +84,116 @@ def layer_collapse(
     >>> dict(depth.ncc_accuracy.sizes)
     {'layer': 2, 'learning_rate': 1, 'replicate': 2, 'time': 2}
     """
-    given = read_records(records, layers, centers)
-    plain, classified = _metrics(metrics, given)
-    frames = {split: _one_split(given, split, plain, classified) for split in given.splits}
-    result = frames[None] if None in frames else _join(frames, "split")
-    if plain:
-        widths = [given.width(layer) for layer in given.layers]
-        result = result.assign_coords(
-            width=("layer", widths, {"long_name": "features of the layer"})
-        )
-    first = [dim for dim in ("layer", "split") if dim in result.dims]
-    result = result.transpose(*first, ..., "class")
-    used = {"classifier": given.reader} if classified else {}
-    return result.assign_attrs({"centers": given.centers or "own", **used})
+    splits = _splits(records)
+    names = _layers(splits, layers)
+    weighted = [n for n in names if all("weights" in each[n] for each in splits.values())]
+    reader = weighted[-1] if weighted else None
+    named = [str(split) for split in splits if split is not None]
+    if centers is None:
+        centers = "train" if "train" in named else "own"
+    check_choice("centers", centers, ["own", *named])
 
-
-def _metrics(
-    metrics: str | Sequence[str] | None, given: LayerRecords
-) -> tuple[list[str], list[str]]:
-    """Metrics of features alone, and those of a classifier."""
-    names = list(METRICS) if metrics is None else check_names("metrics", metrics)
-    if not names:
-        raise ValueError("metrics must name at least one metric; got none. Leave it out for all.")
-    for name in names:
-        check_choice("metrics", name, METRICS)
-    plain = [name for name in names if not METRICS[name].classifier]
-    classified = [name for name in names if METRICS[name].classifier]
-    if given.reader is None:
-        if metrics is not None and classified:
+    wanted = list(METRICS) if metrics is None else check_choices("metrics", metrics, METRICS)
+    classified = [name for name in wanted if METRICS[name].classifier]
+    if reader is None and classified:
+        if metrics is not None:
             raise ValueError(
                 f"metrics: {classified[0]!r} needs the weights of a classifier; no layer of records has "
                 f"the variable 'weights'. Record the layer 'penultimate', or leave the metric out."
             )
         classified = []
-    return plain, classified
+    plain = [name for name in wanted if not METRICS[name].classifier]
+
+    found: dict[str | None, xr.Dataset] = {}
+    for split, each in splits.items():
+        by_layer, of_classifier = {}, xr.Dataset()
+        for layer in names if plain or reader is None else [reader]:
+            chosen = plain + (classified if layer == reader else [])
+            others = centers not in ("own", split) and any(METRICS[n].centers for n in chosen)
+            reference = splits[centers][layer] if others else None
+            try:
+                result = neural_collapse(each[layer], chosen, centers=reference)
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"records, layer {layer!r}: {error}") from error
+            result.attrs.pop("layer", None)
+            if layer == reader:
+                of_classifier = result
+            by_layer[layer] = result.drop_vars(classified, errors="ignore")
+        if plain:
+            widths = [
+                each[n]["features" if "features" in each[n] else "mean"].sizes["feature"]
+                for n in names
+            ]
+            joined = _join(by_layer, "layer").assign(
+                {name: of_classifier[name] for name in classified}
+            )
+            width = ("layer", widths, {"long_name": "features of the layer"})
+            found[split] = joined.assign_coords(width=width)
+        else:
+            found[split] = of_classifier
+    result = found[None] if None in found else _join(found, "split")
+    first = [dim for dim in ("layer", "split") if dim in result.dims]
+    used = {"classifier": reader} if classified else {}
+    return result.transpose(*first, ..., "class").assign_attrs(centers=centers, **used)
 
 
-def _one_split(
-    given: LayerRecords, split: str | None, plain: list[str], classified: list[str]
-) -> xr.Dataset:
-    """Metrics of all layers on one set of samples."""
-    found: dict[str, xr.Dataset] = {}
-    for layer in given.layers:
-        wanted = plain + (classified if layer == given.reader else [])
-        if not wanted:
-            continue
-        compares = any(METRICS[name].centers for name in wanted)
-        reference = given.reference(split, layer) if compares else None
-        try:
-            found[layer] = neural_collapse(given.splits[split][layer], wanted, centers=reference)
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"records, layer {layer!r}: {error}") from error
-        found[layer].attrs.pop("layer", None)
-    if given.reader is None or not classified:
-        return _join(found, "layer")
-    last = found[given.reader]
-    if not plain:
-        return last
-    alone = {layer: each.drop_vars(classified, errors="ignore") for layer, each in found.items()}
-    return _join(alone, "layer").assign(last[classified].data_vars)
+def _splits(records: Any) -> Splits:
+    """Records by split; None stands for the one of records without splits."""
+    if isinstance(records, xr.Dataset) or not isinstance(records, Mapping):
+        hint = ' Give {"layer": dataset}.' if isinstance(records, xr.Dataset) else ""
+        raise TypeError(
+            f"records must map the names of layers to datasets, as lesde.networks.collect returns, or "
+            f"the names of splits to such mappings; got {shown(type(records).__name__)}.{hint}"
+        )
+    if not records:
+        raise ValueError("records must hold at least one layer; got none.")
+    if all(isinstance(value, xr.Dataset) for value in records.values()):
+        # one layer seen on several sets looks like several layers
+        known = {paths.attrs.get("layer") for paths in records.values()}
+        (layer,) = known if len(known) == 1 else (None,)
+        if len(records) > 1 and layer is not None and layer not in records:
+            raise ValueError(
+                f"records must map the names of layers to datasets; its entries "
+                f"{', '.join(map(repr, records))} are all of the layer {layer!r}. For one layer on several "
+                f"sets of samples give {{{next(iter(records))!r}: {{{layer!r}: ...}}, ...}}."
+            )
+        return {None: records}
+    for split, each in records.items():
+        if isinstance(each, xr.Dataset) or not isinstance(each, Mapping):
+            raise TypeError(
+                f"records must hold either datasets by layer or mappings by split; its entry {split!r} "
+                f"is a {type(each).__name__}."
+            )
+        for layer, value in each.items():
+            if not isinstance(value, xr.Dataset):
+                raise TypeError(
+                    f"records[{split!r}] must map the names of layers to datasets; its entry {layer!r} is "
+                    f"a {type(value).__name__}."
+                )
+    return dict(records)
+
+
+def _layers(splits: Splits, layers: Any) -> list[str]:
+    """The layers asked for, or all hidden ones, in the order of the network; each is in every split."""
+    first = next(iter(splits.values()))
+    if layers is None:
+        names = [name for name in first if name not in NOT_HIDDEN]
+        names.sort(key=lambda name: name == "penultimate")
+        if not names:
+            raise ValueError(
+                f"records must hold a hidden layer; got {', '.join(map(repr, first)) or 'none'}. Record "
+                f"some, record_ensemble(..., layers=[...]), or name what is to be taken with layers=."
+            )
+    else:
+        names = check_names("layers", layers)
+        if not names:
+            raise ValueError("layers must name at least one layer; got none. Leave it out for all.")
+    for split, each in splits.items():
+        for name in names:
+            where = "layers" if split is None else f"layers, of the split {split!r},"
+            check_choice(where, name, each)
+    return names
 
 
 def _join(parts: Mapping[Any, xr.Dataset], dim: str) -> xr.Dataset:
@@ -283,7 +218,7 @@ def _join(parts: Mapping[Any, xr.Dataset], dim: str) -> xr.Dataset:
         return joined.assign_coords(count=counts)
     if not (counts == counts[0]).all():
         raise ValueError(
-            "records must hold features of the same samples for every layer; their number in each "
-            "class differs."
+            "records must hold features of the same samples for every layer; their number per class "
+            "differs."
         )
     return joined.assign_coords(count=counts[0])

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lesde import paths as datasets
+from lesde.analysis.class_means import batches, refuse_not_finite
 from lesde.analysis.collapse.frames import rounding_of
-from lesde.analysis.collapse.metrics import batches
-from lesde.analysis.separation.directions import check_pairs
-from lesde.checks import bare_array, check_times, shown
+from lesde.analysis.separation.directions import unit_pairs
+from lesde.checks import bare_array, check_times
 from lesde.paths import check_dataset, check_paths, gap_directions, reduce_frame
 
-__all__ = ["expected_directions", "reduce_frame", "statistics"]
-
+__all__ = ["statistics"]
 
 # Feature values read at once: 32 MB in float64.
 READ_VALUES = 2**22
@@ -94,112 +94,80 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     {'replicate': 4, 'time': 2, 'class': 2, 'feature': 2, 'feature_': 2}
     """
     features, labels = check_paths("paths", paths)
-    _check_numbers(features)
     dims = [d for d in features.dims if d not in ("sample", "feature")]
     features = features.transpose(*dims, "sample", "feature")
     counts = np.bincount(labels)
     K, p = len(counts), features.sizes["feature"]
     lead = tuple(features.sizes[d] for d in dims)
     dtype = np.result_type(features.dtype, np.float32)
-    own = {"mean": ("class", "feature"), "within": ("class", "feature", "feature_")}
-    own["reach"] = ("class", "class_")
+    needed = math.prod(map(float, lead)) * K * (p + p * p + 2 * K) * dtype.itemsize
+    if needed > LOOK_FROM and needed > datasets.available_memory():
+        raise ValueError(
+            f"paths has {math.prod(lead)} frames of {K} classes in {p} dimensions, whose statistics need "
+            f"{needed / 1e9:.1f} GB, more than the {datasets.available_memory() / 1e9:.1f} GB at hand. "
+            f"Choose fewer times with paths.isel(time=...), or analyse the features themselves."
+        )
+    ends: dict[str, tuple[str, ...]] = {"mean": ("class", "feature")}
+    ends["within"], ends["reach"] = ("class", "feature", "feature_"), ("class", "class_")
     units = None
     if directions is not None:
-        own["reach_expected"] = ("class", "class_")
+        ends["reach_expected"] = ("class", "class_")
         given = _directions(directions, paths, features, K)
         missing = {d: features.sizes[d] for d in dims if d not in given.dims}
         units = given.expand_dims(missing).transpose(*dims, "class", "class_", "feature").values
 
     sizes = {"class": K, "feature": p}
-    _check_room(lead, K, p, dtype)
     arrays = {
-        name: np.empty((*lead, *(sizes[d.rstrip("_")] for d in ends)), dtype)
-        for name, ends in own.items()
+        name: np.empty((*lead, *(sizes[d.rstrip("_")] for d in last)), dtype)
+        for name, last in ends.items()
     }
     precision = np.inf
-    order = None if (np.diff(labels) >= 0).all() else np.argsort(labels, kind="stable")
-    source = features.variable
-    for batch in batches(lead, max(1, READ_VALUES // max(1, len(labels) * p))):
-        shape = tuple(s.stop - s.start for s in batch)
-        samples = source[batch].values.reshape(-1, len(labels), p)
+    order = np.argsort(labels, kind="stable")
+    rescale = f"Rescale them{'' if dtype == np.float64 else ', or use paths.astype(float)'}."
+    for batch in batches(lead, max(1, READ_VALUES // (len(labels) * p))):
+        samples = features.variable[batch].values
+        shape, samples = samples.shape[:-2], samples.reshape(-1, len(labels), p)
         if not np.isfinite(samples).all():
-            _refuse(samples, shape, batch, features)
-        along = None if units is None else units[batch].reshape(-1, K, K, p)
+            refuse_not_finite("paths.features", features, batch)
         known = rounding_of(samples)
         precision = min(precision, known[known > 0].min(initial=np.inf))
+        along = None if units is None else units[batch].reshape(-1, K, K, p)
+        if (np.diff(labels) < 0).any():
+            samples = samples[:, order]
         with np.errstate(over="ignore", invalid="ignore"):  # refused below
-            found = reduce_frame(samples if order is None else samples[:, order], counts, along)
-        for (name, array), values in zip(arrays.items(), found, strict=True):
-            with np.errstate(over="ignore"):
-                array[batch] = values.reshape(*shape, *values.shape[1:])
-            if name != "reach" and name != "reach_expected" and not np.isfinite(array[batch]).all():
+            found = dict(zip(ends, reduce_frame(samples, counts, along), strict=True))
+            for name, values in found.items():
+                arrays[name][batch] = values.reshape(*shape, *values.shape[1:])
+        for name in ("mean", "within"):
+            if not np.isfinite(arrays[name][batch]).all():
                 raise ValueError(
-                    f"paths.features are too large: their {ABOUT[name]} overflows {dtype}. Rescale "
-                    f"them{'' if dtype == np.float64 else ', or use paths.astype(float)'}."
+                    f"paths.features are too large: their {ABOUT[name]} overflows {dtype}. {rescale}"
                 )
-
-        _check_small(found, dtype)
+        # a spread that is not rounding, yet has a square too small for the type
+        limits = np.finfo(dtype)
+        spread = np.nanmax(np.abs(found["reach"]), axis=(1, 2), initial=0.0)
+        lost = spread > limits.eps * np.abs(found["mean"]).max(axis=(1, 2))
+        lost &= spread < np.sqrt(limits.tiny / limits.eps)
+        if lost.any():
+            raise ValueError(
+                f"paths.features are too small: the square of their spread, {spread[lost][0]:.1g}, "
+                f"underflows {dtype}. {rescale}"
+            )
 
     data: dict[Any, Any] = {
-        name: ((*dims, *own[name]), values, {"long_name": ABOUT[name]})
-        for name, values in arrays.items()
+        n: v.variable for n, v in paths.data_vars.items() if "sample" not in v.dims
     }
+    for name, values in arrays.items():
+        data[name] = ((*dims, *ends[name]), values, {"long_name": ABOUT[name]})
     if units is not None:
-        data["direction"] = (
-            (*given.dims,),
-            given.values.astype(dtype),
-            {"long_name": ABOUT["direction"]},
-        )
-    kept = {n: v.variable for n, v in paths.data_vars.items() if "sample" not in v.dims}
+        about_direction = {"long_name": ABOUT["direction"]}
+        data["direction"] = (given.dims, given.values.astype(dtype), about_direction)
     coords = {n: c.variable for n, c in paths.coords.items() if "sample" not in c.dims}
     coords["count"] = xr.Variable("class", counts, {"long_name": "samples per class"})
     about: dict[str, Any] = {"keep": "statistics", "joint": 1, "reach_paths": 1}
     if np.finfo(dtype).eps < precision < np.inf:
         about["rounding"] = float(precision)
-    return xr.Dataset(kept | data, coords, paths.attrs | about)
-
-
-def expected_directions(means: np.ndarray) -> np.ndarray:
-    """Unit vectors of the gaps of expected class means, (..., K, K, p) from (..., K, p); 0 for no gap."""
-    return np.nan_to_num(gap_directions(means), nan=0.0)
-
-
-def _check_small(found: tuple[np.ndarray, ...], dtype: np.dtype) -> None:
-    """Refuse features whose spread, though not rounding, has a square too small for the type."""
-    mean, reach, limits = found[0], found[2], np.finfo(dtype)
-    with np.errstate(invalid="ignore"):
-        spread = np.nanmax(np.abs(reach), axis=(1, 2), initial=0.0)
-    size = np.abs(mean).max(axis=(1, 2))
-    lost = (spread > limits.eps * size) & (spread < np.sqrt(limits.tiny / limits.eps))
-    if lost.any():
-        raise ValueError(
-            f"paths.features are too small: the square of their spread, {spread[lost][0]:.1g}, underflows "
-            f"{dtype}. Rescale them{'' if dtype == np.float64 else ', or use paths.astype(float)'}."
-        )
-
-
-def _check_room(lead: tuple[int, ...], K: int, p: int, dtype: np.dtype) -> None:
-    """Refuse a result that does not fit in memory; one that is small anyway is not looked at."""
-    needed = math.prod(map(float, lead)) * K * (p + p * p + 2 * K) * dtype.itemsize
-    if needed < LOOK_FROM:
-        return
-    from lesde.checks import available_memory
-
-    if needed > available_memory():
-        raise ValueError(
-            f"paths has {math.prod(lead)} frames of {K} classes in {p} dimensions, whose statistics need "
-            f"{needed / 1e9:.1f} GB, more than the {available_memory() / 1e9:.1f} GB at hand. Choose "
-            f"fewer times with paths.isel(time=...), or analyse the features themselves."
-        )
-
-
-def _check_numbers(features: xr.DataArray) -> None:
-    if features.dtype.kind not in "iuf":
-        raise TypeError(
-            f"paths.features must hold real numbers; got dtype {shown(str(features.dtype))}."
-        )
-    if features.sizes["feature"] == 0:
-        raise ValueError("paths.features must have at least one feature; got none.")
+    return xr.Dataset(data, coords, paths.attrs | about)
 
 
 def _directions(directions: Any, paths: xr.Dataset, features: xr.DataArray, K: int) -> xr.DataArray:
@@ -230,12 +198,12 @@ def _directions(directions: Any, paths: xr.Dataset, features: xr.DataArray, K: i
             f"{', '.join(f'{d}: {n}' for d, n in given.sizes.items())}."
         )
     given = given.transpose(*(d for d in features.dims if d in given.dims and d not in last), *last)
-    return xr.DataArray(check_pairs("directions", given.values), dims=given.dims)
+    return xr.DataArray(unit_pairs("directions", given.values), dims=given.dims)
 
 
 def _of_law(law: xr.Dataset, paths: xr.Dataset, features: xr.DataArray, K: int) -> xr.DataArray:
     """Unit vectors of the expected gaps of a law at the times of the paths."""
-    check_dataset("directions", law, ["mean", "covariance"], "model.law")
+    check_dataset("directions", law, ["mean", "covariance"], "lesde.law")
     # Of the law's two means the centred one keeps the gaps' own digits.
     mean = law["centred_mean" if "centred_mean" in law else "mean"]
     wanted = {"time": features.sizes.get("time"), "class": K, "feature": features.sizes["feature"]}
@@ -248,24 +216,7 @@ def _of_law(law: xr.Dataset, paths: xr.Dataset, features: xr.DataArray, K: int) 
     if "time" in paths.coords and not np.allclose(times, paths["time"].values, rtol=1e-6, atol=0.0):
         raise ValueError(
             "directions, a law, must be at the times of the paths; got others. Use "
-            "model.law(paths.time, initial=...)."
+            "lesde.law(model, paths.time, initial=...)."
         )
-    units = expected_directions(mean.values)
+    units = np.nan_to_num(gap_directions(mean.values), nan=0.0)
     return xr.DataArray(units, dims=("time", "class", "class_", "feature"))
-
-
-def _refuse(
-    samples: np.ndarray, shape: tuple[int, ...], batch: tuple[slice, ...], features: xr.DataArray
-) -> None:
-    """Raise the error that names the first feature of a batch that is not finite."""
-    at, i, j = np.argwhere(~np.isfinite(samples))[0]
-    frame = [int(f) + s.start for f, s in zip(np.unravel_index(at, shape), batch, strict=True)]
-    where = [
-        f"{d}={features[d].values[f]}" if d in features.coords else f"{d} {f}"
-        for d, f in zip(features.dims, frame, strict=False)
-    ]
-    raise ValueError(
-        f"paths.features must be finite; got {samples[at, i, j]} at "
-        f"{', '.join([*where, f'sample {i}, feature {j}'])}. Drop the frames after a run diverged, or "
-        f"the samples that were not recorded."
-    )

@@ -5,159 +5,196 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import sympy as sp
 
-from lesde.derivation.modes import abbreviate
-from lesde.derivation.rule import rule
+from lesde.derivation.integrals import abbreviate
+from lesde.derivation.rule import LEARNING_RATE, NOISE, H, increment, rule
+from lesde.derivation.rule import matrix_symbol as word
 from lesde.model.formula import VARIABLES
 from lesde.text import in_ascii
 
-if TYPE_CHECKING:
-    from lesde.derivation.derivation import Derivation, FeatureDerivation
+__all__ = ["Section", "feature_sections", "latex_report", "sections", "text_report"]
 
-__all__ = [
-    "Section",
-    "end_of_system",
-    "feature_sections",
-    "latex_report",
-    "noise_equations",
-    "sections",
-    "text_report",
-]
-
-
-# --------------------------------------------------------------------------------------------------
-# What a derivation says, in order: headings, equations and sentences.
-
-EXPLICIT = 4  # classes written out one by one; beyond, a few stand for all
+EXPLICIT = 4
+"""Classes written out one by one; beyond, a few stand for all."""
+LINE = 150
+"""Characters of LaTeX that fit a line of an article, about."""
 
 
 @dataclass
 class Section:
-    """A heading, sentences and equations (left side, right side)."""
+    """A heading, equations (left side, right side) and sentences."""
 
     title: str
     equations: list[tuple[sp.Expr, sp.Expr]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-
-def _symbol(name: str) -> sp.Symbol:
-    return sp.Symbol(name, commutative=False)
-
-
-def sections(derivation: Derivation) -> list[Section]:
-    """The parts of a derivation, in the order in which they follow from each other."""
-    parts = [_rule(derivation), _drift(derivation), _diffusion(derivation), _modes(derivation)]
-    parts += [_solution(derivation), _rates(derivation)]
-    return parts
+    def add(self, left: str, right: sp.Expr) -> None:
+        """Add an equation for a symbol of this name."""
+        self.equations.append((sp.Symbol(left), right))
 
 
-def _shown_classes(derivation: Derivation | FeatureDerivation) -> Iterable[int]:
+# --------------------------------------------------------------------------------------------------
+# What a derivation says, in order: headings, equations and sentences.
+
+
+def sections(derivation: Any) -> list[Section]:
+    """The parts of a derivation for a kernel of classes, in the order in which they follow from each other."""
+    parts = [_rule, _drift, _diffusion, _modes, _solution, _rates]
+    return [part(derivation) for part in parts]
+
+
+def feature_sections(derivation: Any) -> list[Section]:
+    """The parts of a derivation for a kernel of features, in the order in which they follow from each other."""
+    parts = [_feature_rule, _feature_drift, _feature_diffusion, _small_noise, _feature_modes]
+    return [part(derivation) for part in parts]
+
+
+def _shown_classes(derivation: Any) -> Iterable[int]:
     K = derivation.model.n_classes
     if derivation.tree is not None and K > EXPLICIT:
         return [orbit[0] for orbit in derivation.tree.orbits][:EXPLICIT]
     return range(min(K, EXPLICIT))
 
 
-def _rule(derivation: Derivation) -> Section:
-    model = derivation.model
-    h, E, zeta = sp.Symbol("h"), _symbol("E_kL"), _symbol("zeta_i")
-    H = 1 if model.transform.kind == "identity" else _symbol("H_L")
-    step = h * E * H * _symbol("X_J") + sp.sqrt(h) * _symbol("sigma_k") * zeta
-    section = Section("Microscopic rule at learning rate h", [(_symbol("DeltaX_i"), step)])
-    if model.kernel.levels is not None and len(model.entries.values) == 2:
-        section.equations.append((sp.Symbol("E_kk"), model.entries[0, 0]))
-        section.equations.append((sp.Symbol("E_kl"), model.entries[0, 1]))
-    elif model.n_classes <= EXPLICIT:
-        section.equations.append((_symbol("E"), model.entries.matrix()))
-    end_of_system(derivation, section)
+def _transformed(derivation: Any, vector: sp.Expr, label: str = "l") -> sp.Expr:
+    return vector if derivation.model.transform.kind == "identity" else word(f"H_{label}") * vector
+
+
+def _microscopic(derivation: Any, strength: sp.Symbol) -> Section:
+    identity = derivation.model.transform.kind == "identity"
+    swaps = {H: sp.Integer(1) if identity else H, NOISE["i"][0]: word("sigma_k")}
+    section = Section("Microscopic rule at learning rate h")
+    section.add("DeltaX_i", increment(strength).xreplace(swaps))
     return section
 
 
-def end_of_system(derivation: Derivation | FeatureDerivation, section: Section) -> None:
+def _rule(derivation: Any) -> Section:
+    model = derivation.model
+    section = _microscopic(derivation, word("E_kL"))
+    if model.kernel.levels is not None and len(model.entries.values) == 2:
+        section.add("E_kk", model.entries[0, 0])
+        section.add("E_kl", model.entries[0, 1])
+    elif model.n_classes <= EXPLICIT:
+        section.add("E", model.entries.matrix())
+    _add_system(derivation, section)
+    return section
+
+
+def _feature_rule(derivation: Any) -> Section:
+    section = _microscopic(derivation, word("kappa_iJ"))
+    strength = derivation.strength
+    section.add("kappa_iJ", strength.expression)
+    meanings = {"r2": "dist2", "g": "inner", "c": "cosine", "s": "indicator"}
+    for name, meaning in meanings.items():
+        if VARIABLES[name] in strength.expression.free_symbols:
+            section.add(name, sp.Symbol(meaning))
+    if VARIABLES["s"] in strength.expression.free_symbols:
+        section.add("kappa_same", strength.at(True))
+        section.add("kappa_other", strength.at(False))
+    _add_system(derivation, section)
+    return section
+
+
+def _add_system(derivation: Any, section: Section) -> None:
     """Transform, noise and sizes, which every model has."""
     model = derivation.model
+    noise = model.noise_table
     if model.transform.kind == "logits":
-        d = _symbol("d_l")
-        section.equations.append((_symbol("H_l"), d * _symbol("d_l^T") / sp.Symbol("|d_l|^2")))
+        section.add("H_l", word("d_l") * word("d_l^T") / sp.Symbol("|d_l|^2"))
         section.notes.append("d_l = e_l - 1/K are the logit directions; they sum to zero.")
-    if not model.noise_table.is_numeric:
-        noise_equations(derivation, section)
+    if not noise.is_numeric:  # a plain number stays with the model
+        classes = list(_shown_classes(derivation))
+        if not noise.is_isotropic and model.n_features > EXPLICIT:
+            section.notes.append(
+                "The noise is a matrix of functions of time, not written out here."
+            )
+        elif noise.is_shared:
+            section.add("sigma_k", derivation.diffusion.factor(0))
+        else:
+            for k in classes:
+                section.add(f"sigma_{k + 1}", derivation.diffusion.factor(k))
+            if len(classes) < model.n_classes:
+                section.notes.append("Every class has its own noise; that of some is shown.")
     sizes = model.counts.tolist() if not model.is_balanced else int(model.counts[0])
     section.notes.append(
-        f"{model.n_classes} classes in {model.n_features} dimensions, samples a class: {sizes}."
+        f"{model.n_classes} classes in {model.n_features} dimensions, samples per class: {sizes}."
     )
 
 
-def noise_equations(derivation: Derivation | FeatureDerivation, section: Section) -> None:
-    """σ as a function of time, where it is one; a plain number stays with the model."""
-    model = derivation.model
-    noise = model.noise_table
-    if not noise.is_isotropic and model.n_features > EXPLICIT:
-        section.notes.append("The noise is a matrix of functions of time, not written out here.")
-        return
-    if noise.is_shared:
-        section.equations.append((_symbol("sigma_k"), derivation.diffusion.factor(0)))
-        return
-    classes = list(_shown_classes(derivation))
-    for k in classes:
-        section.equations.append((_symbol(f"sigma_{k + 1}"), derivation.diffusion.factor(k)))
-    if len(classes) < model.n_classes:
-        section.notes.append("Every class has its own noise; that of some is shown.")
-
-
-def _drift(derivation: Derivation) -> Section:
+def _drift(derivation: Any) -> Section:
     section = Section("Drift: expectation over the drawn class and sample")
     table = derivation.coefficients().drift_table
     identity = derivation.model.transform.kind == "identity"
     single = derivation.tree is not None and len(derivation.tree.orbits) == 1
     if single and derivation.model.n_classes > 1:
-        own = _symbol("Xbar_k") if identity else _symbol("H_k") * _symbol("Xbar_k")
-        others = _symbol("sumX") if identity else _symbol("sumHX")
-        section.equations.append((_symbol("b_k"), table[0, 0] * own + table[0, 1] * others))
+        own = _transformed(derivation, word("Xbar_k"), "k")
+        others = word("sumX" if identity else "sumHX")
+        section.add("b_k", table[0, 0] * own + table[0, 1] * others)
     else:
         for k in _shown_classes(derivation):
-            section.equations.append((_symbol(f"b_{k + 1}"), derivation.drift[k]))
-    section.equations.append(
-        (_symbol("dX_i"), _symbol("b_k") * _symbol("dt") + _symbol("sigma_k") * _symbol("dW_i"))
-    )
-    section.equations.append((_symbol("dXbar_k/dt"), _symbol("b_k")))
+            section.add(f"b_{k + 1}", derivation.drift[k])
+    section.add("dX_i", word("b_k") * word("dt") + word("sigma_k") * word("dW_i"))
+    section.add("dXbar_k/dt", word("b_k"))
     return section
 
 
-def _diffusion(derivation: Derivation) -> Section:
+def _feature_drift(derivation: Any) -> Section:
+    section = Section("Drift: expectation over the drawn class and sample")
+    factor = word("sum") * rule().drift(word("w_l"), 1)
+    section.add("b_i", factor * _transformed(derivation, word("avgX")))
+    section.notes.append("Angle brackets are averages over the samples of a class.")
+    if derivation.model.n_classes <= EXPLICIT:
+        for k, drift in enumerate(derivation.drift):
+            section.add(f"b_{k + 1}", drift)
+        section.notes.append("The second index is the class that is averaged over.")
+    section.add("dX_i", word("b_i") * word("dt") + word("sigma_k") * word("dW_i"))
+    return section
+
+
+def _covariances(derivation: Any, own: str, other: str) -> Section:
     section = Section("Diffusion: covariance of two samples i (class k) and j (class m)")
-    noise = derivation.diffusion.noise * _symbol("sigma_k") * _symbol("sigma_k^T")
-    section.equations.append((_symbol("Cov_ii"), noise + sp.Symbol("h") * _symbol("C_kk")))
-    between = derivation.diffusion.noise_between * _symbol("sigma_k")
-    section.equations.append((_symbol("Cov_ij"), between + sp.Symbol("h") * _symbol("C_km")))
-    classes = list(_shown_classes(derivation))[:1]
-    for k in classes:
-        section.equations.append(
-            (_symbol(f"C_{k + 1}{k + 1}"), derivation.diffusion.sampling(k, k))
-        )
-        if derivation.model.n_classes > 1:
-            m = (k + 1) % derivation.model.n_classes
-            section.equations.append(
-                (_symbol(f"C_{k + 1}{m + 1}"), derivation.diffusion.sampling(k, m))
-            )
-    if derivation.model.n_classes > EXPLICIT:
-        section.equations = section.equations[:2]
-        S = _symbol("S_l") if derivation.model.transform.kind == "identity" else _symbol("HSH")
-        general = _symbol("sumwEE") * S - _symbol("b_k") * _symbol("b_m^T")
-        section.equations.append((_symbol("C_km"), general))
-    section.notes.append("C is the sampling noise of SGD; it vanishes with h. S_l is the second")
-    section.notes[-1] += " moment of class l's features."
+    h, diffusion = LEARNING_RATE, derivation.diffusion
+    noise = diffusion.noise * word("sigma_k") * word("sigma_k^T")
+    section.add("Cov_ii", noise + h * word(own))
+    section.add("Cov_ij", diffusion.noise_between * word("sigma_k") + h * word(other))
     return section
 
 
-def _modes(derivation: Derivation) -> Section:
+def _diffusion(derivation: Any) -> Section:
+    section = _covariances(derivation, "C_kk", "C_km")
+    K = derivation.model.n_classes
+    if K > EXPLICIT:
+        S = word("S_l" if derivation.model.transform.kind == "identity" else "HSH")
+        section.add("C_km", word("sumwEE") * S - word("b_k") * word("b_m^T"))
+    else:
+        k = next(iter(_shown_classes(derivation)))
+        for m in dict.fromkeys([k, (k + 1) % K]):
+            section.add(f"C_{k + 1}{m + 1}", derivation.diffusion.sampling(k, m))
+    section.notes.append(
+        "C is the sampling noise of SGD; it vanishes with h. S_l is the second moment of class l's features."
+    )
+    return section
+
+
+def _feature_diffusion(derivation: Any) -> Section:
+    section = _covariances(derivation, "C_ii", "C_ij")
+    average = _transformed(derivation, word("avgXX"))
+    if derivation.model.transform.kind != "identity":
+        average = average * word("H_l^T")
+    second = word("sum") * rule().sampling(word("w_l"), 1, 1) * average
+    section.add("C_ij", second - word("b_i") * word("b_j^T"))
+    section.notes.append("C is the sampling noise of SGD; it vanishes with h.")
+    return section
+
+
+def _modes(derivation: Any) -> Section:
     section = Section("Modes of the mean ODE")
-    for i, mode in enumerate(derivation.modes):
-        section.equations.append((sp.Symbol(f"lambda_{i + 1}"), mode.rate))
-        section.notes.append(f"lambda_{i + 1}: {mode.name}, multiplicity {mode.multiplicity}")
+    for i, mode in enumerate(derivation.modes, start=1):
+        section.add(f"lambda_{i}", mode.rate)
+        section.notes.append(f"lambda_{i}: {mode.name}, multiplicity {mode.multiplicity}")
     if not derivation.is_closed:
         section.notes.append(
             "What symmetry leaves coupled has no eigenvectors that are constant in time: there is no "
@@ -166,7 +203,7 @@ def _modes(derivation: Derivation) -> Section:
     return section
 
 
-def _solution(derivation: Derivation) -> Section:
+def _solution(derivation: Any) -> Section:
     section = Section("Solution of the mean ODE")
     solution = derivation.solution
     if solution is None:
@@ -175,56 +212,55 @@ def _solution(derivation: Derivation) -> Section:
         )
         return section
     generic = solution.generic()
+    means = {"k": generic} if generic is not None else {
+        str(k + 1): solution.mean(k) for k in _shown_classes(derivation)
+    }  # fmt: skip
     meaning: dict[sp.Expr, sp.Expr] = {}
-    if generic is not None:
-        short, meaning = abbreviate(generic)
-        section.equations.append((sp.Symbol("Xbar_k"), short))
-        section.notes.append("X_k is the initial mean of class k, m the mean of all X_k.")
-        if solution.is_logits:
-            section.notes[-1] = (
-                "X_k is the initial mean of class k, s_k its initial score, m_s the mean score, and "
-                "D the sum of s_l d_l over classes."
-            )
-    else:
-        for k in _shown_classes(derivation):
-            short, more = abbreviate(solution.mean(k))
-            meaning |= more
-            section.equations.append((sp.Symbol(f"Xbar_{k + 1}"), short))
-        section.notes.append("X_k is the initial mean of class k.")
+    for label, mean in means.items():
+        short, more = abbreviate(mean)
+        meaning |= more
+        section.add(f"Xbar_{label}", short)
+    note = "X_k is the initial mean of class k"
+    if generic is not None and solution.is_logits:
+        note += ", s_k its initial score, m_s the mean score, and D the sum of s_l d_l over classes"
+    elif generic is not None:
+        note += ", m the mean of all X_k"
+    section.notes.append(f"{note}.")
     section.equations += list(meaning.items())
     return section
 
 
-def _rates(derivation: Derivation) -> Section:
+def _rates(derivation: Any) -> Section:
     section = Section("Rates")
-    rows = [
-        ("rate_gap", derivation.separation_rate),
-        ("rate_NC1", derivation.nc1_rate),
-        ("rate_NC2", derivation.nc2_rate),
-        ("c_crit", derivation.critical_constant),
-    ]
-    section.equations = [(sp.Symbol(name), value) for name, value in rows if value is not None]
+    rows = {
+        "rate_gap": derivation.separation_rate,
+        "rate_NC1": derivation.nc1_rate,
+        "rate_NC2": derivation.nc2_rate,
+        "c_crit": derivation.critical_constant,
+    }
+    missing: dict[str, list[str]] = {}
+    for name, value in rows.items():
+        if value is None:
+            missing.setdefault(_why_missing(derivation, name), []).append(name)
+        else:
+            section.add(name, value)
     if section.equations:
         section.notes.append(
             "These are d/dt of the logarithm of the gap of two class means, of NC1 and of the NC2 error, "
             "and the critical constant; s_0 is the spread within a class at t_0."
         )
-    if derivation.critical_constant is not None:
+    if rows["c_crit"] is not None:
         section.notes.append(
             "With alpha - beta = c/t the gap over the spread grows without bound iff c > c_crit."
             + (" This is for beta <= 0." if derivation.model.transform.kind == "logits" else "")
         )
-    missing: dict[str, list[str]] = {}
-    for name, value in rows:
-        if value is None:
-            missing.setdefault(_why_missing(derivation, name), []).append(name)
     for why, names in missing.items():
         section.notes.append(f"No closed form for {', '.join(names)}: {why}.")
     return section
 
 
-def _why_missing(derivation: Derivation, name: str) -> str:
-    """Why there is no such rate."""
+def _why_missing(derivation: Any, name: str) -> str:
+    """The reason why there is no such rate."""
     model = derivation.model
     if name == "rate_NC2" and model.n_classes < 3:
         return "two centred class means are a simplex always"
@@ -240,129 +276,13 @@ def _why_missing(derivation: Derivation, name: str) -> str:
     )
 
 
-# --------------------------------------------------------------------------------------------------
-# What the derivation of a feature kernel says, in order: headings, equations and sentences.
-
-
-def _symbol_of_feature_report(name: str) -> sp.Symbol:
-    return sp.Symbol(name, commutative=False)
-
-
-def feature_sections(derivation: FeatureDerivation) -> list[Section]:
-    """The parts of a derivation, in the order in which they follow from each other."""
-    return [
-        _rule_of_feature_report(derivation),
-        _drift_of_feature_report(derivation),
-        _diffusion_of_feature_report(derivation),
-        _means(derivation),
-        _closed(derivation),
-    ]
-
-
-def _transformed(derivation: FeatureDerivation, word: sp.Expr) -> sp.Expr:
-    return (
-        word
-        if derivation.model.transform.kind == "identity"
-        else _symbol_of_feature_report("H_l") * word
-    )
-
-
-def _rule_of_feature_report(derivation: FeatureDerivation) -> Section:
-    model = derivation.model
-    h, kappa, zeta = (
-        sp.Symbol("h"),
-        _symbol_of_feature_report("kappa_iJ"),
-        _symbol_of_feature_report("zeta_i"),
-    )
-    H = 1 if model.transform.kind == "identity" else _symbol_of_feature_report("H_L")
-    step = (
-        h * kappa * H * _symbol_of_feature_report("X_J")
-        + sp.sqrt(h) * _symbol_of_feature_report("sigma_k") * zeta
-    )
-    section = Section(
-        "Microscopic rule at learning rate h", [(_symbol_of_feature_report("DeltaX_i"), step)]
-    )
-    strength = derivation.strength
-    section.equations.append((kappa, strength.expression))
-    meanings = {"r2": "dist2", "g": "inner", "c": "cosine", "s": "indicator"}
-    for name, meaning in meanings.items():
-        if VARIABLES[name] in strength.expression.free_symbols:
-            section.equations.append((VARIABLES[name], sp.Symbol(meaning)))
-    if VARIABLES["s"] in strength.expression.free_symbols:
-        section.equations.append((_symbol_of_feature_report("kappa_same"), strength.at(True)))
-        section.equations.append((_symbol_of_feature_report("kappa_other"), strength.at(False)))
-    end_of_system(derivation, section)
-    return section
-
-
-def _drift_of_feature_report(derivation: FeatureDerivation) -> Section:
-    section = Section("Drift: expectation over the drawn class and sample")
-    weight = rule().drift(_symbol_of_feature_report("w_l"), 1)
-    general = (
-        _symbol_of_feature_report("sum")
-        * weight
-        * _transformed(derivation, _symbol_of_feature_report("avgX"))
-    )
-    section.equations.append((_symbol_of_feature_report("b_i"), general))
-    if derivation.model.n_classes <= EXPLICIT:
-        for k, drift in enumerate(derivation.drift):
-            section.equations.append((_symbol_of_feature_report(f"b_{k + 1}"), drift))
-        section.notes.append("The second index is the class that is averaged over.")
-    section.equations.append(
-        (
-            _symbol_of_feature_report("dX_i"),
-            _symbol_of_feature_report("b_i") * _symbol_of_feature_report("dt")
-            + _symbol_of_feature_report("sigma_k") * _symbol_of_feature_report("dW_i"),
-        )
-    )
-    section.notes.insert(0, "Angle brackets are averages over the samples of a class.")
-    return section
-
-
-def _diffusion_of_feature_report(derivation: FeatureDerivation) -> Section:
-    section = Section("Diffusion: covariance of two samples i (class k) and j (class m)")
-    diffusion, h = derivation.diffusion, sp.Symbol("h")
-    noise = (
-        diffusion.noise
-        * _symbol_of_feature_report("sigma_k")
-        * _symbol_of_feature_report("sigma_k^T")
-    )
-    section.equations.append(
-        (_symbol_of_feature_report("Cov_ii"), noise + h * _symbol_of_feature_report("C_ii"))
-    )
-    between = diffusion.noise_between * _symbol_of_feature_report("sigma_k")
-    section.equations.append(
-        (_symbol_of_feature_report("Cov_ij"), between + h * _symbol_of_feature_report("C_ij"))
-    )
-    average = _transformed(derivation, _symbol_of_feature_report("avgXX"))
-    if derivation.model.transform.kind != "identity":
-        average = average * _symbol_of_feature_report("H_l^T")
-    second = (
-        _symbol_of_feature_report("sum")
-        * rule().sampling(_symbol_of_feature_report("w_l"), 1, 1)
-        * average
-    )
-    section.equations.append(
-        (
-            _symbol_of_feature_report("C_ij"),
-            second - _symbol_of_feature_report("b_i") * _symbol_of_feature_report("b_j^T"),
-        )
-    )
-    section.notes.append("C is the sampling noise of SGD; it vanishes with h.")
-    return section
-
-
-def _means(derivation: FeatureDerivation) -> Section:
+def _small_noise(derivation: Any) -> Section:
     section = Section("Small noise: all samples at their class means")
-    mean = _transformed(derivation, _symbol_of_feature_report("Xbar_l"))
-    weight = rule().drift(_symbol_of_feature_report("w_l"), 1)
-    general = (
-        _symbol_of_feature_report("sum") * weight * _symbol_of_feature_report("kappa_kl") * mean
-    )
-    section.equations.append((_symbol_of_feature_report("dXbar_k/dt"), general))
+    factor = word("sum") * rule().drift(word("w_l"), 1) * word("kappa_kl")
+    section.add("dXbar_k/dt", factor * _transformed(derivation, word("Xbar_l")))
     if derivation.model.n_classes <= EXPLICIT:
         for k, equation in enumerate(derivation.mean_ode):
-            section.equations.append((_symbol_of_feature_report(f"dXbar_{k + 1}/dt"), equation.rhs))
+            section.add(f"dXbar_{k + 1}/dt", equation.rhs)
     section.notes.append(
         "This is exact without noise and for samples that start at their class means; with noise the class "
         "means do not obey an equation of their own."
@@ -370,23 +290,22 @@ def _means(derivation: FeatureDerivation) -> Section:
     return section
 
 
-def _closed(derivation: FeatureDerivation) -> Section:
+def _feature_modes(derivation: Any) -> Section:
     section = Section("Modes, solution and rates")
-    section.notes.append(derivation.why_open)
-    if derivation.class_model is not None:
-        strength = derivation.strength
-        section.equations = [
-            (_symbol_of_feature_report("E_kk"), strength.at(True)),
-            (_symbol_of_feature_report("E_kl"), strength.at(False)),
-        ]
-        section.notes = [
-            "The strength does not depend on the features, so the model equals the one with this class "
-            "kernel, whose derivation has modes, solution and rates."
-        ]
+    if derivation.class_model is None:
+        section.notes.append(derivation.why_open)
+        return section
+    section.add("E_kk", derivation.strength.at(True))
+    section.add("E_kl", derivation.strength.at(False))
+    section.notes.append(
+        "The strength does not depend on the features, so the model equals the one with this class "
+        "kernel, whose derivation has modes, solution and rates."
+    )
     return section
 
 
 # --------------------------------------------------------------------------------------------------
+# Setting it in LaTeX and in text.
 
 _LATEX_FIXED = {
     "DeltaX_i": r"\Delta X_i",
@@ -447,7 +366,7 @@ _TEXT_FIXED = {
 
 
 def _latex_name(name: str, solution: bool) -> str:
-    """How a symbol is set: class numbers of vectors as superscripts, transposes as ⊤."""
+    """A symbol in LaTeX: class numbers of vectors as superscripts, transposes as ⊤."""
     if name in _LATEX_FIXED:
         return _LATEX_FIXED[name]
     if match := re.fullmatch(r"Xbar_(\w+)", name):
@@ -474,9 +393,6 @@ def _set(expression: sp.Basic, solution: bool) -> str:
     symbols = expression.atoms(sp.Symbol)
     names = {symbol: _latex_name(symbol.name, solution) for symbol in symbols}
     return sp.latex(expression, symbol_names=names, mul_symbol=None, ln_notation=False)
-
-
-LINE = 150  # characters of LaTeX that fit a line of an article, about
 
 
 def _broken(expression: sp.Basic, solution: bool) -> str:

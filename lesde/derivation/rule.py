@@ -1,8 +1,8 @@
 """The microscopic rule of one iteration, and what its expectation over the drawn sample leaves.
 
 :func:`increment` is the rule. :func:`rule` takes from it, once, the factors of the kick, the drift, the
-sampling covariance and the noise; tables of kernels, reports and engines apply these. The numbers that follow
-are in :mod:`lesde.laws.rule`.
+sampling covariance and the noise; tables of kernels, reports and engines apply these. The numbers that
+follow are in :mod:`lesde.laws.rule`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Rule:
     """Factors of what one drawn class adds, as functions of its weight and of strengths.
 
     They hold for kernels of classes and for kernels of pairs of samples alike. A strength κ_iJ that varies
-    with the drawn sample stays inside the average over the class, ⟨κ_iJ X_J⟩_l and ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩_l; the
-    factor in front is the one for the strength 1.
+    with the drawn sample stays inside the average over the class, ⟨κ_iJ X_J⟩_l and ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩_l;
+    the factor in front is the one for the strength 1.
 
     Attributes
     ----------

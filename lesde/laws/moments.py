@@ -1,8 +1,9 @@
 """First and second moments of the class means: of SGD, and of the SDEs that approximate it.
 
-The equations of the mean μ and covariance V of the class means, and of W, the expected covariance within classes, close.
-With M the map of the drift, D that of the SDE (M, or M − (h/2)(M² + Ṁ) for the modified equation), N the covariance of the
-class means' own noise and C that of a kick (:mod:`lesde.laws.rule`), the SDE has
+The equations of the mean μ and covariance V of the class means, and of W, the expected covariance within
+classes, close. With M the map of the drift, D that of the SDE (M, or M − (h/2)(M² + Ṁ) for the modified
+equation), N the covariance of the class means' own noise and C that of a kick (:mod:`lesde.laws.rule`), the
+SDE has
 
     dμ/dt = D μ,    dV/dt = D V + V Dᵀ + N + h E C,    dW_k/dt = (1 − 1/n_k) σ_kσ_kᵀ,
 
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import xarray as xr
 from scipy.integrate import solve_ivp
 
@@ -29,7 +29,7 @@ from lesde.errors import Diverged
 from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_covariance
 from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.model.lesde import LESDE, Initial, read_initial
-from lesde.paths import seen_times, with_asked_times
+from lesde.paths import StepGrid, iteration_counts, seen_times, with_asked_times
 
 __all__ = ["PROCESSES", "moments"]
 
@@ -89,8 +89,9 @@ def moments(
         class means; ``within`` (time, class, feature, feature_), the expectation of the empirical
         covariance within classes (divisor n_k), initial deviations included. Dimensions ``process`` and
         ``learning_rate`` come first where asked for. Coordinates ``label`` (sample), ``count`` (class),
-        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time) and,
-        where times lie between iterations, ``asked_time``. All float64: the recursion and the Euler scheme to rounding, the SDEs to about 1e-11 relative.
+        ``learning_rate`` where given, and with ``"sgd"`` ``iteration`` ([learning_rate,] time) and, where
+        times lie between iterations, ``asked_time``. All float64: the recursion and the Euler scheme to
+        rounding, the SDEs to about 1e-11 relative.
 
     Raises
     ------
@@ -102,13 +103,13 @@ def moments(
 
     Notes
     -----
-    The equations are in :mod:`lesde.moment_equations`, those of the modified equation in
-    :mod:`lesde.sampling_noise`. ``"modified"`` needs the time derivative of kernel and noise: symbolic
+    The equations are in :mod:`lesde.laws.moments`, those of the modified equation in
+    :mod:`lesde.laws.rule`. ``"modified"`` needs the time derivative of kernel and noise: symbolic
     for formulas, finite differences of sixth order for Python callables. A formula with jumps has
     no derivative there, and then the order is 1.
 
-    Cost: a few products of (K·p)×(K·p) matrices an iteration or step; on one core about 0.1 ms where they are
-    small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
+    Cost: a few products of (K·p)×(K·p) matrices for each iteration or step; on one core about 0.1 ms where
+    they are small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
 
     Examples
     --------
@@ -136,8 +137,6 @@ def moments(
     asked: np.ndarray = saved
     iterations: list[np.ndarray] = []
     if "sgd" in names:
-        from lesde.processes.sgd import iteration_counts
-
         steps = [rate for rate in rates if rate is not None]
         iterations = [iteration_counts(asked, rate) for rate in steps]
         saved = seen_times(asked, steps, iterations)
@@ -153,13 +152,50 @@ def moments(
                 counts = iterations[i] if name == "sgd" else None
                 track = _track(coefficients, saved, start, name, rate, dt, counts)
             cells += track
-    clock = with_asked_times({"time": ("time", saved, {"long_name": "time"})}, asked)
+
+    lead = ([("process", len(names))] if several else []) + (
+        [("learning_rate", len(rates))] if batched else []
+    )
+    dims, sizes = [dim for dim, _ in lead], [size for _, size in lead]
+    K, p = model.n_classes, model.n_features
+    both = ("class", "feature", "class_", "feature_")
+    meanings = {
+        "mean": (("class", "feature"), (K, p), "class mean"),
+        "covariance": (both, (K, p, K, p), "covariance of the class means"),
+        "within": (
+            ("class", "feature", "feature_"),
+            (K, p, p),
+            "expected empirical covariance within classes",
+        ),
+    }
+    data: dict[str, Any] = {}
+    for name, (own, shape, meaning) in meanings.items():
+        values = np.stack([getattr(cell, name) for cell in cells])
+        values = values.reshape(*sizes, len(saved), *shape)
+        data[name] = ((*dims, "time", *own), values, {"long_name": meaning})
+    coords: dict[str, Any] = with_asked_times(
+        {"time": ("time", saved, {"long_name": "time"})}, asked
+    )
+    coords |= {"label": ("sample", model.labels), "count": ("class", model.counts)}
     if iterations:
-        about = {"long_name": "iteration"}
-        values = np.stack(iterations) if batched else iterations[0]
-        lead = ("learning_rate",) if batched else ()
-        clock["iteration"] = ((*lead, "time"), values, about)
-    return _dataset(model, clock, start, names, several, rates, batched, cells, dt)
+        counts = np.stack(iterations) if batched else iterations[0]
+        along = [*(["learning_rate"] if batched else []), "time"]
+        coords["iteration"] = (along, counts, {"long_name": "iteration"})
+    if several:
+        coords["process"] = ("process", names)
+    if rates[0] is not None:
+        about = {"long_name": "learning rate"}
+        coords["learning_rate"] = (
+            ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
+        )
+    attrs: dict[str, Any] = {
+        "model": json.dumps(model.describe()),
+        "initial": "random" if start.is_random else "given",
+        "process": ", ".join(names),
+    }
+    if dt is not None:
+        attrs["dt"] = dt
+    return xr.Dataset(data, coords, attrs)
 
 
 def _processes(value: Any) -> tuple[list[str], bool]:
@@ -219,18 +255,18 @@ def _check_model(model: LESDE, coefficients: Coefficients) -> None:
 class Moments(NamedTuple):
     """The moments at one time: μ (K, p) and V (K·p, K·p) of the class means, W (K, p, p) within classes."""
 
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    within: torch.Tensor
+    mean: np.ndarray
+    covariance: np.ndarray
+    within: np.ndarray
 
     def packed(self) -> np.ndarray:
         """All numbers in one vector."""
-        return torch.cat([part.flatten() for part in self]).numpy()
+        return np.concatenate([part.ravel() for part in self])
 
     def unpacked(self, vector: np.ndarray) -> Moments:
         """Moments of the shapes of these from such a vector."""
-        parts = torch.from_numpy(vector).split([part.numel() for part in self])
-        return Moments(*(new.view(old.shape) for new, old in zip(parts, self, strict=True)))
+        parts = np.split(vector, np.cumsum([part.size for part in self])[:-1])
+        return Moments(*(new.reshape(old.shape) for new, old in zip(parts, self, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -240,11 +276,11 @@ class Rates:
     ``kicks`` is E_kl, ``push`` is x ↦ M x, ``effective`` x ↦ D x, ``noise`` N and ``growth`` dW/dt.
     """
 
-    kicks: torch.Tensor
-    push: Callable[[torch.Tensor], torch.Tensor]
-    effective: Callable[[torch.Tensor], torch.Tensor]
-    noise: torch.Tensor
-    growth: torch.Tensor
+    kicks: np.ndarray
+    push: Callable[[np.ndarray], np.ndarray]
+    effective: Callable[[np.ndarray], np.ndarray]
+    noise: np.ndarray
+    growth: np.ndarray
 
 
 class MomentEquations:
@@ -258,7 +294,7 @@ class MomentEquations:
     ):
         self.coefficients, self.h = coefficients, rate
         self.transforms = Transforms(coefficients.transform)
-        self.counts = torch.tensor(coefficients.counts, dtype=torch.float64)
+        self.counts = coefficients.counts
         self.shares = self.counts / self.counts.sum()
         self.K, self.p = len(self.counts), coefficients.n_features
         self.slopes: tuple[Callable[..., np.ndarray], ...] = ()
@@ -280,73 +316,73 @@ class MomentEquations:
             drift_slope, noise_slope = self.slopes
             tables.append(drift_slope(at))
             factors = factors - 0.5 * self.h * noise_slope(at)
-        columns = [torch.from_numpy(np.ascontiguousarray(table)) for table in tables]
-        spread = torch.from_numpy(factors)
-        spread = spread @ spread.mT
+        spread = factors @ factors.swapaxes(-1, -2)
         if not self.slopes and self.coefficients.noise.is_constant:
             own = self._own_noise(spread[0])
             noise = lambda i: own  # noqa: E731
         else:
             noise = lambda i: self._own_noise(spread[i])  # noqa: E731
         if self.constant:
-            self._known = self._rates(noise(0), *(column[0] for column in columns))
+            self._known = self._rates(noise(0), *(column[0] for column in tables))
             return self.rates(times)
-        return lambda i: self._rates(noise(i), *(column[i] for column in columns))
+        return lambda i: self._rates(noise(i), *(column[i] for column in tables))
 
-    def _own_noise(self, covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _own_noise(self, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """N of the plain SDE and dW/dt, from σσᵀ (class, feature, feature)."""
-        growth = (1 - 1 / self.counts)[:, None, None] * covariance
-        return torch.block_diag(*(covariance / self.counts[:, None, None])), growth
+        each, classes = self.counts[:, None, None], np.arange(self.K)
+        noise = np.zeros((self.K, self.p, self.K, self.p))
+        noise[classes, :, classes] = covariance / each
+        return noise.reshape(self.K * self.p, -1), (1 - 1 / each) * covariance
 
     def _rates(
         self,
-        own: tuple[torch.Tensor, torch.Tensor],
-        kicks: torch.Tensor,
-        weights: torch.Tensor,
-        *slope: torch.Tensor,
+        own: tuple[np.ndarray, np.ndarray],
+        kicks: np.ndarray,
+        weights: np.ndarray,
+        *slope: np.ndarray,
     ) -> Rates:
         noise, growth = own
 
-        def push(means: torch.Tensor) -> torch.Tensor:
+        def push(means: np.ndarray) -> np.ndarray:
             return drift(self.transforms, weights, means)
 
         if not slope:
             return Rates(kicks, push, push, noise, growth)
 
-        def effective(means: torch.Tensor) -> torch.Tensor:
+        def effective(means: np.ndarray) -> np.ndarray:
             turned = lambda x: drift(self.transforms, slope[0], x)  # noqa: E731
             return modified_drift(push, turned, means, self.h)
 
         half = self._rows(lambda x: modified_noise(push, x, self.h), noise)
-        whole = self._rows(lambda x: modified_noise(push, x, self.h), half.mT)
+        whole = self._rows(lambda x: modified_noise(push, x, self.h), half.T)
         return Rates(kicks, push, effective, whole, growth)
 
-    def _rows(
-        self, function: Callable[[torch.Tensor], torch.Tensor], matrix: torch.Tensor
-    ) -> torch.Tensor:
+    def _rows(self, function: Callable[[np.ndarray], np.ndarray], matrix: np.ndarray) -> np.ndarray:
         """A map of class means applied to every row of a matrix: A Fᵀ."""
-        return function(matrix.reshape(-1, self.K, self.p)).view(matrix.shape)
+        return function(matrix.reshape(-1, self.K, self.p)).reshape(matrix.shape)
 
-    def _kick_covariance(self, rates: Rates, state: Moments) -> torch.Tensor:
+    def _kick_covariance(self, rates: Rates, state: Moments) -> np.ndarray:
         """E UUᵀ − b bᵀ for the kick U, with b = M μ: E C + M V Mᵀ."""
-        blocks = state.covariance.view(self.K, self.p, self.K, self.p).diagonal(dim1=0, dim2=2)
-        second = blocks.movedim(-1, 0) + state.within
-        return sampling_covariance(self.transforms, rates.kicks, self.shares, state.mean, second)
+        K, p = self.K, self.p
+        blocks = np.einsum("kikj->kij", state.covariance.reshape(K, p, K, p))
+        return sampling_covariance(
+            self.transforms, rates.kicks, self.shares, state.mean, blocks + state.within
+        )
 
     def derivative(self, rates: Rates, state: Moments) -> Moments:
         """d/dt of the moments of the SDE."""
         V = state.covariance
         carried = self._rows(rates.effective, V)
-        change = carried + carried.mT + rates.noise
+        change = carried + carried.T + rates.noise
         if self.h:
-            spread = self._rows(rates.push, self._rows(rates.push, V).mT)
+            spread = self._rows(rates.push, self._rows(rates.push, V).T)
             change = change + self.h * (self._kick_covariance(rates, state) - spread)
         return Moments(rates.effective(state.mean), change, rates.growth)
 
     def euler(self, rates: Rates, state: Moments, dt: float) -> Moments:
         """The moments after one Euler-Maruyama step of the SDE."""
         change = self.derivative(rates, state)
-        second = self._rows(rates.effective, self._rows(rates.effective, state.covariance).mT)
+        second = self._rows(rates.effective, self._rows(rates.effective, state.covariance).T)
         mean, covariance, within = (a + dt * b for a, b in zip(state, change, strict=True))
         return Moments(mean, covariance + dt**2 * second, within)
 
@@ -354,7 +390,7 @@ class MomentEquations:
         """The moments after one iteration of the discrete process."""
         h, V = self.h, state.covariance
         carried = self._rows(rates.push, V)
-        covariance = V + h * (carried + carried.mT + rates.noise)
+        covariance = V + h * (carried + carried.T + rates.noise)
         covariance += h**2 * self._kick_covariance(rates, state)
         mean = state.mean + h * rates.push(state.mean)
         return Moments(mean, covariance, state.within + h * rates.growth)
@@ -442,8 +478,8 @@ class MomentEquations:
         change = self.derivative(self.rates(np.array([start + width / 2]))(0), state)
         parts = []
         for value, slope in zip(state, change, strict=True):
-            size = float(value.abs().max() + width * slope.abs().max())
-            parts.append(np.full(value.numel(), size if size > 0 else 1.0))
+            size = float(np.abs(value).max() + width * np.abs(slope).max())
+            parts.append(np.full(value.size, size if size > 0 else 1.0))
         return np.concatenate(parts)
 
 
@@ -463,8 +499,6 @@ def _track(
     pieces = equations.pieces(times) if counts is None and dt is None else times
     track = [state]
     if counts is None and dt is not None:
-        from lesde.processes.integration import StepGrid
-
         grid = StepGrid.regular(times, dt)
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(1, len(times)):
@@ -486,72 +520,12 @@ def _track(
 
 
 def _initial_moments(coefficients: Coefficients, start: Initial) -> Moments:
-    counts, p = coefficients.counts.tolist(), coefficients.n_features
+    counts, p = coefficients.counts, coefficients.n_features
     K = len(counts)
-    within = torch.zeros(K, p, p, dtype=torch.float64)
+    within = np.zeros((K, p, p))
     if start.offsets is not None:
-        rows = torch.from_numpy(start.offsets).split(counts)
-        within = torch.stack([own.T @ own / len(own) for own in rows])
+        rows = np.split(start.offsets, np.cumsum(counts)[:-1])
+        within = np.stack([own.T @ own / len(own) for own in rows])
     if start.means is None:
-        covariance = torch.eye(K * p, dtype=torch.float64) / p
-        return Moments(torch.zeros(K, p, dtype=torch.float64), covariance, within)
-    means = torch.tensor(start.means, dtype=torch.float64)
-    return Moments(means, torch.zeros(K * p, K * p, dtype=torch.float64), within)
-
-
-def _dataset(
-    model: LESDE,
-    clock: dict[str, Any],
-    start: Initial,
-    names: list[str],
-    several: bool,
-    rates: list[float | None],
-    batched: bool,
-    cells: list[Moments],
-    dt: float | None,
-) -> xr.Dataset:
-    K, p, T = model.n_classes, model.n_features, len(clock["time"][1])
-    lead = [("process", len(names))] if several else []
-    lead += [("learning_rate", len(rates))] if batched else []
-    dims, sizes = [d for d, _ in lead], [n for _, n in lead]
-
-    def gather(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.stack([getattr(cell, name) for cell in cells]).reshape(*sizes, T, *shape)
-
-    data: dict[str, Any] = {
-        "mean": (
-            (*dims, "time", "class", "feature"),
-            gather("mean", (K, p)),
-            {"long_name": "class mean"},
-        ),
-        "covariance": (
-            (*dims, "time", "class", "feature", "class_", "feature_"),
-            gather("covariance", (K, p, K, p)),
-            {"long_name": "covariance of the class means"},
-        ),
-        "within": (
-            (*dims, "time", "class", "feature", "feature_"),
-            gather("within", (K, p, p)),
-            {"long_name": "expected empirical covariance within classes"},
-        ),
-    }
-    coords: dict[str, Any] = {
-        **clock,
-        "label": ("sample", model.labels),
-        "count": ("class", model.counts),
-    }
-    if several:
-        coords["process"] = ("process", names)
-    if rates[0] is not None:
-        about = {"long_name": "learning rate"}
-        coords["learning_rate"] = (
-            ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
-        )
-    attrs: dict[str, Any] = {
-        "model": json.dumps(model.describe()),
-        "initial": "random" if start.is_random else "given",
-        "process": ", ".join(names),
-    }
-    if dt is not None:
-        attrs["dt"] = dt
-    return xr.Dataset(data, coords, attrs)
+        return Moments(np.zeros((K, p)), np.eye(K * p) / p, within)
+    return Moments(start.means.copy(), np.zeros((K * p, K * p)), within)

@@ -1,12 +1,15 @@
-"""The microscopic rule in numbers: drift, kicks and sampling noise as torch functions.
+"""The microscopic rule in numbers: drift, kicks and sampling noise, of torch tensors (or NumPy arrays).
 
-Whatever moves class means or samples, the law, the moments, the engines and the fits, takes its equations from
-here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the class matrix
-of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything works on any leading
-batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and under autograd.
+Whatever moves class means or samples, the law, the moments, the engines and the fits, takes its equations
+from here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the
+class matrix of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything
+works on any leading batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and
+under autograd; :func:`drift` and
+:func:`sampling_covariance` take NumPy arrays as well, which cost less where they are small.
 
-Class means are ``(..., class, feature)``. Engines that hold many replicates side by side keep them behind the
-class, ``(..., class, replicate, feature)``, so that one product serves all: they pass ``class_axis=-3``.
+Class means are ``(..., class, feature)``. Engines that hold many replicates side by side keep them behind
+the class, ``(..., class, replicate, feature)``, so that one product serves all: they pass
+``class_axis=-3``.
 
 >>> import lesde, torch
 >>> from lesde.laws.rule import Transforms, drift
@@ -21,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from lesde.model.transforms import Transform, logit_directions
@@ -56,6 +60,7 @@ class Transforms:
     ):
         self.kind, self.is_shared = transform.kind, transform.is_shared
         self.n_classes, self.n_features = transform.n_classes, transform.n_features
+        self._plain = transform
         self.matrices: torch.Tensor | None = None
         """H_l (class, feature, feature), where a user gave matrices."""
         if self.kind == "matrix":
@@ -63,10 +68,13 @@ class Transforms:
             self.matrices = torch.tensor(transform.array(), dtype=dtype, device=device)
             self._turned = self.matrices.mT.contiguous()
 
-    def __call__(self, x: torch.Tensor, class_axis: int = -2) -> torch.Tensor:
+    def __call__(self, x: Any, class_axis: int = -2) -> Any:
         """H_l x^l for x with a class axis and features last."""
         if self.kind == "identity":
             return x
+        if isinstance(x, np.ndarray):
+            assert class_axis == -2
+            return self._plain(x)
         if self.matrices is not None:
             if class_axis == -2:
                 return (self.matrices @ x.unsqueeze(-1)).squeeze(-1)
@@ -122,13 +130,11 @@ class Transforms:
         return whole.reshape(*matrix.shape[:-2], K * p, K * p)
 
 
-def drift(
-    transforms: Transforms, weights: torch.Tensor, means: torch.Tensor, class_axis: int = -2
-) -> torch.Tensor:
+def drift(transforms: Transforms, weights: Any, means: Any, class_axis: int = -2) -> Any:
     """The drift b_k = Σ_l w_l E_kl H_l X̄^l of every class.
 
-    The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with d/dt of
-    w_l E_kl it is the drift's slope.
+    The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with
+    d/dt of w_l E_kl it is the drift's slope.
 
     Parameters
     ----------
@@ -142,11 +148,13 @@ def drift(
     tensor of the shape of ``means``
         One product for each leading index, whose rounding does not depend on how many there are.
     """
-    pushed = transforms(means, class_axis).flatten(means.dim() + class_axis + 1)
-    if weights.dim() < pushed.dim():  # a product for each, where torch might fold them into one
+    shape = means.shape
+    pushed = transforms(means, class_axis).reshape(*shape[: len(shape) + class_axis + 1], -1)
+    if isinstance(pushed, torch.Tensor) and weights.dim() < pushed.dim():
+        # A product for each, where torch would fold them into one.
         weights = weights.expand(*pushed.shape[:-2], -1, -1)
     moved = weights @ pushed
-    return moved.view(*moved.shape[:-1], *means.shape[class_axis + 1 :])
+    return moved.reshape(*moved.shape[:-1], *shape[class_axis + 1 :])
 
 
 def kick(
@@ -172,17 +180,14 @@ def kick(
 
 
 def sampling_covariance(
-    transforms: Transforms,
-    kicks: torch.Tensor,
-    shares: torch.Tensor,
-    means: torch.Tensor,
-    second: torch.Tensor,
-) -> torch.Tensor:
+    transforms: Transforms, kicks: Any, shares: Any, means: Any, second: Any
+) -> Any:
     """The covariance of one kick, C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, over all classes.
 
-    Here S_l = X̄^l X̄^lᵀ + T_l, and products of the means are taken of their differences from b, so that nothing
-    cancels. With T_l the covariance within class l this is C. Where the class means are random, with mean ``means``
-    and a covariance V, E C is this with V_ll added to T_l, less M V Mᵀ (M the map of :func:`drift`).
+    Here S_l = X̄^l X̄^lᵀ + T_l, and products of the means are taken of their differences from b, so that
+    nothing cancels. With T_l the covariance within class l this is C. Where the class means are random,
+    with mean ``means`` and a covariance V, E C is this with V_ll added to T_l, less M V Mᵀ (M the map of
+    :func:`drift`).
 
     Parameters
     ----------
@@ -201,15 +206,20 @@ def sampling_covariance(
     """
     K, p = means.shape[-2:]
     pushed, weighted = transforms(means), kicks * shares
-    apart = kicks.unsqueeze(-1) * pushed.unsqueeze(-3) - (weighted @ pushed).unsqueeze(-2)
-    columns = apart.mT.flatten(-3, -2)  # (moved class and feature, drawn class)
+    apart = kicks[..., None] * pushed[..., None, :, :] - (weighted @ pushed)[..., None, :]
+    columns = apart.swapaxes(-1, -2)  # (moved class, feature, drawn class)
+    columns = columns.reshape(*columns.shape[:-3], K * p, K)
     spread = second
     if transforms.kind != "identity":
-        turned = transforms(second.movedim(-1, -3))  # H_l T_l: (column, class, row)
-        spread = transforms(turned.transpose(-3, -1)).movedim(-3, -2)
-    pairs = (weighted.unsqueeze(-2) * kicks.unsqueeze(-3)).flatten(-3, -2)  # E_kl w_l E_ml
-    blocks = (pairs @ spread.flatten(-2)).view(*pairs.shape[:-2], K, K, p, p).transpose(-3, -2)
-    return (columns * shares) @ columns.mT + blocks.reshape(*blocks.shape[:-4], K * p, K * p)
+        turned = transforms(
+            second.swapaxes(-3, -2)
+        )  # H_l T_l, as T_l is symmetric: (column, class, row)
+        spread = transforms(turned.swapaxes(-3, -1)).swapaxes(-3, -2)
+    pairs = weighted[..., None, :] * kicks[..., None, :, :]  # E_kl w_l E_ml: (k, m, l)
+    blocks = pairs.reshape(*pairs.shape[:-3], K * K, K) @ spread.reshape(*spread.shape[:-2], p * p)
+    blocks = blocks.reshape(*blocks.shape[:-2], K, K, p, p).swapaxes(-3, -2)
+    whole = (columns * shares) @ columns.swapaxes(-1, -2)
+    return whole + blocks.reshape(*blocks.shape[:-4], K * p, K * p)
 
 
 def sampling_noise(
@@ -225,9 +235,9 @@ def sampling_noise(
     """C^{1/2} applied to normals: the sampling noise of every class, without a matrix of classes and features.
 
     Σ_l √w_l [E_kl H_l (X̄^l z_l + d_l) − b_k z_l] has covariance C, for independent z_l ~ N(0, 1) and d_l ~
-    N(0, W_l), W_l the covariance within class l. With one normal ξ_j a sample, z_l = n_l^{-1/2} Σ_j ξ_j and d_l =
-    n_l^{-1/2} Σ_j Y_j ξ_j are such, Y_j the deviations of the samples of class l from its mean. Every sample of class k
-    gets the same increment, √(h dt) times this.
+    N(0, W_l), W_l the covariance within class l. With one normal ξ_j a sample, z_l = n_l^{-1/2} Σ_j ξ_j and
+    d_l = n_l^{-1/2} Σ_j Y_j ξ_j are such, Y_j the deviations of the samples of class l from its mean. Every
+    sample of class k gets the same increment, √(h dt) times this.
 
     Parameters
     ----------
@@ -273,9 +283,9 @@ def modified_drift(push: Push, slope: Push, means: Any, rate: float) -> Any:
 def modified_noise(push: Push, noise: Any, rate: float) -> Any:
     """(1 − hM/2) applied to the noise of the class means, laid out as ``noise``.
 
-    What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k: the
-    deviations of samples from their class mean have no other noise than in the plain SDE. Where σ depends on time,
-    both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_slope`).
+    What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k:
+    the deviations of samples from their class mean have no other noise than in the plain SDE. Where σ
+    depends on time, both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_slope`).
 
     Parameters
     ----------

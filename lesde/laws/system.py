@@ -1,8 +1,8 @@
 """The linear system of the class means, in the smallest space that carries it.
 
-dY = W(t) V Y dt + noise, Y the class means in the coordinates of :func:`contrast_basis`: grand mean and contrasts.
-Where the two do not mix, as in balanced models, each keeps its own digits; in class coordinates the contrasts would
-drown in the rounding of a grand mean that grows faster.
+dY = W(t) V Y dt + noise, Y the class means in the coordinates of :func:`contrast_basis`: grand mean and
+contrasts. Where the two do not mix, as in balanced models, each keeps its own digits; in class coordinates
+the contrasts would drown in the rounding of a grand mean that grows faster.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def clean(matrices: torch.Tensor) -> torch.Tensor:
 class MeanSystem:
     """W(t), V and the noise of dY = W V Y dt + noise.
 
-    The space has n = K dimensions where the transform is the identity, and every feature obeys the same system; else
-    n = K·p, and W and V have the rank of the H_l.
+    The space has n = K dimensions where the transform is the identity, and every feature obeys the same
+    system; else n = K·p, and W and V have the rank of the H_l.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class MeanSystem:
     right : tensor (r, n)
         V; the identity where n = K.
     features : tensor (part, p, p), or None
-        The noise of the class means has the intensity Σ_part Q_part ⊗ features_part, with matrices Q of :meth:`intensity`
-        of classes alone; None where there is one Q, (K·p)×(K·p).
+        The noise of the class means has the intensity Σ_part Q_part ⊗ features_part, with matrices Q of
+        :meth:`intensity` of classes alone; None where there is one Q, (K·p)×(K·p).
 
     Raises
     ------
@@ -132,10 +132,17 @@ class MeanSystem:
         return self.drift.is_constant and self.noise.is_constant
 
     @property
-    def size(self) -> int:
-        """The larger of the dimensions of Y and of the noise's matrices."""
-        wide = len(self.counts) * self.n_features if self.features is None else len(self.counts)
-        return max(self.right.shape[1], wide)
+    def noise_shape(self) -> tuple[int, int]:
+        """Parts and rows of the noise's matrices Q."""
+        if self.features is None:
+            return 1, len(self.counts) * self.n_features
+        return len(self.features), len(self.counts)
+
+    @property
+    def panels_at_once(self) -> int:
+        """The number of panels whose flows and noise are held in memory at once."""
+        (r, n), (parts, m) = self.right.shape, self.noise_shape
+        return max(1, VALUES_AT_ONCE // (NODES * max(n * r, parts * m**2)))
 
     def check(self, times: np.ndarray) -> None:
         """Raise where kernel or noise are not finite at one of the times; names the value."""
@@ -194,9 +201,9 @@ class MeanSystem:
     def panels(self, times: np.ndarray) -> tuple[Panels, bool]:
         """Panels on which kernel and noise are resolved and the flow is near the identity, at the current values.
 
-        The owner of each is the interval between successive times. There are at most :data:`MOST_PANELS` where the
-        kernel is strong; the second result is True where they end there, short of the last time. The choice is no
-        part of a graph: the law does not depend on it but by rounding.
+        The owner of each is the interval between successive times. There are at most :data:`MOST_PANELS`
+        where the kernel is strong; the second result is True where they end there, short of the last time.
+        The choice is no part of a graph: the law does not depend on it but by rounding.
 
         Raises
         ------
@@ -242,8 +249,9 @@ class MeanSystem:
     def _matrices(self, panels: Panels) -> Iterator[torch.Tensor]:
         """Class matrices (panel, node, class, class), some panels at a time."""
         at_once = max(1, VALUES_AT_ONCE // (NODES * len(self.counts) ** 2))
-        for i in range(0, len(panels.starts), at_once):
-            nodes = panels.nodes[i : i + at_once]
+        nodes_of_all = panels.nodes
+        for i in range(0, len(nodes_of_all), at_once):
+            nodes = nodes_of_all[i : i + at_once]
             yield self.weights(nodes.ravel()).unflatten(0, nodes.shape)
 
     def _panel_norms(self, panels: Panels) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Gaussian transitions of the class means over intervals: Φ and noise covariance, to rounding, with gradients.
 
-Every interval is cut into panels on which kernel and noise are resolved (:meth:`lesde.laws.system.MeanSystem.panels`);
-the flow over a panel is found by Gauss-Legendre collocation, and panels are composed. Where nothing depends on time a
-panel is doubled instead, and intervals of equal width share one transition.
+Every interval is cut into panels on which kernel and noise are resolved
+(:meth:`lesde.laws.system.MeanSystem.panels`); the flow over a panel is found by Gauss-Legendre collocation,
+and panels are composed. Where nothing depends on time a panel is doubled instead, and intervals of equal
+width share one transition.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from lesde.derivation.coefficients import Coefficients, FeatureCoefficients
 from lesde.errors import Diverged
-from lesde.laws.system import LARGEST_NORM, VALUES_AT_ONCE, MeanSystem
+from lesde.laws.system import LARGEST_NORM, MeanSystem
 from lesde.model.quadrature import INTEGRATE, NODES, POINTS, WEIGHTS
 
 __all__ = ["MeanTransitions", "Transition", "left", "mean_transitions", "transitions"]
@@ -32,8 +33,8 @@ class MeanTransitions:
     phi : tensor (kind, n, n)
         Φ of the different intervals; n = K where the transform is the identity, else K·p.
     noise : tensor (kind, part, m, m)
-        The covariance that noise adds is Σ_part noise_part ⊗ features_part, m = K; where ``features`` is None it is the one
-        part, m = K·p.
+        The covariance that noise adds is Σ_part noise_part ⊗ features_part, m = K; where ``features`` is
+        None it is the one part, m = K·p.
     features : tensor (part, p, p), or None
     kind : ndarray of int (interval,)
         Which of them an interval has: those of equal width share one where nothing depends on time.
@@ -108,10 +109,9 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         Where the noise overflows.
     """
     if len(times) == 1:
-        empty = system.basis.new_zeros
-        n, parts = system.right.shape[1], 1 if system.features is None else len(system.features)
-        m = len(system.basis) * (system.n_features if system.features is None else 1)
-        phi, noise, kind = empty(0, n, n), empty(0, parts, m, m), np.zeros(0, int)
+        n, (parts, m) = system.right.shape[1], system.noise_shape
+        phi, noise = system.basis.new_zeros(0, n, n), system.basis.new_zeros(0, parts, m, m)
+        kind = np.zeros(0, dtype=int)
     elif system.is_constant:
         widths, kind = distinct(np.diff(times), np.abs(times).max())
         phi, noise = _constant(system, times[0], widths)
@@ -120,9 +120,8 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         try:
             phi, noise = _varying(system, times)
         except (ValueError, Diverged) as error:
-            system.check(
-                times
-            )  # asked for at the given times, kernel and noise name the value at fault
+            # Asked for at the given times, kernel and noise name the value at fault.
+            system.check(times)
             if isinstance(error, Diverged):
                 with torch.no_grad():
                     system.noise.integrated(times)
@@ -156,8 +155,12 @@ def _constant(
     ratio = np.clip(np.nan_to_num(norm * widths, nan=np.inf) / LARGEST_NORM, 1.0, 1e300)
     doublings = np.ceil(np.log2(ratio)).astype(int)
     short = widths / 2.0**doublings
-    phi, J = _flows(system, np.full(len(widths), start), short)
-    noise = _covariances(system, np.full(len(widths), start), short, J)
+    found = []
+    for first in range(0, len(short), system.panels_at_once):
+        part = short[first : first + system.panels_at_once]
+        phi, J = _flows(system, np.full(len(part), start), part)
+        found.append((phi, _covariances(system, np.full(len(part), start), part, J)))
+    phi, noise = (torch.cat(parts) for parts in zip(*found, strict=True))
     for done in range(doublings.max(initial=0)):
         grow = torch.from_numpy(np.flatnonzero(doublings > done))
         each, added = phi[grow], noise[grow]
@@ -169,10 +172,7 @@ def _constant(
 def _varying(system: MeanSystem, times: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Φ and C of every interval, where kernel or noise depend on time."""
     panels, short = system.panels(times)
-    largest = float(np.abs(times).max())
-    r, n = system.right.shape
-    parts = 1 if system.features is None else len(system.features)
-    at_once = max(1, VALUES_AT_ONCE // (NODES * max(n * r, parts * system.size**2)))
+    largest, at_once = float(np.abs(times).max()), system.panels_at_once
     phis, noises, last = [], [], None
     for first in range(0, len(panels.starts), at_once):
         part = slice(first, first + at_once)
@@ -302,7 +302,8 @@ class Transition:
     phi : ndarray, shape (n, n)
         Φ; n = K where the transform is the identity, else K·p.
     parts : tuple of (ndarray (m, m), ndarray (p, p) or None)
-        The covariance is Σ part ⊗ factor factorᵀ over these, m = K; without a factor it is the part itself, m = K·p.
+        The covariance is Σ part ⊗ factor factorᵀ over these, m = K; without a factor it is the part itself,
+        m = K·p.
     basis : ndarray, shape (K, K)
         The contrast basis.
     n_features : int
@@ -341,7 +342,7 @@ class Transition:
 
     @property
     def n_normals(self) -> int:
-        """How many arrays of standard normals :meth:`noise` takes."""
+        """The number of arrays of standard normals that :meth:`noise` takes."""
         return len(self.parts)
 
     @cached_property
@@ -384,8 +385,8 @@ def transitions(
 ) -> list[Transition]:
     """The transitions between successive times, without gradients; those of the latest times are kept.
 
-    Intervals that are equal up to the rounding of the times share one object where nothing depends on time. Where the
-    growth overflows, the matrices are not finite.
+    Intervals that are equal up to the rounding of the times share one object where nothing depends on time.
+    Where the growth overflows, the matrices are not finite.
 
     Parameters
     ----------
@@ -402,8 +403,8 @@ def transitions(
     Raises
     ------
     ValueError
-        Where the drift is not linear, kernel or noise are not finite at some time, change too abruptly to integrate, or
-        need dense matrices beyond :data:`lesde.laws.system.DENSE_LIMIT`.
+        Where the drift is not linear, kernel or noise are not finite at some time, change too abruptly to
+        integrate, or need dense matrices beyond :data:`lesde.laws.system.DENSE_LIMIT`.
     Diverged
         Where the variance that noise adds overflows.
     """

@@ -227,7 +227,7 @@ class BoundNoise:
         return total
 
     def covariances(self, square: torch.Tensor, n_classes: int) -> torch.Tensor:
-        """What :meth:`square` or :meth:`integrated` gives, written out as (time, class, feature, feature)."""
+        """Covariances (time, class, feature, feature) of the result of :meth:`square` or :meth:`integrated`."""
         p = self.noise.n_features
         if self.is_isotropic:
             square = square[:, :, None, None] * torch.eye(p, dtype=torch.float64)

@@ -49,7 +49,7 @@ class Kernel(ABC):
     """A class-to-class elasticity kernel E_kl(t); subclasses give its table."""
 
     depends_on_features = False
-    """Whether E depends on the features themselves, so that classes and time do not determine it."""
+    """True if E depends on the features themselves, so that classes and time do not determine it."""
     free_names: tuple[str, ...] = ()
     """Names without a value that are not in the table."""
 
@@ -104,7 +104,7 @@ class _NamedFormulas(Kernel):
         return other
 
     def _describe(self) -> dict[str, Any]:
-        return {name: str(formula.expression) for name, formula in self.formulas.items()}
+        return {name: str(formula) for name, formula in self.formulas.items()}
 
 
 class TwoLevel(_NamedFormulas):
@@ -183,7 +183,7 @@ class ClassMatrix(_NamedFormulas):
         return np.arange(n_classes**2).reshape(n_classes, n_classes)
 
     def _describe(self) -> dict[str, Any]:
-        text = np.array([str(formula.expression) for formula in self.formulas.values()], object)
+        text = np.array([str(formula) for formula in self.formulas.values()], object)
         return {"matrix": text.reshape(self.n_classes, self.n_classes).tolist()}
 
 
@@ -378,7 +378,7 @@ class FeatureKernel(Kernel):
     Raises
     ------
     TypeError, ValueError
-        For what is no such formula; names that are not known are told with those that are.
+        For anything but such a formula; for names that are not known, with those that are.
 
     Notes
     -----

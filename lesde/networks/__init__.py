@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Networks trained on images, with their features recorded as training goes.
 
 The names below are found on first use, so importing this package does not import torch::
@@ -19,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lesde.networks.architectures import lenet, mlp
-    from lesde.networks.callback import Recorder
-    from lesde.networks.callback_store import open_records
     from lesde.networks.cifar import cifar10
     from lesde.networks.data import (
         ImageData,
@@ -29,58 +28,35 @@ if TYPE_CHECKING:
         with_class_counts,
         with_label_noise,
     )
+    from lesde.networks.drawn import drawn_means
+    from lesde.networks.ensemble_impact import measure_impact
     from lesde.networks.geometric import geo_mnist
-    from lesde.networks.impact import measure_impact
     from lesde.networks.lightning import LightningRecorder
     from lesde.networks.probes import from_dataset, probe_both, split_records
-    from lesde.networks.records import collect, drawn_means, record, record_ensemble
+    from lesde.networks.record_store import open_records
+    from lesde.networks.recorder import Recorder
+    from lesde.networks.recording import record
+    from lesde.networks.records import collect, record_ensemble
     from lesde.networks.training import EnsembleRun, saving_times, train_ensemble, training_time
-
-__all__ = [
-    "EnsembleRun",
-    "ImageData",
-    "LightningRecorder",
-    "Recorder",
-    "cifar10",
-    "collect",
-    "digits",
-    "drawn_means",
-    "from_dataset",
-    "geo_mnist",
-    "lenet",
-    "measure_impact",
-    "mlp",
-    "mnist_sample",
-    "open_records",
-    "probe_both",
-    "record",
-    "record_ensemble",
-    "saving_times",
-    "split_records",
-    "train_ensemble",
-    "training_time",
-    "with_class_counts",
-    "with_label_noise",
-]
 
 _HOMES = {
     "EnsembleRun": "training",
     "ImageData": "data",
     "LightningRecorder": "lightning",
-    "Recorder": "callback",
+    "Recorder": "recorder",
     "cifar10": "cifar",
     "collect": "records",
     "digits": "data",
-    "drawn_means": "records",
+    "drawn_means": "drawn",
     "from_dataset": "probes",
     "geo_mnist": "geometric",
     "lenet": "architectures",
-    "measure_impact": "impact",
+    "measure_impact": "ensemble_impact",
     "mlp": "architectures",
     "mnist_sample": "data",
-    "open_records": "callback_store",
+    "open_records": "record_store",
     "probe_both": "probes",
-    "record": "records",
+    "record": "recording",
     "record_ensemble": "records",
     "saving_times": "training",
     "split_records": "probes",
@@ -89,6 +65,10 @@ _HOMES = {
     "with_class_counts": "data",
     "with_label_noise": "data",
 }
+"""The module of every public name."""
+"""The module of every public name."""
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import lzma
 import pickle
 import tarfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,14 @@ CIFAR10_CLASSES = (
     "truck",
 )
 PIXELS = 3 * 32 * 32
-_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
-_TEST = ("test_batch",)
+_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _WHERE = (
     "Download cifar-10-python.tar.gz or cifar-10-binary.tar.gz from the page of CIFAR-10 "
     "(Krizhevsky, 2009; www.cs.toronto.edu/~kriz/cifar.html), and give the path of the archive or of "
     "the folder it unpacks to."
 )
-_NO_BATCH = (
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ImportError,
-    OverflowError,
-    MemoryError,
-)
-"""What reading a pickle raises where its bytes are cut or wrong."""
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+
+Labelled = tuple[np.ndarray, np.ndarray]
 
 
 def cifar10(
@@ -78,7 +65,7 @@ def cifar10(
     n_probe_per_class : int, default 500
         Of the 1,000 test images where ``probe`` is "held_out".
     probe : {"held_out", "train"}
-        Whether the probe images are test images, or the first of the training images.
+        Probe images that are test images, or the first of the training images.
     seed : int, default 0
         Which images are taken.
 
@@ -117,82 +104,68 @@ def cifar10(
     )
 
 
-Labelled = tuple[np.ndarray, np.ndarray]
-
-
 def read_cifar10(path: str | Path) -> tuple[Labelled, Labelled]:
-    """Training and test images of a local copy.
-
-    Returns
-    -------
-    train, test : (float32 array (image, 3, 32, 32), int64 array (image,))
-        In [0, 1].
-    """
+    """Training and test images of a local copy: float32 (image, 3, 32, 32) in [0, 1], and int64 labels."""
     place = check_path("path", path).expanduser()
     if not place.exists():
         raise FileNotFoundError(f"path {str(place)!r} does not exist. {_WHERE}")
     if place.is_dir():
-        files = {file.name: file for file in sorted(place.rglob("*")) if file.is_file()}
-        return _read(place, {name: file.open for name, file in files.items()})
+        files = {file.name: file.read_bytes for file in place.rglob("*") if file.is_file()}
+        return _read(place, files)
     try:
         if not tarfile.is_tarfile(place):
-            raise ValueError(
-                f"path {str(place)!r} is neither a folder nor a tar archive. Is the download complete? "
-                f"{_WHERE}"
-            )
+            raise ValueError("it is neither a folder nor a tar archive")
         with tarfile.open(place) as archive:
             members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
-            return _read(
-                place, {name: lambda _, m=m: archive.extractfile(m) for name, m in members.items()}
-            )
-    except (*_BROKEN, OSError) as error:
-        # What the system refuses (no permission) has a number, what gzip cannot read has none.
-        if isinstance(error, OSError) and (
-            error.errno is not None or isinstance(error, FileNotFoundError)
-        ):
+
+            def unpack(name: str) -> bytes:
+                file = archive.extractfile(members[name])
+                assert file is not None
+                return file.read()
+
+            return _read(place, {name: partial(unpack, name) for name in members})
+    except Exception as error:
+        # What the system refuses (no permission) has a number; what tar, gzip and xz cannot read has none.
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
             raise
         raise ValueError(
-            f"path {str(place)!r} cannot be read to its end ({error}). Is the download complete? "
-            f"{_WHERE}"
+            f"path {str(place)!r} cannot be read to its end ({error}). Is the download complete? {_WHERE}"
         ) from None
 
 
-def _read(place: Path, files: dict[str, Any]) -> tuple[Labelled, Labelled]:
+def _read(place: Path, files: dict[str, Callable[[], bytes]]) -> tuple[Labelled, Labelled]:
+    """The batches among some files, in the one or the other format."""
     for suffix, load in ((".bin", _binary), ("", _pickled)):
-        names = [name + suffix for name in (*_TRAIN, *_TEST)]
-        if any(name in files for name in names):
-            missing = [name for name in names if name not in files]
-            if missing:
-                raise FileNotFoundError(
-                    f"path {str(place)!r} holds no {', '.join(missing)}. {_WHERE}"
-                )
-            parts = []
-            for name in names:
-                with files[name]("rb") as file:
-                    # First all bytes: an error of the archive is not one of the file's format.
-                    parts.append(load(f"path {str(place)!r}: {name}", file.read()))
-            return _joined(parts[: len(_TRAIN)]), _joined(parts[len(_TRAIN) :])
+        names = [name + suffix for name in _BATCHES]
+        missing = [name for name in names if name not in files]
+        if len(missing) == len(names):
+            continue
+        if missing:
+            raise FileNotFoundError(f"path {str(place)!r} holds no {', '.join(missing)}. {_WHERE}")
+        parts = []
+        for name in names:
+            images, labels = load(f"path {str(place)!r}: {name}", files[name]())
+            if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
+                raise ValueError(f"path {str(place)!r}: {name} must hold labels from 0 to 9.")
+            pixels = images.reshape(-1, 3, 32, 32).astype(np.float32) / 255
+            parts.append((pixels, labels.astype(np.int64)))
+        images, labels = map(np.concatenate, zip(*parts[:-1], strict=True))
+        return (images, labels), parts[-1]
     raise FileNotFoundError(
         f"path {str(place)!r} holds none of data_batch_1, …, test_batch of CIFAR-10, with or without "
         f".bin. {_WHERE}"
     )
 
 
-def _joined(parts: list[Labelled]) -> Labelled:
-    images = np.concatenate([images for images, _ in parts]).reshape(-1, 3, 32, 32)
-    return images.astype(np.float32) / 255, np.concatenate([labels for _, labels in parts])
-
-
 def _binary(name: str, content: bytes) -> Labelled:
     """One byte of the label and 3,072 of the image after each other, as in the binary version."""
-    values = np.frombuffer(content, dtype=np.uint8)
-    if len(values) == 0 or len(values) % (PIXELS + 1):
+    if len(content) == 0 or len(content) % (PIXELS + 1):
         raise ValueError(
-            f"{name} must hold records of {PIXELS + 1} bytes; it has {len(values)} bytes. Is the "
+            f"{name} must hold records of {PIXELS + 1} bytes; it has {len(content)} bytes. Is the "
             f"download complete? {_WHERE}"
         )
-    rows = values.reshape(-1, PIXELS + 1)
-    return rows[:, 1:], _checked(name, rows[:, 0].astype(np.int64))
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, PIXELS + 1)
+    return rows[:, 1:], rows[:, 0]
 
 
 def _pickled(name: str, content: bytes) -> Labelled:
@@ -200,43 +173,28 @@ def _pickled(name: str, content: bytes) -> Labelled:
     try:
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
-    except _NO_BATCH as error:
+    except Exception as error:  # whatever bytes that are cut or wrong lead to
         raise ValueError(
             f"{name} is not a batch of CIFAR-10 in the Python version ({error}). Is the download "
             f"complete? {_WHERE}"
         ) from None
-    if images.dtype != np.uint8 or images.ndim != 2 or images.shape != (len(labels), PIXELS):
+    if images.dtype != np.uint8 or images.shape != (len(labels), PIXELS):
         raise ValueError(
             f"{name} must hold uint8 images of {PIXELS} numbers, one for each label; got "
             f"{images.dtype} {images.shape} for {len(labels)} labels."
         )
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"{name} must hold integer labels from 0 to 9; got {labels.dtype}.")
-    return images, _checked(name, labels.astype(np.int64))
+    return images, labels
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Reads arrays of numbers and nothing that could run a program."""
 
     _allowed = frozenset(
-        (f"numpy{core}", name)
-        for core, name in (
-            (".core.multiarray", "_reconstruct"),
-            ("._core.multiarray", "_reconstruct"),
-            ("", "ndarray"),
-            ("", "dtype"),
-        )
-    ) | {("_codecs", "encode")}
+        [("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")]
+        + [(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not an array")
         return super().find_class(module, name)
-
-
-def _checked(name: str, labels: np.ndarray) -> np.ndarray:
-    if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
-        raise ValueError(
-            f"{name} must hold labels from 0 to 9; got {labels.min()} to {labels.max()}."
-        )
-    return labels

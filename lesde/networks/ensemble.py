@@ -1,9 +1,9 @@
-"""One step of plain SGD for all networks of an ensemble at once.
+"""Many networks of one architecture, their parameters stacked along a leading replicate axis.
 
-Two ways to the same step. :func:`mapped_step` takes any architecture through ``torch.func``.
-:class:`ChainStep` writes backpropagation out for chains of linear layers, convolutions, pooling and
-activations, as batched matrix products: for small networks and small batches nearly all of the time of
-the first way is the overhead of the transformations, and the second is many times faster.
+They are initialised each from its own seed, looked at, and moved together by one step of plain SGD. A step goes
+one of two ways. :func:`mapped_step` takes any architecture through ``torch.func``. :func:`chain_step` takes chains
+of known layers (:mod:`lesde.networks.layers`): for small networks and batches nearly all of the time of the first
+way is the overhead of the transformations, and the second is many times faster.
 """
 
 from __future__ import annotations
@@ -26,54 +26,27 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from lesde.checks import NAMES, check_sequence, shown
-from lesde.networks.layers import Chain, Convolution, Linear, chain_of
-from lesde.networks.quiet import Kept, check_each_by_itself, kept_randomness, trial_rows
+from lesde.networks.layers import Chain, chain_of
+from lesde.networks.mixing import check_each_by_itself, trial_rows
+from lesde.networks.quiet import Kept, kept_randomness
 
-__all__ = [
-    "LOSSES",
-    "ChainStep",
-    "Ensemble",
-    "Evaluation",
-    "Share",
-    "child_seed",
-    "layer_names",
-    "make_step",
-    "mapped_step",
-    "one_after_another",
-    "parts_of",
-    "threads",
-]
-
-
-# --------------------------------------------------------------------------------------------------
-# Work on many networks shared among threads.
-
-Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
-"""Applies a function to all items; results in their order."""
+__all__ = ["LOSSES", "Ensemble", "Evaluation", "Share", "child_seed", "layer_names", "make_step"]
 
 # Numbers that the networks stepped together hold, weights and what an input makes of itself: at most as
 # many as the processor's cache takes, and no fewer than fill the time in which another thread prepares
 # its next operation.
 _MOST, _LEAST = 2**21, 2**18
 
+# Numbers that a network makes of the inputs it evaluates at once; more do not fit into the cache.
+_AT_ONCE = 2**19
+
+Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""Applies a function to all items, perhaps in several threads; results in their order."""
+
 
 def one_after_another(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """A :data:`Share` without threads."""
     return [function(item) for item in items]
-
-
-def parts_of(replicates: int, numbers: int, workers: int) -> list[slice]:
-    """Replicates cut into parts for ``workers`` threads, each of which holds some ``numbers``.
-
-    What a network computes must not depend on its part.
-    """
-    least = max(1, _LEAST // numbers)
-    most = max(least, _MOST // numbers)
-    parts = -(-replicates // most)
-    if workers > 1:
-        parts = min(-(-parts // workers) * workers, max(parts, replicates // least))
-    edges = [replicates * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 @contextmanager
@@ -85,21 +58,26 @@ def threads(workers: int, each: int) -> Iterator[Share]:
         if workers == 1:
             yield one_after_another
         else:
-            with ThreadPoolExecutor(workers, initializer=_prepare, initargs=(each,)) as pool:
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(each,)
+            ) as pool:
                 yield lambda function, items: list(pool.map(function, items))
     finally:
         torch.set_num_threads(before)
 
 
-def _prepare(each: int) -> None:
-    torch.set_num_threads(each)
+def parts_of(replicates: int, numbers: int, workers: int) -> list[slice]:
+    """Replicates that hold so many numbers each, cut into parts for ``workers`` threads.
 
-
-# --------------------------------------------------------------------------------------------------
-# Many networks of one architecture, their parameters stacked along a leading replicate axis.
-
-# Numbers that a network makes of the inputs it evaluates at once; more do not fit into the cache.
-_AT_ONCE = 2**19
+    What a network computes must not depend on its part.
+    """
+    least = max(1, _LEAST // numbers)
+    most = max(least, _MOST // numbers)
+    parts = -(-replicates // most)
+    if workers > 1:
+        parts = min(-(-parts // workers) * workers, max(parts, replicates // least))
+    edges = [replicates * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def layer_names(layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -121,11 +99,10 @@ def child_seed(seed: int, replicate: int, stream: int) -> np.random.SeedSequence
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an ensemble says about a set of inputs.
+    """Logits (replicate, sample, class), features of layers (replicate, sample, feature), and the last layer's weights.
 
-    ``logits`` (replicate, sample, class); ``features`` by layer, each (replicate, sample, feature);
-    ``weights`` (replicate, class, feature) and ``bias`` (replicate, class) of the last linear layer,
-    ``None`` when it was not asked for or has no bias.
+    ``weights`` (replicate, class, feature) and ``bias`` (replicate, class) are None where ``"penultimate"`` was not
+    asked for, or there is no bias.
     """
 
     logits: Tensor
@@ -133,45 +110,14 @@ class Evaluation:
     weights: Tensor | None = None
     bias: Tensor | None = None
 
-    def cpu(self) -> Evaluation:
-        """The same on the CPU."""
-        weights, bias = (None if t is None else t.cpu() for t in (self.weights, self.bias))
-        features = {layer: tensor.cpu() for layer, tensor in self.features.items()}
-        return Evaluation(self.logits.cpu(), features, weights, bias)
-
 
 class Ensemble:
-    """Networks of one architecture with their parameters stacked.
+    """Networks of one architecture, initialised on the CPU and then moved to a device.
 
-    Parameters
-    ----------
-    architecture : callable
-        Called once per replicate with no arguments; returns a ``torch.nn.Module``.
-    replicates : sequence of int
-        Numbers of the replicates. Replicate r is initialised with PyTorch's generator seeded from
-        (seed, r), so it is the same network whichever others are in the ensemble.
-    example : Tensor (n, ...)
-        A few inputs, to see that the architecture takes them.
-    n_classes : int
-        Number of logits the architecture must give.
-    layers : sequence of str
-        What :meth:`evaluate` returns: ``"logits"`` (the output), ``"penultimate"`` (what the last
-        linear layer reads) or the name of a submodule (its output), flattened to one axis.
-    seed : int
-    dtype : torch.dtype
-    device : torch.device, optional
-        Where the stacked parameters are; the networks are initialised on the CPU.
-
-    Attributes
-    ----------
-    replicates : list of int
-        Their numbers.
-    base : torch.nn.Module
-        The architecture that :func:`torch.func.functional_call` runs.
-    parameters : dict of str to Tensor
-        Trainable parameters, each (replicate, ...); training changes them in place.
-    fixed : dict of str to Tensor
-        Buffers and parameters that do not require a gradient, each (replicate, ...).
+    ``replicates`` are their numbers: replicate r is initialised with PyTorch's generator seeded from (seed, r), so it
+    is the same network whichever others are in the ensemble. ``example`` are a few inputs to try. ``parameters`` are
+    trained in place; ``fixed`` are buffers and parameters that do not require a gradient; ``base`` is the architecture
+    that ``functional_call`` runs.
     """
 
     def __init__(
@@ -190,16 +136,15 @@ class Ensemble:
         self.base = networks[0]
         _check_independent_samples(self.base)
         self._last = _check_architecture(self.base, example, n_classes, layers)
-        self.layers = tuple(layers)
-        self.replicates = list(replicates)
-        parameters, self.fixed = stack_module_state(networks)  # type: ignore[arg-type]
-        self.parameters: dict[str, Tensor] = {}
-        trainable = {name for name, p in self.base.named_parameters() if p.requires_grad}
-        for name, stacked in parameters.items():
-            (self.parameters if name in trainable else self.fixed)[name] = stacked.detach()
-        self._move(device or example.device)
-        # What cannot be recorded is told before training.
-        self.evaluate(example.to(device or example.device))
+        self.layers, self.replicates = tuple(layers), list(replicates)
+        device = device or example.device
+        trained = {name for name, p in self.base.named_parameters() if p.requires_grad}
+        stacked, buffers = stack_module_state(networks)  # type: ignore[arg-type]
+        stacked = {name: tensor.detach().to(device) for name, tensor in stacked.items()}
+        self.parameters = {name: tensor for name, tensor in stacked.items() if name in trained}
+        self.fixed = {name: tensor for name, tensor in stacked.items() if name not in trained}
+        self.fixed |= {name: tensor.to(device) for name, tensor in buffers.items()}
+        self.evaluate(example.to(device))  # what cannot be recorded is said before training
 
     def part(self, which: slice) -> Ensemble:
         """Some of the networks; training the part trains them here."""
@@ -209,13 +154,23 @@ class Ensemble:
         part.fixed = {name: tensor[which] for name, tensor in self.fixed.items()}
         return part
 
+    def copies(self, index: Tensor) -> Ensemble:
+        """Some of the networks, each as often as asked for, in float64 and apart from the originals."""
+        copies = copy.copy(self)
+        copies.replicates = [self.replicates[i] for i in index.tolist()]
+        for name in ("parameters", "fixed"):
+            taken = {key: value[index] for key, value in getattr(self, name).items()}
+            taken = {k: v.double() if v.is_floating_point() else v for k, v in taken.items()}
+            setattr(copies, name, taken)
+        return copies
+
     def chain(self) -> Chain | None:
         """The networks as layers written out, where they are a chain of such."""
         return chain_of(self.base, self.parameters, self.fixed)
 
     @torch.no_grad()
     def numbers(self, x: Tensor) -> tuple[int, int]:
-        """Numbers of a chain's weights and of what an input (1, ...) becomes, for one network."""
+        """How many numbers one network of a chain holds, and makes of one input (1, ...)."""
         chain = self.part(slice(1)).chain()
         assert chain is not None
         return chain.numbers(x[None])
@@ -224,13 +179,9 @@ class Ensemble:
     def evaluate(
         self, x: Tensor, own: bool = False, share: Share = one_after_another
     ) -> Evaluation:
-        """Logits and the features of the asked layers for inputs ``x`` (sample, ...).
-
-        With ``own`` every network has its own inputs, ``x`` (replicate, sample, ...). ``share`` may put
-        several threads to it.
-        """
+        """What the networks make of inputs (sample, ...), or with ``own`` of their own (replicate, sample, ...)."""
         chain = self.chain()
-        if chain is not None and set(self.layers) <= {"logits", "penultimate", *chain.names}:
+        if chain is not None and set(self.layers) <= {"logits", "penultimate", *chain.layers}:
             seen = self._seen_by_chain(x if own else x[None], share)
         else:
             seen = self._seen_by_mapping(x, own)
@@ -251,10 +202,10 @@ class Ensemble:
 
     def _seen_by_chain(self, x: Tensor, share: Share) -> dict[str, Tensor]:
         """Outputs by layer; ``x`` (replicate, sample, ...), or (1, sample, ...) shared by all."""
-        weights, images = self.numbers(x[0, :1])
+        weights, made = self.numbers(x[0, :1])
         # How many at once is the network's own matter, so that rounding does not depend on its company.
-        several = max(1, _AT_ONCE // images)
-        parts = parts_of(len(self.replicates), weights + several * images, os.cpu_count() or 1)
+        several = max(1, _AT_ONCE // made)
+        parts = parts_of(len(self.replicates), weights + several * made, os.cpu_count() or 1)
 
         @torch.no_grad()
         def look(which: slice) -> dict[str, Tensor]:
@@ -268,54 +219,45 @@ class Ensemble:
         return {name: torch.cat([seen[name] for seen in looks]) for name in looks[0]}
 
     def _seen_by_mapping(self, x: Tensor, own: bool) -> dict[str, Tensor]:
-        """Outputs by layer, from the modules themselves."""
+        """Outputs by layer, from hooks on the modules themselves."""
 
         def one(parameters: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Any:
+            seen: dict[str, Tensor] = {}
             with ExitStack() as stack:
-                seen = self._watch(stack)
+                for layer in self.layers:
+                    if layer == "penultimate":
+                        last = self.base.get_submodule(self._last)
+                        hook = last.register_forward_pre_hook(
+                            lambda _, inputs: seen.update(penultimate=inputs[0].clone())
+                        )
+                        stack.callback(hook.remove)
+                    elif layer != "logits":
+                        module = self.base.get_submodule(layer)
+                        hook = module.register_forward_hook(_note(seen, layer))
+                        stack.callback(hook.remove)
                 logits = functional_call(self.base, (parameters, fixed), (x,))
-            return logits, seen
+            return seen | {"logits": logits}
 
         places = (0, 0, 0 if own else None)
-        logits, seen = vmap(one, in_dims=places)(self.parameters, self.fixed, x)
+        seen = vmap(one, in_dims=places)(self.parameters, self.fixed, x)
         for layer in self.layers:
-            if layer not in seen and layer != "logits":
+            if layer not in seen:
                 raise ValueError(f"layers must name submodules that run; {layer!r} never does.")
-        return seen | {"logits": logits}
-
-    def _move(self, device: torch.device) -> None:
-        for group in (self.parameters, self.fixed):
-            for name in group:
-                group[name] = group[name].to(device)
-
-    def _watch(self, stack: ExitStack) -> dict[str, Tensor]:
-        """Hooks that note the outputs of the asked layers while the stack is open."""
-        seen: dict[str, Tensor] = {}
-
-        def note_output(layer: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if not isinstance(output, Tensor):
-                    raise ValueError(
-                        f"layers must name submodules that return a tensor; {layer!r} returns a "
-                        f"{type(output).__name__}."
-                    )
-                seen[layer] = output.clone()  # a later layer may work in place
-
-            return hook
-
-        def note_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen["penultimate"] = inputs[0].clone()
-
-        modules = dict(self.base.named_modules())
-        for layer in self.layers:
-            if layer == "penultimate":
-                handle = modules[self._last].register_forward_pre_hook(note_input)
-            elif layer != "logits":
-                handle = modules[layer].register_forward_hook(note_output(layer))
-            else:
-                continue
-            stack.callback(handle.remove)
         return seen
+
+
+def _note(seen: dict[str, Tensor], layer: str) -> Callable[..., None]:
+    """A hook that notes the output of a layer."""
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"layers must name submodules that return a tensor; {layer!r} returns a "
+                f"{type(output).__name__}."
+            )
+        seen[layer] = output.clone()  # a later layer may work in place
+
+    return hook
 
 
 def _initialised(architecture: Callable[[], nn.Module], seed: int, replicate: int) -> nn.Module:
@@ -402,8 +344,6 @@ def _check_architecture(
     return names[linear[-1][0]]
 
 
-# --------------------------------------------------------------------------------------------------
-
 Step = Callable[[Tensor, Tensor], Tensor]
 """Takes inputs (replicate, batch, ...) and one-hot targets (replicate, batch, class); returns the
 logits (replicate, batch, class) before the step."""
@@ -422,9 +362,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def make_step(ensemble: Ensemble, loss: str, learning_rate: float) -> Step:
     """The faster of the two steps that the architecture allows."""
-    chain = chain_of(ensemble.base, ensemble.parameters, ensemble.fixed)
+    chain = ensemble.chain()
     if chain is not None:
-        return ChainStep(chain, loss, learning_rate)
+        return chain_step(chain, loss, learning_rate)
     return mapped_step(ensemble, loss, learning_rate)
 
 
@@ -450,22 +390,16 @@ def mapped_step(ensemble: Ensemble, loss: str, learning_rate: float) -> Step:
     return step
 
 
-class ChainStep:
+def chain_step(chain: Chain, loss: str, learning_rate: float) -> Step:
     """The step for a chain of layers, by backpropagation written out."""
 
-    def __init__(self, chain: Chain, loss: str, learning_rate: float) -> None:
-        self._chain, self._loss, self._rate = chain, loss, learning_rate
-        trained = (isinstance(layer, Linear | Convolution) for layer in chain.layers)
-        self._first = list(trained).index(True)  # derivatives go no further
-
     @torch.no_grad()
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        logits = self._chain.forward(x)
-        guess = torch.softmax(logits, -1) if self._loss == "cross_entropy" else logits
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        logits = chain.forward(x)
+        guess = torch.softmax(logits, -1) if loss == "cross_entropy" else logits
         # Both losses have this form of derivative; the mean over the batch is taken here.
-        delta: Tensor | None = guess - y if y.shape[1] == 1 else (guess - y) / y.shape[1]
-        layers = self._chain.layers
-        for i in range(len(layers) - 1, self._first - 1, -1):
-            assert delta is not None
-            delta = layers[i].backward(delta, self._rate, i > self._first)
+        delta = guess - y if y.shape[1] == 1 else (guess - y) / y.shape[1]
+        chain.backward(delta, learning_rate)
         return logits
+
+    return step

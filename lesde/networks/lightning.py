@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from .callback import Recorder, rate_of
-from .callback_store import clock_of
+from lesde.networks.record_store import clock_of
+from lesde.networks.recorder import Recorder, rate_of
 
 __all__ = ["LightningRecorder"]
 
@@ -205,18 +205,18 @@ class LightningRecorder(_Base):
         begun, time = 0, 0.0
         store = self._options.get("store")
         if store is not None and self._options.get("resume") and Path(store).expanduser().exists():
-            seen = clock_of(store)
-            if step == 0 and len(seen["time"]):
-                last = {"iteration": int(seen["iteration"][-1]), "time": float(seen["time"][-1])}
+            times, iterations = clock_of(store)
+            if step == 0 and len(times):
+                last = {"iteration": int(iterations[-1]), "time": float(times[-1])}
                 raise ValueError(
                     f"store {str(store)!r} holds records up to iteration {last['iteration']}, but the "
                     f"fit begins at step 0. Give it the checkpoint to go on from (ckpt_path=), name "
                     f"another store, or remove this one. If the model is as it was at the last record, "
                     f"call recorder.load_state_dict({last}) before the fit."
                 )
-            whole = int(np.searchsorted(seen["iteration"], step, side="right"))
+            whole = int(np.searchsorted(iterations, step, side="right"))
             if whole:
-                begun, time = int(seen["iteration"][whole - 1]), float(seen["time"][whole - 1])
+                begun, time = int(iterations[whole - 1]), float(times[whole - 1])
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         several = len({float(group["lr"]) for group in groups}) > 1
         if begun < step and (trainer.lr_scheduler_configs or several):

@@ -1,11 +1,10 @@
-"""Any torch data set as images to train on and a probe set."""
+"""Labelled inputs from anything that holds them: probe sets, and images to train on from any data set of torch."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from lesde.checks import bare_array, check_choice, check_integer, check_names, check_sequence, shown
 from lesde.networks.data import ImageData, take_images
+from lesde.networks.mixing import tensors_in
 from lesde.networks.quiet import kept_randomness
 
-__all__ = [
-    "ProbeSet",
-    "from_dataset",
-    "probe_both",
-    "read_labelled",
-    "read_probes",
-    "split_records",
-]
-
-
-# --------------------------------------------------------------------------------------------------
-# Probe sets: the labelled inputs whose features are recorded, sorted by class.
+__all__ = ["ProbeSet", "from_dataset", "probe_both", "read_probes", "split_records"]
 
 _KINDS = (
     "a DataLoader or Dataset of (input, label), a pair (inputs, labels) of arrays or tensors, a "
@@ -41,16 +30,10 @@ _HASHED = 2**24  # numbers hashed at once
 
 @dataclass(frozen=True, eq=False)
 class ProbeSet:
-    """Labelled inputs sorted by class.
+    """Labelled inputs sorted by class, labels 0..K-1; ``classes`` are the labels as they were given.
 
-    Attributes
-    ----------
-    inputs : Tensor, tuple or dict of Tensor
-        First axis: sample. A tuple is passed to the model as arguments, a dict as keywords.
-    labels : int64 array (sample,)
-        0..K-1, in order.
-    classes : int64 array (K,)
-        What class k was called in the labels that were given, as the model's outputs are numbered.
+    Inputs are a tensor, first axis the sample, a tuple of them, passed to the model as arguments, or a dict, passed as
+    keywords.
     """
 
     inputs: Any
@@ -61,16 +44,12 @@ class ProbeSet:
         return len(self.labels)
 
     def digest(self) -> str:
-        """A fingerprint of inputs and labels, to tell whether two probe sets are the same."""
+        """A fingerprint of inputs and labels, by which two probe sets are known to be the same."""
         found = hashlib.sha256(self.classes[self.labels].tobytes())
-
-        def add(tensor: Tensor) -> Tensor:
+        for tensor in tensors_in(self.inputs):
             found.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
             for part in tensor.cpu().contiguous().reshape(-1).split(_HASHED):
                 found.update(part.view(torch.uint8).numpy().tobytes())
-            return tensor
-
-        each(self.inputs, add)
         return found.hexdigest()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ProbeSet:
@@ -79,11 +58,11 @@ class ProbeSet:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
-        return ProbeSet(each(self.inputs, move), self.labels, self.classes)
+        return replace(self, inputs=each(self.inputs, move))
 
     def take(self, rows: Any) -> Any:
         """The inputs of some samples."""
-        return each(self.inputs, itemgetter(torch.as_tensor(rows)))
+        return each(self.inputs, lambda tensor: tensor[torch.as_tensor(rows)])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
         """Rows, and the inputs in them: about as many in every batch, and of every class its share."""
@@ -104,15 +83,9 @@ def each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def read_probes(probe: Any) -> dict[str, ProbeSet]:
-    """One probe set, by the name "probe", or several by their own names; all of the same classes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If something is no set of labelled inputs.
-    """
+    """One probe set, by the name "probe", or several by their own names; all of the same classes."""
     if not isinstance(probe, Mapping):
-        return {"probe": _sorted("probe", *read_labelled("probe", probe))}
+        return {"probe": _sorted("probe", probe)}
     if not probe:
         raise ValueError("probe must hold at least one probe set; got an empty dict.")
     found: dict[str, ProbeSet] = {}
@@ -121,7 +94,7 @@ def read_probes(probe: Any) -> dict[str, ProbeSet]:
             raise ValueError(
                 f"probe must name its sets by words such as 'train' and 'held_out'; got {shown(name)}."
             )
-        found[name] = _sorted(f"probe[{name!r}]", *read_labelled(f"probe[{name!r}]", source))
+        found[name] = _sorted(f"probe[{name!r}]", source)
     first = next(iter(found))
     for name, one in found.items():
         if not np.array_equal(one.classes, found[first].classes):
@@ -132,7 +105,17 @@ def read_probes(probe: Any) -> dict[str, ProbeSet]:
     return found
 
 
-def read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
+def _sorted(name: str, source: Any) -> ProbeSet:
+    inputs, given = _read_labelled(name, source)
+    if given.min() < 0:
+        raise ValueError(f"{name} must have labels of at least 0; got {given.min()}.")
+    classes, labels = np.unique(given, return_inverse=True)
+    order = np.argsort(labels, kind="stable")
+    unsorted = ProbeSet(inputs, labels[order], classes)
+    return replace(unsorted, inputs=unsorted.take(order))
+
+
+def _read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
     """Inputs and labels of anything that holds them, in the order they come in.
 
     A loader that shuffles, or a data set that draws at random, gives the same samples at every call,
@@ -148,15 +131,24 @@ def read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
         inputs, given = source
     else:
         raise TypeError(f"{name} must be {_KINDS}; got {shown(source)}.")
-    inputs = _tensors(name, inputs)
+
+    def convert(value: Any) -> Tensor:
+        try:
+            return torch.as_tensor(value).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must have inputs that are numbers: {error}") from None
+
+    # A list that torch or numpy can read is an array, not the arguments of a model.
+    inputs = convert(inputs) if isinstance(inputs, list) else each(inputs, convert)
     labels = _labels(name, given)
-    lengths = {len(tensor) if tensor.ndim else 0 for tensor in _leaves(inputs)}
+    tensors = tensors_in(inputs)
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
     if lengths != {len(labels)}:
         raise ValueError(
             f"{name} must hold one label for each input; got {len(labels)} labels for "
             f"{' and '.join(map(str, sorted(lengths)))} inputs."
         )
-    for tensor in _leaves(inputs):
+    for tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} must have finite inputs; remove or replace its NaN and inf.")
     return inputs, labels.astype(np.int64)
@@ -188,32 +180,6 @@ def _labels(name: str, given: Any) -> np.ndarray:
     return labels
 
 
-def _sorted(name: str, inputs: Any, given: np.ndarray) -> ProbeSet:
-    if given.min() < 0:
-        raise ValueError(f"{name} must have labels of at least 0; got {given.min()}.")
-    classes, labels = np.unique(given, return_inverse=True)
-    order = np.argsort(labels, kind="stable")
-    rows = torch.from_numpy(order)
-    return ProbeSet(each(inputs, lambda tensor: tensor[rows]), labels[order], classes)
-
-
-def _leaves(inputs: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    each(inputs, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
-
-
-def _tensors(name: str, inputs: Any) -> Any:
-    def convert(value: Any) -> Tensor:
-        try:
-            return torch.as_tensor(value).detach().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} must have inputs that are numbers: {error}") from None
-
-    # A list that torch or numpy can read is an array, not the arguments of a model.
-    return convert(inputs) if isinstance(inputs, list) else each(inputs, convert)
-
-
 def _collect(name: str, loader: DataLoader) -> tuple[Any, np.ndarray]:
     """All batches of a loader, one after another."""
     own = loader.generator
@@ -224,26 +190,12 @@ def _collect(name: str, loader: DataLoader) -> tuple[Any, np.ndarray]:
         with kept_randomness(seed=0):
             if own is not None:
                 own.manual_seed(0)
-            for batch in _collated(name, loader):
+            for batch in loader:
                 if not isinstance(batch, tuple | list) or len(batch) < 2:
                     raise TypeError(f"{name} must give (input, label); got {_contents(batch)}.")
                 *parts, label = batch
                 inputs.append(parts[0] if len(parts) == 1 else tuple(parts))
                 labels.append(_labels(name, label))
-    finally:
-        if own is not None and before is not None:
-            own.set_state(before)
-    if not labels:
-        raise ValueError(f"{name} must hold at least one batch; got none.")
-    joined, found = _joined(name, inputs), np.concatenate(labels)
-    _check_no_index(name, joined, found)
-    return joined, found
-
-
-def _collated(name: str, loader: DataLoader) -> Iterator[Any]:
-    """The batches of a loader."""
-    try:
-        yield from loader
     except TypeError as error:
         if "collate" not in str(error):
             raise
@@ -252,6 +204,14 @@ def _collated(name: str, loader: DataLoader) -> Iterator[Any]:
             f"something else: {str(error).rsplit('; ', 1)[-1]}. Leave out what has no label, and turn images "
             f"into tensors."
         ) from None
+    finally:
+        if own is not None and before is not None:
+            own.set_state(before)
+    if not labels:
+        raise ValueError(f"{name} must hold at least one batch; got none.")
+    joined, found = _joined(name, inputs), np.concatenate(labels)
+    _check_no_index(name, joined, found)
+    return joined, found
 
 
 def _check_no_index(name: str, inputs: Any, labels: np.ndarray) -> None:
@@ -286,21 +246,16 @@ def _contents(batch: Any) -> str:
     return f"one {kind(batch)} without a label"
 
 
-def _joined(name: str, parts: Iterable[Any]) -> Any:
-    given = list(parts)
-    first = given[0]
+def _joined(name: str, parts: list[Any]) -> Any:
+    first = parts[0]
     if isinstance(first, Mapping):
-        return {key: _joined(name, [one[key] for one in given]) for key in first}
+        return {key: _joined(name, [one[key] for one in parts]) for key in first}
     if isinstance(first, tuple | list):
-        return tuple(_joined(name, column) for column in zip(*given, strict=True))
+        return tuple(_joined(name, list(column)) for column in zip(*parts, strict=True))
     try:
-        return torch.cat([torch.as_tensor(one) for one in given])
+        return torch.cat([torch.as_tensor(one) for one in parts])
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{name} must hold inputs of one shape: {error}") from None
-
-
-# --------------------------------------------------------------------------------------------------
-# One training seen on training and on held-out images: a probe of both, and its parts.
 
 
 def probe_both(
@@ -420,38 +375,29 @@ def split_records(
         raise TypeError(
             f"records must map the names of layers to datasets; got {shown(type(records).__name__)}."
         )
+    for layer, paths in records.items():
+        if paths.sizes.get("sample", len(names)) != len(names):
+            raise ValueError(
+                f"split must have one name for each of the {paths.sizes['sample']} samples of the layer "
+                f"{layer!r}; got {len(names)}."
+            )
     parts: dict[str, dict[str, xr.Dataset]] = {}
     for part in dict.fromkeys(names.tolist()):
         at = np.flatnonzero(names == part)
         # A slice is read faster than a list of samples.
         run = at[-1] - at[0] + 1 == len(at)
         where: Any = slice(int(at[0]), int(at[-1]) + 1) if run else at
-        parts[part] = {
-            layer: _part(layer, paths, where, part, len(names))
-            for layer, paths in records.items()
-            if "sample" in paths.dims
-        }
+        parts[part] = {}
+        for layer, paths in records.items():
+            if "sample" not in paths.dims:
+                continue
+            found = paths.isel(sample=where).drop_vars(["loss", "accuracy"], errors="ignore")
+            if layer == "logits":
+                right = found["features"].argmax("feature") == found["label"]
+                about = f"accuracy on the samples {part!r}"
+                found["accuracy"] = right.mean("sample").assign_attrs(long_name=about)
+            parts[part][layer] = found.assign_attrs(split=part)
     return parts
-
-
-def _part(layer: str, paths: xr.Dataset, where: Any, part: str, count: int) -> xr.Dataset:
-    if paths.sizes["sample"] != count:
-        raise ValueError(
-            f"split must have one name for each of the {paths.sizes['sample']} samples of the layer "
-            f"{layer!r}; got {count}."
-        )
-    found = paths.isel(sample=where).drop_vars(["loss", "accuracy"], errors="ignore")
-    if layer == "logits":
-        right = found["features"].argmax("feature") == found["label"]
-        found["accuracy"] = right.mean("sample").assign_attrs(
-            long_name=f"accuracy on the samples {part!r}"
-        )
-    return found.assign_attrs(split=part)
-
-
-# --------------------------------------------------------------------------------------------------
-
-Labelled = tuple[np.ndarray, np.ndarray]
 
 
 def from_dataset(
@@ -483,7 +429,7 @@ def from_dataset(
         Drawn at random. Default: all there are, of every class its own number.
     n_probe_per_class : int, default 40
     probe : {"held_out", "train"}
-        Whether the probe images are images not trained on, or the first of the training images.
+        Probe images that are not trained on, or the first of the training images.
     seed : int, default 0
         Which images are taken. Those of a class depend on the seed and on the place of its label among
         all labels only, and a smaller training set is the beginning of a larger one.
@@ -514,9 +460,9 @@ def from_dataset(
     """
     check_choice("probe", probe, ("train", "held_out"))
     n_probe = check_integer("n_probe_per_class", n_probe_per_class)
-    x, y = _arrays("train", train)
+    x, y = _images("train", train)
     values = np.unique(y)
-    held_out = None if test is None else _arrays("test", test)
+    held_out = None if test is None else _images("test", test)
     if held_out is not None:
         kept = np.isin(held_out[1], values)
         held_out = (held_out[0][kept], np.searchsorted(values, held_out[1][kept]))
@@ -525,44 +471,31 @@ def from_dataset(
         raise TypeError(f"name must be a text; got {shown(name)}.")
     names = _names(train, values, class_names)
     labels = np.searchsorted(values, y)
-    apart = probe == "held_out" and held_out is None
-
-    parts = []
-    for place in places:
-        there = int((labels == place).sum())
-        count = n_train_per_class
-        if count is None:
-            count = there - (n_probe if apart else 0)
+    counts = n_train_per_class
+    if n_train_per_class is None:
+        apart = n_probe if probe == "held_out" and held_out is None else 0
+        counts = [int((labels == place).sum()) - apart for place in places]
+        for place, count in zip(places, counts, strict=True):
             if count < 1:
                 raise ValueError(
                     f"n_probe_per_class must leave images to train on; class {names[place]} has "
-                    f"{there}, and {n_probe} are held out."
+                    f"{count + apart}, and {n_probe} are held out."
                 )
-        parts.append(
-            take_images(
-                (x, labels),
-                held_out,
-                [place],
-                count,
-                n_probe,
-                probe=probe,
-                seed=seed,
-                name=type(train).__name__ if name is None else name,
-                class_names=names,
-            )
-        )
-    return ImageData(
-        train_x=np.concatenate([part.train_x for part in parts]),
-        train_y=np.repeat(np.arange(len(parts)), [len(part.train_y) for part in parts]),
-        probe_x=np.concatenate([part.probe_x for part in parts]),
-        probe_y=np.repeat(np.arange(len(parts)), n_probe),
-        name=parts[0].name,
-        class_names=tuple(part.class_names[0] for part in parts),
+    return take_images(
+        (x, labels),
+        held_out,
+        places,
+        counts,
+        n_probe,
+        probe=probe,
+        seed=seed,
+        name=type(train).__name__ if name is None else name,
+        class_names=names,
     )
 
 
-def _arrays(name: str, source: Any) -> Labelled:
-    inputs, labels = read_labelled(name, source)
+def _images(name: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
+    inputs, labels = _read_labelled(name, source)
     if not isinstance(inputs, torch.Tensor):
         raise TypeError(f"{name} must give one tensor for each input; got several.")
     return inputs.float().numpy(), labels

@@ -1,4 +1,8 @@
-"""How long a training run will take, measured before it starts."""
+"""Training of many networks at once by plain SGD, with the features of a probe set recorded as it goes.
+
+Time is learning rate × iteration. From saved times come iterations; each replicate draws its samples in an order of its
+own; networks that are chains of known layers step in parts, one thread each.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import numbers
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +27,7 @@ from lesde.checks import (
     check_seed,
     check_sequence,
     check_times,
+    read_device,
     shown,
 )
 from lesde.errors import Diverged
@@ -30,7 +35,6 @@ from lesde.networks.data import ImageData
 from lesde.networks.ensemble import (
     LOSSES,
     Ensemble,
-    Evaluation,
     Share,
     child_seed,
     layer_names,
@@ -40,27 +44,32 @@ from lesde.networks.ensemble import (
     threads,
 )
 from lesde.paths import common_step, seen_times
-from lesde.simulation import read_device
 
 __all__ = [
-    "SAMPLING",
-    "Drawn",
     "EnsembleRun",
-    "Job",
-    "Observer",
-    "Record",
-    "SampleOrder",
-    "Trainer",
-    "check_rates",
-    "iterations_of",
     "saving_times",
     "train_ensemble",
     "training_time",
 ]
 
+SAMPLING = ("uniform", "epochs")
+MOST_AT_ONCE = 10**6
+"""Networks that train together, and samples of a step: more is a slip of the pen."""
 
-# --------------------------------------------------------------------------------------------------
-# From times to iterations: t = learning rate x iteration.
+_DRAWS = 4096  # samples drawn at once; part of what a seed means, so not to be tuned
+
+# Inputs gathered for steps to come, in numbers: large enough to hide the cost of a gather, and small
+# enough to be still in the cache when they are read.
+_GATHER = 2**18
+
+# Steps between two looks at what goes on outside, such as an interrupt.
+STEPS = 256
+
+# Multiplications of one forward pass of a network, or of the whole stack where ``torch.func`` maps over
+# it, below which threads within an operation cost more than they bring: a step of small networks is many
+# short operations, and threads that wait for one another at each of them can make it ten times slower,
+# more when other programs want the cores.
+_WORTH_THREADS = 2**23
 
 
 def saving_times(
@@ -96,7 +105,7 @@ def saving_times(
     >>> saving_times(40.0, (0.1, 0.5), count=4)
     array([ 0. ,  2.5, 10. , 22.5, 40. ])
     """
-    rates = check_rates(learning_rates)
+    rates = _check_rates(learning_rates)
     total = check_real("total", total, max(rates))
     step = common_step(rates)
     if step is None or step > total:
@@ -115,7 +124,7 @@ def saving_times(
     return steps / inverse if float(inverse).is_integer() else steps * step
 
 
-def check_rates(learning_rates: float | Sequence[float]) -> list[float]:
+def _check_rates(learning_rates: float | Sequence[float]) -> list[float]:
     """Different positive learning rates, as a list."""
     if isinstance(learning_rates, numbers.Real):
         return [check_real("learning_rates", learning_rates, 0.0, open_minimum=True)]
@@ -148,68 +157,6 @@ def iterations_of(times: np.ndarray, learning_rate: float) -> np.ndarray:
         )
     return iterations
 
-
-# --------------------------------------------------------------------------------------------------
-# The order in which each replicate sees the training samples.
-
-SAMPLING = ("uniform", "epochs")
-
-_DRAWS = 4096  # drawn at once; part of what a seed means, so not to be tuned
-
-
-class SampleOrder:
-    """Streams of sample numbers, one per replicate, handed out in batches.
-
-    Parameters
-    ----------
-    seeds : sequence of numpy.random.SeedSequence
-        One per replicate. A stream depends on its own seed only, and is the same however it is cut
-        into calls of :meth:`take`.
-    n_samples : int
-        Size of the training set.
-    batch_size : int
-    sampling : {"uniform", "epochs"}
-        Independent uniform draws, or one random permutation after another. A batch may hold the end
-        of one epoch and the beginning of the next, so that all batches have one size.
-    """
-
-    def __init__(
-        self,
-        seeds: Sequence[np.random.SeedSequence],
-        n_samples: int,
-        batch_size: int,
-        sampling: str,
-    ) -> None:
-        self._batch_size = batch_size
-        self._streams = [_draws(np.random.default_rng(s), n_samples, sampling) for s in seeds]
-        self._waiting = [np.empty(0, dtype=np.int64) for _ in seeds]
-
-    def take(self, steps: int) -> np.ndarray:
-        """Sample numbers of the next steps, int64 (steps, replicate, batch)."""
-        need = steps * self._batch_size
-        taken = np.empty((len(self._streams), need), dtype=np.int64)
-        for row, stream in enumerate(self._streams):
-            pieces = [self._waiting[row]]
-            have = len(pieces[0])
-            while have < need:
-                pieces.append(next(stream))
-                have += len(pieces[-1])
-            joined = np.concatenate(pieces)
-            taken[row], self._waiting[row] = joined[:need], joined[need:]
-        shaped = taken.reshape(len(taken), steps, self._batch_size)
-        return np.ascontiguousarray(shaped.swapaxes(0, 1))
-
-
-def _draws(rng: np.random.Generator, n_samples: int, sampling: str) -> Iterator[np.ndarray]:
-    while True:
-        if sampling == "uniform":
-            yield rng.integers(n_samples, size=_DRAWS)
-        else:
-            yield rng.permutation(n_samples)
-
-
-# --------------------------------------------------------------------------------------------------
-# What training is asked to do, and what it hands back.
 
 Observer = Callable[[float, int, Ensemble], None]
 """Takes the learning rate, the number of a saved time, and the networks as they are then."""
@@ -259,9 +206,51 @@ class EnsembleRun:
     drawn_labels: np.ndarray | None = None
 
 
+class SampleOrder:
+    """Streams of sample numbers, one per replicate, handed out in batches.
+
+    A stream depends on its own seed only, and is the same however it is cut into calls of :meth:`take`. Epochs are one
+    random permutation after another: a batch may hold the end of one and the beginning of the next.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[np.random.SeedSequence],
+        n_samples: int,
+        batch_size: int,
+        sampling: str,
+    ) -> None:
+        self._batch_size = batch_size
+        self._streams = [_draws(np.random.default_rng(s), n_samples, sampling) for s in seeds]
+        self._waiting = [np.empty(0, dtype=np.int64) for _ in seeds]
+
+    def take(self, steps: int) -> np.ndarray:
+        """Sample numbers of the next steps, int64 (steps, replicate, batch)."""
+        need = steps * self._batch_size
+        taken = np.empty((len(self._streams), need), dtype=np.int64)
+        for row, stream in enumerate(self._streams):
+            pieces = [self._waiting[row]]
+            have = len(pieces[0])
+            while have < need:
+                pieces.append(next(stream))
+                have += len(pieces[-1])
+            joined = np.concatenate(pieces)
+            taken[row], self._waiting[row] = joined[:need], joined[need:]
+        shaped = taken.reshape(len(taken), steps, self._batch_size)
+        return np.ascontiguousarray(shaped.swapaxes(0, 1))
+
+
+def _draws(rng: np.random.Generator, n_samples: int, sampling: str) -> Iterator[np.ndarray]:
+    while True:
+        if sampling == "uniform":
+            yield rng.integers(n_samples, size=_DRAWS)
+        else:
+            yield rng.permutation(n_samples)
+
+
 @dataclass(frozen=True)
 class Job:
-    """Checked arguments that all learning rates share."""
+    """Checked arguments that all learning rates share; ``labels`` are (replicate, sample)."""
 
     data: ImageData
     architecture: Callable[[], nn.Module]
@@ -275,131 +264,28 @@ class Job:
     seed: int
     dtype: torch.dtype
     device: torch.device
+    labels: np.ndarray
     drawn: bool = False
     observe: Observer | None = None
-    labels: np.ndarray | None = None
 
-    def ensemble(self, first_only: bool = False) -> Ensemble:
+    def ensemble(self, replicates: Sequence[int]) -> Ensemble:
         """The untrained networks, the same at every call."""
-        return Ensemble(
-            self.architecture,
-            self.replicates[:1] if first_only else self.replicates,
-            example=torch.as_tensor(self.data.probe_x[:2], dtype=self.dtype),
-            n_classes=self.data.n_classes,
-            layers=self.layers,
-            seed=self.seed,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        with threads(1, 1):  # many short operations
+            return Ensemble(
+                self.architecture,
+                replicates,
+                example=torch.as_tensor(self.data.probe_x[:2], dtype=self.dtype),
+                n_classes=self.data.n_classes,
+                layers=self.layers,
+                seed=self.seed,
+                dtype=self.dtype,
+                device=self.device,
+            )
 
     def one_hot(self, labels: np.ndarray) -> Tensor:
-        """Targets (sample, class) of the given labels."""
+        """Targets (..., class) of the given labels."""
         targets = torch.eye(self.data.n_classes, dtype=self.dtype)[torch.from_numpy(labels)]
         return targets.to(self.device)
-
-
-@dataclass
-class Record:
-    """Arrays that fill as the saved times are reached."""
-
-    job: Job
-    rate: float
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def add(self, ensemble: Ensemble, index: int, share: Share = one_after_another) -> None:
-        """Measure the networks as they are now, at saved time number ``index``."""
-        job = self.job
-        x = torch.as_tensor(job.data.probe_x, dtype=job.dtype, device=job.device)
-        seen = ensemble.evaluate(x, share=share).cpu()
-        measured = self._measure(seen, job.times[index])
-        measured |= {f"features {layer}": x for layer, x in seen.features.items()}
-        for name, tensor in (("weights", seen.weights), ("bias", seen.bias)):
-            if tensor is not None:
-                measured[name] = tensor
-        for name, tensor in measured.items():
-            if name not in self.arrays:
-                shape = (tensor.shape[0], len(job.times), *tensor.shape[1:])
-                self.arrays[name] = np.empty(shape, dtype=tensor.numpy().dtype)
-            self.arrays[name][:, index] = tensor.numpy()
-        if job.observe is not None:
-            job.observe(self.rate, index, ensemble)
-
-    def add_drawn(self, first: int, total: int, logits: Tensor, labels: np.ndarray) -> None:
-        """Keep the logits of the draws of some steps, from iteration ``first`` of ``total``.
-
-        Parameters
-        ----------
-        logits : Tensor (replicate, draw, class)
-        labels : int array (replicate, draw)
-        """
-        replicates, draws = labels.shape
-        values, begin = logits.cpu().numpy(), first * self.job.batch_size
-        if "drawn logits" not in self.arrays:
-            shape = (replicates, total * self.job.batch_size)
-            self.arrays["drawn logits"] = np.empty((*shape, values.shape[-1]), dtype=values.dtype)
-            self.arrays["drawn labels"] = np.empty(shape, dtype=np.int64)
-        self.arrays["drawn logits"][:, begin : begin + draws] = values
-        self.arrays["drawn labels"][:, begin : begin + draws] = labels
-
-    def _measure(self, seen: Evaluation, time: float) -> dict[str, Tensor]:
-        """Loss and accuracy of each replicate on the probe set; raises where the loss is not finite."""
-        job = self.job
-        targets, labels = job.one_hot(job.data.probe_y).cpu(), torch.from_numpy(job.data.probe_y)
-        measure = LOSSES[job.loss]
-        loss = torch.stack([measure(logits.double(), targets.double()) for logits in seen.logits])
-        bad = ~torch.isfinite(loss)
-        if bad.any():
-            replicate = job.replicates[int(torch.nonzero(bad)[0])]
-            raise Diverged(
-                time,
-                f"the loss of {int(bad.sum())} of {len(bad)} networks (the first is replicate "
-                f"{replicate}) at learning rate {self.rate:g}",
-                "use a smaller learning rate",
-            )
-        accuracy = (seen.logits.argmax(-1) == labels).double().mean(-1)
-        return {"loss": loss, "accuracy": accuracy}
-
-    def run(self, iterations: np.ndarray, architecture: str) -> EnsembleRun:
-        """What was recorded, once all saved times are in."""
-        return EnsembleRun(
-            learning_rate=self.rate,
-            replicates=np.asarray(self.job.replicates),
-            times=self.job.times,
-            asked_times=self.job.asked,
-            iterations=iterations,
-            features={layer: self.arrays[f"features {layer}"] for layer in self.job.layers},
-            loss=self.arrays["loss"],
-            accuracy=self.arrays["accuracy"],
-            weights=self.arrays.get("weights"),
-            bias=self.arrays.get("bias"),
-            architecture=architecture,
-            drawn_logits=self.arrays.get("drawn logits"),
-            drawn_labels=self.arrays.get("drawn labels"),
-        )
-
-
-# --------------------------------------------------------------------------------------------------
-# The steps that an ensemble takes, with the samples they read.
-
-# Inputs gathered for steps to come, in numbers: large enough to hide the cost of a gather, and small
-# enough to be still in the cache when they are read.
-_GATHER = 2**18
-
-# Steps between two looks at what goes on outside, such as an interrupt.
-STEPS = 256
-
-# Multiplications of one forward pass of a network, or of the whole stack where ``torch.func`` maps over
-# it, below which threads within an operation cost more than they bring: a step of small networks is many
-# short operations, and threads that wait for one another at each of them can make it ten times slower,
-# more when other programs want the cores.
-_WORTH_THREADS = 2**23
-
-
-class Drawn(NamedTuple):
-    """What some steps drew: logits (replicate, draw, class) before them, labels (replicate, draw)."""
-
-    logits: Tensor
-    labels: np.ndarray
 
 
 class Trainer:
@@ -410,22 +296,18 @@ class Trainer:
     """
 
     def __init__(self, job: Job, rate: float) -> None:
-        with threads(1, 1):  # making networks is many short operations too
-            whole = self.ensemble = job.ensemble()
+        whole = self.ensemble = job.ensemble(job.replicates)
         x = torch.as_tensor(job.data.train_x, dtype=job.dtype, device=job.device)
-        shape = (len(job.replicates), len(x))
-        labels = np.broadcast_to(job.data.train_y, shape) if job.labels is None else job.labels
         self._workers, self._each, slices = 1, torch.get_num_threads(), [slice(None)]
         weights = job.batch_size * sum(p[0].numel() for p in whole.parameters.values())
         if whole.chain() is None:
             if weights * len(job.replicates) < _WORTH_THREADS:
                 self._each = 1
         elif weights < _WORTH_THREADS and job.device.type == "cpu":
-            own, images = whole.numbers(x[:1])
-            held = own + images * job.batch_size
-            slices = parts_of(len(job.replicates), held, self._each)
+            own, made = whole.numbers(x[:1])
+            slices = parts_of(len(job.replicates), own + made * job.batch_size, self._each)
             self._workers, self._each = min(self._each, len(slices)), 1
-        self._parts = [_Part(job, rate, whole.part(which), x, labels[which]) for which in slices]
+        self._parts = [_Part(job, rate, whole.part(some), x, job.labels[some]) for some in slices]
         self._share: Share
 
     @contextmanager
@@ -440,15 +322,12 @@ class Trainer:
         finally:
             torch.backends.cudnn.allow_tf32 = short
 
-    def advance(self, steps: int) -> Drawn:
-        """Take steps, and tell what was drawn. Within :meth:`running`."""
-        drawn = self._share(lambda part: part.advance(steps), self._parts)
-        if len(drawn) == 1:
-            return drawn[0]
-        return Drawn(
-            torch.cat([part.logits for part in drawn]),
-            np.concatenate([part.labels for part in drawn]),
+    def advance(self, steps: int) -> tuple[Tensor, np.ndarray]:
+        """Take steps; logits (replicate, draw, class) and labels (replicate, draw) of what was drawn, before them."""
+        logits, labels = zip(
+            *self._share(lambda part: part.advance(steps), self._parts), strict=True
         )
+        return torch.cat(logits), np.concatenate(labels)
 
 
 class _Part:
@@ -463,7 +342,7 @@ class _Part:
         self._step = make_step(part, job.loss, rate)
         self._x, self._labels, self._one_hot = x, labels, job.one_hot
 
-    def advance(self, steps: int) -> Drawn:
+    def advance(self, steps: int) -> tuple[Tensor, np.ndarray]:
         drawn = self._order.take(steps)  # (step, replicate, batch)
         replicates = drawn.shape[1]
         rows = torch.from_numpy(drawn).to(self._x.device)
@@ -475,16 +354,8 @@ class _Part:
             for x, y in zip(self._x[some], targets[done : done + len(some)], strict=True):
                 logits[done] = self._step(x, y)
                 done += 1
-        return Drawn(
-            logits.transpose(0, 1).flatten(1, 2), labels.swapaxes(0, 1).reshape(replicates, -1)
-        )
-
-
-# --------------------------------------------------------------------------------------------------
-# Plain SGD on many networks at once, with the features of a probe set recorded as it goes.
-
-MOST_AT_ONCE = 10**6
-"""Networks that train together, and samples of a step: more is a slip of the pen."""
+        in_order = logits.transpose(0, 1).flatten(1, 2)
+        return in_order, labels.swapaxes(0, 1).reshape(replicates, -1)
 
 
 def train_ensemble(
@@ -550,7 +421,7 @@ def train_ensemble(
         Training labels of every replicate's own, in place of ``data.train_y``: label noise drawn anew
         for each, for example.
     drawn : bool
-        Whether to keep the logits of every drawn training sample before the step on it, with its label,
+        Keep the logits of every drawn training sample before the step on it, with its label,
         as the experiments of Zhang, Wang and Su (2021) do.
     observe : callable, optional
         Called with the learning rate, the number of the saved time and the
@@ -594,47 +465,41 @@ def train_ensemble(
     """
     if not isinstance(data, ImageData):
         raise TypeError(f"data must be a lesde.networks.ImageData; got {type(data).__name__}.")
-    check_choice("loss", loss, LOSSES)
-    check_choice("sampling", sampling, SAMPLING)
-    check_choice("dtype", dtype, ("float32", "float64"))
     if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(
             f"progress must be True, False or a function of (steps done, steps in all); got "
             f"{shown(progress)}."
         )
-    asked = _check_start(check_times("times", times))
-    job = Job(
-        data=data,
-        architecture=architecture,
-        replicates=_replicate_numbers(replicates),
-        asked=asked,
-        times=asked,
-        layers=layer_names(layers),
-        loss=loss,
-        batch_size=check_integer("batch_size", batch_size, 1, MOST_AT_ONCE),
-        sampling=sampling,
-        seed=check_seed(seed),
-        dtype=getattr(torch, dtype),
-        device=read_device(device),
-        drawn=check_flag("drawn", drawn),
-        observe=observe,
-    )
     if observe is not None and not callable(observe):
         raise TypeError(
             f"observe must be a function of (learning rate, number of the saved time, ensemble) or None; "
             f"got {shown(observe)}."
         )
-    if labels is not None:
-        job = replace(job, labels=_check_own_labels(labels, job))
-    rates = check_rates(learning_rates)
-    iterations = [iterations_of(job.asked, rate) for rate in rates]
-    job = replace(job, times=seen_times(job.asked, rates, iterations))
-    plan = list(zip(rates, iterations, strict=True))
-    with threads(1, 1):
-        job.ensemble(
-            first_only=True
-        )  # what is wrong with the architecture is told now, not at the end
-    return _train_all(job, plan, progress)
+    asked = check_times("times", times)
+    if asked[0] != 0:
+        raise ValueError(f"times[0] must be 0, the state before training; got {asked[0]:g}.")
+    rates = _check_rates(learning_rates)
+    iterations = [iterations_of(asked, rate) for rate in rates]
+    numbered = _replicate_numbers(replicates)
+    job = Job(
+        data=data,
+        architecture=architecture,
+        replicates=numbered,
+        asked=asked,
+        times=seen_times(asked, rates, iterations),
+        layers=layer_names(layers),
+        loss=check_choice("loss", loss, LOSSES),
+        batch_size=check_integer("batch_size", batch_size, 1, MOST_AT_ONCE),
+        sampling=check_choice("sampling", sampling, SAMPLING),
+        seed=check_seed(seed),
+        dtype=getattr(torch, check_choice("dtype", dtype, ("float32", "float64"))),
+        device=read_device(device),
+        labels=_check_labels(labels, data, len(numbered)),
+        drawn=check_flag("drawn", drawn),
+        observe=observe,
+    )
+    job.ensemble(job.replicates[:1])  # what is wrong with the architecture is said now
+    return _train_all(job, list(zip(rates, iterations, strict=True)), progress)
 
 
 def _train_all(
@@ -668,27 +533,70 @@ def _train_all(
 def _train_one(
     job: Job, rate: float, iterations: np.ndarray, report: Callable[[int], None]
 ) -> EnsembleRun:
-    trainer, record = Trainer(job, rate), Record(job, rate)
+    trainer = Trainer(job, rate)
+    R, T, last = len(job.replicates), len(iterations), int(iterations[-1])
+    arrays: dict[str, np.ndarray] = {}
+    logits = labels = None
+    done = 0
     with trainer.running() as share:
-        record.add(trainer.ensemble, 0, share)
-        report(0)
-        done, last = 0, int(iterations[-1])
-        for saved, wanted in enumerate(iterations.tolist()[1:], start=1):
+        for saved, wanted in enumerate(iterations.tolist()):
             while done < wanted:
                 steps = min(STEPS, wanted - done)
-                drawn = trainer.advance(steps)
+                new_logits, new_labels = trainer.advance(steps)
                 if job.drawn:
-                    record.add_drawn(done, last, drawn.logits, drawn.labels)
+                    if logits is None or labels is None:
+                        labels = np.empty((R, last * job.batch_size), dtype=np.int64)
+                        kind = new_logits.cpu().numpy().dtype
+                        logits = np.empty((*labels.shape, job.data.n_classes), dtype=kind)
+                    draws = slice(done * job.batch_size, (done + steps) * job.batch_size)
+                    logits[:, draws], labels[:, draws] = new_logits.cpu().numpy(), new_labels
                 done += steps
-            record.add(trainer.ensemble, saved, share)
+            for name, values in _measured(job, rate, saved, trainer.ensemble, share).items():
+                if name not in arrays:
+                    arrays[name] = np.empty((R, T, *values.shape[1:]), dtype=values.dtype)
+                arrays[name][:, saved] = values
+            if job.observe is not None:
+                job.observe(rate, saved, trainer.ensemble)
             report(done)
-    return record.run(iterations, str(trainer.ensemble.base))
+    return EnsembleRun(
+        learning_rate=rate,
+        replicates=np.asarray(job.replicates),
+        times=job.times,
+        asked_times=job.asked,
+        iterations=iterations,
+        features={layer: arrays[f"features {layer}"] for layer in job.layers},
+        loss=arrays["loss"],
+        accuracy=arrays["accuracy"],
+        weights=arrays.get("weights"),
+        bias=arrays.get("bias"),
+        architecture=str(trainer.ensemble.base),
+        drawn_logits=logits,
+        drawn_labels=labels,
+    )
 
 
-def _check_start(times: np.ndarray) -> np.ndarray:
-    if times[0] != 0:
-        raise ValueError(f"times[0] must be 0, the state before training; got {times[0]:g}.")
-    return times
+def _measured(
+    job: Job, rate: float, saved: int, ensemble: Ensemble, share: Share = one_after_another
+) -> dict[str, np.ndarray]:
+    """The probe set as the networks see it at a saved time; raises where the loss is not finite."""
+    x = torch.as_tensor(job.data.probe_x, dtype=job.dtype, device=job.device)
+    seen = ensemble.evaluate(x, share=share)
+    found = {f"features {layer}": values for layer, values in seen.features.items()}
+    found |= {name: t for name in ("weights", "bias") if (t := getattr(seen, name)) is not None}
+    logits, targets = seen.logits.cpu(), job.one_hot(job.data.probe_y).cpu().double()
+    loss = torch.stack([LOSSES[job.loss](own.double(), targets) for own in logits])
+    bad = ~torch.isfinite(loss)
+    if bad.any():
+        replicate = job.replicates[int(torch.nonzero(bad)[0])]
+        raise Diverged(
+            job.times[saved],
+            f"the loss of {int(bad.sum())} of {len(bad)} networks (the first is replicate "
+            f"{replicate}) at learning rate {rate:g}",
+            "use a smaller learning rate",
+        )
+    right = logits.argmax(-1) == torch.from_numpy(job.data.probe_y)
+    found |= {"loss": loss, "accuracy": right.double().mean(-1)}
+    return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
 
 def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
@@ -704,9 +612,12 @@ def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
     return list(range(check_integer("replicates", replicates, 1, MOST_AT_ONCE)))
 
 
-def _check_own_labels(labels: np.ndarray | Sequence[Sequence[int]], job: Job) -> np.ndarray:
-    own, K = bare_array("labels", labels), job.data.n_classes
-    shape = (len(job.replicates), len(job.data.train_y))
+def _check_labels(labels: Any, data: ImageData, replicates: int) -> np.ndarray:
+    """Training labels (replicate, sample), those of the data where none are given."""
+    shape = (replicates, len(data.train_y))
+    if labels is None:
+        return np.broadcast_to(data.train_y, shape)
+    own, K = bare_array("labels", labels), data.n_classes
     if own.shape != shape or own.dtype.kind not in "iu":
         raise ValueError(
             f"labels must hold an integer for each of the {shape[1]} training samples of each of the "
@@ -717,15 +628,6 @@ def _check_own_labels(labels: np.ndarray | Sequence[Sequence[int]], job: Job) ->
             f"labels must be classes 0..{K - 1} of the data; got {own.min()}..{own.max()}."
         )
     return own.astype(np.int64)
-
-
-# --------------------------------------------------------------------------------------------------
-
-# Any rate will do: a step costs the same, and so small a one cannot diverge in a few steps.
-_RATE = 1e-6
-
-# Steps timed at first, and seconds that the timed steps should take in all.
-_STEPS, _SECONDS = 8, 1.0
 
 
 def training_time(
@@ -739,8 +641,8 @@ def training_time(
 ) -> float:
     """Seconds that a run of :func:`lesde.networks.train_ensemble` will take, from a few of its steps.
 
-    A fresh ensemble of the asked size takes as many steps as fit into about a second, and records the probe set a few times, and is thrown
-    away. What else the machine does at that time counts in full.
+    A fresh ensemble of the asked size takes as many steps as fit into about a second, records the probe set a few
+    times, and is thrown away. What else the machine does at that time counts in full.
 
     Parameters
     ----------
@@ -773,15 +675,18 @@ def training_time(
     """
     iterations = check_integer("iterations", iterations)
     saved = check_integer("saved", saved)
+    rate = (
+        1e-6  # any will do: a step costs the same, and so small a one cannot diverge in a few steps
+    )
 
     def seconds(images: ImageData, steps: Sequence[int]) -> list[float]:
         """Of making the networks and a first record, then of some steps and a record, again and again."""
         seen = [time.perf_counter()]
-        times = _RATE * np.cumsum([0, *steps])
+        times = rate * np.cumsum([0, *steps])
         runs = train_ensemble(
             images,
             architecture,
-            _RATE,
+            rate,
             replicates,
             times,
             progress=lambda done, total: seen.append(time.perf_counter()),
@@ -793,14 +698,10 @@ def training_time(
     # The first step and the first record set things up; they count as making the networks.
     start, *records = seconds(data, [1, 1])
     # Steps are timed with a probe set so small that its records take no time beside them.
-    few = _one_of_each_class(data) if isinstance(data, ImageData) else data
-    _, _, first = seconds(few, [1, _STEPS])
-    steps = min(max(_STEPS, round(_SECONDS * _STEPS / first)), 2000)
+    _, rows = np.unique(data.probe_y, return_index=True)
+    few = dataclasses.replace(data, probe_x=data.probe_x[rows], probe_y=data.probe_y[rows])
+    _, _, first = seconds(few, [1, 8])
+    steps = min(max(8, round(8 / first)), 2000)  # about a second
     step = seconds(few, [1, steps])[-1] / steps
     record = max(0.0, min(records) - step)
     return start + step * iterations + record * saved
-
-
-def _one_of_each_class(data: ImageData) -> ImageData:
-    _, rows = np.unique(data.probe_y, return_index=True)
-    return dataclasses.replace(data, probe_x=data.probe_x[rows], probe_y=data.probe_y[rows])

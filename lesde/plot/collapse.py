@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.analysis.collapse.metrics import target_of
+from lesde.analysis.collapse import target_of
 from lesde.checks import check_choice, check_fraction, check_names
 from lesde.paths import check_dataset
 from lesde.plot.curves import (
@@ -329,7 +329,7 @@ def _fit_limits(ax: Axes, data: xr.Dataset, h: np.ndarray) -> None:
     tidy_log(ax, "y")
 
 
-SOURCE_LEARNING_RATES = "lesde.study.learning_rates.compare_learning_rates"
+SOURCE_LEARNING_RATES = "lesde.studies.compare_learning_rates"
 NEEDED = ["network", "predicted", "inside", "range_lowest", "range_highest"]
 ORDER = ("I-model", "L-model")
 NAMES = {"nc1": "NC1", "nc2_etf": "NC2"}
@@ -344,7 +344,7 @@ def learning_rate_range(
     Parameters
     ----------
     comparison : xarray.Dataset
-        As :func:`lesde.study.learning_rates.compare_learning_rates` returns.
+        As :func:`lesde.studies.compare_learning_rates` returns.
     kernel : str, optional
         Entry of the dimension ``kernel``. Default: the first, fitted at the same rate.
     ax : array of matplotlib Axes, one per quantity and metric, optional

@@ -12,7 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lesde.analysis.collapse.metrics import target_of
+from lesde.analysis.collapse import target_of
 from lesde.checks import check_choice, check_fraction, shown
 from lesde.paths import check_dataset
 from lesde.plot.collapse import SHORT

@@ -1,136 +1,139 @@
-"""Networks on digits at several learning rates: training that a second run continues."""
+"""Networks on handwritten digits at several learning rates: their settings, and a cell for each rate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
+from pydantic import Field, field_validator, model_validator
 
-from lesde.files import damaged_of_store as damaged
-from lesde.files import read_whole, write
-from lesde.studies.runner import DigitNetworks, StudyFolder, settings_of
+from lesde import networks
+from lesde.studies.runner import Cell, Progress
+from lesde.studies.settings import Confidence, Images, Seed, StudySettings
 
-__all__ = ["LAYERS", "bar", "digit_records", "digits_folder", "train", "trained"]
+__all__ = ["DigitNetworks", "network_cells", "recorded", "trained_networks"]
 
-
-LAYERS = ("logits", "penultimate")
-Progress = Callable[[int, int], None]
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Progress]:
-    """A progress bar driven by (done, total)."""
-    form = "{l_bar}{bar:24}| {elapsed}<{remaining}"
-    # None: only on a terminal.
-    with tqdm(desc=f"{title:<28}", bar_format=form, disable=None) as progress:
-
-        def update(done: int, total: int) -> None:
-            progress.total = total
-            progress.n = done
-            progress.refresh()
-
-        yield update
+LAYERS = {"network": "logits", "penultimate": "penultimate"}
+"""Layers by the name of the dataset of all learning rates."""
 
 
-def digit_records(
+class DigitNetworks(StudySettings):
+    """Networks on handwritten digits at several learning rates, all for the same time."""
+
+    # Digits to distinguish, training images and recorded training images per class, hidden layers.
+    classes: Annotated[tuple[int, ...], Field(min_length=4, max_length=10)] = (0, 1, 2, 3)
+    train_per_class: Images = 100
+    probe_per_class: Images = 40
+    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32, 32)
+    # Plain SGD with batch size 1; networks per learning rate; learning rate times iterations.
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (0.005, 0.01, 0.02, 0.04)
+    replicates: Annotated[int, Field(ge=2, le=10**4)] = 16
+    total_time: Annotated[float, Field(gt=0)] = 50.0
+    # Recordings, the initial state included; time from which the kernel is fitted and the model runs.
+    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 50
+    model_start: Annotated[float, Field(ge=0)] = 2.0
+    confidence: Confidence = 0.95
+    seed: Seed = 0
+
+    @field_validator("classes")
+    @classmethod
+    def _digits(cls, classes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(classes)) < len(classes) or not set(classes) <= set(range(10)):
+            raise ValueError("must be different digits from 0 to 9")
+        return classes
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+            raise ValueError("must be different positive numbers")
+        return rates
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> DigitNetworks:
+        if self.model_start >= self.total_time:
+            raise ValueError("model_start must be before total_time")
+        if self.total_time - self.model_start < 8 * max(self.learning_rates):
+            raise ValueError(
+                "total_time must leave at least 8 iterations of the largest learning rate after "
+                "model_start"
+            )
+        return self
+
+
+def recorded(
+    data: networks.ImageData,
     learning_rates: Sequence[float],
+    times: np.ndarray,
     replicates: int,
-    total_time: float,
-    saved_times: int,
-    *,
-    classes: int | Sequence[int],
-    train_per_class: int,
-    probe_per_class: int,
     widths: Sequence[int],
     seed: int,
-    progress: bool | Progress = False,
-    skip: int = 0,
+    progress: bool | Callable[[int, int], None],
 ) -> Iterator[dict[str, xr.Dataset]]:
-    """Train networks on digits, a learning rate at a time, and record their features.
-
-    ``skip`` leaves out the first learning rates, which an earlier run has done.
-    """
-    from lesde.networks import digits, mlp, record_ensemble, saving_times
-
-    data = digits(classes, train_per_class, probe_per_class, scaling="standard", seed=seed)
-    K = len(np.unique(data.probe_y))
-    return record_ensemble(
+    """Train networks, one learning rate after the other, and record their features."""
+    inputs, K = data.train_x.shape[1], len(np.unique(data.probe_y))
+    return networks.record_ensemble(
         data,
-        lambda: mlp(data.train_x.shape[1], tuple(widths), K),
-        learning_rates[skip:],
+        lambda: networks.mlp(inputs, tuple(widths), K),
+        learning_rates,
         replicates,
-        saving_times(total_time, learning_rates, saved_times),
+        times,
         seed=seed,
         progress=progress,
     )
 
 
-def train(
-    config: DigitNetworks, progress: bool | Progress = False, skip: int = 0
-) -> Iterator[dict[str, xr.Dataset]]:
-    """The networks of a study, as :func:`digit_records`."""
-    return digit_records(
-        config.learning_rates,
-        config.replicates,
-        config.total_time,
-        config.saved_times,
-        classes=config.classes,
-        train_per_class=config.train_per_class,
-        probe_per_class=config.probe_per_class,
-        widths=config.widths,
-        seed=config.seed,
-        progress=progress,
-        skip=skip,
-    )
+def network_cells(config: DigitNetworks) -> list[Cell]:
+    """A cell for each learning rate, and of all together the logits, "network", and the last hidden layer, "penultimate"."""
 
-
-@contextmanager
-def digits_folder(out: str | Path, kind: str, config: DigitNetworks) -> Iterator[StudyFolder]:
-    """Have a folder for a study with these settings; see `StudyFolder`."""
-    figures = (f"figures/*.{ending}" for ending in ("png", "pdf", "gif"))
-    writes = ("report.md", "data/*.zarr", "data/*.csv", *figures)
-    folder = StudyFolder(Path(out), kind, "config.json", settings_of(config), writes)
-    with folder.taken():
-        yield folder
-
-
-def trained(config: DigitNetworks, folder: Path) -> tuple[xr.Dataset, xr.Dataset]:
-    """The recorded features of both layers; training resumes after the learning rates already on disk."""
-    study = settings_of(config)
-
-    def stores(index: int) -> dict[str, Path]:
-        # All digits of the learning rate: rates that differ in the seventh have stores of their own.
-        rate = float(config.learning_rates[index])
-        return {layer: folder / f"network_{layer}_h{rate!r}.zarr" for layer in LAYERS}
-
-    done = 0
-    while done < len(config.learning_rates) and all(
-        (p / "zarr.json").exists() for p in stores(done).values()
-    ):
-        done += 1
-    if done < len(config.learning_rates):
-        with bar("training the networks") as progress:
-            for index, record in enumerate(train(config, progress, done), start=done):
-                for layer, path in stores(index).items():
-                    write(record[layer], path, study)
-    joined = [
-        xr.concat(
-            [_whole(stores(i)[layer], study, rate) for i, rate in enumerate(config.learning_rates)],
-            "learning_rate",
-            combine_attrs="drop_conflicts",
+    def train(progress: Progress, rate: float) -> dict[str, xr.Dataset]:
+        times = networks.saving_times(config.total_time, config.learning_rates, config.saved_times)
+        images = (config.classes, config.train_per_class, config.probe_per_class)
+        data = networks.digits(*images, scaling="standard", seed=config.seed)
+        (record,) = recorded(
+            data, [rate], times, config.replicates, config.widths, config.seed, progress
         )
-        for layer in LAYERS
+        return {name_of(layer, rate): record[layer] for layer in LAYERS.values()}
+
+    def check(dataset: xr.Dataset, rate: float) -> str:
+        found = dataset["learning_rate"].values.tolist()
+        return "" if found == [rate] else f"learning rate {found}, not {rate!r}"
+
+    cells = [
+        Cell(
+            tuple(name_of(layer, rate) for layer in LAYERS.values()),
+            partial(train, rate=rate),
+            title="training the networks",
+            cost=1 / rate,
+            trained=True,
+            check=partial(check, rate=rate),
+        )
+        for rate in config.learning_rates
     ]
-    return joined[0], joined[1]
+    for name, layer in LAYERS.items():
+        stores = tuple(name_of(layer, rate) for rate in config.learning_rates)
+        cells.append(Cell(name, _joined, stores, kept=False))
+    return cells
 
 
-def _whole(path: Path, study: str, rate: float) -> xr.Dataset:
-    """A store, checked to be of this learning rate."""
-    dataset = read_whole(path, study)
-    if dataset["learning_rate"].values.tolist() != [rate]:
-        raise damaged(path)
-    return dataset
+def name_of(layer: str, rate: float) -> str:
+    """The store of a layer at a learning rate, which has all digits: rates may differ in the seventh alone."""
+    return f"network_{layer}_h{rate!r}"
+
+
+def _joined(progress: Progress, *records: xr.Dataset) -> xr.Dataset:
+    return xr.concat(records, "learning_rate", combine_attrs="drop_conflicts")
+
+
+def trained_networks(config: DigitNetworks) -> str:
+    """The networks in words."""
+    widths = "-".join(map(str, (64, *config.widths, len(config.classes))))
+    rates = ", ".join(f"{h:g}" for h in config.learning_rates)
+    return (
+        f"{config.replicates} networks ({widths}, ReLU) at each of the learning rates {rates}, trained by plain SGD "
+        f"with batch size 1 and cross-entropy on {config.train_per_class} images of each of the digits "
+        f"{', '.join(map(str, config.classes))} from scikit-learn"
+    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.collapse.metrics import neural_collapse
 from scipy import integrate, signal, stats
 
+from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.convergence import (
     convergence,
     decay_window,

@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
-from lesde.analysis.elasticity.fit import fit_elasticity
 
+from lesde.analysis import fit_elasticity
 from tests.analysis.test_elasticity_paths import (
     dataset,
     projections,
@@ -350,7 +350,7 @@ def test_zero_grand_mean_leaves_beta_unidentified_but_not_the_difference():
         two_level(3, lambda t: 2.0, lambda t: -1.0), projections("identity", 3, 3), np.full(3, 10),
         initial, times, 0.0, (8,), rng, substeps=100,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"do not tell α and β apart in 2 of 2 intervals"):
+    with pytest.warns(UserWarning, match=r"do not determine α and β apart in 2 of 2 intervals"):
         fit = fit_elasticity(dataset(means, times, np.full(3, 10)))
     assert np.isinf(fit.B_se[1:]).all()
     assert np.isinf(fit.A_se[1:]).all()
@@ -429,10 +429,10 @@ def good():
         (lambda d: fit_elasticity(d, tail=(2, 1)), r"tail\[1\] must be a finite number"),
         (lambda d: fit_elasticity(d.isel(feature=[0]), "logits"), "needs one feature per class"),
         (lambda d: fit_elasticity(d.isel(replicate=[0]), errors="replicate"), "at least 2 replicates"),
-        (lambda d: fit_elasticity(d.isel(sample=d.label == 0)), "at least two classes"),
+        (lambda d: fit_elasticity(d.isel(sample=d.label == 0)), "at least 2 classes"),
         (lambda d: fit_elasticity(d.isel(time=[0])), "paths.time must hold at least 2 times"),
         (lambda d: fit_elasticity(d.drop_vars("label")), "must hold the coordinate label"),
-        (lambda d: fit_elasticity(d.where(d.time < 1)), "must be finite; at replicate 0, time 1 a mean of class 0"),
+        (lambda d: fit_elasticity(d.where(d.time < 1)), r"paths\.features must be finite; got nan at replicate.0, time=1"),
         (lambda d: fit_elasticity(d.assign_coords(iteration=("time", [0] + [5] * 12))), "paths.iteration must increase"),
     ],
 )  # fmt: skip

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lesde.analysis.elasticity.fit import fit_elasticity
-from lesde.analysis.elasticity.published import log_ratio_elasticity
 
+from lesde.analysis import fit_elasticity, log_ratio_elasticity
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

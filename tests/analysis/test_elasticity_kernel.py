@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from lesde.analysis.elasticity.fit import fit_elasticity, fitted_kernel
 from scipy.integrate import quad
 
 import lesde
+from lesde.analysis import fit_elasticity, fitted_kernel
 from lesde.laws.transitions import transitions
 from lesde.model.kernels import ClassMatrix, TwoLevel
 from lesde.model.lesde import LESDE

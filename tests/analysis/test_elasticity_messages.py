@@ -1,4 +1,4 @@
-"""What `fit_elasticity` says of paths that do not tell rates, and whom it says it to."""
+"""What `fit_elasticity` says of paths that do not determine rates, and whom it says it to."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_words_of_what_is_not_identified_hold_for_either_transform():
     # With H = I no grand mean; with that of logits equal reach along the own directions.
     reach = 1.5 * logit_directions(3) + 0.0
     for kind, initial in (("identity", centred(rng)), ("logits", reach)):
-        (message,) = (m for m in told(paths_from(initial, kind), kind) if "do not tell" in m)
-        assert "do not tell α and β apart in 4 of 4 intervals" in message
+        (message,) = (m for m in told(paths_from(initial, kind), kind) if "do not determine" in m)
+        assert "do not determine α and β apart in 4 of 4 intervals" in message
         assert "α − β is still identified." in message
         assert "with H of logits where the mean logits of all classes reach equally far" in message
         fit = quietly(paths_from(initial, kind), kind)
@@ -57,7 +57,7 @@ def test_words_of_what_is_not_identified_hold_for_either_transform():
     # A grand mean of zero is no obstacle for logits.
     uneven = np.diag([1.0, 2.0, 3.0]) @ logit_directions(3)
     uneven -= uneven.mean(0)
-    assert not any("do not tell" in m for m in told(paths_from(uneven, "logits"), "logits"))
+    assert not any("do not determine" in m for m in told(paths_from(uneven, "logits"), "logits"))
 
 
 def quietly(*arguments, **keywords):
@@ -69,9 +69,9 @@ def quietly(*arguments, **keywords):
 def test_nothing_is_said_of_the_difference_where_it_is_not_identified():
     still = paths_from(centred(np.random.default_rng(0)))
     still["features"] = 0 * still.features
-    (message,) = (m for m in told(still) if "do not tell" in m)
+    (message,) = (m for m in told(still) if "do not determine" in m)
     assert "α − β" not in message
-    (message,) = (m for m in told(still, kernel="matrix") if "do not tell" in m)
+    (message,) = (m for m in told(still, kernel="matrix") if "do not determine" in m)
     assert "every entry of E" in message
     assert "α − β" not in message
 
@@ -82,7 +82,7 @@ def test_warnings_point_at_the_caller(estimator, kernel):
     """Unknown rates and no tail index; `told` checks whom it is said to."""
     initial = centred(np.random.default_rng(1))
     messages = told(paths_from(initial, replicates=4), None, kernel, estimator=estimator)
-    for words in ("do not tell", "tail_index"):
+    for words in ("do not determine", "tail_index"):
         assert any(words in m for m in messages), words
 
 

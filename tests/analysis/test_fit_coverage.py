@@ -67,7 +67,7 @@ def test_without_degrees_of_freedom_errors_are_infinite():
     """K = 2, p = 1, one replicate: two numbers an interval and two rates. The fit is exact whatever the noise."""
     times = np.linspace(0, 3, 13)
     paths = make(lambda t: 1.5, lambda t: -0.5, 2, 1, 1, times, 1, seed=1)
-    with pytest.warns(UserWarning, match="nothing is left to tell the noise"):
+    with pytest.warns(UserWarning, match="nothing is left to estimate the noise"):
         fit = lesde.fit_elasticity(paths)
     for name in ("alpha_raw", "beta_raw", "alpha", "alpha_minus_beta_raw"):
         assert np.isposinf(fit[f"{name}_se"]).all()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.impact.fit import Clusters, read_impact
 from scipy.stats import t as student
 
 import lesde
 from lesde.analysis import impact_from_changes
+from lesde.analysis.impact.clusters import Clusters, read_impact
 
 from .impact_systems import (
     H_STEP,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.impact.moments import Bins, bin_changes, make_bins, pair_distances
 
 import lesde
 from lesde.analysis import impact_from_changes
+from lesde.analysis.impact.moments import Bins, bin_changes, make_bins, pair_distances
 
 from .impact_systems import H_STEP, draw, samples, step_changes, transform_matrices
 

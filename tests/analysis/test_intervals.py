@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from lesde.analysis.separation.counting import binomial_interval, replicates_to_add
+from lesde.analysis.separation.intervals import binomial_interval, replicates_to_add
 
 RATES = np.linspace(0.001, 0.999, 1997)
 

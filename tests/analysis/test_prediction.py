@@ -9,8 +9,8 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 import lesde
-from lesde.analysis.separation.function import separation_function
-from lesde.analysis.separation.predict import predict_from_law, predict_separation
+from lesde.analysis import separation_function
+from lesde.analysis.separation import predict_from_law, predict_separation
 
 
 def make_law(mean, covariance, within, count, offset=None):
@@ -237,16 +237,11 @@ def test_undefined_directions():
 @pytest.mark.parametrize("beta", [1.5, 3.5])
 def test_prediction_for_a_model_agrees_with_its_simulation(beta):
     # expanding (beta < alpha) and contracting means; null: prediction is right; 4,096 replicates
-    from lesde.analysis.separation.predict import predict_separation
-    from lesde.analysis.separation.probability import separation_probability
-    from lesde.model.kernels import TwoLevel
-    from lesde.model.lesde import LESDE
-
-    kernel = TwoLevel(alpha=2.0, beta=beta)
-    model = LESDE(kernel, n_classes=2, n_features=2, n_per_class=6, noise=0.6)
+    kernel = lesde.TwoLevel(alpha=2.0, beta=beta)
+    model = lesde.LESDE(kernel, n_classes=2, n_features=2, n_per_class=6, noise=0.6)
     means, times = np.array([[1.0, 0.3], [-1.0, -0.2]]), [0.0, 0.5, 1.0]
     p = predict_separation(model, times, initial=means)["probability"].values
-    run = separation_probability(model, times=times, initial=means, replicates=4096, seed=1)
+    run = lesde.separation_probability(model, times=times, initial=means, replicates=4096, seed=1)
     assert 0.02 < p[-1] < 0.98
     error = 5 * np.sqrt(p * (1 - p) / 4096)
     assert (np.abs(run["probability"].values - p) <= error + 1e-12).all()

@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from lesde.analysis.collapse.metrics import nc1, nc1_cdnv, nc1_trace, nc2_angle_std, nc2_etf, nc2_norm_cv, nc3, nc4, ncc_accuracy
 
 import lesde
+from lesde.analysis.collapse import (
+    nc1,
+    nc1_cdnv,
+    nc1_trace,
+    nc2_angle_std,
+    nc2_etf,
+    nc2_norm_cv,
+    nc3,
+    nc4,
+    ncc_accuracy,
+)
 from lesde.networks import digits
 
 NAMES = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]

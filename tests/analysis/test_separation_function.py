@@ -11,8 +11,8 @@ from scipy.integrate import quad
 from scipy.special import log_ndtr, ndtr
 from scipy.stats import norm
 
+from lesde.analysis import separation_function
 from lesde.analysis.separation import function as separation_integral
-from lesde.analysis.separation.function import separation_function
 
 
 def direct(gap, n1, n2, s1, s2):

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.analysis.separation.directions import gap_directions
+from lesde.paths import gap_directions
 from tests.analysis.samples import COUNTS, make_paths, plain
 
 
@@ -66,7 +66,7 @@ def test_one_replicate_does_not_depend_on_the_others(counts, block, monkeypatch)
 def test_frame_takes_tensors():
     import torch
 
-    from lesde.analysis.statistics import reduce_frame
+    from lesde.paths import reduce_frame
 
     samples = torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0))
     before = samples.clone()

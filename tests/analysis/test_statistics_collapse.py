@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from lesde.analysis.collapse.metrics.metrics import METRICS
-from lesde.analysis.collapse.metrics import metric
 
 import lesde
+from lesde.analysis.collapse import METRICS, metric
 from tests.analysis.samples import COUNTS, make_paths
 
 NAMES = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std", "nc3"]
@@ -70,11 +69,11 @@ def test_collapse_reads_only_variances_for_nc2():
 
 
 def test_collapse_in_batches(monkeypatch):
-    from lesde.analysis.collapse.metrics import frames as class_frames
+    from lesde.analysis import class_means
 
     reduced = lesde.statistics(make_paths((4, 7, 3), replicates=5))
     whole = lesde.neural_collapse(reduced)
-    monkeypatch.setattr(class_frames, "BLOCK_VALUES", 100)
+    monkeypatch.setattr(class_means, "BLOCK_VALUES", 100)
     xr.testing.assert_allclose(lesde.neural_collapse(reduced), whole, rtol=1e-13)
 
 

@@ -9,9 +9,8 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.analysis.separation import criteria as reduced_criteria
-from lesde.plot.probabilities import probability as separability
-from lesde.analysis.separation.directions import gap_directions
+from lesde.analysis.separation import CRITERIA, criterion, probability
+from lesde.paths import gap_directions
 from tests.analysis.samples import COUNTS, make_paths
 
 
@@ -157,16 +156,23 @@ def test_separation_errors():
         lesde.separation_probability(broken)
 
 
-def test_a_criterion_of_statistics_is_one_decorated_function():
-    @reduced_criteria.reduced_criterion("nearest_center")
-    def never(frame):
-        return np.zeros_like(frame.reach)
+def test_a_criterion_of_samples_refuses_statistics():
+    @criterion("spread", samples=True)
+    def declared(frame):
+        raise AssertionError("refused before")
+
+    @criterion("nearest sample")
+    def undeclared(frame):
+        return np.full((1, 1), len(frame.classes))
 
     reduced = lesde.statistics(make_paths((5, 5), replicates=4))
     try:
-        assert not lesde.separation_probability(reduced, "nearest_center").successes.any()
+        with pytest.raises(ValueError, match=r"for criterion='spread'.*keep='features'"):
+            lesde.separation_probability(reduced, "spread")
+        with pytest.raises(ValueError, match=r"for this criterion.*keep='features'"):
+            lesde.separation_probability(reduced, "nearest sample")
     finally:
-        reduced_criteria.REDUCED["nearest_center"] = reduced_criteria.nearest_center
+        del CRITERIA["spread"], CRITERIA["nearest sample"]
 
 
 def test_model_in_place_of_paths():
@@ -187,8 +193,18 @@ def test_model_in_place_of_paths():
         lesde.separation_probability(model, "linear", keep="statistics", **options)
 
 
-def test_batches_of_statistics_do_not_shrink_with_the_samples():
+@pytest.mark.parametrize(("keep", "batch"), [("features", 32), ("statistics", 4096)])
+def test_batches_of_statistics_do_not_shrink_with_the_samples(keep, batch, monkeypatch):
+    """A million samples per class: what is asked of the simulation at once."""
+    calls = []
+
+    def simulate(model, times, replicates, **options):
+        calls.append(replicates)
+        one = lesde.statistics(make_paths((5, 5, 5), replicates=1).isel(learning_rate=0))
+        return one.isel(replicate=np.zeros(replicates, dtype=int))
+
+    monkeypatch.setattr(probability, "simulate", simulate)
     model = lesde.LESDE(lesde.TwoLevel(2.0, -1.0), 3, 3, 10**6, noise=0.3)
     times = np.linspace(0, 1, 50)
-    assert separability._batch(model, times, {}) == separability.BLOCK
-    assert separability._batch(model, times, {"keep": "statistics"}) == separability.MOST_IN_BATCH
+    lesde.separation_probability(model, times=times, replicates=8192, keep=keep)
+    assert set(calls) == {batch}

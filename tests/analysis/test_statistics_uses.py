@@ -45,7 +45,9 @@ def test_elasticity_of_single_means_and_iterations():
     np.testing.assert_allclose(found.A, direct.A, rtol=1e-10, atol=1e-10)
     broken = reduced.copy(deep=True)
     broken["mean"][3, 2] = np.inf
-    with pytest.raises(ValueError, match=r"paths.mean must be finite; at replicate 3"):
+    with pytest.raises(
+        ValueError, match=r"paths.mean must be finite; got inf at replicate 3, time=0.66"
+    ):
         lesde.fit_elasticity(broken)
     with pytest.raises(ValueError, match=r"paths.mean must have the dimensions 'time'"):
         lesde.fit_elasticity(reduced.isel(time=0))

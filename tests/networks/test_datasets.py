@@ -84,11 +84,11 @@ def test_seed_digit_and_nothing_else_decides_the_images():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"n_train_per_class": 200}, ValueError, r"200 training images of the digit 0 .* are 178"),
+        ({"n_train_per_class": 200}, ValueError, r"200 training images of class 0 .* are 178"),
         (
             {"n_train_per_class": 170, "probe": "held_out"},
             ValueError,
-            r"170 training images and 40 held-out probe images of the digit 0 .* are 178",
+            r"170 training images and 40 held-out probe images of class 0 .* are 178",
         ),
         ({"n_probe_per_class": 101}, ValueError, r'n_probe_per_class .* 101 .*probe="held_out"'),
         (

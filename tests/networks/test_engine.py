@@ -102,8 +102,7 @@ def test_evaluation_written_out_agrees_with_the_modules(shapes, monkeypatch, lay
     np.testing.assert_allclose(seen.logits, wanted.logits, rtol=0, atol=1e-13)
 
 
-def test_layers_that_pooling_passes_by_are_still_recorded(shapes):
-    """The output of the first convolution is never formed where its maxima are taken early."""
+def test_layers_before_pooling_are_recorded(shapes):
     (run,) = train_ensemble(
         shapes, lambda: lenet(3), 0.05, 2, [0, 0.1], layers=("conv1", "relu1", "pool1")
     )
@@ -203,14 +202,15 @@ def test_all_tensors_of_a_run_are_on_its_device(data, shapes, network):
         seed=0,
         dtype=torch.float32,
         device=torch.device("meta"),
+        labels=np.tile(images.train_y, (3, 1)),
     )
     trainer = Trainer(job, 0.1)
     with trainer.running() as share:
-        drawn = trainer.advance(3)
+        logits, labels = trainer.advance(3)
         seen = trainer.ensemble.evaluate(
             torch.as_tensor(images.probe_x, device="meta"), share=share
         )
-    assert drawn.logits.shape == (3, 6, images.n_classes)
-    assert drawn.labels.shape == (3, 6)
-    for tensor in (drawn.logits, seen.logits, seen.weights, *seen.features.values()):
+    assert logits.shape == (3, 6, images.n_classes)
+    assert labels.shape == (3, 6)
+    for tensor in (logits, seen.logits, seen.weights, *seen.features.values()):
         assert tensor.device.type == "meta"

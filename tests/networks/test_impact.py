@@ -10,8 +10,14 @@ import torch
 from torch import nn
 
 import lesde
-from lesde.networks import collect, measure_impact, mlp, record_ensemble, with_label_noise
-from lesde.networks import impact as impact_module
+from lesde.networks import (
+    collect,
+    ensemble_impact,
+    measure_impact,
+    mlp,
+    record_ensemble,
+    with_label_noise,
+)
 from lesde.networks.ensemble import child_seed
 from lesde.networks.training import SampleOrder
 
@@ -132,7 +138,7 @@ def test_a_replicate_does_not_depend_on_its_company_or_on_memory(data, monkeypat
     for key in keys:
         wanted = many["impact"][key].sel(replicate=[3, 1])
         np.testing.assert_allclose(some["impact"][key], wanted, rtol=1e-3, atol=1e-6)
-    monkeypatch.setattr(impact_module, "WORKING_BYTES", 1)  # one copy at a time
+    monkeypatch.setattr(ensemble_impact, "WORKING_BYTES", 1)  # one copy at a time
     (again,) = measure_impact(data, dense, RATE, 4, TIMES, draws=3, seed=2)
     for key in keys:
         np.testing.assert_allclose(again["impact"][key], many["impact"][key], rtol=1e-9, atol=1e-13)
@@ -369,6 +375,7 @@ def test_each_way_to_measure_names_the_other(data):
         lesde.measure_impact(data, dense, RATE, 2, TIMES)
     assert "lesde.networks.measure_impact" in lesde.measure_impact.__doc__
     assert "`lesde.measure_impact`" in measure_impact.__doc__
+    assert lesde.measure_impact.__name__ == measure_impact.__name__ == "measure_impact"
 
 
 def test_within_exceeds_between_as_the_network_learns(data):

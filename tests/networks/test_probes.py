@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import numpy as np
 import pytest
 import xarray as xr
@@ -118,9 +115,3 @@ def test_refusals():
         split_records(records, ["a", "b", "b"])
     with pytest.raises(TypeError, match="split must be a one-dimensional array of names"):
         split_records(records, [0, 1, 1, 0])
-
-
-def test_example_of_the_docstring():
-    found = doctest.testmod(importlib.import_module("lesde.networks.probes"))
-    assert found.attempted > 0
-    assert found.failed == 0

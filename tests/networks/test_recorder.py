@@ -1,149 +1,382 @@
-"""Recorded datasets: shapes, names, one learning rate at a time, and a store that survives a stop."""
+"""The recorder in a loop of the user's own: when it records, what, and on which clock."""
 
 from __future__ import annotations
 
-import doctest
-import importlib
-import subprocess
-import sys
+import gc
+import weakref
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from torch import nn
 
-from lesde.networks import collect, digits, mlp, record_ensemble, train_ensemble
+import lesde
+from lesde.networks import digits, mlp, open_records, record_ensemble, saving_times
+from lesde.networks.ensemble import child_seed
+from lesde.networks.recorder import Clock
+from lesde.networks.training import SampleOrder
 
-TIMES = [0.0, 0.5, 1.0, 2.0]
+from .own_loop import Loop
 
-
-@pytest.fixture(scope="module")
-def data():
-    return digits(classes=4, n_train_per_class=20, n_probe_per_class=5)
-
-
-def network():
-    return mlp(64, (8, 6), 4)
+LAYERS = ("hidden1", "penultimate", "logits")
 
 
-@pytest.fixture(scope="module")
-def records(data):
-    return list(record_ensemble(data, network, [0.05, 0.1], 3, TIMES, seed=4))
+def test_records_are_those_of_looks_between_the_steps(data):
+    loop = Loop(data)
+    looks = [lesde.record(loop.model, LAYERS, data)]
+    recorder = lesde.Recorder(loop.model, LAYERS, data, every=3, learning_rate=loop.optimiser)
+    for step in range(1, 8):
+        loop.train(1, recorder)
+        if step % 3 == 0:
+            looks.append(lesde.record(loop.model, LAYERS, data))
+    recorder.record()
+    recorder.record()  # this iteration is recorded already
+    looks.append(lesde.record(loop.model, LAYERS, data))
+    for layer, paths in recorder.records().items():
+        np.testing.assert_array_equal(paths.iteration, [0, 3, 6, 7])
+        np.testing.assert_array_equal(paths.time, [0, 0.3, 0.6, 0.7])
+        np.testing.assert_array_equal(paths.step_size, 0.1)
+        assert paths.learning_rate == 0.1
+        wanted = xr.concat([one[layer].drop_vars(["time", "iteration"]) for one in looks], "time")
+        for name in wanted.data_vars:
+            np.testing.assert_array_equal(paths[name], wanted[name])
+            assert paths[name].dims[:2] == ("replicate", "time")
+    assert recorder.iteration == 7
+    assert recorder.time == 0.7
 
 
-def test_shapes_and_coordinates(records, data):
-    assert [set(record) for record in records] == [{"logits", "penultimate"}] * 2
-    logits, penultimate = records[1]["logits"], records[1]["penultimate"]
-    dims = ("learning_rate", "replicate", "time", "sample", "feature")
-    assert logits.features.dims == penultimate.features.dims == dims
-    assert logits.features.shape == (1, 3, 4, 20, 4)
-    assert penultimate.features.shape == (1, 3, 4, 20, 6)
-    assert logits.features.dtype == np.float32
-    np.testing.assert_array_equal(logits.time, TIMES)
-    np.testing.assert_array_equal(logits.label, data.probe_y)
-    assert logits.label.dims == ("sample",)
-    np.testing.assert_array_equal(logits.learning_rate, [0.1])
-    assert logits.iteration.dims == ("learning_rate", "time")
-    np.testing.assert_array_equal(logits.iteration, [[0, 5, 10, 20]])
-    for variable in ("loss", "accuracy"):
-        assert logits[variable].dims == dims[:3]
-    assert "weights" not in logits
-    assert penultimate.weights.dims == (*dims[:3], "class", "feature_in")
-    assert penultimate.weights.shape == (1, 3, 4, 4, 6)
-    assert penultimate.bias.shape == (1, 3, 4, 4)
-    attrs = penultimate.attrs
-    assert attrs["layer"] == "penultimate"
-    assert attrs["engine"] == "network"
-    assert attrs["seed"] == 4
-    assert "out_features=6" in attrs["architecture"]
-    assert "digits" in attrs["data"]
-    assert {"lesde_version", "torch_version", "numpy_version"} <= set(attrs)
-
-
-def test_classifier_of_the_penultimate_layer_gives_the_logits(records):
-    p = records[0]["penultimate"]
-    again = xr.dot(p.features.rename(feature="feature_in"), p.weights, dim="feature_in") + p.bias
-    wanted = records[0]["logits"].features.rename(feature="class")
-    np.testing.assert_allclose(again.transpose(*wanted.dims), wanted, atol=1e-5)
-
-
-def test_records_hold_what_training_gave(records, data):
-    runs = train_ensemble(data, network, [0.05, 0.1], 3, TIMES, seed=4, layers=["penultimate"])
-    for run, record in zip(runs, records, strict=True):
-        features = record["penultimate"].features
-        np.testing.assert_array_equal(features[0], run.features["penultimate"])
-        np.testing.assert_array_equal(record["penultimate"].loss[0], run.loss)
-
-
-def test_collect_joins_learning_rates(records):
-    joined = collect(records)
-    assert set(joined) == {"logits", "penultimate"}
-    paths = joined["logits"]
-    assert paths.features.shape == (2, 3, 4, 20, 4)
-    np.testing.assert_array_equal(paths.iteration, [[0, 10, 20, 40], [0, 5, 10, 20]])
-    assert paths.label.dims == ("sample",)
-    assert paths.time.dims == ("time",)
-    assert paths.attrs == records[0]["logits"].attrs
-    for record in records:
-        rate = float(record["logits"].learning_rate[0])
-        xr.testing.assert_identical(paths.sel(learning_rate=[rate]), record["logits"])
-
-
-def test_collect_refuses_what_does_not_join(records, data):
-    with pytest.raises(ValueError, match="records must hold at least one learning rate; got none"):
-        collect([])
-    with pytest.raises(ValueError, match="same layers"):
-        collect([records[0], {"logits": records[1]["logits"]}])
-    (shorter,) = record_ensemble(data, network, 0.2, 3, TIMES[:3])
-    with pytest.raises(ValueError, match="join='exact'"):
-        collect([records[0], shorter])
-
-
-def test_single_layer_and_no_bias(data):
-    (record,) = record_ensemble(
-        data, lambda: mlp(64, (5,), 4, bias=False), 0.1, [2, 5], TIMES, layers="penultimate"
+def test_the_ensemble_records_the_same_training(data):
+    """The package's own trainer, one network: the same features from two codes, to rounding."""
+    times = [0.0, 0.4, 1.0, 2.0]
+    (ensemble,) = record_ensemble(
+        data,
+        lambda: mlp(64, (12, 8), 4),
+        0.1,
+        1,
+        times,
+        layers=["hidden1"],
+        sampling="epochs",
+        dtype="float64",
     )
-    assert set(record) == {"penultimate"}
-    np.testing.assert_array_equal(record["penultimate"].replicate, [2, 5])
-    assert "bias" not in record["penultimate"]
+    # The same initial state and order of samples, from the seeds of the ensemble.
+    with torch.random.fork_rng(devices=[]):
+        state = child_seed(0, 0, 0).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0] >> np.uint64(1)))
+        model = mlp(64, (12, 8), 4).double()
+    order = SampleOrder([child_seed(0, 0, 1)], len(data.train_x), 1, "epochs").take(20)[:, 0]
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    recorder = lesde.Recorder(
+        model, "hidden1", data, times=times, learning_rate=0.1, dtype="float64"
+    )
+    x, y = torch.tensor(data.train_x).double(), torch.tensor(data.train_y)
+    for rows in order:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimiser.step()
+        recorder.step()
+    found = recorder.paths("hidden1")
+    np.testing.assert_allclose(
+        found.features, ensemble["hidden1"].features[0], rtol=1e-9, atol=1e-12
+    )
+    np.testing.assert_allclose(found.loss, ensemble["hidden1"].loss[0], rtol=1e-9)
+    np.testing.assert_array_equal(found.time, times)
 
 
-def test_store_holds_what_was_done_when_interrupted(data, tmp_path):
-    """Written one learning rate at a time, as a study does; the stop comes in the third of four."""
-    stops = {"at": 40 + 20 + 10}
-
-    def progress(done, total):
-        if done >= stops["at"]:
-            raise KeyboardInterrupt
-
-    rates, path = [0.05, 0.1, 0.2, 0.25], tmp_path / "logits.zarr"
-    kept = []
-
-    def write_all():
-        for record in record_ensemble(data, network, rates, 2, [0.0, 1.0, 2.0], progress=progress):
-            kept.append(record["logits"])
-            append = {"append_dim": "learning_rate"} if path.exists() else {}
-            record["logits"].to_zarr(path, consolidated=False, **append)
-
-    with pytest.raises(KeyboardInterrupt):
-        write_all()
-    stored = xr.open_zarr(path, consolidated=False).load()
-    np.testing.assert_array_equal(stored.learning_rate, rates[:2])
-    xr.testing.assert_equal(stored, collect([{"logits": one} for one in kept])["logits"])
+def test_clock_follows_a_schedule_of_the_learning_rate(data):
+    loop = Loop(data, rate=0.2)
+    scheduler = torch.optim.lr_scheduler.StepLR(loop.optimiser, step_size=4, gamma=0.5)
+    recorder = lesde.Recorder(loop.model, "logits", data, every=2, learning_rate=loop.optimiser)
+    loop.train(10, recorder, scheduler)
+    paths = recorder.paths("logits")
+    np.testing.assert_array_equal(paths.time, [0, 0.4, 0.8, 1.0, 1.2, 1.3])
+    np.testing.assert_array_equal(paths.step_size, [0.2, 0.2, 0.2, 0.1, 0.1, 0.05])
+    assert "learning_rate" not in paths.coords
+    # Later analyses read iterations from it: the rate has changed, so they are no line in time.
+    nc = lesde.neural_collapse(paths)
+    np.testing.assert_array_equal(nc.iteration, [0, 2, 4, 6, 8, 10])
 
 
-def test_arguments_are_checked_at_the_call(data):
-    with pytest.raises(ValueError, match=r"times\[0\] must be 0"):
-        record_ensemble(data, network, 0.1, 2, [1.0, 2.0])
+def test_a_step_of_size_0_makes_no_record(data):
+    loop = Loop(data)
+    rates = iter([0.0, 0.0, 0.0, 0.5, 0.5])
+    recorder = lesde.Recorder(
+        loop.model, "logits", data, every=1, learning_rate=lambda: next(rates)
+    )
+    loop.train(4, recorder)
+    np.testing.assert_array_equal(recorder.paths("logits").iteration, [0, 3, 4])
+    np.testing.assert_array_equal(recorder.paths("logits").time, [0, 0.5, 1.0])
 
 
-def test_importing_the_package_does_not_import_torch():
-    code = "import sys, lesde.networks; print('torch' in sys.modules, 'sklearn' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+def test_clock_of_a_run_with_momentum(data):
+    """The callable that the documentation gives, read once and then at every step."""
+    loop, calls = Loop(data), []
+
+    def effective():
+        calls.append(1)
+        return loop.optimiser.param_groups[0]["lr"] / (1 - 0.9)
+
+    recorder = lesde.Recorder(loop.model, "logits", data, every=2, learning_rate=effective)
+    loop.train(4, recorder)
+    np.testing.assert_allclose(recorder.paths("logits").time, [0, 2, 4])
+    assert len(calls) == 5
 
 
-@pytest.mark.parametrize("name", ["architectures", "datasets", "recorder", "schedule", "training"])
-def test_examples_in_the_documentation(name):
-    result = doctest.testmod(importlib.import_module(f"lesde.networks.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0
+def test_what_a_recorder_shows(data, tmp_path):
+    for options in ({}, {"store": tmp_path / "features.zarr"}):
+        loop = Loop(data)
+        recorder = lesde.Recorder(
+            loop.model, LAYERS[:2], {"train": data, "again": data},
+            every=2, learning_rate=loop.optimiser, **options,
+        )  # fmt: skip
+        loop.train(5, recorder)
+        assert repr(recorder) == (
+            "<Recorder at iteration 5, time 0.5: layers hidden1, penultimate; probes train, again; "
+            "3 records>"
+        )
+    layers = [str(n) for n in range(40)]
+    deep = nn.Sequential(nn.Linear(64, 4), *(nn.Linear(4, 4) for _ in layers[1:]))
+    assert repr(lesde.Recorder(deep, layers, data, every=1)) == (
+        "<Recorder at iteration 0, time 0: layers 0, 1, 2, 3, 4, 5, … (40); probes probe; 1 record>"
+    )
+
+
+def test_times_before_the_start_are_not_due(data):
+    recorder = lesde.Recorder(
+        Loop(data).model, "logits", data,
+        times=[0.0, 0.5, 1.0], learning_rate=0.1, state={"iteration": 7, "time": 0.7},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no record yet"):
+        recorder.paths("logits")
+    for _ in range(4):
+        recorder.step()
+    np.testing.assert_array_equal(recorder.paths("logits").iteration, [10])
+
+
+@pytest.mark.filterwarnings("error")
+def test_recorders_in_memory_are_joined(data):
+    recorders = []
+    for r in (2, 0):
+        loop = Loop(data, seed=r)
+        recorder = lesde.Recorder(
+            loop.model, LAYERS, data, every=2, learning_rate=loop.optimiser, replicate=r
+        )
+        loop.train(4, recorder)
+        recorders.append(recorder)
+    joined = open_records(recorders, "penultimate")
+    np.testing.assert_array_equal(joined.replicate, [0, 2])
+    for recorder in recorders:
+        one = recorder.paths("penultimate")
+        xr.testing.assert_equal(joined.sel(replicate=one.replicate), one)
+    datasets = [recorder.paths("penultimate") for recorder in recorders]
+    xr.testing.assert_identical(open_records(datasets, "penultimate"), joined)
+    xr.testing.assert_identical(open_records(recorders[0], "penultimate"), datasets[0])
+    xr.testing.assert_identical(open_records(datasets[0], "penultimate", "probe"), datasets[0])
+    assert joined.learning_rate == 0.1
+    with pytest.raises(ValueError, match="layer must be 'penultimate', which a dataset"):
+        open_records(datasets, "logits")
+    with pytest.raises(ValueError, match="probe must be 'probe', which a dataset"):
+        open_records(datasets, "penultimate", "train")
+    with pytest.raises(ValueError, match="layer and probe must be among"):
+        open_records(recorders, "conv1")
+    xr.testing.assert_identical(open_records((one for one in datasets), "penultimate"), joined)
+    for wrong in (3, [recorders[0], 3]):
+        with pytest.raises(TypeError, match=r"stores must be paths of stores, recorders.*got 3"):
+            open_records(wrong, "logits")
+    with pytest.raises(ValueError, match=r"datasets as lesde\.record"):
+        open_records([datasets[0], xr.Dataset({"features": 1})], "penultimate")
+    with pytest.raises(ValueError, match="the dimension replicate"):
+        open_records(datasets[0].isel(replicate=0), "penultimate")
+    with pytest.raises(ValueError, match=r"different replicates; got the numbers \[0, 2, 2\]"):
+        open_records([joined, datasets[0]], "penultimate")
+    with pytest.raises(ValueError, match=r"different replicates; got the numbers \[2, 2\]"):
+        open_records([recorders[0]] * 2, "logits")
+
+
+def test_clock_sums_without_drift():
+    clock = Clock()
+    for _ in range(1000):
+        clock.step(0.1)
+    assert clock.time == 100.0
+    for _ in range(7):
+        clock.step(0.003)
+    assert clock.time == 100.021
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        ({"every": 4}, [0, 4, 8]),
+        ({"iterations": [1, 2, 5]}, [1, 2, 5]),
+        ({"iterations": np.unique(np.geomspace(1, 10, 4).astype(int))}, [1, 2, 4, 10]),
+        ({"times": saving_times(1.0, 0.1, count=4)}, [0, 1, 2, 6, 10]),
+        ({"times": [0.24, 0.26, 0.31, 0.74]}, [2, 3, 7]),  # 0.26 and 0.31 lie nearest to one step
+        ({"times": [0.0, 99.0]}, [0]),
+        ({"times": [0.04, 0.5]}, [0, 5]),
+        ({"times": [0, 4, 10], "learning_rate": None}, [0, 4, 10]),
+    ],
+)
+def test_schedules(data, schedule, wanted):
+    loop = Loop(data)
+    recorder = lesde.Recorder(loop.model, "logits", data, **{"learning_rate": 0.1} | schedule)
+    loop.train(10, recorder)
+    np.testing.assert_array_equal(recorder.paths("logits").iteration, wanted)
+
+
+def test_time_counts_iterations_without_a_learning_rate(data):
+    loop = Loop(data)
+    recorder = lesde.Recorder(loop.model, "logits", data, every=5)
+    loop.train(5, recorder)
+    np.testing.assert_array_equal(recorder.paths("logits").time, [0, 5])
+
+
+def test_training_and_held_out_data_side_by_side():
+    data = digits(4, n_train_per_class=20, n_probe_per_class=8, probe="held_out")
+    loop = Loop(data)
+    recorder = lesde.Recorder(
+        loop.model,
+        ["hidden1", "penultimate"],
+        {"train": (data.train_x, data.train_y), "held_out": data},
+        every=10,
+        learning_rate=loop.optimiser,
+    )
+    loop.train(30, recorder)
+    depth = lesde.layer_collapse(recorder.records())
+    assert dict(depth.nc1.sizes) == {"layer": 2, "split": 2, "replicate": 1, "time": 4}
+    assert recorder.paths("hidden1", "held_out").sizes["sample"] == 32
+    with pytest.raises(ValueError, match="'train', 'held_out'; got 'hidden1' and None"):
+        recorder.paths("hidden1")
+    with pytest.raises(ValueError, match="got 'logits' and 'train'"):
+        recorder.paths("logits", "train")
+
+
+def test_records_go_straight_into_analyses_and_figures(data, tmp_path):
+    """Eight runs, from their stores: five analyses, and the figures of each."""
+    stores = [tmp_path / f"run{r}.zarr" for r in range(8)]
+    times = saving_times(6.0, 0.05, count=14)
+    for r, store in enumerate(stores):
+        loop = Loop(data, rate=0.05, seed=r)
+        with lesde.Recorder(
+            loop.model, ["logits", "penultimate"], data,
+            store=store, times=times, learning_rate=loop.optimiser, replicate=r,
+        ) as recorder:  # fmt: skip
+            loop.train(120, recorder)
+    logits, hidden = (open_records(stores, layer) for layer in ("logits", "penultimate"))
+    assert logits.features.shape == (8, len(times), 24, 4)
+    np.testing.assert_array_equal(logits.replicate, range(8))
+    np.testing.assert_array_equal(logits.time, times)
+
+    nc = lesde.neural_collapse(hidden)
+    assert {"nc1", "nc2_etf", "nc3", "nc4"} <= set(nc.data_vars)
+    probability = lesde.separation_probability(logits, criterion="nearest_center")
+    assert probability.probability[-1] >= probability.probability[0]
+    assert lesde.statistics(hidden)["mean"].sizes["class"] == 4
+    fit = lesde.fit_elasticity(logits, estimator="averages", tail=False)
+    assert np.isfinite(fit.alpha).all()
+    # The loss falls, so samples move towards their own class more than towards others.
+    assert float(fit.A_minus_B[-1]) > 0
+    rates = lesde.convergence(nc.isel(time=slice(1, None)), "nc1")
+    assert rates.sizes
+
+    axes = [
+        lesde.plot.collapse(nc, ["nc1", "nc3"]),
+        lesde.plot.probability(probability),
+        lesde.plot.elasticity(fit),
+        lesde.plot.separation_fan(logits, pair=(0, 1)),
+        lesde.plot.simplex(logits),
+    ]
+    for one in axes:
+        figure = np.ravel(one)[0].figure
+        figure.canvas.draw()
+        plt.close(figure)
+
+
+def test_a_closed_recorder(data):
+    loop = Loop(data)
+    with lesde.Recorder(loop.model, "logits", data, every=1) as recorder:
+        loop.train(2, recorder)
+    assert recorder.paths("logits").sizes["time"] == 3
+    with pytest.raises(ValueError, match="recorder is closed"):
+        recorder.step()
+    with pytest.raises(ValueError, match="recorder is closed"):
+        recorder.record()
+
+
+def test_recorder_keeps_nothing_alive(data):
+    loop = Loop(data)
+    recorder = lesde.Recorder(loop.model, "logits", data, every=1)
+    seen = weakref.ref(recorder)
+    del recorder
+    gc.collect()
+    assert seen() is None
+
+
+def test_what_diverges_is_told_with_its_time(data):
+    loop = Loop(data)
+    recorder = lesde.Recorder(loop.model, "penultimate", data, every=2, learning_rate=0.1)
+    loop.train(3, recorder)
+    with torch.no_grad():
+        loop.model[0].weight.fill_(np.inf)
+    with pytest.raises(lesde.Diverged, match=r"at time 0\.4; use a smaller learning rate"):
+        loop.train(1, recorder)
+    assert recorder.paths("penultimate").sizes["time"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"every": None}, ValueError, "one of every, iterations and times.*got none"),
+        ({"times": [0.0, 1.0]}, ValueError, "got every and times"),
+        ({"every": 0}, ValueError, "every must be"),
+        ({"every": None, "iterations": [1.5]}, TypeError, r"iterations\[0\] must be an integer"),
+        ({"every": None, "iterations": 3}, TypeError, "iterations must be a sequence"),
+        ({"every": None, "times": [1.0, 0.5]}, ValueError, "times must be strictly increasing"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate must be"),
+        (
+            {"learning_rate": nn.Linear(1, 1).parameters},
+            TypeError,
+            "learning_rate must return a real number.*it returned generator",
+        ),
+        (
+            {"every": None, "times": [0, 0.5, 1.0]},
+            ValueError,
+            r"times must be whole numbers where no learning_rate .* got \[0\.0, 0\.5, 1\.0\]",
+        ),
+        ({"state": {"iteration": 3}}, ValueError, "state must hold 'iteration' and 'time'"),
+        ({"learning_rate": lambda: -1.0}, ValueError, "learning_rate must be"),
+        ({"layers": "fc"}, ValueError, "layers must be one of"),
+        ({"state": {"iteration": -1, "time": 0.0}}, ValueError, "iteration"),
+    ],
+)
+def test_refusals(data, change, error, message):
+    arguments = {"model": mlp(64, (5,), 4), "layers": "logits", "probe": data, "every": 1} | change
+    with pytest.raises(error, match=message):
+        lesde.Recorder(**arguments)
+
+
+def test_a_scheduler_is_no_learning_rate(data):
+    loop = Loop(data)
+    scheduler = torch.optim.lr_scheduler.StepLR(loop.optimiser, 5)
+    message = (
+        r"a real number, a torch\.optim\.Optimizer, or a function .*; got StepLR\. In place of a "
+        r"scheduler give its optimiser"
+    )
+    with pytest.raises(TypeError, match=message):
+        lesde.Recorder(loop.model, "logits", data, every=1, learning_rate=scheduler)
+
+
+def test_groups_of_an_optimiser_must_share_their_rate(data):
+    model = mlp(64, (5,), 4)
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]
+    optimiser = torch.optim.SGD(groups, lr=0.2)
+    with pytest.raises(ValueError, match=r"groups of the optimiser have 0\.1, 0\.2; give"):
+        lesde.Recorder(model, "logits", data, every=1, learning_rate=optimiser)
+
+
+def test_nothing_recorded_yet(data):
+    loop = Loop(data)
+    recorder = lesde.Recorder(loop.model, "logits", data, iterations=[5])
+    with pytest.raises(ValueError, match="no record yet"):
+        recorder.paths("logits")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import random
 import types
 
@@ -411,10 +409,3 @@ def test_model_on_a_device(images):
     assert next(model.parameters()).is_cuda
     assert torch.equal(torch.cuda.get_rng_state(), state)
     np.testing.assert_allclose(found.features, wanted.features, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["recording", "callback", "callback_records", "torch_data"])
-def test_examples_in_the_documentation(name):
-    result = doctest.testmod(importlib.import_module(f"lesde.networks.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -1,12 +1,14 @@
 """Backpropagation written out against torch's own, and independence of the company."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lesde.networks import lenet
-from lesde.networks.ensemble import ChainStep, Ensemble, make_step, mapped_step
+from lesde.networks.ensemble import Ensemble, make_step, mapped_step
 
 NETWORKS = {
     "lenet": (lambda: lenet(3), (1, 32, 32)),
@@ -80,8 +82,8 @@ def test_written_out_and_mapped_steps_agree(name, size):
     for way in (make_step, mapped_step):
         ensemble = ensemble_of(name, [0, 1, 2], torch.float64)
         before = {key: value.clone() for key, value in ensemble.parameters.items()}
-        step = train(ensemble, name, [0, 1, 2], way, 30, size)
-        assert isinstance(step, ChainStep) == (way is make_step)
+        assert ensemble.chain() is not None
+        train(ensemble, name, [0, 1, 2], way, 30, size)
         ends.append(ensemble.parameters)
     for key, value in ends[0].items():
         np.testing.assert_allclose(value, ends[1][key], rtol=0, atol=1e-12)
@@ -122,4 +124,32 @@ def test_other_layers_take_the_mapped_step(odd):
         seed=0,
         dtype=torch.float32,
     )
-    assert not isinstance(make_step(ensemble, "mse", 0.1), ChainStep)
+    assert ensemble.chain() is None
+
+
+def test_of_equal_maxima_the_first_is_moved_as_in_torch():
+    """All four numbers of every tile are equal, and made of two different patches."""
+    ensemble = Ensemble(
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)),
+        [0, 1],
+        example=torch.zeros(2, 1, 5, 5, dtype=torch.float64),
+        n_classes=3,
+        layers=("logits",),
+        seed=0,
+        dtype=torch.float64,
+    )
+    assert ensemble.chain() is not None
+    ensemble.parameters["0.weight"].fill_(1.0)
+    weight, start = ensemble.parameters["0.weight"], ensemble.parameters["0.weight"].clone()
+    x = torch.zeros(2, 1, 1, 5, 5, dtype=torch.float64)
+    x[..., 1::2] = 1.0  # stripes: every patch of two by two has the sum 2
+    y = torch.eye(3, dtype=torch.float64)[[0, 1]][:, None]
+    network = copy.deepcopy(ensemble.base)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(ensemble.parameters[name][0])
+    nn.functional.cross_entropy(network(x[0]), y[0]).backward()
+    make_step(ensemble, "cross_entropy", 0.1)(x, y)
+    moved = (start - weight)[0] / 0.1
+    np.testing.assert_allclose(moved, network[0].weight.grad, rtol=0, atol=1e-14)
+    assert (moved[:, :, 0, 0] - moved[:, :, 0, 1]).abs().min() > 1e-3

@@ -1,9 +1,9 @@
-"""Class moments of many frames of features, read block by block so that memory stays bounded.
+"""What the collapse metrics read off a batch of frames: class means, spread, what of both is rounding.
 
 A *frame* is one (sample, feature) array: the features of all samples at one time of one replicate.
-`ClassFrames` holds a batch of frames and works out, on demand and once, the quantities the collapse
-metrics share: class means, centred means, their singular values, the spread within each class.
-Nothing of shape (feature, feature) is ever formed.
+`Frames` holds what follows from the means and variances of its classes. `SampleFrames` takes these
+from the samples, a block at a time, so that memory stays bounded; `StatisticsFrames` from class means
+and within-class covariances. No array (feature, feature) is formed beyond those that are given.
 """
 
 from __future__ import annotations
@@ -16,235 +16,125 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lesde.laws.system import contrast_basis
+from lesde.analysis import class_means
+from lesde.paths import need_samples
 
-__all__ = ["ClassFrames", "ClassGeometry", "rounding_of", "units"]
-
-
-# --------------------------------------------------------------------------------------------------
-# What the collapse metrics read off the class means of a batch of frames, wherever they come from.
+__all__ = [
+    "Block",
+    "Frames",
+    "SampleFrames",
+    "StatisticsFrames",
+    "power_of",
+    "rounding_of",
+]
 
 # Roundings of the stored precision up to which a class mean may be off: half of one from storing, the
 # others from the arithmetic of the layer that made the features.
 STORED = 4.0
-# Sums of squares of a frame that need no unit of their own: fourth powers of rounding stay in range.
+# Mean squares that need no unit of their own: fourth powers of their rounding stay in range.
 LEAST, MOST = 1e-100, 1e100
+EPS = float(np.finfo(np.float64).eps)
 
 
-def units(size: np.ndarray) -> np.ndarray:
-    """Exponents of the powers of two at the given sizes, (F,): 0 for a size that is 0 or not finite."""
-    return np.where(np.isfinite(size), np.frexp(np.where(np.isfinite(size), size, 0.0))[1], 0)
+def power_of(size: np.ndarray) -> np.ndarray:
+    """Exponents of the powers of two at the given sizes; 0 for a size that is 0 or not finite."""
+    return np.frexp(np.where(np.isfinite(size), size, 0.0))[1]
 
 
-def rounding_of(values: np.ndarray, found: np.ndarray | None = None) -> np.ndarray:
+def rounding_of(values: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
     """Relative rounding with which each frame of ``values`` (F, n, p) was stored, shape (F,).
 
-    The precision of the type, and for float64 that of float32 where every value is a number of that: it
-    was rounded to it before. Whole numbers are exact: 0. A few values tell most frames.
-
-    ``found`` is the result for further values of the same frames, to be taken together with these.
+    That of the type, or of float32 where all values of a float64 frame are numbers of float32; 0 for
+    whole numbers, which are exact. ``known`` is that of other samples of the same frames.
     """
-    precisions = [0.0]
-    if np.issubdtype(values.dtype, np.floating):
-        single, own = float(np.finfo(np.float32).eps), float(np.finfo(values.dtype).eps)
-        precisions += [single, own] if own < single else [own]
-    result = np.zeros(len(values)) if found is None else found.copy()
-    for coarse, fine in itertools.pairwise(precisions):
-        for some in (values[:, :1], values):
-            at = np.flatnonzero(result == coarse)
-            if len(at):
-                fits = _fits(some[at], coarse).all(axis=(1, 2))
-                result[at[~fits]] = fine
-    return result
+    rounding = np.zeros(len(values)) if known is None else known.copy()
+    if not np.issubdtype(values.dtype, np.floating):
+        return rounding
+    own, single = float(np.finfo(values.dtype).eps), float(np.finfo(np.float32).eps)
+    steps = [(0.0, single), (single, own)] if own < single else [(0.0, own)]
+    for (fine, coarse), some in itertools.product(steps, (values[:, :1], values)):
+        at = np.flatnonzero(rounding == fine)  # one sample decides for most frames
+        if len(at):
+            tried = some[at]
+            with np.errstate(over="ignore"):
+                exact = np.rint(tried) if fine == 0.0 else tried.astype(np.float32)
+            # beyond 1/ε every number of a type is whole
+            fits = (tried == exact) & ((fine > 0) | (np.abs(tried) < 1 / own))
+            rounding[at[~fits.all(axis=(1, 2))]] = coarse
+    return rounding
 
 
-def _fits(values: np.ndarray, precision: float) -> np.ndarray:
-    """Which values are whole numbers (precision 0), or numbers of single precision."""
-    if precision == 0.0:
-        # Beyond 1/ε every number of a type is whole.
-        return (values == np.rint(values)) & (np.abs(values) < 1 / np.finfo(values.dtype).eps)
-    with np.errstate(over="ignore"):
-        return values == values.astype(np.float32)
+class Frames(ABC):
+    """A batch of F frames: class means, what follows from them, and the spread within classes.
 
-
-class ClassGeometry(ABC):
-    """A batch of frames: class means, what follows from them, and the spread within classes.
-
-    Each quantity is worked out on demand, and once.
-
-    Parameters
-    ----------
-    n_frames, n_features : int
-    counts : ndarray of int, shape (K,)
-        Samples per class.
-    weights, bias : ndarray or None, shapes (F, K, p) and (F, K)
-        The classifier on top of the features, where there is one.
-
-    Attributes
-    ----------
-    exponent : ndarray of int, shape (F,)
-        All lengths are in units of 2**exponent. It is 0 unless squares of the features, or products of
-        those, would leave the range of float64, which no metric of a ratio should notice.
-    stored : ndarray, shape (F,)
-        Relative rounding with which the features were stored; 0 for whole numbers.
-    total : ndarray, shape (F,)
-        Sum of the squares of all features.
-    squares : ndarray, shape (F, K, p)
-        Mean square of each feature over the samples of each class.
-    means, centred : ndarray, shape (F, K, p)
-        Class means, and class means less *their* mean (the mean of the class means, so that classes
-        count alike whatever their number of samples).
-    gram : ndarray, shape (F, K, K)
-        Inner products of the centred means.
-    scatter : ndarray, shape (F, K)
-        Sum over a class's samples of the squared distance to the class mean; 0 within rounding.
-    whitened_scatter : ndarray, shape (F,)
-        Sum over all samples of the squared whitened deviation from the class mean.
+    All lengths are in units of 2**``exponent`` (F,), which is 0 unless squares of the features would
+    leave the range of float64. ``means`` and ``variances`` (F, K, p) are those of each feature in each
+    class (divisor n_k), ``counts`` (K,) the samples per class, ``stored`` (F,) the relative rounding of
+    the features, ``weights`` (F, K, p) and ``bias`` (F, K) those of a classifier, or None.
     """
 
-    means: Any
-    total: Any
-    squares: Any
-    stored: Any
-    exponent: Any
-    scatter: Any
-    whitened_scatter: Any
+    means: np.ndarray
+    variances: np.ndarray
+    stored: np.ndarray
+    exponent: np.ndarray
 
-    def __init__(
-        self,
-        n_frames: int,
-        n_features: int,
-        counts: np.ndarray,
-        weights: np.ndarray | None = None,
-        bias: np.ndarray | None = None,
-    ):
-        self.n_frames, self.n_features = n_frames, n_features
-        self.counts, self.n_classes = counts, len(counts)
-        self.n_samples = int(counts.sum())
+    def __init__(self, shape: tuple[int, int], counts: np.ndarray, weights: Any, bias: Any):
+        self.n_frames, self.n_features = shape
+        self.counts, self.n_classes, self.n_samples = counts, len(counts), int(counts.sum())
         self.weights, self.bias = weights, bias
 
     @abstractmethod
-    def blocks(self) -> Iterator[Any]:
+    def blocks(self) -> Iterator[Block]:
         """The samples, a block at a time, sorted by class within each block."""
+
+    @abstractmethod
+    def spread_along(self, axes: np.ndarray) -> np.ndarray:
+        """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
 
     @cached_property
     def centred(self) -> np.ndarray:
+        """Class means less *their* mean, so that classes count alike whatever their size, (F, K, p)."""
         return self.means - self.means.mean(axis=1, keepdims=True)
 
     @cached_property
     def gram(self) -> np.ndarray:
+        """Inner products of the centred means, (F, K, K)."""
         return self.centred @ self.centred.swapaxes(1, 2)
 
     @cached_property
-    def between(self) -> np.ndarray:
-        """Sum of the squared norms of the centred means, shape (F,); 0 where the means coincide.
+    def rounding(self) -> np.ndarray:
+        """Square of what a class mean is off by for its sum, (F, K, p): up to n roundings of n numbers.
 
-        Means that differ in every feature by no more than its rounding coincide.
+        In proportion to the *features*, not to their means, which may cancel.
         """
-        columns = np.einsum("fkp,fkp->fp", self.centred, self.centred)
-        total = columns.sum(axis=1)
-        apart = total > self.most_noise
-        if not apart.all():
-            apart |= (columns > self.noise_squares.sum(axis=1)).any(axis=1)
-        return np.where(apart, total, 0.0)
+        return self._summing[:, None] ** 2 * self._squares
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """The same with the precision that the features were stored in, (F, K, p)."""
+        return (self._summing + STORED * self.stored[:, None])[..., None] ** 2 * self._squares
 
     @property
     def _summing(self) -> np.ndarray:
-        """Relative rounding of the class means, (K,): a sum of n numbers is off by up to n roundings."""
-        return np.maximum(self.counts, self.n_features) * float(np.finfo(np.float64).eps)
+        return np.maximum(self.counts, self.n_features) * EPS
 
     @cached_property
-    def summed_squares(self) -> np.ndarray:
-        """Square of what a difference from a class mean is off by for the sum, shape (F, K, p)."""
-        return self._summing[:, None] ** 2 * self.squares
+    def _squares(self) -> np.ndarray:
+        return self.variances + self.means**2
 
     @cached_property
-    def noise_squares(self) -> np.ndarray:
-        """Square of the difference between class means that is rounding, shape (F, K, p).
-
-        In proportion to the *features*, not to their means, which may cancel: each feature is off by
-        half a unit of the precision it was stored in, and by several such where a layer of a network
-        computed it in the same precision.
-        """
-        unit = self._summing + STORED * self.stored[:, None]
-        return unit[..., None] ** 2 * self.squares
+    def between(self) -> np.ndarray:
+        """Sum of the squared norms of the centred means, (F,); 0 where all differ by rounding only."""
+        columns = np.einsum("fkp,fkp->fp", self.centred, self.centred)
+        apart = (columns > self.noise.sum(axis=1)).any(axis=1)
+        return np.where(apart, columns.sum(axis=1), 0.0)
 
     @cached_property
-    def most_noise(self) -> np.ndarray:
-        """What the sum of ``noise_squares`` is at most, shape (F,): enough for most frames."""
-        return (self._summing.max() + STORED * self.stored) ** 2 * self.total / self.counts.min()
-
-    @property
-    def _most_summed(self) -> np.ndarray:
-        return self._summing.max() ** 2 * self.total / self.counts.min()
-
-    @cached_property
-    def whitening(self) -> np.ndarray:
-        """Columns v_j / s_j of the thin SVD of the centred means, shape (F, p, min(K−1, p)).
-
-        A column is zero where s_j is not above the rounding of the means: the pseudo-inverse. Where
-        none is, the columns may be turned among themselves, which leaves what they measure as it is.
-        Rounding that is independent from mean to mean and feature to feature has singular values up
-        to √K + √p times that of one number, √K times of which the noise along a direction holds.
-        """
-        spread = (1 + np.sqrt(self.n_features / self.n_classes)) ** 2
-        turned = self._full_rank_whitening(spread)
-        if turned is not None:
-            return turned
-        _, s, vt = np.linalg.svd(self.centred, full_matrices=False)
-        rank = min(self.n_classes - 1, self.n_features)
-        along = np.einsum("fp,fjp->fj", self.noise_squares.sum(axis=1), vt**2)
-        keep = (s**2 > spread * along) & (s > self._unresolved * s[:, :1])
-        s, vt, keep = s[:, :rank], vt[:, :rank], keep[:, :rank]
-        scale = np.where(keep, 1.0 / np.where(keep, s, 1.0), 0.0)
-        return (vt * scale[..., None]).swapaxes(1, 2)
-
-    @property
-    def _unresolved(self) -> float:
-        """Ratio of singular values below which a decomposition in float64 does not resolve them."""
-        return max(self.n_classes, self.n_features) * float(np.finfo(np.float64).eps)
-
-    def _full_rank_whitening(self, spread: float) -> np.ndarray | None:
-        """The same by a QR factorisation, several times as fast; None where a column must be cut.
-
-        With orthonormal contrasts A, the centred means C = A D have CᵀC = DᵀD, and Dᵀ = Q R gives
-        (CᵀC)⁺ = W Wᵀ, W = Q R⁻ᵀ. The noise along v_j in units of s_j is at most that along W in all.
-        """
-        if self.n_features < self.n_classes - 1:
-            return None
-        contrasts = contrast_basis(self.n_classes)[:, 1:]
-        rows = contrasts.T @ self.centred
-        q, r = np.linalg.qr(rows.swapaxes(1, 2))
-        try:
-            with np.errstate(all="ignore"):
-                inverse = np.linalg.inv(r)
-        except np.linalg.LinAlgError:
-            return None
-        with np.errstate(over="ignore", invalid="ignore"):
-            turned = q @ inverse.swapaxes(1, 2)
-            size = np.einsum("fij,fij->f", inverse, inverse)
-            share = self.most_noise * size
-            if not (spread * share < 1).all():
-                share = np.einsum("fkp,fpr->f", self.noise_squares, turned**2, optimize=True)
-            condition = size * np.einsum("fij,fij->f", r, r)
-            whole = (spread * share < 1) & (condition * self._unresolved**2 < 1)
-        return turned if whole.all() else None
-
-    def not_rounding(self, scatter: np.ndarray) -> np.ndarray:
-        """Scatter within classes (F, K), 0 where it is no more than rounding of the means."""
-        apart = scatter > self.counts * self._most_summed[:, None]
-        if not apart.all():
-            apart |= scatter > self.counts * self.summed_squares.sum(axis=2)
-        return np.where(apart, scatter, 0.0)
-
-    def not_whitened_rounding(self, scatter: np.ndarray) -> np.ndarray:
-        """The same of the whitened scatter of all samples (F,): samples at their mean score 0."""
-        size = (self.whitening**2).sum(axis=2)
-        apart = scatter > self.n_samples * self._most_summed * size.max(axis=1)
-        if not apart.all():
-            each = np.einsum("k,fkp->fp", self.counts, self.summed_squares)
-            apart |= scatter > (each * size).sum(axis=1)
-        return np.where(apart, scatter, 0.0)
+    def norms(self) -> np.ndarray:
+        """Norms of the centred means, (F, K); 0 where a mean is at the centre within rounding."""
+        apart = self.centred**2 > self.noise + self.noise.mean(axis=1, keepdims=True)
+        squares = np.einsum("fkk->fk", self.gram)
+        return np.where(apart.any(axis=2), np.sqrt(squares), 0.0)
 
     def pairs(self) -> Iterator[tuple[int, np.ndarray]]:
         """For each class k but the last, squared distances of its mean to those of k+1…, (F, ·).
@@ -253,241 +143,219 @@ class ClassGeometry(ABC):
         """
         for k in range(self.n_classes - 1):
             gap = (self.centred[:, k + 1 :] - self.centred[:, k : k + 1]) ** 2
-            square = gap.sum(axis=2)
-            apart = square > self.most_noise[:, None]
-            if not apart.all():
-                noise = self.noise_squares[:, k + 1 :] + self.noise_squares[:, k : k + 1]
-                apart |= (gap > noise).any(axis=2)
-            yield k, np.where(apart, square, 0.0)
+            apart = (gap > self.noise[:, k + 1 :] + self.noise[:, k : k + 1]).any(axis=2)
+            yield k, np.where(apart, gap.sum(axis=2), 0.0)
 
+    @cached_property
+    def scatter(self) -> np.ndarray:
+        """Sum per class of the squared distances to the class mean, (F, K); 0 within rounding."""
+        variance = self.variances.sum(axis=2)
+        return np.where(variance > self.rounding.sum(axis=2), variance, 0.0) * self.counts
 
-# --------------------------------------------------------------------------------------------------
+    @cached_property
+    def whitening(self) -> np.ndarray:
+        """Columns v_j / s_j of the thin SVD of the centred means, (F, p, min(K−1, p)).
 
-# Values one block holds in float64 (2 MB): blocks that stay in the processor's cache run fastest.
-BLOCK_VALUES = 2**18
-# Up to this many features `add.reduceat` beats one sum per class.
-_FEW_FEATURES = 16
+        A column is zero where s_j is not above the rounding of the means: the pseudo-inverse.
+        Rounding that is independent from mean to mean and feature to feature has singular values up
+        to √K + √p times that of one number, √K times of which the noise along a direction holds.
+        """
+        _, s, vt = np.linalg.svd(self.centred, full_matrices=False)
+        rank = min(self.n_classes - 1, self.n_features)
+        s, vt = s[:, :rank], vt[:, :rank]
+        most = (1 + np.sqrt(self.n_features / self.n_classes)) ** 2
+        along = most * np.einsum("fp,fjp->fj", self.noise.sum(axis=1), vt**2)
+        resolved = max(self.n_classes, self.n_features) * EPS * s[:, :1]
+        keep = (s**2 > along) & (s > resolved)
+        scale = np.where(keep, 1.0 / np.where(keep, s, 1.0), 0.0)
+        return (vt * scale[..., None]).swapaxes(1, 2)
+
+    @cached_property
+    def whitened_scatter(self) -> np.ndarray:
+        """Sum over all samples of the squared whitened deviation from the class mean, (F,)."""
+        scatter = self.spread_along(self.whitening)
+        size = (self.whitening**2).sum(axis=2)
+        rounding = np.einsum("k,fkp,fp->f", self.counts, self.rounding, size)
+        return np.where(scatter > rounding, scatter, 0.0)
 
 
 class Block(NamedTuple):
-    """Some samples of every frame, sorted by class.
+    """Some samples of every frame, sorted by class: their classes (n,), and features (F, n, p) in float64.
 
-    ``labels`` (n,) are their classes, ``starts`` the index at which each class present begins,
-    ``values`` (F, n, p) their features in float64, possibly a view of the caller's data: not to
-    be written to.
+    The features may be a view of the caller's data: not to be written to.
     """
 
     labels: np.ndarray
-    starts: np.ndarray
     values: np.ndarray
 
-    @property
-    def classes(self) -> np.ndarray:
-        """The classes present."""
-        return self.labels[self.starts]
 
-    def class_sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums of ``values`` (F, n, q) over the samples of each class present."""
-        if values.shape[-1] <= _FEW_FEATURES:
-            return np.add.reduceat(values, self.starts, axis=1)
-        parts = zip(self.starts, self._stops, strict=True)
-        return np.stack([values[:, a:b].sum(axis=1) for a, b in parts], axis=1)
+class SampleFrames(Frames):
+    """Frames of which every sample is known.
 
-    def less(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """``values`` (F, n, q) less the row (F, K, q) of each sample's class."""
-        if values.shape[-1] <= _FEW_FEATURES and rows.shape[1] <= _FEW_FEATURES:
-            return (
-                values - np.eye(rows.shape[1])[self.labels] @ rows
-            )  # faster than picking the rows
-        result = np.empty((*values.shape[:2], rows.shape[-1]))
-        for k, a, b in zip(self.classes, self.starts, self._stops, strict=True):
-            np.subtract(values[:, a:b], rows[:, k, None], out=result[:, a:b])
-        return result
-
-    @property
-    def _stops(self) -> np.ndarray:
-        return np.append(self.starts[1:], len(self.labels))
-
-
-class ClassFrames(ClassGeometry):
-    """A batch of frames and their class moments, from every sample.
-
-    Attributes and methods are those of `ClassGeometry`.
-
-    Parameters
-    ----------
-    read : callable
-        ``read(slice)`` gives the features of a range of samples, shape (F, n, p), any real dtype.
-    shape : tuple of int
-        (F, N, p): number of frames, samples, features.
-    labels : ndarray of int, shape (N,)
-        Class of each sample, 0 to K−1, in any order, each class present.
-    weights, bias : ndarray or None, shapes (F, K, p) and (F, K)
-        The classifier on top of the features, where there is one.
-    centers : ndarray or None, shape (F, K, p)
-        Class centres of other samples, which `closeness` compares to; by default the class means.
+    ``read(slice)`` gives the features (F, n, p) of a range of samples in any real dtype, ``labels`` (N,)
+    are their classes in any order. ``centers`` (F, K, p) are class centres of other samples, to which
+    `closeness` compares; by default the class means.
     """
 
     def __init__(
         self,
         read: Callable[[slice], np.ndarray],
-        shape: tuple[int, int, int],
+        shape: tuple[int, int],
         labels: np.ndarray,
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         centers: np.ndarray | None = None,
     ):
-        super().__init__(shape[0], shape[2], np.bincount(labels), weights, bias)
-        self._centers = centers
-        self._read, self._labels = read, labels
-        size = max(1, BLOCK_VALUES // max(1, self.n_frames * self.n_features))
-        self._blocks = [
-            slice(a, min(a + size, self.n_samples)) for a in range(0, self.n_samples, size)
-        ]
-        self._kept: Block | None = None
-        self._exponent = np.zeros(shape[0], dtype=int)
-        self._stored: np.ndarray | None = None
-        self._examined = 0  # samples of which the precision is in `_stored`
+        super().__init__(shape, np.bincount(labels), weights, bias)
+        self._read, self._labels, self._centers = read, labels, centers
+        size = max(1, class_means.BLOCK_VALUES // (shape[0] * shape[1]))
+        self._parts = [slice(a, a + size) for a in range(0, self.n_samples, size)]
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+        self._examined = 0  # parts of which the rounding is in `stored`
+        self.stored = np.zeros(self.n_frames)
+        self.exponent = np.zeros(self.n_frames, dtype=int)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+            self._find_moments()
+            size = self._squares.max(axis=(1, 2))
+            usual = (size > LEAST) & (size < MOST)
+            if not usual.all():
+                largest = np.zeros(self.n_frames)
+                for block in self.blocks():
+                    largest = np.maximum(largest, np.abs(block.values).max(axis=(1, 2)))
+                self.exponent, self._kept = np.where(usual, 0, power_of(largest)), None
+                del self._squares
+                self._find_moments()
 
-    def blocks(self) -> Iterator[Block]:
-        """The samples, a block at a time, sorted by class within each block."""
+    def _find_moments(self) -> None:
+        """Means and variances in one pass, from differences to the first sample of each class.
+
+        So both keep their digits however far the class is from the origin, and samples that coincide
+        have no variance at all.
+        """
+        shape = (self.n_classes, self.n_frames, self.n_features)
+        first, sums, squares = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape)
+        known = np.zeros(self.n_classes, dtype=bool)
+        for k, samples in self._classes():
+            if not known[k]:
+                first[k], known[k] = samples[0], True
+            away = samples - first[k]
+            sums[k] += away.sum(axis=0)
+            squares[k] += np.einsum("nfp,nfp->fp", away, away)
+        counts = self.counts[:, None, None]
+        shift = sums / counts
+        self.means = (first + shift).swapaxes(0, 1)
+        self.variances = np.maximum(squares / counts - shift**2, 0.0).swapaxes(0, 1)
+
+    def _sorted(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Classes (n,) and features (n, F, p) of each block, sorted by class.
+
+        Samples come first, so that sums over them run over contiguous numbers however few features.
+        """
         if self._kept is not None:
             yield self._kept
             return
-        for block in self._blocks:
-            labels, values = self._labels[block], self._read(block)
-            if block.start >= self._examined:
-                self._stored = rounding_of(values, self._stored)
-                self._examined = block.stop
+        for i, part in enumerate(self._parts):
+            labels, values = self._labels[part], self._read(part)
+            if i >= self._examined:
+                self.stored, self._examined = rounding_of(values, self.stored), i + 1
+            values = values.swapaxes(0, 1)
             if (np.diff(labels) < 0).any():
                 order = np.argsort(labels, kind="stable")
-                labels, values = labels[order], values[:, order]
+                labels, values = labels[order], values[order]
+            values = np.ascontiguousarray(values, dtype=np.float64)
+            if self.exponent.any():
+                values = np.ldexp(values, -self.exponent[:, None])
+            if len(self._parts) == 1:
+                self._kept = labels, values
+            yield labels, values
+
+    def _classes(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Features (n, F, p) of one class of each block after the other."""
+        for labels, values in self._sorted():
             starts = np.flatnonzero(np.diff(labels, prepend=-1))
-            values = np.asarray(values, dtype=np.float64)
-            if self._exponent.any():
-                values = np.ldexp(values, -self._exponent[:, None, None])
-            found = Block(labels, starts, values)
-            if len(self._blocks) == 1:
-                self._kept = found
-            yield found
+            for a, b in itertools.pairwise([*starts, len(labels)]):
+                yield labels[a], values[a:b]
 
-    @property
-    def averages(self) -> np.ndarray:
-        """Class means in the units of the features, (F, K, p), without what the metrics need besides."""
-        sums = np.zeros((self.n_frames, self.n_classes, self.n_features))
-        with np.errstate(invalid="ignore", over="ignore"):  # the caller reports non-finite features
-            for block in self.blocks():
-                sums[:, block.classes] += block.class_sums(block.values)
-        return sums / self.counts[:, None]
+    def blocks(self) -> Iterator[Block]:
+        """The samples, a block at a time, sorted by class within each block."""
+        for labels, values in self._sorted():
+            yield Block(labels, values.swapaxes(0, 1))
 
-    @cached_property
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Class means (F, K, p) and sums of squares (F,), after the unit of every frame was chosen."""
-        found = self._sums()
-        usual = (found[1] > LEAST) & (found[1] < MOST)
-        if not usual.all():
-            largest = np.zeros(self.n_frames)
-            for block in self.blocks():
-                largest = np.maximum(largest, np.abs(block.values).max(axis=(1, 2)))
-            self._exponent, self._kept = np.where(usual, 0, units(largest)), None
-            found = self._sums()
-        return found
-
-    def _sums(self) -> tuple[np.ndarray, np.ndarray]:
-        means = np.zeros((self.n_frames, self.n_classes, self.n_features))
-        total = np.zeros(self.n_frames)
-        with np.errstate(invalid="ignore", over="ignore"):  # the caller reports non-finite features
-            for block in self.blocks():
-                means[:, block.classes] += block.class_sums(block.values)
-                flat = block.values.reshape(self.n_frames, -1)
-                total += (flat[:, None] @ flat[:, :, None])[:, 0, 0]
-        return means / self.counts[:, None], total
-
-    @property
-    def exponent(self) -> np.ndarray:
-        self._moments  # noqa: B018
-        return self._exponent
-
-    @property
-    def means(self) -> np.ndarray:
-        return self._moments[0]
-
-    @property
-    def total(self) -> np.ndarray:
-        return self._moments[1]
-
-    @cached_property
-    def squares(self) -> np.ndarray:
-        sums = np.zeros_like(self.means)
-        for block in self.blocks():
-            sums[:, block.classes] += block.class_sums(block.values**2)
-        return sums / self.counts[:, None]
-
-    @property
-    def stored(self) -> np.ndarray:
-        self._moments  # noqa: B018
-        assert self._stored is not None
-        return self._stored
-
-    @cached_property
-    def scatter(self) -> np.ndarray:
-        result = np.zeros((self.n_frames, self.n_classes))
-        for block in self.blocks():
-            away = block.less(block.values, self.means)
-            squares = np.einsum("fnp,fnp->fn", away, away)
-            result[:, block.classes] += block.class_sums(squares[..., None])[..., 0]
-        return self.not_rounding(result)
-
-    @cached_property
-    def whitened_scatter(self) -> np.ndarray:
+    def spread_along(self, axes: np.ndarray) -> np.ndarray:
+        """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
         result = np.zeros(self.n_frames)
-        centres = self.means @ self.whitening
-        for block in self.blocks():
-            # Whitening first: the class mean then comes off min(K−1, p) numbers, not p.
-            away = block.less(block.values @ self.whitening, centres)
-            result += np.einsum("fnr,fnr->f", away, away)
-        return self.not_whitened_rounding(result)
+        for k, samples in self._classes():
+            along = (samples - self.means[:, k]).swapaxes(0, 1) @ axes
+            result += np.einsum("fnr,fnr->f", along, along)
+        return result
 
     @cached_property
-    def _given(self) -> np.ndarray | None:
-        """The given centres in the units of the frame."""
+    def _given(self) -> np.ndarray:
+        """The centres in the units of the frame."""
         if self._centers is None:
-            return None
+            return self.means
         return np.ldexp(self._centers, -self.exponent[:, None, None])
 
     @cached_property
     def _origin(self) -> np.ndarray:
-        """Mean of the class centres, (F, 1, p): an offset that all features share does not cancel."""
-        centers = self.means if self._given is None else self._given
-        return centers.mean(axis=1, keepdims=True)
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        return self.centred if self._given is None else self._given - self._origin
-
-    @cached_property
-    def _half_squares(self) -> np.ndarray:
-        return np.einsum("fkp,fkp->fk", self._rows, self._rows)[:, None, :] / 2
+        """Mean of the centres, (F, 1, p): an offset that all features share does not cancel."""
+        return self._given.mean(axis=1, keepdims=True)
 
     def closeness(self, values: np.ndarray) -> np.ndarray:
         """−‖x − c_k‖²/2 up to a term all classes share, (F, n, K), of ``values`` (F, n, p)."""
-        return (values - self._origin) @ self._rows.swapaxes(1, 2) - self._half_squares
+        rows = self._given - self._origin
+        return (values - self._origin) @ rows.swapaxes(1, 2) - (rows**2).sum(axis=2)[:, None] / 2
 
     def tie(self, values: np.ndarray) -> np.ndarray:
-        """Difference of `closeness` that is rounding of the class centres, (F, n).
+        """Difference of `closeness` that is rounding of the centres, (F, n).
 
         A centre that is off by δ changes half the square of a distance d by dδ.
         """
-        away = values - self._origin
-        reach = np.sqrt(np.einsum("fnp,fnp->fn", away, away))
-        reach += np.sqrt(2 * self._half_squares.max(axis=2))
-        if self._given is None:
-            length = np.sqrt(self.most_noise)
+        farthest = ((self._given - self._origin) ** 2).sum(axis=2).max(axis=1)
+        reach = np.linalg.norm(values - self._origin, axis=2) + np.sqrt(farthest)[:, None]
+        if self._centers is None:
+            off = np.sqrt(self.noise.sum(axis=2).max(axis=1))
         else:
-            unit = max(self.n_samples, self.n_features) * np.finfo(np.float64).eps
-            length = unit * _norm(self._given)
-        return length[:, None] * reach
+            off = (
+                max(self.n_samples, self.n_features)
+                * EPS
+                * np.linalg.norm(self._given, axis=(1, 2))
+            )
+        return off[:, None] * reach
 
 
-def _norm(rows: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("fkp,fkp->f", rows, rows))
+class StatisticsFrames(Frames):
+    """Frames of which class means (F, K, p), their variances and within-class covariances are known.
+
+    ``read_within`` gives the covariances (F, K, p, p), with divisor n_k, where they are needed.
+    """
+
+    def __init__(
+        self,
+        means: np.ndarray,
+        variances: np.ndarray,
+        read_within: Callable[[], np.ndarray],
+        stored: np.ndarray,
+        counts: np.ndarray,
+        weights: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+    ):
+        super().__init__(means.shape[::2], counts, weights, bias)
+        self._read_within, self.stored = read_within, stored
+        variances = np.maximum(variances, 0.0)
+        largest = np.maximum(np.abs(means), np.sqrt(variances)).max(axis=(1, 2))
+        usual = (largest > np.sqrt(LEAST)) & (largest < np.sqrt(MOST))
+        self.exponent = np.where(usual, 0, power_of(largest))
+        shift = -self.exponent[:, None, None]
+        self.means, self.variances = np.ldexp(means, shift), np.ldexp(variances, 2 * shift)
+
+    def blocks(self) -> Iterator[Block]:
+        """The samples, which are not known."""
+        raise need_samples("paths", "this metric")
+
+    def spread_along(self, axes: np.ndarray) -> np.ndarray:
+        """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
+        within = np.ldexp(self._read_within(), -2 * self.exponent[:, None, None, None])
+        along = np.einsum("fkpr,fpr->fk", within @ axes[:, None], axes)
+        # a covariance without spread along these axes may come out below 0 by its rounding
+        return np.maximum(along, 0.0) @ self.counts

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import sympy as sp
 import xarray as xr
+from scipy.optimize import least_squares
+from scipy.stats import t as student
 
-from lesde.analysis.impact.fit import Clusters, read_impact
-from lesde.analysis.impact.moments import PAIRS
+from lesde.analysis.impact.clusters import Clusters, read_impact
+from lesde.analysis.impact.moments import DISTANCES, PAIRS
 from lesde.checks import check_fraction, check_real, shown
 from lesde.model.formula import TIME, VARIABLES
 from lesde.model.kernels import FeatureKernel
@@ -19,10 +21,9 @@ from lesde.paths import check_dataset
 
 __all__ = ["fit_feature_kernel", "impact_by_distance"]
 
-
 MOST_STEPS = 200
 APART = 1e6
-"""Condition of the slopes from which parameters are not told apart: that of numerical derivatives."""
+"""Condition of the slopes from which on parameters are not identified: that of numerical derivatives."""
 NEARBY = (0.1, 10.0, 0.01, 100.0)
 """Factors of the starts of a search beside the one asked for."""
 FELT, FAR = 1e-5, 1e3
@@ -81,64 +82,46 @@ def impact_by_distance(
         )
     H = data.transform(transform)
     clusters = Clusters(data, errors, confidence)
-    u, unit = data.scaled_drivers(H)
+    u, unit = data.drivers(H)
     changes = data.array("bin_change", ("draw", "pair", "bin", "feature")) / unit[..., None, None]
     along = np.einsum("grtdsbp,grtdp->grtdsb", changes, u)
     number = data.array("bin_count", ("draw", "pair", "bin"))
     distance = data.array("bin_distance", ("draw", "pair", "bin"))
     length = np.einsum("grtdp,grtdp->grtd", u, u)[..., None, None]
     G, _, T, _, P, B = number.shape
-    shape = (G, T, P, B)
-    parts = {
-        name: np.empty(shape)
-        for name in ("strength", "strength_se", "distance", "count", "weight", "quantile")
-    }
-    covariance = np.empty((G, T, P, B, P, B))
+    names = ("strength", "strength_se", "distance", "count", "weight")
+    parts = {name: np.empty((G, T, P, B)) for name in names}
+    covariance, reach = np.empty((G, T, P, B, P, B)), np.empty((G, T, P, B))
     for g, t in np.ndindex(G, T):
-        weight = number[g, :, t] * length[g, :, t]
-        top = clusters.sums(along[g, :, t]).sum(1) / data.steps[g]
-        bottom = clusters.sums(weight).sum(1)
+        at = (g, slice(None), t)
+        top = clusters.sums(along[at]).sum(1) / data.steps[g]
+        bottom = clusters.sums(number[at] * length[at]).sum(1)
         with np.errstate(all="ignore"):
             values = top / bottom
+            parts["distance"][g, t] = (distance[at] * length[at]).sum((0, 1)) / bottom[0]
             parts["weight"][g, t] = bottom[0] * unit[g, 0, t, 0, 0] ** 2
-            parts["distance"][g, t] = (distance[g, :, t] * length[g, :, t]).sum((0, 1)) / bottom[0]
         away = clusters.deviations(values)
-        parts["strength"][g, t] = values[0]
+        parts["strength"][g, t], parts["strength_se"][g, t] = values[0], clusters.error(values)
+        parts["count"][g, t] = number[at].sum((0, 1))
         covariance[g, t] = np.tensordot(away, away, (0, 0))
-        parts["strength_se"][g, t] = np.sqrt((away**2).sum(0))
-        parts["count"][g, t] = number[g, :, t].sum((0, 1))
-        parts["quantile"][g, t] = clusters.quantile(bottom[:1] - bottom[1:])
-    reach = parts.pop("quantile") * parts["strength_se"]
-    parts |= {
-        "strength_lower": parts["strength"] - reach,
-        "strength_upper": parts["strength"] + reach,
-    }
-    over = ("time",) if data.has_time else ()
-    lead = (*data.groups, *over)
-    sizes = (*data.groups.values(), *([T] if data.has_time else []))
-    result = xr.Dataset(coords=data.coords()).drop_vars(
-        ["class", "count", "share"], errors="ignore"
-    )
+        reach[g, t] = clusters.quantile(bottom[:1] - bottom[1:]) * parts["strength_se"][g, t]
+    parts["strength_lower"] = parts["strength"] - reach
+    parts["strength_upper"] = parts["strength"] + reach
+    result = xr.Dataset(coords=data.coords())
+    result = result.drop_vars(["class", "count", "share"], errors="ignore")
     result = result.assign_coords(pair=list(PAIRS), pair_=list(PAIRS))
+    over = (*data.groups, *data.over, "pair", "bin")
     for name, values in parts.items():
-        result[name] = ((*lead, "pair", "bin"), values.reshape(*sizes, P, B))
-    result["strength_covariance"] = (
-        (*lead, "pair", "bin", "pair_", "bin_"),
-        covariance.reshape(*sizes, P, B, P, B),
-    )
+        result[name] = (over, data.shaped(values))
+    result["strength_covariance"] = ((*over, "pair_", "bin_"), data.shaped(covariance))
     result["bin_edges"] = impact["bin_edges"]
     result["strength"].attrs["long_name"] = "strength of elasticity"
-    result["distance"].attrs["long_name"] = {
-        "r2": "squared distance of features",
-        "cosine": "cosine of features",
-        "input_r2": "squared distance of inputs",
-        "input_cosine": "cosine of inputs",
-    }[impact.attrs["by"]]
+    result["distance"].attrs["long_name"] = DISTANCES[impact.attrs["by"]]
     return result.assign_attrs(
         by=impact.attrs["by"],
         transform=H.kind,
         errors=clusters.kind,
-        freedom=clusters.count - clusters.n_strata,
+        freedom=clusters.freedom,
         confidence=confidence,
     )
 
@@ -181,8 +164,6 @@ def fit_feature_kernel(
     >>> kernel = lesde.FeatureKernel(fit.attrs["formula"],
     ...     parameters=dict(zip(fit.parameter.values, fit.value.values)))  # doctest: +SKIP
     """
-    from scipy.stats import t as student
-
     confidence = check_fraction("confidence", confidence)
     check_dataset(
         "strength",
@@ -237,7 +218,7 @@ def fit_feature_kernel(
         )
     if np.linalg.cond(best.jac / size) > APART:
         raise ValueError(
-            f"the strengths do not tell {', '.join(names)} apart; use a formula with fewer parameters."
+            f"the strengths do not determine {', '.join(names)} apart; use a formula with fewer parameters."
         )
     # In units of each column: parameters may be of very different sizes.
     gain = np.linalg.pinv(best.jac / size) / size[:, None] * root
@@ -262,8 +243,6 @@ def fit_feature_kernel(
 
 def _search(residual: Any, begin: np.ndarray) -> Any:
     """The best of the least-squares fits from several starts that come to an end; None where none does."""
-    from scipy.optimize import least_squares
-
     starts = [begin]
     for i in np.flatnonzero(begin):
         for factor in NEARBY:

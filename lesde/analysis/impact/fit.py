@@ -3,346 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import t as student
 
-from lesde.analysis.class_means import power_of_two
+from lesde.analysis.impact.clusters import Clusters, read_impact
 from lesde.checks import check_choice, check_fraction
-from lesde.model.transforms import Transform, make_transform
-from lesde.paths import check_dataset
 
-__all__ = ["Clusters", "ImpactData", "ImpactFrame", "fit_impact", "read_impact"]
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading an impact dataset, and errors of ratios of sums over its drawn samples.
-
-SOURCE = "lesde.measure_impact"
-FEWEST_REPLICATES = 8
-"""With fewer, a variance between replicates has too few degrees of freedom to be worth its robustness."""
-
-
-@dataclass(frozen=True)
-class ImpactData:
-    """An impact dataset in arrays with the axes (group, replicate, time, ...).
-
-    Attributes
-    ----------
-    dataset : xarray.Dataset
-    groups : dict
-        Names and sizes of the dimensions that are neither averaged over nor time.
-    labels : int array (draw,)
-        Classes of the drawn samples.
-    shares : array (class,)
-    steps : array (group,)
-        Learning rates.
-    has_time : bool
-    """
-
-    dataset: xr.Dataset
-    groups: dict[Hashable, int]
-    labels: np.ndarray
-    shares: np.ndarray
-    steps: np.ndarray
-    has_time: bool
-
-    def array(self, name: str, ends: tuple[str, ...]) -> np.ndarray:
-        """A variable (group, replicate, time, *ends), float64."""
-        variable = self.dataset[name]
-        for dim in ("replicate", "time"):
-            if dim not in variable.dims:
-                variable = variable.expand_dims(dim)
-        ordered = variable.transpose(*self.groups, "replicate", "time", *ends)
-        shape = ordered.shape[len(self.groups) :]
-        return ordered.values.astype(np.float64).reshape(-1, *shape)
-
-    def transform(self, value: Any) -> Transform:
-        """The transform asked for, for these classes and features."""
-        return make_transform(value, len(self.shares), self.dataset.sizes["feature"])
-
-    def drivers(self, transform: Transform) -> np.ndarray:
-        """H_L X_J of the drawn samples, (group, replicate, time, draw, feature)."""
-        x = self.array("drawn", ("draw", "feature"))
-        if transform.kind == "identity":
-            return x
-        return np.einsum("dpq,grtdq->grtdp", transform.array()[self.labels], x)
-
-    def scaled_drivers(self, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
-        """`drivers` in the power of two at the largest of each group and time, and that unit (group, 1, time, 1, 1)."""
-        u = self.drivers(transform)
-        unit = power_of_two(np.abs(u).max((1, 3, 4), keepdims=True, initial=0.0))
-        return u / unit, unit
-
-    def coords(self) -> dict[Hashable, Any]:
-        """Coordinates that results keep."""
-        kept: tuple[Hashable, ...] = (*self.groups, "time")
-        return {
-            name: coord
-            for name, coord in self.dataset.coords.items()
-            if name in ("class", "count", "share", "step") or (name in kept and coord.ndim)
-            or (coord.ndim == 0 and name != "replicate")
-        }  # fmt: skip
-
-
-def read_impact(impact: Any) -> ImpactData:
-    """Check an impact dataset.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For what is no such dataset.
-    """
-    data = check_dataset("impact", impact, ["change", "square", "drawn", "drawn_label"], SOURCE)
-    own = ("replicate", "time", "draw", "class", "feature")
-    change = data["change"]
-    if not {"draw", "class", "feature"} <= set(change.dims) or data["drawn_label"].dims != (
-        "draw",
-    ):
-        raise ValueError(
-            f"impact.change must have the dimensions draw, class, feature, and impact.drawn_label draw, as "
-            f"{SOURCE} returns them; got {', '.join(map(str, change.dims))}."
-        )
-    groups: dict[Hashable, int] = {d: n for d, n in change.sizes.items() if d not in own}
-    step = data["step"]
-    if not set(step.dims) <= set(groups):
-        raise ValueError(f"impact.step must be over {tuple(groups)} at most; got {step.dims}.")
-    missing = {d: n for d, n in groups.items() if d not in step.dims}
-    steps = step.expand_dims(missing).transpose(*groups).values.astype(np.float64).ravel()
-    return ImpactData(
-        dataset=data,
-        groups=groups,
-        labels=data["drawn_label"].values,
-        shares=data["share"].values.astype(np.float64),
-        steps=steps,
-        has_time="time" in change.dims,
-    )
-
-
-class Clusters:
-    """The independent units of a measurement.
-
-    Parameters
-    ----------
-    data : ImpactData
-    errors : {"auto", "replicate", "draw"}
-    confidence : float
-
-    Attributes
-    ----------
-    kind : {"replicate", "draw"}
-    count : int
-        How many units.
-    """
-
-    def __init__(self, data: ImpactData, errors: str, confidence: float) -> None:
-        check_choice("errors", errors, ("auto", "replicate", "draw"))
-        self._R = int(data.dataset["change"].sizes.get("replicate", 1))
-        self._labels, self._K = data.labels, len(data.shares)
-        if errors == "replicate" and self._R < 2:
-            raise ValueError(
-                f"errors='replicate' needs at least 2 replicates; impact has {self._R}. Use errors='draw'."
-            )
-        if errors == "auto":
-            errors = "replicate" if self._R >= FEWEST_REPLICATES else "draw"
-        self.kind, self._confidence = errors, confidence
-        D = len(data.labels)
-        self._one_hot = (data.labels[:, None] == np.arange(self._K)).astype(np.float64)
-        self.count = self._R if errors == "replicate" else self._R * D
-        of = np.zeros(self._R, int) if errors == "replicate" else np.tile(data.labels, self._R)
-        self._strata = of
-        self.n_strata = len(np.unique(of))
-        self.known = bool((np.bincount(of)[np.unique(of)] > 1).all())
-        if not self.known:
-            warnings.warn(
-                "impact has a class with a single drawn sample: nothing tells how drawn samples differ, so "
-                "errors are NaN. Draw at least 2 samples of every class.",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums by class of the drawn sample, of everything and without each unit.
-
-        Parameters
-        ----------
-        values : array (replicate, draw, ...)
-
-        Returns
-        -------
-        array (1 + unit, drawn class, ...)
-        """
-        spread = values[:, :, None] * self._one_hot.reshape(
-            1, *self._one_hot.shape, *[1] * (values.ndim - 2)
-        )
-        each = spread.sum(1) if self.kind == "replicate" else spread.reshape(-1, *spread.shape[2:])
-        total = each.sum(0, keepdims=True)
-        return np.concatenate([total, total - each])
-
-    def error(self, values: np.ndarray) -> np.ndarray:
-        """Standard errors of estimates (1 + unit, ...)."""
-        return np.sqrt(np.einsum("c...,c...->...", *[self.deviations(values)] * 2))
-
-    def deviations(self, values: np.ndarray) -> np.ndarray:
-        """What each unit adds to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
-        without = values[1:]
-        if not self.known:
-            return np.full_like(without, np.nan)
-        result = np.empty_like(without)
-        for k in np.unique(self._strata):
-            at = self._strata == k
-            n = int(at.sum())
-            result[at] = np.sqrt((n - 1) / n) * (without[at] - without[at].mean(0))
-        return result
-
-    def quantile(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Of Student's t; units that carry unequal ``weights`` (unit, ...) count for fewer.
-
-        Units of one class have (Σ w)²/Σ w² less one degrees of freedom ν_k. Where units are draws of several classes,
-        those of the sum are Satterthwaite's for parts of the variance as large as the classes' weights W_k,
-        (Σ_k W_k)²/Σ_k (W_k²/ν_k): for equal weights as many as units less classes.
-        """
-        if weights is None:
-            freedom = np.asarray(float(self.count - self.n_strata))
-        else:
-            parts = np.zeros(weights.shape[1:])
-            for k in np.unique(self._strata):
-                own = weights[self._strata == k]
-                total, square = own.sum(0), (own**2).sum(0)
-                number = total**2 / np.where(square > 0, square, 1.0)
-                # Two units tell a variance with one degree of freedom, however unequal they are.
-                parts = parts + total**2 / np.maximum(number - 1, 1.0)
-            freedom = weights.sum(0) ** 2 / np.where(parts > 0, parts, np.inf)
-        return np.asarray(student.ppf((1 + self._confidence) / 2, np.maximum(freedom, 1.0)))
-
-
-# --------------------------------------------------------------------------------------------------
-# Estimates of elasticity from the impact of single steps at one time, whole and without each unit.
-
-
-class ImpactFrame:
-    """Estimates at one time.
-
-    Parameters
-    ----------
-    clusters : Clusters
-    shares : array (class,)
-        w_k.
-    change : array (replicate, draw, class, feature)
-        Mean changes of the classes.
-    u : array (replicate, draw, feature)
-        H_L X_J.
-    step : float
-        Learning rate h.
-    estimator : {"draws", "averages"}
-
-    Attributes
-    ----------
-    values : dict of str to array (1 + unit, ...)
-        Estimates, whole and without each unit.
-    quantiles : dict of str to array (...)
-        For those whose units carry unequal weights.
-    """
-
-    def __init__(
-        self,
-        clusters: Clusters,
-        shares: np.ndarray,
-        change: np.ndarray,
-        u: np.ndarray,
-        step: float,
-        estimator: str,
-    ) -> None:
-        self._clusters, self._step = clusters, step
-        self._count = clusters.sums(np.ones(u.shape[:2]))  # (1 + unit, drawn class)
-        length = np.einsum("rdp,rdp->rd", u, u)
-        if estimator == "draws":
-            along = np.einsum("rdkp,rdp->rdk", change, u) / step
-            self._along = self._mean(clusters.sums(along))
-            self._length = self._mean(clusters.sums(length))
-            self._square: np.ndarray | None = None
-        else:
-            kick, driver = self._mean(clusters.sums(change)), self._mean(clusters.sums(u))
-            self._along = np.einsum("clkp,clp->clk", kick, driver) / step
-            self._length = np.einsum("clp,clp->cl", driver, driver)
-            self._square = np.einsum("clkp,clkp->clk", kick, kick)
-        # From here on (1 + unit, moved class, drawn class).
-        self._along = self._along.swapaxes(1, 2)
-        self._weights = np.outer(shares, shares)
-        self._same = np.eye(len(shares), dtype=bool)
-        self._length = np.broadcast_to(self._length[:, None], self._along.shape)
-        with np.errstate(all="ignore"):
-            E = self._along / self._length
-        alpha, beta = self._level(self._same), self._level(~self._same)
-        self.values = {"E": E, "alpha": alpha, "beta": beta, "alpha_minus_beta": alpha - beta}
-        self.quantiles: dict[str, np.ndarray] = {}
-        if estimator == "draws":
-            self._add_quantiles(length)
-
-    def _mean(self, sums: np.ndarray) -> np.ndarray:
-        """Means by class; NaN for a class that is not drawn."""
-        count = self._count.reshape(*self._count.shape, *[1] * (sums.ndim - 2))
-        return sums / np.where(count > 0, count, np.nan)
-
-    def _total(self, values: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """Σ w_k w_l over some entries, without those of classes never drawn: (1 + unit,)."""
-        drawn = self._count[0] > 0
-        use = where & drawn
-        return (values[:, use] * self._weights[use]).sum(1)
-
-    def _level(self, where: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            return self._total(self._along, where) / self._total(self._length, where)
-
-    def _add_quantiles(self, length: np.ndarray) -> None:
-        """Units count by the ‖u_J‖² they carry."""
-        sums = self._clusters.sums(length)
-        carried = sums[:1] - sums[1:]  # (unit, drawn class)
-        mean = carried / np.where(self._count[0] > 0, self._count[0], np.nan)
-        rows = np.broadcast_to(self._clusters.quantile(carried), self._same.shape)
-        self.quantiles["E"] = rows
-        for name, where in (("alpha", self._same), ("beta", ~self._same)):
-            weight = (self._weights * where).sum(0)
-            self.quantiles[name] = self._clusters.quantile(np.nan_to_num(mean * weight).sum(1))
-        self.quantiles["alpha_minus_beta"] = np.maximum(
-            self.quantiles["alpha"], self.quantiles["beta"]
-        )
-
-    def add_explained(self, square: np.ndarray) -> None:
-        """Shares of the squared changes, from means (replicate, draw, moved class)."""
-        if self._square is None:
-            self._square = self._mean(self._clusters.sums(square))
-        moved = self._square.swapaxes(1, 2) / self._step**2
-        fitted = self._along**2 / self._length
-        every = np.ones_like(self._same)
-        with np.errstate(all="ignore"):
-            self.values["explained"] = fitted / moved
-            whole = self._total(moved, every)
-            self.values["explained_matrix"] = self._total(fitted, every) / whole
-            two = sum(
-                self._level(where) ** 2 * self._total(self._length, where)
-                for where in (self._same, ~self._same)
-            )
-            self.values["explained_two_level"] = two / whole
-
-    def add_relative(self, relative: np.ndarray) -> None:
-        """Relative changes (replicate, draw, moved class), NaN where the drawn sample did not move."""
-        known = np.isfinite(relative)
-        number = self._clusters.sums(known.astype(np.float64))
-        sums = self._clusters.sums(np.where(known, relative, 0.0))
-        mean = (sums / np.where(number > 0, number, np.nan)).swapaxes(1, 2)
-        self.values["relative"] = mean
-        ones = np.ones_like(mean)
-        for name, where in (("relative_within", self._same), ("relative_between", ~self._same)):
-            with np.errstate(all="ignore"):
-                self.values[name] = self._total(mean, where) / self._total(ones, where)
-
-
-# --------------------------------------------------------------------------------------------------
+__all__ = ["fit_impact"]
 
 LONG = {
     "E": "elasticity between classes",
@@ -360,7 +29,7 @@ LONG = {
     "explained_two_level": "share of squared change explained by alpha, beta",
 }
 MATRICES = ("E", "relative", "explained")
-INTEGRALS = {"A": "alpha", "B": "beta", "A_minus_B": "alpha_minus_beta"}
+INTEGRALS = {"alpha": "A", "beta": "B", "alpha_minus_beta": "A_minus_B"}
 
 
 def fit_impact(
@@ -423,7 +92,7 @@ def fit_impact(
     Warns
     -----
     UserWarning
-        When a class has no drawn sample (NaN), or errors cannot be told.
+        When a class has no drawn sample (NaN), or errors cannot be estimated.
 
     Raises
     ------
@@ -453,127 +122,168 @@ def fit_impact(
     data = read_impact(impact)
     H = data.transform(transform)
     clusters = Clusters(data, errors, confidence)
-    _warn_of_missing(data)
-    found = _estimates(data, clusters, H, estimator)
-    result = xr.Dataset(coords=data.coords())
     K = len(data.shares)
+    missing = sorted(set(range(K)) - set(data.labels.tolist()))
+    if missing:
+        warnings.warn(
+            f"impact has no drawn sample of class {', '.join(map(str, missing))}: what such a step does is "
+            f"NaN, and α and β are those of the other classes. Draw samples of every class.",
+            UserWarning,
+            stacklevel=2,
+        )
+    u, unit = data.drivers(H)
+    change = data.array("change", ("draw", "class", "feature")) / unit[..., None]
+    square = data.array("square", ("draw", "class"))
+    # A square that left the range of floats says nothing.
+    held = (square > np.finfo(float).tiny) & (square < np.inf) | (change == 0).all(-1)
+    square = np.where(held, square, np.nan) / unit / unit
+    relative = data.array("relative", ("draw", "class")) if "relative" in impact else None
+    G, _, T = change.shape[:3]
+    plain = clusters.quantile()
+    frames: list[list[Estimates]] = []
+    for g in range(G):
+        frames.append([])
+        for t in range(T):
+            at = (g, slice(None), t)
+            frame = _at_one_time(
+                clusters, data.shares, change[at], square[at], u[at], data.steps[g], estimator
+            )
+            if relative is not None:
+                frame |= _relative(clusters, data.shares, relative[at])
+            frames[g].append(frame)
+
+    result = xr.Dataset(coords=data.coords())
     result = result.assign_coords({"class": np.arange(K), "class_": np.arange(K)})
-    for name, (values, error, quantile) in found.items():
-        _put(result, data, name, values, error, quantile)
-    if data.has_time and result.sizes["time"] > 1:
-        _add_intervals(result)
-    result.attrs.update(
+
+    def put(name: str, values: np.ndarray, quantile: np.ndarray) -> None:
+        """Estimates (group, time, 1 + unit, ...) with errors and limits."""
+        error = np.array([[clusters.error(v) for v in row] for row in values])
+        whole = values[:, :, 0]
+        reach = quantile.reshape(*quantile.shape, *[1] * (error.ndim - quantile.ndim)) * error
+        dims = (*data.groups, *data.over, *(("class", "class_") if name in MATRICES else ()))
+        words = {"": LONG[name], "_se": f"standard error of {LONG[name]}"}
+        parts = {"": whole, "_se": error, "_lower": whole - reach, "_upper": whole + reach}
+        for end, part in parts.items():
+            attrs = {"long_name": words[end]} if end in words else {}
+            result[f"{name}{end}"] = (dims, data.shaped(part), attrs)
+
+    several = bool(data.over) and T > 1
+    for name in frames[0][0]:
+        values = np.array([[frame[name][0] for frame in row] for row in frames])
+        own = [[frame[name][1] for frame in row] for row in frames]
+        put(name, values, np.array([[plain if q is None else q for q in row] for row in own]))
+        if several and name in INTEGRALS:
+            width = np.diff(impact["time"].values.astype(np.float64))[:, None]
+            steps = (values[:, 1:] + values[:, :-1]) / 2 * width
+            sums = np.concatenate([0 * values[:, :1], np.cumsum(steps, axis=1)], axis=1)
+            put(INTEGRALS[name], sums, plain)
+    if several:
+        times = result["time"].values.astype(np.float64)
+        edges = {"start": ("interval", times[:-1]), "end": ("interval", times[1:])}
+        result = result.assign_coords(interval=(times[1:] + times[:-1]) / 2, **edges)
+        for name in (*INTEGRALS, "E"):
+            rate = result[name].variable
+            mean = (rate.isel(time=slice(1, None)) + rate.isel(time=slice(-1))) / 2
+            dims = ["interval" if d == "time" else d for d in mean.dims]
+            about = {"long_name": f"{LONG[name]}, mean over interval"}
+            result[f"{name}_raw"] = (dims, mean.values, about)
+    return result.assign_attrs(
         transform=H.kind,
         kernel=kernel,
         method="regression of one-step changes on the drawn sample's features",
         estimator=estimator,
         errors=clusters.kind,
         confidence=confidence,
-        replicates=int(data.dataset["change"].sizes.get("replicate", 1)),
+        replicates=int(impact["change"].sizes.get("replicate", 1)),
         draws=len(data.labels),
     )
-    return result
 
 
-Found = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+Estimates = dict[str, tuple[np.ndarray, np.ndarray | None]]
+"""Estimates, whole and without each unit (1 + unit, ...), and quantiles where units carry unequal weights."""
 
 
-def _estimates(data: ImpactData, clusters: Clusters, H: Any, estimator: str) -> Found:
-    """Values, errors and quantiles (group, time, ...) of all variables."""
-    u, unit = data.scaled_drivers(H)
-    change = data.array("change", ("draw", "class", "feature")) / unit[..., None]
-    square = data.array("square", ("draw", "class"))
-    # A square that left the range of floats says nothing.
-    held = (square > np.finfo(float).tiny) & (square < np.inf) | (change == 0).all(-1)
-    square = np.where(held, square, np.nan) / unit / unit
-    relative = data.array("relative", ("draw", "class")) if "relative" in data.dataset else None
-    G, _, T = change.shape[:3]
-    frames: list[list[dict[str, np.ndarray]]] = []
-    quantiles: list[list[dict[str, np.ndarray]]] = []
-    for g in range(G):
-        frames.append([])
-        quantiles.append([])
-        for t in range(T):
-            frame = ImpactFrame(
-                clusters, data.shares, change[g, :, t], u[g, :, t], data.steps[g], estimator
-            )
-            frame.add_explained(square[g, :, t])
-            if relative is not None:
-                frame.add_relative(relative[g, :, t])
-            frames[g].append(frame.values)
-            quantiles[g].append(frame.quantiles)
-    found: Found = {}
-    plain = clusters.quantile()
-    for name in frames[0][0]:
-        values = np.array([[f[name] for f in row] for row in frames])  # (G, T, 1 + unit, ...)
-        error = np.array([[clusters.error(v) for v in row] for row in values])
-        q = np.array([[f.get(name, plain) for f in row] for row in quantiles])
-        q = q.reshape(*q.shape, *[1] * (error.ndim - q.ndim))
-        found[name] = values[:, :, 0], error, np.broadcast_to(q, error.shape)
-        integral = next((A for A, rate in INTEGRALS.items() if rate == name), None)
-        if integral and data.has_time and T > 1:
-            sums = _integral(values, data.dataset["time"].values.astype(np.float64))
-            error = np.array([[clusters.error(v) for v in row] for row in sums])
-            found[integral] = sums[:, :, 0], error, np.broadcast_to(plain, error.shape)
-    return found
+def _at_one_time(
+    clusters: Clusters,
+    shares: np.ndarray,
+    change: np.ndarray,
+    square: np.ndarray,
+    u: np.ndarray,
+    step: float,
+    estimator: str,
+) -> Estimates:
+    """E, α, β and what they explain at one time.
+
+    From mean changes (replicate, draw, moved class, feature), mean squared changes (replicate, draw, moved class)
+    and u_J (replicate, draw, feature).
+    """
+    count = clusters.sums(np.ones(u.shape[:2]))  # (1 + unit, drawn class)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        """Means by class; NaN for a class that is not drawn."""
+        number = np.where(count > 0, count, np.nan)
+        return clusters.sums(values) / number.reshape(*count.shape, *[1] * (values.ndim - 2))
+
+    length = np.einsum("rdp,rdp->rd", u, u)
+    if estimator == "draws":
+        along, size, moved = mean(np.einsum("rdkp,rdp->rdk", change, u)), mean(length), mean(square)
+    else:
+        moving, driver = mean(change), mean(u)
+        along = np.einsum("clkp,clp->clk", moving, driver)
+        size = np.einsum("clp,clp->cl", driver, driver)
+        moved = np.einsum("clkp,clkp->clk", moving, moving)
+    # From here on (1 + unit, moved class, drawn class).
+    along, moved = along.swapaxes(1, 2) / step, moved.swapaxes(1, 2) / step**2
+    size = np.broadcast_to(size[:, None], along.shape)
+    same = np.eye(len(shares), dtype=bool)
+    total = _totals(count, shares)
+    with np.errstate(all="ignore"):
+        alpha, beta = (total(along, where) / total(size, where) for where in (same, ~same))
+        fitted, every = along**2 / size, np.ones_like(same)
+        whole = total(moved, every)
+        two = alpha**2 * total(size, same) + beta**2 * total(size, ~same)
+        values = {
+            "E": along / size,
+            "alpha": alpha,
+            "beta": beta,
+            "alpha_minus_beta": alpha - beta,
+            "explained": fitted / moved,
+            "explained_matrix": total(fitted, every) / whole,
+            "explained_two_level": two / whole,
+        }
+    quantiles: dict[str, np.ndarray] = {}
+    if estimator == "draws":  # units count by the ‖u_J‖² that they carry
+        sums = clusters.sums(length)
+        carried = sums[:1] - sums[1:]  # (unit, drawn class)
+        quantiles["E"] = np.broadcast_to(clusters.quantile(carried), same.shape)
+        each = carried / np.where(count[0] > 0, count[0], np.nan)
+        for name, where in (("alpha", same), ("beta", ~same)):
+            weight = (np.outer(shares, shares) * where).sum(0)
+            quantiles[name] = clusters.quantile(np.nan_to_num(each * weight).sum(1))
+        quantiles["alpha_minus_beta"] = np.maximum(quantiles["alpha"], quantiles["beta"])
+    return {name: (value, quantiles.get(name)) for name, value in values.items()}
 
 
-def _integral(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Integral over time, axis 1, from its start, by the trapezoidal rule."""
-    width = np.diff(times).reshape(-1, *[1] * (values.ndim - 2))
-    steps = (values[:, 1:] + values[:, :-1]) / 2 * width
-    return np.concatenate([np.zeros_like(values[:, :1]), np.cumsum(steps, axis=1)], axis=1)
+def _totals(count: np.ndarray, shares: np.ndarray) -> Any:
+    """Σ w_k w_l over some entries of matrices (1 + unit, class, class), without those of classes never drawn."""
+    weights, drawn = np.outer(shares, shares), count[0] > 0
+
+    def total(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+        use = where & drawn
+        return (values[:, use] * weights[use]).sum(1)
+
+    return total
 
 
-def _put(
-    result: xr.Dataset,
-    data: ImpactData,
-    name: str,
-    values: np.ndarray,
-    error: np.ndarray,
-    quantile: np.ndarray,
-) -> None:
-    """A variable with its errors under its own dimensions."""
-    over = ("time",) if data.has_time else ()
-    dims = (*data.groups, *over, *(("class", "class_") if name in MATRICES else ()))
-    own = values.shape[1:] if data.has_time else values.shape[2:]
-    shape = (*data.groups.values(), *own)
-    parts: Mapping[str, np.ndarray] = {
-        "": values,
-        "_se": error,
-        "_lower": values - quantile * error,
-        "_upper": values + quantile * error,
-    }
-    for end, part in parts.items():
-        words = f"standard error of {LONG[name]}" if end == "_se" else LONG[name]
-        attrs = {"long_name": words} if end in ("", "_se") else {}
-        result[f"{name}{end}"] = (dims, part.reshape(shape), attrs)
-
-
-def _add_intervals(result: xr.Dataset) -> None:
-    """Mean rates between saved times, in the form that `lesde.fitted_kernel` reads."""
-    times = result["time"].values.astype(np.float64)
-    result.coords["interval"] = (times[1:] + times[:-1]) / 2
-    result.coords["start"] = ("interval", times[:-1])
-    result.coords["end"] = ("interval", times[1:])
-    for name in ("alpha", "beta", "alpha_minus_beta", "E"):
-        values = result[name]
-        axis = values.dims.index("time")
-        v = np.moveaxis(values.values, axis, 0)
-        dims = ["interval" if d == "time" else d for d in values.dims]
-        result[f"{name}_raw"] = (
-            dims,
-            np.moveaxis((v[1:] + v[:-1]) / 2, 0, axis),
-            {"long_name": f"{LONG[name]}, mean over interval"},
-        )
-
-
-def _warn_of_missing(data: ImpactData) -> None:
-    missing = sorted(set(range(len(data.shares))) - set(data.labels.tolist()))
-    if missing:
-        warnings.warn(
-            f"impact has no drawn sample of class {', '.join(map(str, missing))}: what such a step does is "
-            f"NaN, and α and β are those of the other classes. Draw samples of every class.",
-            UserWarning,
-            stacklevel=3,
-        )
+def _relative(clusters: Clusters, shares: np.ndarray, relative: np.ndarray) -> Estimates:
+    """Means of relative changes (replicate, draw, moved class), NaN where the drawn sample did not move."""
+    known = np.isfinite(relative)
+    number = clusters.sums(known.astype(np.float64))
+    sums = clusters.sums(np.where(known, relative, 0.0))
+    mean = (sums / np.where(number > 0, number, np.nan)).swapaxes(1, 2)
+    total = _totals(clusters.sums(np.ones(relative.shape[:2])), shares)
+    same, ones = np.eye(len(shares), dtype=bool), np.ones_like(mean)
+    with np.errstate(all="ignore"):
+        within, between = (total(mean, where) / total(ones, where) for where in (same, ~same))
+    values = {"relative": mean, "relative_within": within, "relative_between": between}
+    return {name: (value, None) for name, value in values.items()}

@@ -38,6 +38,31 @@ __all__ = [
     "reduce_changes",
 ]
 
+DISTANCES = {
+    "r2": "squared distance of features",
+    "cosine": "cosine of features",
+    "input_r2": "squared distance of inputs",
+    "input_cosine": "cosine of inputs",
+}
+"""By which pairs of samples may be sorted."""
+
+PAIRS = ("same", "other")
+"""Whether the sample that is moved is of the class of the sample that is drawn."""
+
+VARIABLES = {
+    "change": (("class", "feature"), "mean change of the features of a class by one step"),
+    "square": (("class",), "mean squared change of the features of a class by one step"),
+    "relative": (("class",), "mean of |change| over |change of the drawn sample|"),
+    "drawn": (("feature",), "features of the drawn sample before the step"),
+    "bin_change": (("pair", "bin", "feature"), "sum of changes over the samples of a bin"),
+    "bin_count": (("pair", "bin"), "samples in a bin"),
+    "bin_distance": (
+        ("pair", "bin"),
+        "sum of the distances to the drawn sample over the samples of a bin",
+    ),
+}
+"""Dimensions after the draw, and long names."""
+
 
 # --------------------------------------------------------------------------------------------------
 # Pairs of a drawn and a moved sample sorted by the distance between them.
@@ -45,13 +70,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Bins:
-    """Ranges of distance, each with its lower edge; the last with both.
-
-    Attributes
-    ----------
-    edges : float64 array (bin + 1,)
-        Not decreasing; equal edges bound an empty bin.
-    """
+    """Ranges of distance, each with its lower edge; the last with both. Equal edges bound an empty bin."""
 
     edges: np.ndarray
 
@@ -77,12 +96,11 @@ def check_bins(bins: Any) -> int | np.ndarray:
     return edges
 
 
-def make_bins(bins: Any, distances: np.ndarray) -> Bins:
+def make_bins(bins: int | np.ndarray, distances: np.ndarray) -> Bins:
     """Bins with the edges given, or so many that hold equal numbers of the distances."""
-    checked = check_bins(bins)
-    if isinstance(checked, int):
-        return Bins(np.quantile(distances, np.linspace(0, 1, checked + 1)))
-    return Bins(checked)
+    if isinstance(bins, int):
+        return Bins(np.quantile(distances, np.linspace(0, 1, bins + 1)))
+    return Bins(bins)
 
 
 def pair_distances(drawn: np.ndarray, features: np.ndarray, by: str) -> np.ndarray:
@@ -108,26 +126,16 @@ def bin_changes(
 ) -> dict[str, np.ndarray]:
     """Sums over the samples of every bin, of the drawn sample's class and of others apart.
 
-    Parameters
-    ----------
-    bins : Bins
-    changes : array (draw, sample, feature)
-    distances, same : arrays (draw, sample)
-        Distance to the drawn sample, and whether both are of one class.
-
-    Returns
-    -------
-    dict
-        ``bin_change`` (draw, pair, bin, feature), ``bin_count`` and ``bin_distance`` (draw, pair, bin).
+    From changes (draw, sample, feature), distances to the drawn sample and whether both are of one class (draw,
+    sample): ``bin_change`` (draw, pair, bin, feature), ``bin_count`` and ``bin_distance`` (draw, pair, bin).
     """
-    draws, p = len(changes), changes.shape[-1]
+    draws, _, p = changes.shape
     found = bins.find(distances)
     cell = (np.arange(draws)[:, None] * 2 + ~same) * len(bins) + found
     inside = found >= 0
-    at, size = cell[inside], draws * 2 * len(bins)
+    at, size, shape = cell[inside], draws * 2 * len(bins), (draws, 2, len(bins))
     rows = changes[inside]
     sums = np.stack([np.bincount(at, rows[:, j], size) for j in range(p)], axis=-1)
-    shape = (draws, 2, len(bins))
     return {
         "bin_change": sums.reshape(*shape, p),
         "bin_count": np.bincount(at, minlength=size).astype(np.float64).reshape(shape),
@@ -137,51 +145,16 @@ def bin_changes(
 
 # --------------------------------------------------------------------------------------------------
 
-DISTANCES = ("r2", "cosine", "input_r2", "input_cosine")
-"""What pairs of samples may be sorted by: squared distance or cosine, of features or of inputs."""
-
-PAIRS = ("same", "other")
-"""Whether the sample that is moved is of the class of the sample that is drawn."""
-
-CLASS_DIMS = {
-    "change": ("draw", "class", "feature"),
-    "square": ("draw", "class"),
-    "relative": ("draw", "class"),
-    "drawn": ("draw", "feature"),
-    "bin_change": ("draw", "pair", "bin", "feature"),
-    "bin_count": ("draw", "pair", "bin"),
-    "bin_distance": ("draw", "pair", "bin"),
-}
-NAMES = {
-    "change": "mean change of the features of a class by one step",
-    "square": "mean squared change of the features of a class by one step",
-    "relative": "mean of |change| over |change of the drawn sample|",
-    "drawn": "features of the drawn sample before the step",
-    "bin_change": "sum of changes over the samples of a bin",
-    "bin_count": "samples in a bin",
-    "bin_distance": "sum of the distances to the drawn sample over the samples of a bin",
-}
-
 
 def reduce_changes(
     changes: np.ndarray, labels: np.ndarray, own: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Class by class, what some steps did.
+    """Class by class, what some steps did to samples, from changes (draw, sample, feature).
 
-    Parameters
-    ----------
-    changes : array (draw, sample, feature)
-    labels : int array (sample,)
-    own : array (draw,), optional
-        |ΔX_J| of the drawn samples.
-
-    Returns
-    -------
-    dict
-        ``change`` (draw, class, feature), ``square`` and, with ``own``, ``relative`` (draw, class); the
-        last is NaN where the drawn sample did not move.
+    ``change`` (draw, class, feature), ``square`` and, with |ΔX_J| of the drawn samples (draw,), ``relative`` (draw,
+    class); the last is NaN where the drawn sample did not move.
     """
-    shares = (labels == np.arange(labels.max() + 1)[:, None]).astype(np.float64)
+    shares = np.eye(labels.max() + 1)[labels].T
     shares /= shares.sum(1, keepdims=True)
     changes = np.asarray(changes, dtype=np.float64)
     unit = power_of_two(np.abs(changes).max(initial=0.0))
@@ -268,25 +241,43 @@ def impact_from_changes(
         raise ValueError(
             f"labels must hold one label for each of the {n} samples; got {len(labels)}."
         )
-    K = int(labels.max()) + 1
-    of = _drawn_labels(drawn_labels, D, K)
+    counts = np.bincount(labels)
+    of = bare_array("drawn_labels", drawn_labels)
+    if of.shape != (D,) or not np.issubdtype(of.dtype, np.integer):
+        raise ValueError(
+            f"drawn_labels must hold one integer for each of the {D} drawn samples; got "
+            f"{of.dtype} of shape {of.shape}."
+        )
+    if of.min() < 0 or of.max() >= len(counts):
+        raise ValueError(
+            f"drawn_labels must be from 0 to {len(counts) - 1}, the classes of labels; got "
+            f"{of.min()} to {of.max()}."
+        )
+    weights = counts / n
+    if shares is not None:
+        weights = check_finite_array("shares", shares, [(len(counts),)])
+        if (weights <= 0).any():
+            raise ValueError(f"shares must be positive; got {weights.tolist()}.")
+        weights = weights / weights.sum()
+    step = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
     x = check_finite_array("drawn", drawn, [(*lead, D, p)])
-    flat = array.reshape(-1, n, p)
     own = None
     if drawn_changes is not None:
         moved = check_finite_array("drawn_changes", drawn_changes, [(*lead, D, p)])
         unit = power_of_two(np.abs(moved).max(initial=0.0))
         own = (np.linalg.norm(moved / unit, axis=-1) * unit).ravel()
-    parts = reduce_changes(flat, labels, own)
+    parts = reduce_changes(array.reshape(-1, n, p), labels, own)
     edges = None
     if by is not None:
         check_choice("by", by, ("r2", "cosine"))
         if features is None:
             raise ValueError(f"by={by!r} needs features, those of the samples before the step.")
-        at = check_finite_array("features", features, [(*lead, n, p)])
+        at, bins = check_finite_array("features", features, [(*lead, n, p)]), check_bins(bins)
         distances = pair_distances(x, at, by)
-        frames = distances if array.ndim < 5 else np.moveaxis(distances, 0, 1)
-        every = [make_bins(bins, frame) for frame in (frames if lead else frames[None])]
+        frames = (
+            distances.reshape(-1, *lead[-1:], D, n).swapaxes(0, -3) if lead else distances[None]
+        )
+        every = [make_bins(bins, frame) for frame in frames]  # at each time
         edges = np.array([each.edges for each in every]) if lead else every[0].edges
         same = labels == of[:, None]
         binned = [
@@ -295,15 +286,9 @@ def impact_from_changes(
         ]
         parts |= {name: np.concatenate([one[name] for one in binned]) for name in binned[0]}
     parts = {name: value.reshape(*lead, D, *value.shape[1:]) for name, value in parts.items()}
+    over = ("replicate", "time")[2 - len(lead) :]
     return impact_dataset(
-        parts | {"drawn": x},
-        ("replicate", "time")[2 - len(lead) :],
-        of,
-        np.bincount(labels),
-        np.bincount(labels) / n if shares is None else _shares(shares, K),
-        check_real("learning_rate", learning_rate, 0.0, open_minimum=True),
-        edges=edges,
-        by=by,
+        parts | {"drawn": x}, over, of.astype(np.int64), counts, weights, step, edges=edges, by=by
     )
 
 
@@ -321,7 +306,7 @@ def impact_dataset(
 ) -> xr.Dataset:
     """Put reduced changes under their dimensions, ``lead`` first."""
     variables: dict[str, Any] = {
-        name: ((*lead, *CLASS_DIMS[name]), values, {"long_name": NAMES[name]})
+        name: ((*lead, "draw", *VARIABLES[name][0]), values, {"long_name": VARIABLES[name][1]})
         for name, values in parts.items()
     }
     named: dict[str, Any] = {
@@ -335,29 +320,6 @@ def impact_dataset(
     if by is not None and edges is not None:
         over = ("learning_rate", "time")[3 - edges.ndim :]
         variables["bin_edges"] = ((*over, "edge"), edges, {"long_name": "edges of the bins"})
-        named["pair"] = list(PAIRS)
-        named["bin"] = np.arange(edges.shape[-1] - 1)
+        named |= {"pair": list(PAIRS), "bin": np.arange(edges.shape[-1] - 1)}
         attrs["by"] = by
     return xr.Dataset(variables, named | dict(coords or {}), attrs)
-
-
-def _drawn_labels(value: Any, draws: int, n_classes: int) -> np.ndarray:
-    labels = bare_array("drawn_labels", value)
-    if labels.shape != (draws,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"drawn_labels must hold one integer for each of the {draws} drawn samples; got "
-            f"{labels.dtype} of shape {labels.shape}."
-        )
-    if labels.min() < 0 or labels.max() >= n_classes:
-        raise ValueError(
-            f"drawn_labels must be from 0 to {n_classes - 1}, the classes of labels; got "
-            f"{labels.min()} to {labels.max()}."
-        )
-    return labels.astype(np.int64)
-
-
-def _shares(value: Any, n_classes: int) -> np.ndarray:
-    shares = check_finite_array("shares", value, [(n_classes,)])
-    if (shares <= 0).any():
-        raise ValueError(f"shares must be positive; got {shares.tolist()}.")
-    return shares / shares.sum()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
-from lesde.analysis.separation.directions import pair_directions
-from lesde.analysis.separation.function import Maximum, log_complement, separation_of_maxima
+from lesde.analysis.separation.directions import check_direction, pair_directions
+from lesde.analysis.separation.function import log_complement, separation_of_maxima
+from lesde.analysis.separation.maxima import Maximum
 from lesde.checks import check_finite_array, shown
+from lesde.laws.law import law as law_of
+from lesde.model.lesde import LESDE
 from lesde.paths import check_dataset
-
-if TYPE_CHECKING:
-    from lesde.model.lesde import LESDE
 
 __all__ = ["predict_from_law", "predict_separation"]
 
@@ -47,12 +47,9 @@ def predict_separation(
     xarray.Dataset
         As ``predict_from_law``.
     """
-    from lesde.laws.law import law
-    from lesde.model.lesde import LESDE
-
     if not isinstance(model, LESDE):
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
-    return predict_from_law(law(model, times, initial=initial), direction=direction)
+    return predict_from_law(law_of(model, times, initial=initial), direction=direction)
 
 
 def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset:
@@ -94,105 +91,70 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
     Cost: about 1 ms of one core per pair and time; 0.2 ms more per sample with initial deviations. See
     ``separation_function`` for the accuracy and the one corner that costs more.
     """
-    law = check_dataset("law", law, ["mean", "covariance", "within"], "model.law")
+    law = check_dataset("law", law, ["mean", "covariance", "within"], "lesde.law")
     # Gaps of classes: without the grand mean, which may be larger by any power of ten.
     centred = "centred_" if {"centred_mean", "centred_covariance"} <= set(law) else ""
-    mean = law[f"{centred}mean"].transpose("time", "class", "feature").values.astype(np.float64)
-    covariance = (
-        law[f"{centred}covariance"]
-        .transpose("time", "class", "feature", "class_", "feature_")
-        .values
-    )
-    within = law["within"].transpose("time", "class", "feature", "feature_").values
+    whole = ("time", "class", "feature", "class_", "feature_")
+    mean = law[f"{centred}mean"].transpose(*whole[:3]).values.astype(np.float64)
+    covariance = law[f"{centred}covariance"].transpose(*whole).values
+    within = law["within"].transpose(*whole[:3], "feature_").values
     if "count" not in law:
-        raise ValueError("law must hold the coordinate count(class), as model.law returns.")
+        raise ValueError("law must hold the coordinate count(class), as lesde.law returns.")
     counts = check_finite_array("law['count']", law["count"].values)
-    T, K, _ = mean.shape
+    T, K, p = mean.shape
     if K < 2:
         raise ValueError(f"law must have at least 2 classes to separate; got {K}.")
-    nu = pair_directions(direction, mean)
-    pairs = list(itertools.combinations(range(K), 2))
-    if not np.isfinite(nu).all():
-        _refuse_undefined(nu, pairs)
+    direction = check_direction(direction, K, p)
+    if isinstance(direction, str) and direction == "own":
+        raise ValueError(
+            "direction='own' is that of each replicate, which a law does not have; use "
+            "'ensemble', 'initial' or an array."
+        )
+    units = pair_directions(direction, mean)
     names = ("pairwise", "log_pairwise", "log_failure", "gap", "gap_variance")
     out = {name: np.full((T, K, K), np.nan) for name in names}
-    for k, l in pairs:
-        for name, values in zip(
-            names, _pair(law, mean, covariance, within, counts, nu, k, l), strict=True
-        ):
-            out[name][:, k, l] = out[name][:, l, k] = values
-    return _assemble(law, out, pairs, direction)
-
-
-def _refuse_undefined(nu: np.ndarray, pairs: list[tuple[int, int]]) -> None:
-    for k, l in pairs:
-        if not np.isfinite(nu[:, k, l]).all(axis=1).any():
+    for k, l in itertools.combinations(range(K), 2):
+        defined = np.isfinite(units[:, k, l]).all(axis=1)
+        if not defined.any():
             raise ValueError(
                 f"initial must give classes {k} and {l} different means, or there is no direction "
                 f"to separate along; the law has equal means for them at every time (random initial "
                 f"means average to zero). Give `initial` or a `direction`."
             )
+        unit = np.where(defined[:, None], units[:, k, l], 0.0)
+        gap = np.einsum("tp,tp->t", unit, mean[:, k] - mean[:, l])
+        of_gap = covariance[:, k, :, k] + covariance[:, l, :, l]
+        of_gap = of_gap - covariance[:, k, :, l] - covariance[:, l, :, k]
+        variance = np.maximum(np.einsum("tp,tpq,tq->t", unit, of_gap, unit), 0.0)
+        maxima = []
+        for c, sign in ((k, -1.0), (l, 1.0)):
+            spread = np.einsum("tp,tpq,tq->t", unit, within[:, c], unit)
+            scale = np.sqrt(np.maximum(spread, 0.0))
+            if "offset" in law:
+                offset = law["offset"].transpose("sample", "feature").values
+                offsets = sign * unit @ offset[law["label"].values == c].T
+                maxima.append(Maximum(scale, offsets, np.ones_like(offsets)))
+            else:
+                maxima.append(Maximum.of_identical(np.full(T, counts[c]), scale))
+        results = separation_of_maxima(gap, maxima[0], maxima[1], variance)
+        for name, values in zip(names, (*results, gap, variance), strict=True):
+            out[name][:, k, l] = out[name][:, l, k] = np.where(defined, values, np.nan)
 
-
-def _pair(
-    law: xr.Dataset,
-    mean: np.ndarray,
-    covariance: np.ndarray,
-    within: np.ndarray,
-    counts: np.ndarray,
-    nu: np.ndarray,
-    k: int,
-    l: int,
-) -> tuple[np.ndarray, ...]:
-    """Probability, its two logarithms, gap and its variance for one pair at all times."""
-    T = len(mean)
-    v = nu[:, k, l]
-    good = np.isfinite(v).all(axis=1)
-    u = np.where(good[:, None], v, 0.0)
-    gap = np.einsum("tp,tp->t", u, mean[:, k] - mean[:, l])
-    blocks = covariance[:, k, :, k] + covariance[:, l, :, l]
-    blocks = blocks - covariance[:, k, :, l] - covariance[:, l, :, k]
-    variance = np.maximum(np.einsum("tp,tpq,tq->t", u, blocks, u), 0.0)
-    maxima = []
-    for c, sign in ((k, -1.0), (l, 1.0)):
-        scale = np.sqrt(np.maximum(np.einsum("tp,tpq,tq->t", u, within[:, c], u), 0.0))
-        if "offset" in law:
-            members = law["offset"].transpose("sample", "feature").values[law["label"].values == c]
-            offsets = sign * u @ members.T
-            maxima.append(Maximum(scale, offsets, np.ones_like(offsets)))
-        else:
-            maxima.append(Maximum.of_identical(np.full(T, counts[c]), scale))
-    results = separation_of_maxima(gap, maxima[0], maxima[1], variance)
-    return tuple(np.where(good, values, np.nan) for values in (*results, gap, variance))
-
-
-def _assemble(
-    law: xr.Dataset, out: dict[str, np.ndarray], pairs: list[tuple[int, int]], direction: Any
-) -> xr.Dataset:
-    T, K, _ = out["pairwise"].shape
-    k, l = np.array(pairs).T
-    each = out["pairwise"][:, k, l]
-    fail = out["log_failure"][:, k, l]
-    undefined = np.isnan(fail).any(axis=1)
-    fail = np.where(np.isnan(fail), 0.0, fail)
-    worst = fail.max(axis=1)
+    upper = np.triu_indices(K, 1)
+    each, fail = out["pairwise"][:, *upper], out["log_failure"][:, *upper]
     total = np.minimum(logsumexp(fail, axis=1), 0.0)
-    exact = each[:, 0] if K == 2 else np.full(T, np.nan)
     bounds = {
-        "probability": exact,
-        "lower": np.where(undefined, np.nan, np.exp(log_complement(total))),
-        "upper": np.where(undefined, np.nan, np.where(undefined, 0.0, each.min(axis=1))),
-        "log_failure_lower": np.where(undefined, np.nan, worst),
-        "log_failure_upper": np.where(undefined, np.nan, total),
+        "probability": each[:, 0] if K == 2 else np.full(T, np.nan),
+        "lower": np.exp(log_complement(total)),
+        "upper": each.min(axis=1),
+        "log_failure_lower": fail.max(axis=1),
+        "log_failure_upper": total,
     }
     data: dict[str, Any] = {
         name: (("time", "class", "class_"), values) for name, values in out.items()
     }
     data |= {name: (("time",), values) for name, values in bounds.items()}
     coords = {name: law[name] for name in ("time", "class", "count") if name in law.coords}
-    attrs = {
-        "criterion": "projection",
-        "direction": direction if isinstance(direction, str) else "given",
-        "source": "law",
-    }
+    chosen = direction if isinstance(direction, str) else "given"
+    attrs = {"criterion": "projection", "direction": chosen, "source": "law"}
     return xr.Dataset(data, coords=coords, attrs=attrs)

@@ -1,22 +1,18 @@
-"""How often the classes of an ensemble of trajectories are separated."""
+"""How often the classes of an ensemble of trajectories are separated: `separation_probability`."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from tqdm.auto import tqdm
 
-from lesde.analysis.separation.counting import (
-    METHODS,
-    Counter,
-    binomial_interval,
-    replicates_to_add,
-)
-from lesde.analysis.separation.criteria import CRITERIA, check_reducible
-from lesde.analysis.separation.function import separation_function
-from lesde.analysis.separation.predict import predict_from_law, predict_separation
+from lesde.analysis.separation.counting import Counter
+from lesde.analysis.separation.criteria import CRITERIA
+from lesde.analysis.separation.intervals import METHODS, binomial_interval, replicates_to_add
 from lesde.checks import (
     check_choice,
     check_flag,
@@ -26,13 +22,9 @@ from lesde.checks import (
     check_times,
     shown,
 )
+from lesde.simulation import simulate
 
-__all__ = [
-    "predict_from_law",
-    "predict_separation",
-    "separation_function",
-    "separation_probability",
-]
+__all__ = ["separation_probability"]
 
 
 # replicates come in blocks of this size, each with its own stream of noise
@@ -161,30 +153,39 @@ def separation_probability(
         precision = check_real("precision", precision, 0.0, 0.5, open_minimum=True)
     counter = Counter(criterion, direction, margin)
     recorded = isinstance(paths, xr.Dataset)
-    if recorded:
-        if simulation:
-            raise TypeError(
-                f"{', '.join(simulation)}: keywords of the simulation need a model in place of "
-                f"paths; got a dataset, which is already simulated."
-            )
-        counter.add(paths)
-        if (
-            precision is not None
-            and (width := _half_width(counter, confidence, interval)) > precision
-        ):
+
+    def half_width() -> float:
+        """Half of the widest interval of what was counted so far."""
+        if not counter.joint:
             raise ValueError(
-                f"precision={precision:g} needs about "
-                f"{counter.trials + replicates_to_add(counter.trials, width, precision)} replicates; "
-                f"paths has {counter.trials}, which give {width:.3g}. Pass the model in place of paths, "
-                f"with the keywords of lesde.simulate, to add replicates."
+                "precision is that of the probability that all pairs are separated, which these "
+                "statistics do not determine (attribute joint is not 1). Leave precision out and use "
+                "pairwise, or keep='features'."
             )
-    else:
+        lower, upper = binomial_interval(counter.successes, counter.trials, confidence, interval)
+        return float((upper - lower).max() / 2.0)
+
+    if not recorded:
         if not hasattr(paths, "counts"):
             raise TypeError(
                 f"paths must be an xarray.Dataset of trajectories, or a lesde.LESDE or another process to "
                 f"simulate; got {shown(type(paths).__name__)}."
             )
-        _simulate(counter, paths, precision, limit, confidence, interval, progress, simulation)
+        _simulate(counter, paths, precision, limit, half_width, progress, simulation)
+    elif simulation:
+        raise TypeError(
+            f"{', '.join(simulation)}: keywords of the simulation need a model in place of "
+            f"paths; got a dataset, which is already simulated."
+        )
+    else:
+        counter.add(paths)
+        if precision is not None and (width := half_width()) > precision:
+            needed = counter.trials + replicates_to_add(counter.trials, width, precision)
+            raise ValueError(
+                f"precision={precision:g} needs about {needed} replicates; paths has "
+                f"{counter.trials}, which give {width:.3g}. Pass the model in place of paths, "
+                f"with the keywords of lesde.simulate, to add replicates."
+            )
     if not counter.joint:
         warnings.warn(
             "these statistics hold the law of each pair of classes, not that of all pairs at once "
@@ -192,7 +193,34 @@ def separation_probability(
             UserWarning,
             stacklevel=2,
         )
-    return _result(counter, confidence, interval, keep_margins=recorded)
+
+    n, dims, pair_dims = counter.trials, counter.dims, (*counter.dims, "class", "class_")
+    lower, upper = binomial_interval(counter.successes, n, confidence, interval)
+    pair_lower, pair_upper = binomial_interval(counter.pairs, n, confidence, interval)
+    # No number for all pairs at once where only the pairs' own laws are known.
+    joint = 1.0 if counter.joint else np.nan
+    successes = counter.successes.astype(np.int64) if counter.joint else counter.successes * np.nan
+    off = np.where(np.eye(counter.pairs.shape[-1], dtype=bool), np.nan, 1.0)
+    data: dict[str, Any] = {
+        "probability": (dims, counter.successes / n * joint),
+        "lower": (dims, lower * joint),
+        "upper": (dims, upper * joint),
+        "successes": (dims, successes),
+        "trials": ((), n),
+        "pairwise": (pair_dims, counter.pairs / n * off),
+        "pairwise_lower": (pair_dims, pair_lower * off),
+        "pairwise_upper": (pair_dims, pair_upper * off),
+    }
+    if margin:
+        mean, square = counter.moments / n
+        spread = np.sqrt(np.maximum(square - mean**2, 0.0))
+        data["margin_mean"] = (pair_dims, np.ldexp(mean, counter.exponent))
+        data["margin_std"] = (pair_dims, np.ldexp(spread, counter.exponent))
+        if recorded:
+            data["margin"] = ((*dims, "replicate", "class", "class_"), counter.margins)
+    chosen = counter.direction if isinstance(counter.direction, str) else "given"
+    about = {"criterion": criterion, "confidence": confidence, "interval": interval}
+    return xr.Dataset(data, counter.coords, about | {"direction": chosen})
 
 
 def _simulate(
@@ -200,16 +228,11 @@ def _simulate(
     model: Any,
     precision: float | None,
     limit: int,
-    confidence: float,
-    interval: str,
+    half_width: Callable[[], float],
     progress: bool,
     simulation: dict[str, Any],
 ) -> None:
     """Simulate and count until the replicates, or the precision, are reached."""
-    from tqdm.auto import tqdm
-
-    from lesde.simulation import simulate
-
     options = dict(simulation)
     if "times" not in options:
         raise TypeError("times is required with a model: separation_probability(model, times=...).")
@@ -221,26 +244,19 @@ def _simulate(
         wanted = min(-(-wanted // BLOCK) * BLOCK, limit)
     times = check_times("times", options.pop("times"))
     if options.get("keep") == "statistics":
-        check_reducible(counter.criterion, counter.direction)
+        counter.refuse_what_needs_samples()
     batch = _batch(model, times, options)
     with tqdm(total=wanted, unit="replicate", disable=not progress) as bar:
         while True:
             while counter.trials < wanted:
                 size = min(batch, wanted - counter.trials)
+                start = first + counter.trials
                 counter.add(
-                    simulate(
-                        model,
-                        times,
-                        replicates=size,
-                        first_replicate=first + counter.trials,
-                        **options,
-                    )
+                    simulate(model, times, replicates=size, first_replicate=start, **options)
                 )
                 bar.update(size)
-            if precision is None:
-                return
-            width = _half_width(counter, confidence, interval)
-            if width <= precision:
+            width = 0.0 if precision is None else half_width()
+            if precision is None or width <= precision:
                 return
             if counter.trials >= limit:
                 warnings.warn(
@@ -255,7 +271,7 @@ def _simulate(
             bar.refresh()
 
 
-def _batch(model: Any, times: Any, options: dict[str, Any]) -> int:
+def _batch(model: Any, times: np.ndarray, options: dict[str, Any]) -> int:
     """Replicates per call, in whole blocks, so that a batch stays within ``BATCH_BYTES``."""
     if hasattr(model, "n_features"):
         rates = max(1, np.size(options.get("learning_rate", 1)))
@@ -264,53 +280,5 @@ def _batch(model: Any, times: Any, options: dict[str, Any]) -> int:
         numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
         each = 4.0 * rates * np.size(times) * numbers
     else:  # a process that does not say what it gives is looked at
-        from lesde.simulation import simulate
-
         each = simulate(model, times, replicates=BLOCK, **options).nbytes / BLOCK
     return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))
-
-
-def _half_width(counter: Counter, confidence: float, interval: str) -> float:
-    if not counter.joint:
-        raise ValueError(
-            "precision is that of the probability that all pairs are separated, which these statistics "
-            "do not tell (attribute joint is not 1). Leave precision out and use pairwise, or "
-            "keep='features'."
-        )
-    lower, upper = binomial_interval(counter.successes, counter.trials, confidence, interval)
-    return float((upper - lower).max() / 2.0)
-
-
-def _result(counter: Counter, confidence: float, interval: str, keep_margins: bool) -> xr.Dataset:
-    n, dims = counter.trials, counter.dims
-    pair_dims = (*dims, "class", "class_")
-    lower, upper = binomial_interval(counter.successes, n, confidence, interval)
-    pair_lower, pair_upper = binomial_interval(counter.pairs, n, confidence, interval)
-    # No number for all pairs at once where only the pairs' own laws are known.
-    all_pairs = 1.0 if counter.joint else np.nan
-    successes = counter.successes.astype(np.int64) if counter.joint else counter.successes * np.nan
-    off = np.where(np.eye(counter.pairs.shape[-1], dtype=bool), np.nan, 1.0)
-    data: dict[str, Any] = {
-        "probability": (dims, counter.successes / n * all_pairs),
-        "lower": (dims, lower * all_pairs),
-        "upper": (dims, upper * all_pairs),
-        "successes": (dims, successes),
-        "trials": ((), n),
-        "pairwise": (pair_dims, counter.pairs / n * off),
-        "pairwise_lower": (pair_dims, pair_lower * off),
-        "pairwise_upper": (pair_dims, pair_upper * off),
-    }
-    if counter.margin:
-        mean = counter.sums[0] / n
-        spread = np.maximum(counter.sums[1] / n - mean**2, 0.0)
-        data["margin_mean"] = (pair_dims, np.ldexp(mean, counter.exponent))
-        data["margin_std"] = (pair_dims, np.ldexp(np.sqrt(spread), counter.exponent))
-        if keep_margins:
-            data["margin"] = ((*dims, "replicate", "class", "class_"), counter.margins)
-    attrs = {
-        "criterion": counter.criterion,
-        "confidence": confidence,
-        "interval": interval,
-        "direction": counter.direction if isinstance(counter.direction, str) else "given",
-    }
-    return xr.Dataset(data, coords=counter.coords, attrs=attrs)

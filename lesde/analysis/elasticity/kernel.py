@@ -1,0 +1,128 @@
+"""From a fit back to a kernel, so that what was fitted can be simulated and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.checks import check_flag, check_real
+from lesde.model.kernels import ClassMatrix, Kernel, TwoLevel
+from lesde.paths import check_dataset
+
+__all__ = ["StepFunction", "fitted_kernel"]
+
+
+@dataclass(frozen=True)
+class StepFunction:
+    """A piecewise constant function of time, right-continuous, with a value from the first edge to the last."""
+
+    name: str
+    edges: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __call__(self, t: Any) -> np.ndarray:
+        edges, t = np.array(self.edges), np.asarray(t, dtype=np.float64)
+        # Times that a solver adds up may miss an edge by rounding.
+        slack = 1e-9 * max(abs(edges[0]), abs(edges[-1]))
+        outside = (t < edges[0] - slack) | (t > edges[-1] + slack)
+        if outside.any():
+            raise ValueError(
+                f"{self.name} was fitted from t = {edges[0]:g} to {edges[-1]:g}; it has no value at "
+                f"t = {float(t[outside].flat[0]):g}. Stay within, or fit longer paths."
+            )
+        index = np.searchsorted(edges, t, side="right") - 1
+        return np.array(self.values)[np.clip(index, 0, len(self.values) - 1)]
+
+    def __str__(self) -> str:
+        pieces = zip(self.edges[:-1], self.values, strict=True)
+        steps = ", ".join(f"{value:.4g} from t = {start:g}" for start, value in pieces)
+        return f"{steps} to {self.edges[-1]:g}"
+
+
+def fitted_kernel(
+    fit: xr.Dataset, learning_rate: float | None = None, *, smooth: bool = False
+) -> Kernel:
+    """The kernel that a fit found, piecewise constant in time.
+
+    Parameters
+    ----------
+    fit : xarray.Dataset
+        As `lesde.fit_elasticity` returns. Dimensions other than ``learning_rate`` must be selected before.
+    learning_rate : float, optional
+        Which learning rate (the nearest, within 1e-6 relative); needed where the fit has several.
+    smooth : bool, default False
+        Take the smoothed rates in place of the raw ones. The raw kernel integrates to Â (or the fitted
+        ``E_integral``) exactly at every saved time; the smoothed one only within the errors.
+
+    Returns
+    -------
+    TwoLevel or ClassMatrix
+        Its strengths are step functions of t, right-continuous at saved times, that print and compare by their edges and
+        values. They are defined from the first saved time to the last and raise ValueError elsewhere: a fit says nothing
+        about other times.
+
+    Raises
+    ------
+    ValueError
+        When a learning rate is needed, or not in the fit; when called outside the fitted times.
+
+    Notes
+    -----
+    The jumps are at saved times. Laws and the exact engine step from saved time to saved time and never see them,
+    if simulated at the times of the fit or a refinement of them; other grids cost more work.
+
+    Examples
+    --------
+    >>> kernel = fitted_kernel(fit, learning_rate=0.1)  # doctest: +SKIP
+    >>> model = lesde.LESDE(kernel, n_classes=3, n_features=3)  # doctest: +SKIP
+    """
+    check_dataset("fit", fit, [], "lesde.fit_elasticity")
+    kind = fit.attrs.get("kernel")
+    if kind not in ("two-level", "matrix") or "interval" not in fit.dims:
+        raise ValueError("fit must be a dataset from lesde.fit_elasticity.")
+    name = ("alpha" if kind == "two-level" else "E") + (
+        "" if check_flag("smooth", smooth) else "_raw"
+    )
+    check_dataset("fit", fit, [name, "start", "end"], "lesde.fit_elasticity")
+    fit = _select(fit, learning_rate)
+    own = {"interval"} if kind == "two-level" else {"interval", "class", "class_"}
+    extra = [d for d in fit[name].dims if d not in own]
+    if extra:
+        raise ValueError(
+            f"fit must hold one kernel; it has the dimension(s) {', '.join(map(str, extra))}. Select one "
+            f"with fit.isel({extra[0]}=0)."
+        )
+    edges = (*fit["start"].values.tolist(), float(fit["end"][-1]))
+
+    def steps(label: str, values: np.ndarray) -> StepFunction:
+        return StepFunction(label, edges, tuple(values.tolist()))
+
+    if kind == "two-level":
+        beta = fit[name.replace("alpha", "beta")]
+        return TwoLevel(steps("alpha", fit[name].values), steps("beta", beta.values))
+    E = fit[name].transpose("class", "class_", "interval").values
+    return ClassMatrix(
+        [[steps(f"E[{k}, {l}]", values) for l, values in enumerate(row)] for k, row in enumerate(E)]
+    )
+
+
+def _select(fit: xr.Dataset, learning_rate: float | None) -> xr.Dataset:
+    """The fit at one learning rate, where it has any."""
+    if "learning_rate" not in fit.coords and "learning_rate" not in fit.dims:
+        if learning_rate is not None:
+            raise ValueError("learning_rate was given, but fit has no learning_rate; leave it out.")
+        return fit
+    rates = np.atleast_1d(fit["learning_rate"].values)
+    fitted = ", ".join(f"{r:g}" for r in rates)
+    nearest = 0
+    if learning_rate is not None:
+        value = check_real("learning_rate", learning_rate, 0.0)
+        nearest = int(np.argmin(np.abs(rates - value)))
+        if abs(rates[nearest] - value) > 1e-6 * abs(value):
+            raise ValueError(f"learning_rate must be one that was fitted, {fitted}; got {value:g}.")
+    elif len(rates) > 1:
+        raise ValueError(f"learning_rate must be given: fit has {fitted}.")
+    return fit.isel(learning_rate=nearest) if "learning_rate" in fit.dims else fit

@@ -1,0 +1,366 @@
+"""The dataset that `lesde.fit_elasticity` returns, built from estimates per interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import partial
+
+import numpy as np
+import xarray as xr
+from scipy.special import digamma, expit, polygamma
+from scipy.stats import t as student
+
+from lesde.analysis.class_means import ClassMeans
+from lesde.analysis.elasticity.smoothing import MINIMUM_INTERVALS, smooth_rates
+from lesde.analysis.elasticity.tails import log_slope, power_tail, tail_window
+from lesde.analysis.elasticity.transitions import TransitionFit
+
+__all__ = ["TWO_LEVEL", "ElasticityResult"]
+
+TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+"""α, β and α − β in terms of (α, β)."""
+RATES = ["alpha", "beta", "alpha_minus_beta"]
+INTEGRALS = ["A", "B", "A_minus_B"]
+FAR_OFF = -1.0
+"""r_squared below which rates predict so badly that they say nothing: twice as far off as "nothing moves"."""
+
+Total = Callable[[np.ndarray], np.ndarray]
+"""Sums over intervals, axis 1: all, none or cumulative."""
+
+
+def pooled_noise(
+    noise: np.ndarray, unit: np.ndarray, freedom: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise of each interval drawn toward that of all, as far as their scatter is that of estimates.
+
+    Weights made of few degrees of freedom would favour the intervals whose noise happened to come out small. log σ̂²
+    with ν degrees of freedom has bias ψ(ν/2) − log(ν/2) and variance ψ′(ν/2); what it varies more is kept (Stein's
+    shrinkage). The noise (group, interval) is in ``unit``, and the same in all intervals of a group in which the data
+    determine none; with it come the degrees of freedom behind it (group,), on average over intervals.
+    """
+    result, number = np.nan_to_num(noise), np.zeros(len(noise))
+    for g, nu in enumerate(freedom):
+        own = nu > 0
+        relative = np.log(unit[g]) - np.log(unit[g].max())
+        if not own.any():
+            result[g] = np.exp(-relative)
+            continue
+        if not (noise[g, own] > 0).all():
+            continue
+        half = nu[own] / 2
+        logs = 2 * (np.log(noise[g, own]) + relative[own])
+        unbiased = logs - digamma(half) + np.log(half)
+        common = np.log(nu[own] @ np.exp(logs - logs.max()) / nu.sum()) + logs.max()
+        scatter = float(np.var(unbiased, ddof=1)) if own.sum() > 1 else 0.0
+        keep = max(0.0, 1 - float(polygamma(1, half).mean()) / scatter) if scatter > 0 else 0.0
+        drawn = np.full(len(own), common)
+        drawn[own] += keep * (unbiased - common)
+        result[g] = np.exp(drawn / 2 - relative)
+        number[g] = 1 / (keep / nu[own].mean() + (1 - keep) / nu.sum())
+    return result, number
+
+
+def _share(left: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    return 1 - left / np.where(moved > 0, moved, np.nan)
+
+
+class ElasticityResult:
+    """Puts estimates and their errors into ``dataset``, one kind of quantity at a time.
+
+    Arrays have the axes (group, interval, functional), with the replicate before the functional. What has to be said of the
+    data is collected in ``notes``.
+    """
+
+    def __init__(
+        self, data: ClassMeans, fit: TransitionFit, kernel: str, robust: bool, confidence: float
+    ):
+        self.data, self.fit, self.robust, self.confidence = data, fit, robust, confidence
+        self.two_level, self.K = kernel == "two-level", len(data.counts)
+        self.notes: list[str] = []
+        self.widths = np.diff(data.times)
+        self.known = np.isfinite(fit.unit_variance)
+        self.R = fit.deleted.shape[2]
+        self.share = (self.R - 1) / self.R
+        self.variance = self._by_model(np.where(fit.freedom > 0, fit.noise, np.inf))
+        noise, freedom = pooled_noise(fit.noise, fit.unit, fit.freedom)
+        self.likely, ratio = self._by_model(noise), np.ones(self.known.shape[::2])
+        if robust:
+            # The spread between few replicates is too noisy for weights; the model's variance has the right shape over
+            # time, and this the right size: its ratio to what the model says, averaged over intervals.
+            use = self.known & (self.likely > 0)
+            jackknife = self.share * (fit.deleted**2).sum(2)
+            quotient = np.where(use, jackknife, 0.0) / np.where(use, self.likely, 1.0)
+            ratio = quotient.sum(1) / np.maximum(use.sum(1), 1)
+            ratio = np.where(ratio > 0, ratio, 1.0)
+            self.likely *= ratio[:, None]
+        self.quantile = self._student(np.full(len(freedom), self.R - 1.0) if robust else freedom)
+        root = np.sqrt(ratio)[:, None, : fit.precision.shape[-1]]
+        sizes = np.where(noise > 0, noise, np.inf)[..., None] * root
+        self.precision = fit.precision / (sizes[..., None] * sizes[..., None, :])
+        self.shares = fit.shares * noise[..., None, None] ** 2
+        self.dims: tuple[str, ...] = ("level",) if self.two_level else ("class", "class_")
+        times = data.times
+        self.dataset = xr.Dataset(coords=data.coords).assign_coords(
+            time=times,
+            interval=(times[1:] + times[:-1]) / 2,
+            start=("interval", times[:-1]),
+            end=("interval", times[1:]),
+            count=("class", data.counts),
+            **({"level": RATES} if self.two_level else {d: np.arange(self.K) for d in self.dims}),
+        )
+        self._note_unknown()
+
+    def _by_model(self, noise: np.ndarray) -> np.ndarray:
+        """Variances where σ is this, inf where a rate is not identified."""
+        unit = np.where(self.known, self.fit.unit_variance, 1.0)
+        return np.where(self.known, noise[..., None] ** 2 * unit, np.inf)
+
+    def _student(self, freedom: np.ndarray | float) -> np.ndarray:
+        return student.ppf((1 + self.confidence) / 2, np.fmax(freedom, 1.0))
+
+    def _errors(self, weights: np.ndarray, total: Total) -> tuple[np.ndarray, np.ndarray]:
+        """Standard errors and quantiles of Student's t of total(weights × rate), weights (group, interval, functional).
+
+        Replicates that carry unequal shares of the variance count for fewer: (Σ s)²/Σ s² of them. By the model degrees of freedom
+        are Satterthwaite's, without the bias of squares of estimated variances: those of the interval for a single one.
+        """
+        lost = total(np.where(self.known, 0.0, weights**2)) > 0
+        if self.robust:
+            moved = total(self.fit.deleted * weights[:, :, None])
+            variance = self.share * (moved**2).sum(-2)
+            shares = total(self.shares * weights[:, :, None] ** 2)
+            square = (shares**2).sum(-2)
+            some = square > 0
+            number = np.where(some, shares.sum(-2) ** 2 / np.where(some, square, 1.0), self.R) - 1
+        else:
+            finite = np.where(np.isfinite(self.variance), self.variance, 0.0)
+            part = finite * weights**2
+            lost |= total(np.where(np.isfinite(self.variance), 0.0, weights**2)) > 0
+            variance = total(part)
+            part = part / np.maximum(part.max(1, keepdims=True), 1e-300)
+            square = total(part**2 / (self.fit.freedom[..., None] + 2))
+            number = total(part) ** 2 / np.where(square > 0, square, np.inf) - 2
+        return np.sqrt(np.where(lost, np.inf, variance)), self._student(number)
+
+    def put(
+        self,
+        name: str,
+        values: np.ndarray,
+        dims: tuple[Hashable, ...],
+        long_name: str,
+        error: np.ndarray | None = None,
+        limits: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """A variable (group, ...) under its own dimensions, with its error and limits."""
+        parts = {"": (values, long_name)}
+        if error is not None and limits is not None:
+            parts["_se"] = (error, f"standard error of {long_name}")
+            parts |= {"_lower": (limits[0], ""), "_upper": (limits[1], "")}
+        groups = self.data.groups
+        for end, (part, words) in parts.items():
+            own = part.shape[1:]
+            if "class" in dims:
+                own = (*own[:-1], self.K, self.K)
+            attrs = {"long_name": words} if words else {}
+            shaped = np.reshape(part, (*groups.values(), *own))
+            self.dataset[f"{name}{end}"] = ((*groups, *dims), shaped, attrs)
+
+    def _put_each(
+        self,
+        names: list[str],
+        dim: str,
+        words: str,
+        values: np.ndarray,
+        error: np.ndarray,
+        quantile: np.ndarray,
+    ) -> None:
+        """Values (group, time or interval, functional) as three variables, or as one of matrices."""
+        reach = quantile * error
+        low, high = values - reach, values + reach
+        if not self.two_level:
+            dims = (dim, *self.dims)
+            self.put(names[0], values, dims, words % names[0], error, (low, high))
+            return
+        for j, name in enumerate(names):
+            at = (..., j)
+            self.put(name, values[at], (dim,), words % name, error[at], (low[at], high[at]))
+
+    def add_integrals(self) -> None:
+        width = np.broadcast_to(self.widths[:, None], self.fit.rates.shape)
+        error, quantile = self._errors(width, partial(np.cumsum, axis=1))
+        zero = np.zeros_like(error[:, :1])
+        values = np.concatenate([zero, np.cumsum(self.fit.rates * width, axis=1)], axis=1)
+        error = np.concatenate([zero, error], axis=1)
+        quantile = np.concatenate([quantile[:, :1], quantile], axis=1)
+        names = INTEGRALS if self.two_level else ["E_integral"]
+        self._put_each(names, "time", "%s, integral of the rate", values, error, quantile)
+
+    def add_rates(self, smoothing: str | None) -> None:
+        raw = self.fit.rates
+        error, quantile = self._errors(np.ones_like(raw), np.asarray)
+        names = RATES if self.two_level else ["E"]
+        words = "%s, mean over interval"
+        self._put_each([f"{n}_raw" for n in names], "interval", words, raw, error, quantile)
+        if smoothing is not None and raw.shape[1] >= MINIMUM_INTERVALS:
+            raw, error = raw.copy(), error.copy()
+            for g in range(len(raw)):
+                if np.isfinite(error[g]).any() and (self.fit.noise[g] != 0).all():
+                    raw[g], error[g] = self._smooth(g)
+                    quantile[g] = self.quantile[g]
+        self._put_each(names, "interval", "%s, smoothed", raw, error, quantile)
+
+    def _smooth(self, g: int) -> tuple[np.ndarray, np.ndarray]:
+        """Smoothed rates of a group and their errors: α and β jointly, entries of a matrix one by one."""
+        rates = self.fit.rates[g]
+        if self.two_level:
+            precision = np.where(self.fit.converged[g, :, None, None], self.precision[g], 0.0)
+            smooth, covariance = smooth_rates(rates[:, :2], precision)
+            C = TWO_LEVEL
+            return smooth @ C.T, np.sqrt(np.einsum("fi,nij,fj->nf", C, covariance, C))
+        precision = 1.0 / self.likely[g]
+        each = [
+            smooth_rates(rates[:, [j]], precision[:, [j], None]) for j in range(rates.shape[-1])
+        ]
+        errors = [np.sqrt(covariance[:, 0, 0]) for _, covariance in each]
+        return np.concatenate([smooth for smooth, _ in each], axis=1), np.stack(errors, axis=1)
+
+    def add_tails(self, tail: float | tuple[float, float] | None, offset: float | None) -> None:
+        window = tail_window(self.data.times, tail)
+        increments = self.fit.rates * self.widths[:, None]
+        variance = self.likely * self.widths[:, None] ** 2
+        # Without noise the weights are equal.
+        floor = (1e-9 * np.abs(increments).max(1, initial=0.0, keepdims=True)) ** 2
+        variance = np.maximum(variance, np.where(floor > 0, floor, 1.0) * 1e-6)
+        failed: dict[str, list[str]] = {}
+        shape = self.fit.rates.shape[::2]
+        shifts, evidence = np.full((2, *shape), np.nan)
+        for name, words in (
+            ("tail_index", "tail index r"),
+            ("log_slope_index", "1 − d log|A| / d log t"),
+        ):
+            index, error, low, high = np.full((4, *shape), np.nan)
+            estimates, weights = {}, np.zeros_like(increments)
+            for g, f in np.ndindex(*shape):
+                arguments = (self.data.times, increments[g, :, f], variance[g, :, f], window)
+                if name == "tail_index":
+                    estimate = power_tail(*arguments, float(self.quantile[g]), offset)
+                else:
+                    estimate = log_slope(*arguments)
+                index[g, f] = estimate.index
+                if estimate.reason:
+                    level = RATES[f] if self.two_level else f"E[{f // self.K}, {f % self.K}]"
+                    failed.setdefault(f"{name}: {estimate.reason}", []).append(level)
+                else:
+                    estimates[g, f], weights[g, :, f] = estimate, estimate.weights
+            errors, quantiles = self._errors(
+                weights * self.widths[:, None], partial(np.sum, axis=1)
+            )
+            for (g, f), estimate in estimates.items():
+                error[g, f], quantile = errors[g, f], quantiles[g, f]
+                low[g, f] = index[g, f] - quantile * error[g, f]
+                high[g, f] = index[g, f] + quantile * error[g, f]
+                if name == "tail_index":
+                    shifts[g, f] = estimate.offset
+                if estimate.limits is not None:
+                    # The error by the variances that the weights are made of, at the best offset.
+                    use = weights[g, :, f] != 0  # elsewhere the variance may be infinite
+                    likely = np.sqrt((weights[g, use, f] ** 2 * variance[g, use, f]).sum())
+                    low[g, f], high[g, f] = estimate.limits((quantile * error[g, f] / likely) ** 2)
+                    error[g, f] = (high[g, f] - low[g, f]) / (2 * quantile)
+                    evidence[g, f] = expit(estimate.gain / 2 - 1)
+            self.put(name, index, self.dims, words, error, (low, high))
+        self.put("tail_offset", shifts, self.dims, "offset s of the tail (t + s)^−r")
+        if offset is None:
+            words = "Akaike weight of an offset against none"
+            self.put("tail_offset_weight", evidence, self.dims, words)
+        for reason, levels in failed.items():
+            names = list(dict.fromkeys(levels))
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            self.notes.append(
+                f"no {reason} (for {', '.join(names[:6])}{more}, from t = {window[0]:g} to "
+                f"{window[1]:g}); it is NaN. Give another window with tail=, or longer paths."
+            )
+        self.dataset.attrs["tail"] = list(window)
+
+    def add_quality(self) -> None:
+        fit = self.fit
+        size = fit.unit.max(1)
+        relative = fit.unit / size[:, None]
+        noise = fit.noise * relative
+        words = "σ̂ of a sample per √time"
+        self.put("residual_scale_interval", noise * size[:, None], ("interval",), words)
+        self.put("residual_scale", np.sqrt((noise**2).mean(1)) * size, (), words)
+
+        def whole(squares: np.ndarray) -> np.ndarray:
+            """Sums over intervals of squares (group, interval, ...), which are in each interval's unit."""
+            return np.einsum("gt...,gt->g...", squares, relative**2)
+
+        for name, left in (
+            ("r_squared", fit.predicted_residual),
+            ("r_squared_in_sample", fit.residual),
+        ):
+            self.put(f"{name}_interval", _share(left, fit.moved), ("interval",), "share explained")
+            self.put(name, _share(whole(left), whole(fit.moved)), (), "share explained")
+        self._note_noise(whole(fit.predicted_residual), whole(fit.moved), relative)
+        left, moved = whole(fit.common_residual), whole(fit.common_moved)
+        share = _share(left.sum(-1), moved.sum(-1))
+        # Without replicate r, both of its roles in a pair fall out of the sums.
+        without = _share(
+            left.sum(-1, keepdims=True) - 2 * left, moved.sum(-1, keepdims=True) - 2 * moved
+        )
+        apart = without - without.mean(-1, keepdims=True)
+        error = np.sqrt(self.share * (apart**2).sum(-1))
+        error = np.where(np.isfinite(share) & (self.R > 2), error, np.nan)
+        words, reach = "share of common movement explained", self._student(self.R - 1) * error
+        self.put("r_squared_common", share, (), words, error, (share - reach, share + reach))
+        each = _share(fit.common_residual.sum(-1), fit.common_moved.sum(-1))
+        self.put("r_squared_common_interval", each, ("interval",), words)
+        words = "whether the data determine the raw rate"
+        self.put("identified", self.known, ("interval", *self.dims), words)
+
+    def _note_unknown(self) -> None:
+        bare = int((self.fit.freedom == 0).sum(1).max())
+        if bare and not self.robust:
+            self.notes.append(
+                f"in {bare} of {len(self.widths)} intervals there are as many rates as numbers observed: nothing "
+                f"is left to estimate the noise from, so standard errors are inf there, and in integrals from there "
+                f"on. Give more replicates, or features of more dimensions."
+            )
+        unknown = ~self.known.all((0, 2))
+        if not unknown.any():
+            return
+        what = "α and β apart" if self.two_level else "every entry of E"
+        # In groups that determine all rates the difference is known too.
+        difference = self.two_level and bool(self.known[:, unknown, -1].all())
+        why = (
+            "α − β is still identified. This is so with H = I where the grand mean of the classes is zero, and with "
+            "H of logits where the mean logits of all classes reach equally far along their own directions. "
+            if difference
+            else ""
+        )
+        first = float(self.data.times[:-1][unknown][0])
+        self.notes.append(
+            f"the paths do not determine {what} in {int(unknown.sum())} of {len(unknown)} intervals (the first starts at "
+            f"t = {first:g}): standard errors are inf there, and in integrals from there on. {why}Start the replicates "
+            f"differently, or leave out those times."
+        )
+
+    def _note_noise(self, left: np.ndarray, moved: np.ndarray, relative: np.ndarray) -> None:
+        """Note where the rates of some group predict far worse than that nothing moves."""
+        share = _share(left, moved)
+        bad = int((share < FAR_OFF).sum())
+        if not bad:
+            return
+        g = int(np.nanargmin(share))
+        excess = self.fit.predicted_residual[g] - self.fit.moved[g]
+        worst = int(np.nanargmax(excess * relative[g] ** 2))
+        times = self.data.times
+        start, end = float(times[worst]), float(times[worst + 1])
+        later = "t" if end == times[-1] else f"{end:g}"
+        of = f" at worst, below {FAR_OFF:g} in {bad} of {len(share)} fits" * (len(share) > 1)
+        self.notes.append(
+            f"r_squared = {share[g]:.3g}{of}: the rates explain less than nothing by far, most of it from "
+            f"t = {start:g} to {end:g}. Rates are relative to class means; where these are hardly known, as before "
+            f"the classes stand apart at the start of training, they are noise. Leave those times out, such as "
+            f"paths.sel(time=slice({later}, None))."
+        )

@@ -1,0 +1,210 @@
+"""Tail indices: how fast elasticity dies out.
+
+α ~ t^{−r}. With r < 1 its integral A grows without bound and the classes separate; with r > 1 it does
+not. Two estimates, both by generalised least squares over a tail window:
+
+* from the increments of A, fitted by those of a power law, ΔA_i = c ∫ (t + s)^{−r} dt over interval i. It is
+  consistent for every r, and for a rate of either sign. The offset s of the clock may be given or
+  left to the data; over a window of a decade a wrong one moves r by as much as s/t there;
+* the slope of logarithms r = 1 − d log A / d log t of Zhang, Wang, Su (NeurIPS 2021, arXiv
+  2110.05960). An A that only grows has a slope of at least 0, so this one never passes 1, and it
+  approaches r slowly because A remembers what came before the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import exprel
+
+__all__ = ["TailEstimate", "log_slope", "power_tail", "tail_window"]
+
+SEARCH = (-5.0, 12.0)
+POLISH = 4
+OFFSETS = 17
+"""Offsets on the grid from 0 to the last time of the window."""
+
+
+@dataclass(frozen=True)
+class TailEstimate:
+    """A tail index and what its variance is made of."""
+
+    index: float  # r, NaN where it cannot be estimated
+    weights: np.ndarray  # derivative of r with respect to the increment of A in every interval
+    reason: str = ""  # why the index is NaN
+    offset: float = 0.0  # s of the rate ~ (t + s)^{−r}
+    gain: float = 0.0  # by how much an offset, at its best, lowers the sum of weighted squares
+    # Where the offset is left to the data: least and greatest index with which some offset has a sum of weighted squares
+    # at most so far above the least.
+    limits: Callable[[float], tuple[float, float]] | None = None
+
+
+def tail_window(times: np.ndarray, tail: float | tuple[float, float] | None) -> tuple[float, float]:
+    """First and last time of the tail; by default the second half of the positive times in log t."""
+    positive = times[times > 0]
+    if tail is None:
+        if len(positive) < 2:
+            return np.nan, np.nan
+        return float(np.sqrt(positive[0] * positive[-1])), float(positive[-1])
+    return tail if isinstance(tail, tuple) else (tail, float(times[-1]))
+
+
+def _inside(times: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Which intervals are in the window."""
+    slack = 1e-9 * abs(window[1])
+    return (times[:-1] >= window[0] - slack) & (times[1:] <= window[1] + slack) & (times[:-1] > 0)
+
+
+def _power_integral(start: np.ndarray, end: np.ndarray, index: np.ndarray | float) -> np.ndarray:
+    """∫ s^{−r} ds over each interval, also at r = 1."""
+    length = np.log(end / start)
+    return start ** (1 - index) * length * exprel((1 - index) * length)
+
+
+def _highest(
+    function: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray, rounds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where functions with one top between ``low`` and ``high``, or at one of them, are highest, and how high.
+
+    Each round looks at 9 points and goes on about the best of them, which makes the interval 4 times as short.
+    """
+    for _ in range(rounds):
+        x = low + np.multiply.outer(np.linspace(0, 1, 9), high - low)
+        values = function(x)
+        top = values.argmax(0)[None]
+        low, high = (np.take_along_axis(x, np.clip(top + step, 0, 8), 0)[0] for step in (-1, 1))
+    return tuple(np.take_along_axis(each, top, 0)[0] for each in (x, values))
+
+
+def power_tail(
+    times: np.ndarray,
+    increments: np.ndarray,
+    variances: np.ndarray,
+    window: tuple[float, float],
+    threshold: float,
+    offset: float | None = 0.0,
+) -> TailEstimate:
+    """r from the increments ΔA of the intervals and their variances.
+
+    The integral over the tail must be ``threshold`` standard errors from zero. Without an ``offset`` the one between 0 and
+    the end of the window that fits best is taken, if by Akaike's criterion it fits better than none.
+    """
+    weights = np.zeros(len(increments))
+    use = _inside(times, window) & np.isfinite(variances) & (variances > 0)
+    if use.sum() < 3:
+        return TailEstimate(np.nan, weights, "fewer than 3 intervals of the tail can be used")
+    y, w = increments[use], 1.0 / variances[use]
+    scale = float(np.sqrt(times[1:][use][-1] * times[:-1][use][0]))
+    start, end = times[:-1][use] / scale, times[1:][use] / scale
+
+    def gain(index: np.ndarray | float, offset: np.ndarray | float) -> np.ndarray:
+        """Fall of the weighted squares by the best power law of each index and offset."""
+        r, s = np.broadcast_arrays(index, offset)
+        s = s[..., None]
+        unit = 1 + s  # of the same order at all offsets
+        g = _power_integral((start + s) / unit, (end + s) / unit, r[..., None])
+        return (g @ (w * y)) ** 2 / (g**2 @ w)
+
+    offsets = np.array([0.0 if offset is None else offset / scale])
+    if offset is None:
+        offsets = np.append(offsets, np.geomspace(start[0] / 100, float(end[-1]), OFFSETS - 1))
+    grid = np.linspace(*SEARCH, 171)
+    gains = gain(grid[:, None], offsets)
+    tops = gains.argmax(0)
+    if gains.max() < threshold**2:
+        return TailEstimate(np.nan, weights, "the rate there cannot be told from zero")
+
+    last = len(offsets) - 1
+
+    def best_index(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The best index at each offset, and its gain."""
+        j = np.searchsorted(offsets, s, "right")
+        near = tops[np.stack([j - 1, np.minimum(j, last)])]
+        low = grid[np.maximum(near.min(0) - 1, 0)]
+        high = grid[np.minimum(near.max(0) + 1, len(grid) - 1)]
+        return _highest(lambda r: gain(r, s), low, high, 9)
+
+    def best_gain(r: np.ndarray, rounds: int) -> np.ndarray:
+        """The gain of the best offset at each index."""
+        i = gain(r[:, None], offsets).argmax(-1)
+        low, high = offsets[np.maximum(i - 1, 0)], offsets[np.minimum(i + 1, last)]
+        return _highest(lambda s: gain(r, s), low, high, rounds)[1]
+
+    # Indices of the grid are too far apart to compare offsets by.
+    indices, profile = best_index(offsets)
+    s, index, none, most = 0.0 if offset is None else offsets[0], indices[0], profile[0], profile[0]
+    if offset is None:
+        i = int(profile.argmax())
+        ends = offsets[[max(i - 1, 0)]], offsets[[min(i + 1, last)]]
+        best, (most,) = _highest(lambda s: best_index(s)[1], *ends, 10)
+        if most - none > 2:  # Akaike's price of a parameter
+            s, index = best[0], best_index(best)[0][0]
+    if not grid[0] < index < grid[-1]:
+        return TailEstimate(np.nan, weights, "no power law fits")
+    d = 1e-5
+    from_, to = start + s, end + s
+    for _ in range(POLISH):  # minimising finds half the digits; the gradient's root has all
+        g = _power_integral(from_, to, index)
+        c = (w * y * g).sum() / (w * g * g).sum()
+        slope = c * (_power_integral(from_, to, index + d) - _power_integral(from_, to, index - d))
+        J = np.stack([g, slope / (2 * d)])
+        weights[use] = np.linalg.solve((J * w) @ J.T, J * w)[1]
+        index += float(weights[use] @ (y - c * g))
+    if offset is not None:
+        return TailEstimate(index, weights, offset=offset)
+
+    def limits(reach: float) -> tuple[float, float]:
+        found = []
+        for step in (-1, 1):
+            beyond = (grid - index) * step > 0
+            seen = np.flatnonzero(gains.max(1)[beyond][::step] >= most - reach)
+            # Between offsets of the grid the best one may reach further than the last index seen.
+            outward = np.append(index, grid[beyond][::step])[seen[-1] + 1 if len(seen) else 0 :]
+            above = best_gain(outward, 3) >= most - reach
+            after = int(np.flatnonzero(above)[-1]) + 1 if above.any() else 0
+            if after in (0, len(outward)):
+                found.append(index if after == 0 else step * np.inf)
+                continue
+            ends = outward[after - 1 : after + 1]
+            for _ in range(6):  # to 4e-7
+                r = np.linspace(*ends, 9)
+                below = int(np.argmax(best_gain(r, 6) < most - reach))
+                ends = r[below - 1 : below + 1]
+            found.append(float(ends.mean()))
+        return found[0], found[1]
+
+    return TailEstimate(index, weights, "", float(s) * scale, float(most - none), limits)
+
+
+def log_slope(
+    times: np.ndarray, increments: np.ndarray, variances: np.ndarray, window: tuple[float, float]
+) -> TailEstimate:
+    """1 − d log|A| / d log t, by least squares weighted with the covariance of Â, a random walk."""
+    weights = np.zeros(len(increments))
+    use = np.concatenate([[False], _inside(times, window)])
+    use[:-1] |= use[1:]
+    use[0] = False
+    if use.sum() < 3:
+        return TailEstimate(np.nan, weights, "fewer than 3 times of the tail can be used")
+    at = np.flatnonzero(use)
+    before = variances[: at[-1]]
+    if not np.isfinite(before).all() or not (before > 0).all():
+        return TailEstimate(np.nan, weights, "the integral has no finite standard error")
+    A = np.cumsum(increments)[at - 1]
+    if not (A > 0).all() and not (A < 0).all():
+        return TailEstimate(np.nan, weights, "the integral changes sign there")
+    accumulated = np.cumsum(variances)[at - 1]
+    walk = np.minimum.outer(accumulated, accumulated)
+    X = np.stack([np.ones(len(A)), np.log(times[use])])
+    y = np.log(np.abs(A))
+    solved = np.linalg.solve(walk, (X * A).T).T * A  # Xᵀ W, W the inverse covariance of log A
+    inverse = np.linalg.inv(solved @ X.T)
+    estimate = inverse @ solved @ y
+    # W depends on A too, which matters where A is no pure power.
+    residual, side = y - estimate @ X, inverse[1] @ X
+    pulls = np.linalg.solve(walk, np.stack([A * residual, A * side], axis=1))
+    slope = (inverse @ solved)[1] / A + side * pulls[:, 0] + residual * pulls[:, 1]
+    reach = at[:, None] > np.arange(len(increments))
+    return TailEstimate(1.0 - float(estimate[1]), -slope @ reach)

@@ -1,0 +1,179 @@
+"""The impact dataset as arrays, and errors of ratios of sums over its independent units."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.stats import t as student
+
+from lesde.analysis.class_means import power_of_two
+from lesde.checks import check_choice
+from lesde.laws.rule import Transforms, kick
+from lesde.model.transforms import Transform, make_transform
+from lesde.paths import check_dataset
+
+__all__ = ["Clusters", "ImpactData", "read_impact"]
+
+SOURCE = "lesde.measure_impact"
+FEWEST_REPLICATES = 8
+"""With fewer, a variance between replicates has too few degrees of freedom to be worth its robustness."""
+
+
+@dataclass(frozen=True)
+class ImpactData:
+    """An impact dataset in arrays with the axes (group, replicate, time, ...)."""
+
+    dataset: xr.Dataset
+    groups: dict[Hashable, int]
+    """Names and sizes of the dimensions that are neither averaged over nor time."""
+    labels: np.ndarray
+    """Classes of the drawn samples."""
+    shares: np.ndarray
+    """w_k."""
+    steps: np.ndarray
+    """Learning rates (group,)."""
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """The dimension of time, if there is one."""
+        return ("time",) if "time" in self.dataset["change"].dims else ()
+
+    def array(self, name: str, ends: tuple[str, ...]) -> np.ndarray:
+        """A variable (group, replicate, time, *ends), float64."""
+        variable = self.dataset[name]
+        variable = variable.expand_dims(
+            [d for d in ("replicate", "time") if d not in variable.dims]
+        )
+        ordered = variable.transpose(*self.groups, "replicate", "time", *ends)
+        return ordered.values.astype(np.float64).reshape(-1, *ordered.shape[len(self.groups) :])
+
+    def transform(self, value: Any) -> Transform:
+        """The transform asked for, for these classes and features."""
+        return make_transform(value, len(self.shares), self.dataset.sizes["feature"])
+
+    def drivers(self, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
+        """u_J, the kick of a sample drawn at strength 1 (group, replicate, time, draw, feature), and its unit.
+
+        The unit (group, 1, time, 1, 1) is a power of two near the largest of each group and time.
+        """
+        x = torch.from_numpy(self.array("drawn", ("draw", "feature")))
+        classes = torch.from_numpy(self.labels).expand(x.shape[:-1])
+        u = kick(Transforms(transform), x.new_ones(1), x, classes)[..., 0, :].numpy()
+        unit = power_of_two(np.abs(u).max((1, 3, 4), keepdims=True, initial=0.0))
+        return u / unit, unit
+
+    def shaped(self, values: np.ndarray) -> np.ndarray:
+        """An array (group, time, ...) with the groups' own dimensions, and time where there is one."""
+        return values.reshape((*self.groups.values(), *values.shape[2 - len(self.over) :]))
+
+    def coords(self) -> dict[Hashable, Any]:
+        """Coordinates that results keep."""
+        kept: tuple[Hashable, ...] = (*self.groups, "time")
+        return {
+            name: coord
+            for name, coord in self.dataset.coords.items()
+            if name in ("class", "count", "share", "step") or (name in kept and coord.ndim)
+            or (coord.ndim == 0 and name != "replicate")
+        }  # fmt: skip
+
+
+def read_impact(impact: Any) -> ImpactData:
+    """Check an impact dataset and read it."""
+    data = check_dataset("impact", impact, ["change", "square", "drawn", "drawn_label"], SOURCE)
+    change, label = data["change"], data["drawn_label"]
+    if not {"draw", "class", "feature"} <= set(change.dims) or label.dims != ("draw",):
+        raise ValueError(
+            f"impact.change must have the dimensions draw, class, feature, and impact.drawn_label draw, as "
+            f"{SOURCE} returns them; got {', '.join(map(str, change.dims))}."
+        )
+    own = ("replicate", "time", "draw", "class", "feature")
+    groups: dict[Hashable, int] = {d: n for d, n in change.sizes.items() if d not in own}
+    step = data["step"]
+    if not set(step.dims) <= set(groups):
+        raise ValueError(f"impact.step must be over {tuple(groups)} at most; got {step.dims}.")
+    missing = {d: n for d, n in groups.items() if d not in step.dims}
+    steps = step.expand_dims(missing).transpose(*groups).values.astype(np.float64).ravel()
+    shares = data["share"].values.astype(np.float64)
+    return ImpactData(data, groups, label.values.astype(np.int64), shares, steps)
+
+
+class Clusters:
+    """The independent units of a measurement: replicates, or drawn samples within their class.
+
+    Warns the caller of the public function where there is nothing to estimate errors from.
+    """
+
+    def __init__(self, data: ImpactData, errors: str, confidence: float) -> None:
+        check_choice("errors", errors, ("auto", "replicate", "draw"))
+        R, D = int(data.dataset["change"].sizes.get("replicate", 1)), len(data.labels)
+        if errors == "replicate" and R < 2:
+            raise ValueError(
+                f"errors='replicate' needs at least 2 replicates; impact has {R}. Use errors='draw'."
+            )
+        if errors == "auto":
+            errors = "replicate" if R >= FEWEST_REPLICATES else "draw"
+        self.kind, self._confidence = errors, confidence
+        self._one_hot = np.eye(len(data.shares))[data.labels]  # (draw, class)
+        self.count = R if errors == "replicate" else R * D
+        self._strata = np.zeros(R, int) if errors == "replicate" else np.tile(data.labels, R)
+        self._numbers = np.unique(self._strata, return_counts=True)
+        self.freedom = self.count - len(self._numbers[0])
+        self._known = bool((self._numbers[1] > 1).all())
+        if not self._known:
+            warnings.warn(
+                "impact has a class with a single drawn sample, which says nothing of how drawn samples differ, so "
+                "errors are NaN. Draw at least 2 samples of every class.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sums of values (replicate, draw, ...) by class of the drawn sample, (1 + unit, drawn class, ...).
+
+        First that of everything, then those without each unit.
+        """
+        one_hot = self._one_hot.reshape(*self._one_hot.shape, *[1] * (values.ndim - 2))
+        spread = values[:, :, None] * one_hot
+        each = spread.sum(1) if self.kind == "replicate" else spread.reshape(-1, *spread.shape[2:])
+        total = each.sum(0, keepdims=True)
+        return np.concatenate([total, total - each])
+
+    def error(self, values: np.ndarray) -> np.ndarray:
+        """Standard errors of estimates (1 + unit, ...)."""
+        return np.sqrt((self.deviations(values) ** 2).sum(0))
+
+    def deviations(self, values: np.ndarray) -> np.ndarray:
+        """What each unit adds to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
+        without = values[1:]
+        if not self._known:
+            return np.full_like(without, np.nan)
+        result = np.empty_like(without)
+        for k, n in zip(*self._numbers, strict=True):
+            at = self._strata == k
+            result[at] = np.sqrt((n - 1) / n) * (without[at] - without[at].mean(0))
+        return result
+
+    def quantile(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """Of Student's t; units that carry unequal ``weights`` (unit, ...) count for fewer.
+
+        Units of one class have (Σ w)²/Σ w² less one degrees of freedom ν_k. Where units are draws of several classes,
+        those of the sum are Satterthwaite's for parts of the variance as large as the classes' weights W_k,
+        (Σ_k W_k)²/Σ_k (W_k²/ν_k): for equal weights as many as units less classes.
+        """
+        freedom = np.asarray(float(self.freedom))
+        if weights is not None:
+            parts = np.zeros(weights.shape[1:])
+            for k in self._numbers[0]:
+                own = weights[self._strata == k]
+                total, square = own.sum(0), (own**2).sum(0)
+                number = total**2 / np.where(square > 0, square, 1.0)
+                # Two units determine a variance with one degree of freedom, however unequal they are.
+                parts = parts + total**2 / np.maximum(number - 1, 1.0)
+            freedom = weights.sum(0) ** 2 / np.where(parts > 0, parts, np.inf)
+        return np.asarray(student.ppf((1 + self._confidence) / 2, np.maximum(freedom, 1.0)))

@@ -1,0 +1,1 @@
+"""Models: formulas, kernels, noise, transforms and LESDE itself. Plain immutable descriptions, without torch."""

@@ -1,0 +1,209 @@
+"""Class means of the drawn training samples, over windows of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lesde.checks import bare_array, check_integer, check_labels, check_times, shown
+from lesde.paths import check_dataset
+
+__all__ = ["drawn_means"]
+
+
+def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -> xr.Dataset:
+    """Paths with one sample per class: the mean of what each network drew of it in each window of training.
+
+    A step of SGD on one sample shows the logits of that sample only. Averages over a window of steps give
+    every network a mean of every class, which `lesde.fit_elasticity` takes.
+
+    Parameters
+    ----------
+    drawn : xarray.Dataset
+        The dataset ``"drawn"`` of :func:`record_ensemble`: logits, ``features ([learning_rate,] replicate, draw, feature)``, with
+        the coordinates ``label ([learning_rate,] replicate, draw)``, integers 0 to K−1, ``time ([learning_rate,] draw)`` and,
+        optionally, ``iteration (draw)``.
+    times : int or array (window + 1,), default 50
+        Number of windows of equal length from the first to the last draw, or their edges in time. A draw
+        at time t is in the window whose first edge is the last one at or before t; draws outside are left out. Windows
+        should be short against changes of the features: averages over a window are taken for values at its centre.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``features ([learning_rate,] replicate, time, sample, feature)``, float64, sample k being class k; ``drawn_count
+        ([learning_rate,] replicate, time, sample)``, how many draws each is the mean of. Coordinates ``label (sample)``, 0 to
+        K−1; ``time``, the mean time of the draws in each window; ``time_start``, ``time_end (time)``, its edges; where ``drawn`` has it,
+        ``iteration ([learning_rate,] time)``, that of the centre, rounded.
+
+    Raises
+    ------
+    TypeError
+        If ``drawn`` is no dataset, its labels are no integers, or ``times`` is no whole number or list of numbers.
+    ValueError
+        If dimensions or coordinates are missing; if a class was never drawn, of which logits have one each; if features of a
+        draw are not finite; if a network drew no sample of some class in some window (the message says how long windows must
+        be); if learning rates differ in their times.
+
+    Examples
+    --------
+    >>> from lesde.networks import drawn_means, geo_mnist, lenet, record_ensemble
+    >>> record = next(record_ensemble(geo_mnist(), lambda: lenet(3), 0.005, 20, [0, 10], drawn=True))  # doctest: +SKIP
+    >>> lesde.fit_elasticity(drawn_means(record["drawn"], 20), estimator="averages")  # doctest: +SKIP
+    """
+    labels, moments = _checked(drawn)
+    edges = _edges(times, moments)
+    # Times are products of a step, so a draw at an edge may miss it by rounding.
+    slack = 1e-6 * (moments[-1] - moments[0]) / len(moments)
+    window = np.searchsorted(edges, moments + slack, side="right") - 1
+    inside = (window >= 0) & (window < len(edges) - 1)
+    window, seen = window[inside], moments[inside]
+    features = drawn["features"].values[..., inside, :]
+    lead, W, p = features.shape[:-2], len(edges) - 1, features.shape[-1]
+    # One number for each cell (learning rate and replicate, window, class).
+    K, series = int(labels.max()) + 1, int(np.prod(lead))
+    own = labels.reshape(series, -1)[:, inside]
+    cell = ((np.arange(series)[:, None] * W + window) * K + own).ravel()
+
+    def per_cell(weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(cell, weights, minlength=series * W * K).reshape(*lead, W, K)
+
+    count = per_cell()
+    if (count == 0).any():
+        raise _too_short(count, labels, moments, edges)
+    values = features.reshape(-1, p).astype(np.float64)
+    bad = ~np.isfinite(values).all(-1).reshape(*lead, -1)
+    if bad.any():
+        *_, replicates, draws = np.nonzero(bad)
+        names = np.unique(replicates)
+        listed = ", ".join(map(str, names[:8])) + (", …" if len(names) > 8 else "")
+        raise ValueError(
+            f"drawn.features must be finite; {int(bad.sum())} of {bad.size} draws hold NaN or inf, the first at "
+            f"t = {seen[draws.min()]:g}, in replicate number {listed}. Leave these replicates out, or end with times "
+            f"before it."
+        )
+    means = np.stack([per_cell(column) for column in values.T], -1) / count[..., None]
+
+    def per_window(numbers: np.ndarray) -> np.ndarray:
+        return np.bincount(window, numbers) / np.bincount(window)
+
+    dims = drawn["features"].dims[:-2]
+    coords: dict[Any, Any] = {d: drawn[d] for d in dims if d in drawn.coords}
+    about = {"long_name": "time", "description": "centre of the window"}
+    coords |= {
+        "time": ("time", per_window(seen), about),
+        "time_start": ("time", edges[:-1]),
+        "time_end": ("time", edges[1:]),
+        "label": ("sample", np.arange(K)),
+    }
+    if "iteration" in drawn.variables:
+        middle = np.rint(per_window(drawn["iteration"].values[inside])).astype(np.int64)
+        shape = tuple(drawn.sizes[d] for d in dims[:-1])
+        coords["iteration"] = ((*dims[:-1], "time"), np.broadcast_to(middle, (*shape, W)))
+    over = (*dims, "time", "sample")
+    return xr.Dataset(
+        {
+            "features": ((*over, "feature"), means),
+            "drawn_count": (over, count, {"long_name": "draws in the window"}),
+        },
+        coords=coords,
+        attrs={**drawn.attrs, "reduced": "means over windows of the drawn samples of each class"},
+    )
+
+
+def _checked(drawn: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (..., replicate, draw) and times (draw,)."""
+    source = "record_ensemble(..., drawn=True), as record['drawn'],"
+    check_dataset("drawn", drawn, ["features", "label", "time"], source)
+    dims = ("replicate", "draw", "feature")
+    if drawn["features"].dims not in (dims, ("learning_rate", *dims)):
+        raise ValueError(
+            f"drawn.features must have the dimensions ([learning_rate,] replicate, draw, feature); got "
+            f"{drawn['features'].dims}. Transpose or rename them."
+        )
+    lead = drawn["features"].dims[:-1]
+    for name, allowed in (("label", [lead]), ("time", [("draw",), ("learning_rate", "draw")])):
+        if drawn[name].dims not in allowed:
+            wanted = " or ".join(map(str, allowed))
+            raise ValueError(
+                f"drawn.{name} must have the dimensions {wanted}; got {drawn[name].dims}."
+            )
+    labels = drawn["label"].values
+    if labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
+        check_labels("drawn.label", labels.ravel())  # says what labels must be
+    K = int(labels.max()) + 1
+    # Logits have a feature for each class; features of a layer that is named otherwise say nothing of how many.
+    if drawn.attrs.get("layer", "logits") == "logits":
+        K = max(K, drawn.sizes["feature"])
+    missing = np.setdiff1d(np.arange(K), labels)
+    if len(missing):
+        raise ValueError(
+            f"drawn must hold draws of every class, 0 to {K - 1}; class {', '.join(map(str, missing))} was never drawn. "
+            f"Train for longer, or record networks of the other classes alone."
+        )
+    moments = np.atleast_2d(drawn["time"].values.astype(np.float64))
+    if (moments != moments[0]).any():
+        raise ValueError(
+            f"drawn must hold learning rates that have the same times; got the learning rates "
+            f"{shown(drawn['learning_rate'].values.tolist())} with different ones. Take one at a time, with "
+            f"drawn.isel(learning_rate=[0])."
+        )
+    if len(moments[0]) < 2 or (np.diff(moments[0]) < 0).any() or moments[0, 0] == moments[0, -1]:
+        raise ValueError("drawn.time must increase along draw, over at least two draws.")
+    return labels, moments[0]
+
+
+def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
+    """Edges of the windows, of which the last lies after the last draw where they are not given."""
+    if np.ndim(bare_array("times", times)) == 0:
+        number = check_integer("times", times)
+        steps = np.unique(moments)
+        if number > len(steps):
+            raise ValueError(
+                f"times must be at most the {len(steps)} different times of drawn; got {number} windows."
+            )
+        # A draw stands for the interval up to the next, so the last window ends one step after it. Edges lie
+        # between draws, where rounding cannot move a draw into another window.
+        step = (steps[-1] - steps[0]) / (len(steps) - 1)
+        cuts = np.rint(np.linspace(0, len(steps), number + 1)).astype(int)
+        return np.append(steps, steps[-1] + step)[cuts] - step / 2
+    edges = check_times("times", times)
+    if edges[0] > moments[-1] or edges[-1] < moments[0]:
+        raise ValueError(
+            f"times must overlap the draws, from {moments[0]:g} to {moments[-1]:g}; got edges from "
+            f"{edges[0]:g} to {edges[-1]:g}."
+        )
+    empty = np.diff(np.searchsorted(moments, edges)) == 0
+    if empty.any():
+        i = int(np.argmax(empty))
+        raise ValueError(
+            f"times must leave draws in every window; there is none from {edges[i]:g} to "
+            f"{edges[i + 1]:g}. Draws go from {moments[0]:g} to {moments[-1]:g}."
+        )
+    return edges
+
+
+def _too_short(
+    count: np.ndarray, labels: np.ndarray, moments: np.ndarray, edges: np.ndarray
+) -> ValueError:
+    """The error where a network drew nothing of a class in a window, with the length that would do."""
+    *_, replicate, window, k = np.argwhere(count == 0)[0]
+    longest = 0.0
+    for one in range(count.shape[-1]):
+        for row in labels.reshape(-1, labels.shape[-1]):
+            own = moments[row == one]
+            if len(own) == 0:
+                return ValueError(
+                    f"drawn must hold draws of every class in every replicate; one has none of class {one}. "
+                    f"Leave that replicate out, or train for longer."
+                )
+            gaps = np.diff([moments[0], *own, moments[-1]])
+            longest = max(longest, float(gaps.max()))
+    most = int((moments[-1] - moments[0]) / longest)
+    return ValueError(
+        f"times must be windows in which every replicate drew every class: from {edges[window]:g} to "
+        f"{edges[window + 1]:g}, replicate number {replicate} drew none of class {k}. The longest wait for a "
+        f"class is {longest:g} in time, so windows longer than that are long enough, such as times={max(most - 1, 1)}."
+    )

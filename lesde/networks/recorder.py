@@ -1,0 +1,446 @@
+"""Recording in the user's own training loop: a clock, a schedule, and records in memory or in a store."""
+
+from __future__ import annotations
+
+import numbers
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from lesde.checks import (
+    check_finite_array,
+    check_flag,
+    check_integer,
+    check_path,
+    check_real,
+    check_sequence,
+    shown,
+)
+from lesde.networks.looking import Looker, Loss, Pooling
+from lesde.networks.probes import read_probes
+from lesde.networks.record_store import Records, StoredRecords, write_dropped
+from lesde.networks.recording import track_attrs
+
+__all__ = ["Recorder", "rate_of"]
+
+
+class Clock:
+    """Time as the sum of the learning rates of all steps, without the rounding of a long sum."""
+
+    def __init__(self, iteration: int = 0, time: float = 0.0, rate: float | None = None) -> None:
+        self.iteration = iteration
+        self.rate = rate
+        self._start = (iteration, time)
+
+    def step(self, rate: float) -> None:
+        """One step at the given learning rate."""
+        if rate != self.rate:
+            self._start, self.rate = (self.iteration, self.time), rate
+        self.iteration += 1
+
+    @property
+    def time(self) -> float:
+        """Now; to 12 digits, so that 3 steps of 0.1 end at 0.3."""
+        first, begun = self._start
+        passed = begun + (self.iteration - first) * (self.rate or 0.0)
+        return float(f"{passed:.12g}")
+
+
+def _schedule(
+    every: int | None, iterations: Any, times: Any, counts: bool
+) -> Callable[[Clock], bool]:
+    """A function, to be asked after every step, that says if a record is due; ``counts``: time counts iterations."""
+    given = {"every": every, "iterations": iterations, "times": times}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ValueError(
+            f"one of every, iterations and times must say when to record; got "
+            f"{' and '.join(named) or 'none'}."
+        )
+    if every is not None:
+        steps = check_integer("every", every)
+        return lambda clock: clock.iteration % steps == 0
+    if iterations is not None:
+        listed = check_sequence("iterations", iterations, "a sequence of integers")
+        if not listed:
+            raise ValueError("iterations must hold at least one iteration; got none.")
+        wanted = {check_integer(f"iterations[{n}]", i, 0) for n, i in enumerate(listed)}
+        return lambda clock: clock.iteration in wanted
+    found = check_finite_array("times", times, [("T",)])
+    if len(found) == 0 or (np.diff(found) <= 0).any() or found[0] < 0:
+        raise ValueError(
+            f"times must be strictly increasing and at least 0; got {shown(found.tolist())}."
+        )
+    if counts and (found != np.rint(found)).any():
+        raise ValueError(
+            f"times must be whole numbers where no learning_rate is given, for time counts iterations "
+            f"then; got {shown(found.tolist())}. Give learning_rate= if these are sums of learning rates."
+        )
+    reached: int | None = None
+
+    def due(clock: Clock) -> bool:
+        nonlocal reached
+        # Half a step ahead, to the iteration nearest; a little more, for the rounding of the sum.
+        half = 0.5 * (clock.rate or 0.0) * (1 - 1e-9)
+        if reached is None:
+            # Where a training goes on: what was due before now is past, not due now.
+            reached = int(np.searchsorted(found, clock.time - half))
+        before, reached = reached, int(np.searchsorted(found, clock.time + half, side="right"))
+        return reached > before
+
+    return due
+
+
+def _rate_reader(learning_rate: Any) -> Callable[[], float]:
+    """A function that returns the learning rate of the step just taken."""
+    if learning_rate is None:
+        return lambda: 1.0
+    if hasattr(learning_rate, "param_groups"):
+        return lambda: rate_of(learning_rate)
+    if callable(learning_rate):
+        return lambda: _returned(learning_rate)
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, numbers.Real):
+        remedy = ""
+        if hasattr(learning_rate, "get_last_lr"):
+            remedy = " In place of a scheduler give its optimiser, which the scheduler sets."
+        raise TypeError(
+            f"learning_rate must be a real number, a torch.optim.Optimizer, or a function that takes "
+            f"nothing and returns a number; got {_named(learning_rate)}.{remedy}"
+        )
+    rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
+    return lambda: rate
+
+
+def rate_of(optimizer: Any) -> float:
+    """The learning rate that all groups of an optimiser have now."""
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    if len(rates) > 1:
+        raise ValueError(
+            f"learning_rate must be one number, but the groups of the optimiser have "
+            f"{', '.join(f'{rate:.8g}' for rate in sorted(rates))}; give a number or a function."
+        )
+    return rates.pop()
+
+
+def _returned(function: Callable[[], Any]) -> float:
+    value = function()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"learning_rate must return a real number where it is a function; it returned "
+            f"{_named(value)}."
+        ) from None
+
+
+def _named(value: Any) -> str:
+    """A plain value as it is; of anything larger its kind, for what it prints says little."""
+    plain = isinstance(value, str | bool | int | float | list | tuple | dict)
+    return shown(value) if plain else type(value).__name__
+
+
+class Recorder:
+    """Features of any layers of a model, recorded while the user's own loop trains it.
+
+    Call :meth:`step` after every step of the optimiser; it costs next to nothing where no record is due.
+    A record takes the features as :func:`lesde.record` does and leaves no trace in the model. The state
+    at the start (iteration 0) is recorded at once where the schedule holds it.
+
+    With ``store`` records go to a Zarr store, several at once: when a chunk of about 8 MB is full, at the
+    latest after 30 seconds, and when the recorder is closed, the ``with`` block is left (also by an
+    error) or the program ends (also by Ctrl-C). Those of a recorder that is dropped without being closed
+    are written at the next step of another recorder, when a store is opened, or when the program ends. A
+    program that is killed loses what it recorded since the last write; all else stays readable. Chunks
+    are not compressed, for speed, but have a checksum.
+
+    Records that cannot be written (on a full disk, say) are an error that names the store, and wait in
+    memory to be written by a later :meth:`flush` or :meth:`close`. Where they cannot be written when the
+    program ends either, that is said on stderr, and the exit status is 120.
+
+    Parameters
+    ----------
+    model, layers, probe, loss, pooling, dtype, batch_size
+        As for :func:`lesde.record`. The probe set is read once and kept in memory.
+    store : str or path, optional
+        Where to write. Default: in memory.
+    every : int, optional
+        Record every so many iterations, from 0 on. One of ``every``, ``iterations`` and ``times`` is
+        needed.
+    iterations : sequence of int, optional
+        The iterations to record at, for example ``numpy.unique(numpy.geomspace(1, 10_000, 50).astype(int))``.
+    times : sequence of float, optional
+        Times on the clock; each is recorded at the nearest iteration. Whole numbers where no
+        ``learning_rate`` is given. :func:`lesde.networks.saving_times` makes them.
+    learning_rate : float, torch.optim.Optimizer or callable, optional
+        What a step adds to the clock. Of an optimiser the rate is read at every step (an error where its
+        groups have several, also later on), so call
+        :meth:`step` before that of a scheduler of the learning rate; a callable takes nothing, is
+        called once when the recorder is made and at every :meth:`step`, and returns the rate of the step
+        just taken. Default: 1, time counts iterations.
+    replicate : int, default 0
+        Number of this run among repeated ones; :func:`lesde.networks.open_records` joins recorders, or
+        their stores, over it.
+    resume : bool, default False
+        Go on with an existing store, at its last record; the model is to be as it was there. Without it
+        an existing store is an error.
+    state : dict, optional
+        What :meth:`state_dict` gave when the model was saved, to go on from there. Records after it
+        are dropped from the store, for the training to come makes them again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, the model does not take the probe set, or a store does not fit or
+        is damaged.
+    FileExistsError
+        If the store exists and ``resume`` is False.
+    OSError
+        If the store cannot be written.
+    Diverged
+        From :meth:`step`, if a recorded feature is not finite.
+
+    Notes
+    -----
+    A record costs one forward pass over the probe set. Training costs about three a sample, so R records
+    of n probe samples cost less than a tenth of it where it sees more than about 4 R n samples in all. A
+    record at which the clock has not moved since the last (a learning rate of 0) is left out.
+
+    The clock adds the learning rate as the optimiser holds it. With momentum μ (without dampening) a
+    gradient goes on to act in later steps, and in all moves the parameters by lr/(1-μ) of it: at the same
+    time on this clock a run with μ = 0.9 is about ten times as far as one without momentum. To compare
+    runs of different momentum let a callable return lr/(1-μ)::
+
+        learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)
+
+    Examples
+    --------
+    >>> import torch, lesde
+    >>> from lesde.networks import digits, mlp
+    >>> data, model = digits(classes=4), mlp(64, (32,), 4)
+    >>> x, y = torch.tensor(data.train_x), torch.tensor(data.train_y)
+    >>> optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with lesde.Recorder(
+    ...     model, "penultimate", data, every=10, learning_rate=optimiser
+    ... ) as recorder:
+    ...     for _ in range(50):
+    ...         optimiser.zero_grad()
+    ...         torch.nn.functional.cross_entropy(model(x), y).backward()
+    ...         optimiser.step()
+    ...         recorder.step()
+    >>> recorder.paths("penultimate").time.values
+    array([0., 1., 2., 3., 4., 5.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Sequence[str],
+        probe: Any,
+        *,
+        store: str | Path | None = None,
+        every: int | None = None,
+        iterations: Sequence[int] | np.ndarray | None = None,
+        times: Sequence[float] | np.ndarray | None = None,
+        learning_rate: Any = None,
+        loss: Loss = "cross_entropy",
+        pooling: Pooling = "flatten",
+        dtype: str = "float32",
+        batch_size: int = 256,
+        replicate: int = 0,
+        resume: bool = False,
+        state: Mapping[str, float] | None = None,
+    ) -> None:
+        self._due = _schedule(every, iterations, times, counts=learning_rate is None)
+        self._read_rate = _rate_reader(learning_rate)
+        self._rate = self._checked_rate()
+        replicate, resume = check_integer("replicate", replicate, 0), check_flag("resume", resume)
+        self._probes = read_probes(probe)
+        self._several, self._closed = isinstance(probe, Mapping), False
+        first = next(iter(self._probes.values()))
+        self._looker = Looker(
+            model, layers, first, loss=loss, pooling=pooling, dtype=dtype, batch_size=batch_size
+        )
+        contents = {
+            (name, layer): (one.labels, track_attrs(self._looker, one, name, layer, loss))
+            for name, one in self._probes.items()
+            for layer in self.layers
+        }
+        if store is None:
+            self._records = Records(contents, replicate)
+        else:
+            about = {
+                "layers": list(self.layers),
+                "replicate": replicate,
+                "dtype": dtype,
+                "pooling": pooling if isinstance(pooling, str) else pooling.__name__,
+                "loss": next(iter(contents.values()))[1]["loss"],
+                "probes": {name: one.digest() for name, one in self._probes.items()},
+            }
+            path = check_path("store", store).expanduser()
+            stored = self._records = StoredRecords(contents, replicate, path, about, resume)
+            # A recorder that is dropped without being closed leaves its records to be written.
+            weakref.finalize(self, stored.dropped).atexit = False
+        self._clock = self._begun(state)
+        if self._due(self._clock):
+            self.record()
+
+    @property
+    def iteration(self) -> int:
+        """Steps taken so far."""
+        return self._clock.iteration
+
+    @property
+    def time(self) -> float:
+        """Sum of their learning rates."""
+        return self._clock.time
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The recorded layers."""
+        return self._looker.layers
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Names of the probe sets."""
+        return tuple(self._probes)
+
+    def step(self) -> None:
+        """Count one step of the optimiser, and record where a record is due."""
+        self._check_open()
+        write_dropped()
+        self._advance([self._checked_rate()])
+
+    def record(self) -> None:
+        """Record now, whatever the schedule says; nothing where this iteration has been recorded."""
+        self._check_open()
+        now, iteration = self._clock.time, self._clock.iteration
+        if self._last is not None and now <= self._last:
+            return
+        looks = {
+            (name, layer): entries
+            for name, one in self._probes.items()
+            for layer, entries in self._looker.look(one, now, iteration, self._rate).items()
+        }
+        self._last = now
+        self._records.add(looks)
+
+    def paths(self, layer: str, probe: str | None = None) -> xr.Dataset:
+        """The records so far of one layer.
+
+        Parameters
+        ----------
+        layer : str
+        probe : str, optional
+            Name of the probe set; needed where there are several.
+
+        Returns
+        -------
+        xarray.Dataset
+            As :func:`lesde.record` returns, with all records along ``time``; also ``step_size (time)``,
+            the learning rate of the step before each, and the coordinate ``learning_rate`` where it
+            never changed. From a store values are read when they are used.
+        """
+        probe = self.probes[0] if probe is None and len(self._probes) == 1 else probe
+        if probe not in self.probes or layer not in self.layers:
+            raise ValueError(
+                f"layer and probe must be among {', '.join(map(repr, self.layers))} and "
+                f"{', '.join(map(repr, self.probes))}; got {shown(layer)} and {shown(probe)}."
+            )
+        if self._last is None:
+            raise ValueError("the recorder holds no record yet; train on, or call record().")
+        return self._records.dataset((probe, layer))
+
+    def records(self) -> dict[str, Any]:
+        """The records so far of all layers, as :func:`lesde.record` returns them for several.
+
+        Returns
+        -------
+        dict of str to xarray.Dataset, or dict of str to such a dict
+            By layer; where ``probe`` named several sets, by the name of the set first. That is what
+            :func:`lesde.layer_collapse` takes.
+        """
+        found = {
+            name: {layer: self.paths(layer, name) for layer in self.layers} for name in self._probes
+        }
+        return found if self._several else found["probe"]
+
+    def flush(self) -> None:
+        """Write all records to the store now."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Write all records; no more can be added, but :meth:`paths` still works."""
+        self._records.close()
+        self._closed = True
+
+    def __repr__(self) -> str:
+        records = len(self._records)
+        return (
+            f"<Recorder at iteration {self.iteration}, time {self.time:g}: "
+            f"layers {_listed(self.layers)}; probes {_listed(self.probes)}; "
+            f"{records} record{'s' if records != 1 else ''}>"
+        )
+
+    def state_dict(self) -> dict[str, float]:
+        """The clock, to be saved with the model; see ``state``. Records so far are written."""
+        self.flush()
+        return {"iteration": self.iteration, "time": self.time}
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _advance(self, rates: Sequence[float]) -> None:
+        """Count steps at these rates; one record after them all where one is due after any of them."""
+        due = False
+        for rate in rates:
+            self._rate = rate
+            self._clock.step(rate)
+            due = self._due(self._clock) or due
+        if due:
+            self.record()
+
+    def _reopen(self) -> None:
+        """Undo :meth:`close`."""
+        self._closed = False
+        self._records.reopen()
+
+    def _checked_rate(self) -> float:
+        return check_real("learning_rate", self._read_rate(), 0.0)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the recorder is closed; make another one with resume=True to go on.")
+
+    def _begun(self, state: Mapping[str, float] | None) -> Clock:
+        """The clock where recording begins or goes on; records after it are dropped."""
+        times, iterations = self._records.clock()
+        if state is not None:
+            if not isinstance(state, Mapping) or not {"iteration", "time"} <= set(state):
+                raise ValueError(
+                    f"state must hold 'iteration' and 'time', as state_dict() gives them; got "
+                    f"{shown(state)}."
+                )
+            iteration = check_integer("state['iteration']", state["iteration"], 0)
+            clock = Clock(iteration, check_real("state['time']", state["time"], 0.0), self._rate)
+            times = times[: np.searchsorted(iterations, iteration, side="right")]
+            self._records.cut(len(times))
+        elif len(times):
+            clock = Clock(int(iterations[-1]), float(times[-1]), self._rate)
+        else:
+            clock = Clock(rate=self._rate)
+        self._last = float(times[-1]) if len(times) else None
+        return clock
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    """The first of many names, and how many they are."""
+    more = f", … ({len(names)})" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
