@@ -603,20 +603,17 @@ def check_chunks(
     inside: str,
     arrays: Mapping[str, zarr.Array],
     rows: Mapping[str, tuple[int, int]] | None = None,
-    *,
-    nan: bool = False,
 ) -> None:
     """Find a chunk that is missing where one must be: where no data equal the fill value.
 
     ``arrays`` are named by their paths in the part ``inside``; ``rows`` says of an array along which axis
-    only so many rows count; ``nan`` whether NaN is such a fill value, as it always is of a dimension's
-    coordinates.
+    only so many rows count. Of a dimension's coordinates NaN is such a fill value too.
     """
     for name, array in arrays.items():
         fill = np.asarray(array.fill_value)
         own = getattr(array.metadata, "dimension_names", None) == (name,)
         if fill.dtype.kind == "f" and np.isnan(fill):
-            must = nan or own
+            must = own
         else:
             must = fill.dtype.kind in "fiuUT" and bool(fill == never(fill.dtype))
         if not must:

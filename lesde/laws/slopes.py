@@ -10,7 +10,6 @@ import sympy as sp
 from sympy.core.function import AppliedUndef
 
 from lesde.derivation.coefficients import Coefficients
-from lesde.laws.values import noise_table
 from lesde.model.formula import TIME, EntryTable
 
 __all__ = ["difference", "drift_derivative", "noise_derivative"]
@@ -37,7 +36,7 @@ def noise_derivative(
     K, p = noise.n_classes, noise.n_features
     if noise.is_constant:
         return lambda times: np.zeros((len(times), K, p, p))
-    table = _slopes(noise_table(noise), start, end)
+    table = _slopes(noise.table, start, end)
 
     def derivative(times: np.ndarray) -> np.ndarray:
         values = table(times)

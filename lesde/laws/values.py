@@ -140,14 +140,6 @@ class BoundTable:
         return self.table.names[position] if self.table.names else self.name
 
 
-def noise_table(noise: Noise) -> EntryTable:
-    """The formulas of a noise as a table of the shape in which they were given; one value has the shape (1,)."""
-    given = noise.given
-    places = ["".join(f"[{i}]" for i in index) for index in np.ndindex(given.shape)]
-    formulas = {f"noise{place}": formula for place, formula in zip(places, given.flat, strict=True)}
-    return EntryTable.from_formulas(formulas, np.arange(given.size).reshape(given.shape or (1,)))
-
-
 class BoundNoise:
     """σ_k(t) of a model's noise, with values for its free names.
 
@@ -163,7 +155,7 @@ class BoundNoise:
         self.is_shared = noise.is_shared
         self._table: BoundTable | None = None
         if not noise.is_numeric and values:
-            self._table = BoundTable(noise_table(noise), values, "noise")
+            self._table = BoundTable(noise.table, values, "noise")
 
     def square(self, times: np.ndarray) -> torch.Tensor:
         """σ² (time, 1 or class) where isotropic, else σσᵀ (time, 1 or class, feature, feature)."""

@@ -128,7 +128,7 @@ class Noise:
     @cached_property
     def is_constant(self) -> bool:
         """True if no factor is a function of time."""
-        return self.is_numeric or self._table.is_constant
+        return self.is_numeric or self.table.is_constant
 
     @property
     def is_isotropic(self) -> bool:
@@ -141,11 +141,12 @@ class Noise:
         return len(self._indices) == 1
 
     @cached_property
-    def _table(self) -> EntryTable:
-        """The formulas, distinct ones once."""
+    def table(self) -> EntryTable:
+        """The formulas in the shape in which they were given; one value has the shape (1,)."""
         names = [_entry_name(index) for index in np.ndindex(self.given.shape)]
         formulas = dict(zip(names, self.given.flat, strict=True))
-        return EntryTable.from_formulas(formulas, np.arange(len(names)))
+        index = np.arange(len(names)).reshape(self.given.shape or (1,))
+        return EntryTable.from_formulas(formulas, index)
 
     @cached_property
     def _distinct(self) -> tuple[list[Any], np.ndarray]:
@@ -153,7 +154,7 @@ class Noise:
         if self.is_numeric:
             values, labels = np.unique(self.given, return_inverse=True)
             return values.tolist(), labels.reshape(self.given.shape)
-        return list(self._table.values), self._table.index.reshape(self.given.shape)
+        return list(self.table.values), self.table.index.reshape(self.given.shape)
 
     @cached_property
     def _indices(self) -> np.ndarray:
@@ -175,7 +176,7 @@ class Noise:
             values = np.array(self._distinct[0])[self._indices]
             return np.broadcast_to(values, (len(times), *values.shape))
         asked = np.zeros(1) if self.is_constant else times
-        values = self._table.distinct(asked)[:, self._indices]
+        values = self.table.distinct(asked)[:, self._indices]
         if self.given.ndim < 2 and (values < 0).any():
             i, k = np.argwhere(values < 0)[0]
             raise ValueError(
@@ -288,7 +289,7 @@ class Noise:
         self, start: float, end: float, values: Mapping[str, float] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Switches and peaks of the formulas, as of :meth:`EntryTable.places`."""
-        return self._table.places(start, end, values)
+        return self.table.places(start, end, values)
 
     def _name(self, k: int, _: int = 0) -> str:
         """The user's name for the noise of a class, for error messages."""

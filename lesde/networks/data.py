@@ -175,7 +175,7 @@ def digits(
     """
     chosen = chosen_classes(classes, 10, "digits")
     check_choice("scaling", scaling, ("unit", "standard"))
-    counts: int | list[int] = n_train_per_class
+    counts: int | list[int] = check_integer("n_train_per_class", n_train_per_class)
     if class_counts is not None:
         counts = check_sequence("class_counts", class_counts, "a sequence of integers")
         if len(counts) != len(chosen):
@@ -465,7 +465,7 @@ def mnist_sample(
         _images(),
         None,
         chosen,
-        n_train_per_class,
+        check_integer("n_train_per_class", n_train_per_class),
         n_probe_per_class,
         probe=probe,
         seed=seed,

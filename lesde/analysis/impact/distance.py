@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import sympy as sp
 import xarray as xr
 from scipy.optimize import least_squares
 from scipy.stats import t as student
@@ -15,7 +14,7 @@ from scipy.stats import t as student
 from lesde.analysis.impact.clusters import Clusters, read_impact
 from lesde.analysis.impact.moments import DISTANCES, PAIRS
 from lesde.checks import check_fraction, check_real, shown
-from lesde.model.formula import TIME, VARIABLES
+from lesde.model.formula import TIME, VARIABLES, compiled
 from lesde.model.kernels import FeatureKernel
 from lesde.paths import check_dataset
 
@@ -291,10 +290,10 @@ def _curve(strength: xr.Dataset, formula: Any, names: list[str]) -> tuple[Any, s
             f"{', '.join(sorted({*other}))} too."
         )
     arguments = [VARIABLES[variable], VARIABLES["s"], *(symbols[name] for name in names)]
-    compiled = sp.lambdify(arguments, expression, modules=["numpy", "scipy"])
+    function = compiled(expression, arguments)
 
     def curve(x: np.ndarray, s: np.ndarray, values: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return np.broadcast_to(np.asarray(compiled(x, s, *values), np.float64), x.shape)
+            return np.broadcast_to(np.asarray(function(x, s, *values), np.float64), x.shape)
 
     return curve, str(expression)
