@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,11 @@ import numpy as np
 import xarray as xr
 
 from lesde.analysis import class_means
-from lesde.analysis.class_means import batches, read_averages, refuse_not_finite
+from lesde.analysis.class_means import batches, read_averages
 from lesde.analysis.collapse.frames import (
     Frames,
     SampleFrames,
     StatisticsFrames,
-    rounding_of,
 )
 from lesde.checks import check_choices, check_finite_array, check_labels, shown
 from lesde.paths import check_paths, check_statistics, is_statistics, need_samples
@@ -257,9 +255,11 @@ def neural_collapse(
         ]
         frames: Frames
         if labels is None:
-            frames = _statistics_frames(paths, source, batch, counts, *beside[:2])
+            within = paths["within"].transpose(*leading, *wanted["within"])
+            rounding = float(paths.attrs.get("rounding", 0.0))
+            frames = StatisticsFrames(source, within, batch, counts, rounding, *beside[:2])
         else:
-            frames = _sample_frames(source, batch, labels, *beside)
+            frames = SampleFrames(source, batch, labels, *beside)
         for name in names:
             found = METRICS[name].compute(frames)
             results[name][batch] = found.reshape(results[name][batch].shape)
@@ -272,54 +272,6 @@ def neural_collapse(
         about = {"long_name": METRICS[name].title, "target": METRICS[name].target}
         data[name] = (leading, values, about)
     return xr.Dataset(data, coords | {"count": ("class", counts)}, dict(paths.attrs))
-
-
-def _sample_frames(
-    source: xr.DataArray,
-    batch: tuple[slice, ...],
-    labels: np.ndarray,
-    *beside: np.ndarray | None,
-) -> SampleFrames:
-    """A batch of the frames of features (..., sample, feature), with weights, bias and centres."""
-    n_frames = math.prod(s.stop - s.start for s in batch)
-    p = source.shape[-1]
-
-    def read(samples: slice) -> np.ndarray:
-        return source.variable[(*batch, samples)].values.reshape(n_frames, -1, p)
-
-    frames = SampleFrames(read, (n_frames, p), labels, *beside)
-    if not np.isfinite(frames.means).all():
-        refuse_not_finite("paths.features", source, batch)
-    return frames
-
-
-def _statistics_frames(
-    paths: xr.Dataset,
-    mean: xr.DataArray,
-    batch: tuple[slice, ...],
-    counts: np.ndarray,
-    *beside: np.ndarray | None,
-) -> StatisticsFrames:
-    """A batch of the frames of statistics with class means (..., class, feature), weights and bias."""
-    K, p = mean.shape[-2:]
-    within = paths["within"].transpose(*mean.dims, "feature_")
-    means = mean.variable[batch].values.reshape(-1, K, p)
-    stored = np.maximum(rounding_of(means), float(paths.attrs.get("rounding", 0.0)))
-    if not np.isfinite(means).all():
-        refuse_not_finite("paths.mean", mean, batch)
-
-    def covariances() -> np.ndarray:
-        values = within.variable[batch].values.reshape(-1, K, p, p)
-        if not np.isfinite(values).all():
-            refuse_not_finite("paths.within", within, batch)
-        return values.astype(np.float64)
-
-    # The variances alone serve NC2: they say how large the features are.
-    variances = np.einsum("fkpp->fkp", within.variable[batch].values.reshape(-1, K, p, p))
-    if not np.isfinite(variances).all():
-        refuse_not_finite("paths.within", within, batch)
-    moments = means.astype(np.float64), variances.astype(np.float64)
-    return StatisticsFrames(*moments, covariances, stored, counts, *beside)
 
 
 def _names(

@@ -9,15 +9,18 @@ and within-class covariances. No array (feature, feature) is formed beyond those
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from lesde.analysis import class_means
-from lesde.paths import need_samples
+from lesde.analysis.class_means import refuse_not_finite
+from lesde.checks import need_samples
 
 __all__ = [
     "Block",
@@ -190,34 +193,35 @@ class Block(NamedTuple):
 
 
 class SampleFrames(Frames):
-    """Frames of which every sample is known.
+    """A batch of the frames of features (..., sample, feature), of which every sample is known.
 
-    ``read(slice)`` gives the features (F, n, p) of a range of samples in any real dtype, ``labels`` (N,)
-    are their classes in any order. ``centers`` (F, K, p) are class centres of other samples, to which
-    `closeness` compares; by default the class means.
+    ``labels`` (N,) are the samples' classes in any order. ``centers`` (F, K, p) are class centres of other
+    samples, to which `closeness` compares; by default the class means.
     """
 
     def __init__(
         self,
-        read: Callable[[slice], np.ndarray],
-        shape: tuple[int, int],
+        source: xr.DataArray,
+        batch: tuple[slice, ...],
         labels: np.ndarray,
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         centers: np.ndarray | None = None,
     ):
+        shape = (math.prod(s.stop - s.start for s in batch), source.shape[-1])
         super().__init__(shape, np.bincount(labels), weights, bias)
-        self._read, self._labels, self._centers = read, labels, centers
+        self._source, self._batch = source.variable, batch
+        self._labels, self._centers = labels, centers
         size = max(1, class_means.BLOCK_VALUES // (shape[0] * shape[1]))
         self._parts = [slice(a, a + size) for a in range(0, self.n_samples, size)]
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
         self._examined = 0  # parts of which the rounding is in `stored`
         self.stored = np.zeros(self.n_frames)
         self.exponent = np.zeros(self.n_frames, dtype=int)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
             self._find_moments()
-            size = self._squares.max(axis=(1, 2))
-            usual = (size > LEAST) & (size < MOST)
+            squares = self._squares.max(axis=(1, 2))
+            usual = (squares > LEAST) & (squares < MOST)
             if not usual.all():
                 largest = np.zeros(self.n_frames)
                 for block in self.blocks():
@@ -225,6 +229,8 @@ class SampleFrames(Frames):
                 self.exponent, self._kept = np.where(usual, 0, power_of(largest)), None
                 del self._squares
                 self._find_moments()
+        if not np.isfinite(self.means).all():
+            refuse_not_finite("paths.features", source, batch)
 
     def _find_moments(self) -> None:
         """Means and variances in one pass, from differences to the first sample of each class.
@@ -255,7 +261,8 @@ class SampleFrames(Frames):
             yield self._kept
             return
         for i, part in enumerate(self._parts):
-            labels, values = self._labels[part], self._read(part)
+            labels, values = self._labels[part], self._source[(*self._batch, part)].values
+            values = values.reshape(self.n_frames, -1, self.n_features)
             if i >= self._examined:
                 self.stored, self._examined = rounding_of(values, self.stored), i + 1
             values = values.swapaxes(0, 1)
@@ -325,23 +332,32 @@ class SampleFrames(Frames):
 
 
 class StatisticsFrames(Frames):
-    """Frames of which class means (F, K, p), their variances and within-class covariances are known.
+    """A batch of the frames of class means (..., class, feature) and within-class covariances.
 
-    ``read_within`` gives the covariances (F, K, p, p), with divisor n_k, where they are needed.
+    ``rounding`` is the relative rounding of the features they are of, where it is known.
     """
 
     def __init__(
         self,
-        means: np.ndarray,
-        variances: np.ndarray,
-        read_within: Callable[[], np.ndarray],
-        stored: np.ndarray,
+        mean: xr.DataArray,
+        within: xr.DataArray,
+        batch: tuple[slice, ...],
         counts: np.ndarray,
+        rounding: float,
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
     ):
-        super().__init__(means.shape[::2], counts, weights, bias)
-        self._read_within, self.stored = read_within, stored
+        K, p = mean.shape[-2:]
+        means = mean.variable[batch].values.reshape(-1, K, p)
+        super().__init__((len(means), p), counts, weights, bias)
+        self.stored = np.maximum(rounding_of(means), rounding)
+        self._within, self._batch = within, batch
+        # The variances alone serve NC2: they say how large the features are.
+        variances = np.einsum("fkpp->fkp", self._covariances())
+        for name, source, values in (("mean", mean, means), ("within", within, variances)):
+            if not np.isfinite(values).all():
+                refuse_not_finite(f"paths.{name}", source, batch)
+        means = means.astype(np.float64)
         variances = np.maximum(variances, 0.0)
         largest = np.maximum(np.abs(means), np.sqrt(variances)).max(axis=(1, 2))
         usual = (largest > np.sqrt(LEAST)) & (largest < np.sqrt(MOST))
@@ -349,13 +365,21 @@ class StatisticsFrames(Frames):
         shift = -self.exponent[:, None, None]
         self.means, self.variances = np.ldexp(means, shift), np.ldexp(variances, 2 * shift)
 
+    def _covariances(self) -> np.ndarray:
+        """Within-class covariances in the units of the features, (F, K, p, p)."""
+        shape = (self.n_frames, self.n_classes, self.n_features, self.n_features)
+        return self._within.variable[self._batch].values.reshape(shape).astype(np.float64)
+
     def blocks(self) -> Iterator[Block]:
         """The samples, which are not known."""
         raise need_samples("paths", "this metric")
 
     def spread_along(self, axes: np.ndarray) -> np.ndarray:
         """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
-        within = np.ldexp(self._read_within(), -2 * self.exponent[:, None, None, None])
+        within = self._covariances()
+        if not np.isfinite(within).all():
+            refuse_not_finite("paths.within", self._within, self._batch)
+        within = np.ldexp(within, -2 * self.exponent[:, None, None, None])
         along = np.einsum("fkpr,fpr->fk", within @ axes[:, None], axes)
         # a covariance without spread along these axes may come out below 0 by its rounding
         return np.maximum(along, 0.0) @ self.counts

@@ -122,7 +122,7 @@ def separation_probability(
     -----
     UserWarning
         "linear" with so few samples that any labels are separable (n <= p + 1); ``precision`` not
-        reached by ``max_replicates``; statistics that do not tell all pairs at once.
+        reached by ``max_replicates``; statistics that do not determine all pairs at once.
 
     Notes
     -----
