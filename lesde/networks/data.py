@@ -42,7 +42,7 @@ class ImageData:
     Parameters
     ----------
     train_x : array (n_train, ...)
-        Inputs, one a row, in the shape the network takes; stored as float32.
+        Inputs, one per row, in the shape the network takes; stored as float32.
     train_y : int array (n_train,)
         Labels 0..K-1, each present.
     probe_x : array (n_probe, ...)

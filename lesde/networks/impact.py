@@ -35,7 +35,7 @@ def measure_impact(
     shares: Any = None,
     batch_size: int = 1024,
 ) -> xr.Dataset:
-    """What one SGD step of a network at each of some samples does to the features of others.
+    """Changes of the features of some samples by one SGD step of a network at each of others.
 
     For every drawn sample the parameters take one step of plain SGD at that sample alone, from where they
     are now, and the features of the probe are taken before and after. The network itself is left as it was, as
