@@ -335,7 +335,7 @@ def test_what_does_not_fit_is_refused(data):
         ({"loss": "hinge"}, ValueError, "loss must be one of"),
         ({"loss": lambda out, label: out}, ValueError, "one number"),
         ({"samples": x}, TypeError, "pair"),
-        ({"samples": (x, y[:5])}, ValueError, "one integer label each"),
+        ({"samples": (x, y[:5])}, ValueError, "one label for each input; got 5 labels for 24"),
         ({"probe": (x, y + 1)}, ValueError, "0 to K-1"),
         ({"layer": "hidden"}, ValueError, "layer must be"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate"),
