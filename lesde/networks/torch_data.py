@@ -86,10 +86,8 @@ def from_dataset(
         raise TypeError(f"name must be a text; got {shown(name)}.")
     names = _names(train, values, class_names)
     labels = np.searchsorted(values, y)
-    counts: int | list[int]
-    if n_train_per_class is not None:
-        counts = n_train_per_class
-    else:
+    counts = None
+    if n_train_per_class is None:
         apart = n_probe if probe == "held_out" and held_out is None else 0
         counts = [int((labels == place).sum()) - apart for place in places]
         for place, count in zip(places, counts, strict=True):
@@ -102,8 +100,9 @@ def from_dataset(
         (x, labels),
         held_out,
         places,
-        counts,
+        1 if n_train_per_class is None else n_train_per_class,
         n_probe,
+        counts=counts,
         probe=probe,
         seed=seed,
         name=type(train).__name__ if name is None else name,
