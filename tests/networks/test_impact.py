@@ -7,7 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lesde
 from lesde.networks import (
@@ -177,6 +179,9 @@ def test_closed_form_of_a_linear_network():
     """ΔX_i = −h ⟨x_i, x_J⟩ (X_J − e_L)."""
     network, x, y = linear_case()
     impact = lesde.measure_impact(network, "mse", (x[:12], y[:12]), (x, y), 0.03)
+    drawn = TensorDataset(x[:12], y[:12])
+    loader = DataLoader(TensorDataset(x, y), batch_size=7)
+    xr.testing.assert_identical(lesde.measure_impact(network, "mse", drawn, loader, 0.03), impact)
     with torch.no_grad():
         X = network(x).numpy()
     changes = -0.03 * np.einsum("jd,id,jk->jik", x[:12], x, X[:12] - np.eye(3)[y[:12]])
