@@ -111,7 +111,7 @@ if TYPE_CHECKING:
         separation_probability,
     )
     from lesde.analysis.convergence import convergence
-    from lesde.analysis.elasticity.fit import fitted_kernel
+    from lesde.analysis.elasticity.kernel import fitted_kernel
     from lesde.analysis.layers import layer_collapse
     from lesde.analysis.statistics import statistics
     from lesde.derivation import derive

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from lesde.networks.ensemble_impact import measure_impact
     from lesde.networks.geometric import geo_mnist
     from lesde.networks.lightning import LightningRecorder
-    from lesde.networks.probes import from_dataset, probe_both, split_records
     from lesde.networks.record_store import open_records
     from lesde.networks.recorder import Recorder
     from lesde.networks.recording import record
     from lesde.networks.records import collect, record_ensemble
+    from lesde.networks.split import probe_both, split_records
+    from lesde.networks.torch_data import from_dataset
     from lesde.networks.training import EnsembleRun, saving_times, train_ensemble, training_time
 
 _HOMES = {
@@ -48,18 +49,18 @@ _HOMES = {
     "collect": "records",
     "digits": "data",
     "drawn_means": "drawn",
-    "from_dataset": "probes",
+    "from_dataset": "torch_data",
     "geo_mnist": "geometric",
     "lenet": "architectures",
     "measure_impact": "ensemble_impact",
     "mlp": "architectures",
     "mnist_sample": "data",
     "open_records": "record_store",
-    "probe_both": "probes",
+    "probe_both": "split",
     "record": "recording",
     "record_ensemble": "records",
     "saving_times": "training",
-    "split_records": "probes",
+    "split_records": "split",
     "train_ensemble": "training",
     "training_time": "training",
     "with_class_counts": "data",

@@ -48,7 +48,7 @@ def mlp(
     activation : {"relu", "tanh", "sigmoid"}
         After each hidden layer.
     bias : bool
-        Whether the linear layers have biases.
+        Give the linear layers biases.
 
     Returns
     -------

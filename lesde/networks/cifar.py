@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lesde.checks import check_integer, check_path, check_seed
+from lesde.checks import check_integer, check_path, check_seed, shown
 from lesde.networks.data import ImageData, check_split, chosen_classes, take_images
 
 __all__ = ["CIFAR10_CLASSES", "cifar10", "read_cifar10"]
@@ -146,7 +146,10 @@ def _read(place: Path, files: dict[str, Callable[[], bytes]]) -> tuple[Labelled,
         for name in names:
             images, labels = load(f"path {str(place)!r}: {name}", files[name]())
             if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
-                raise ValueError(f"path {str(place)!r}: {name} must hold labels from 0 to 9.")
+                raise ValueError(
+                    f"path {str(place)!r}: {name} must hold integer labels from 0 to 9; got "
+                    f"{shown(np.unique(labels).tolist())}."
+                )
             pixels = images.reshape(-1, 3, 32, 32).astype(np.float32) / 255
             parts.append((pixels, labels.astype(np.int64)))
         images, labels = map(np.concatenate, zip(*parts[:-1], strict=True))

@@ -42,7 +42,7 @@ class ImageData:
     Parameters
     ----------
     train_x : array (n_train, ...)
-        Inputs, one a row, in the shape the network takes; stored as float32.
+        Inputs, one per row, in the shape the network takes; stored as float32.
     train_y : int array (n_train,)
         Labels 0..K-1, each present.
     probe_x : array (n_probe, ...)
@@ -175,13 +175,12 @@ def digits(
     """
     chosen = chosen_classes(classes, 10, "digits")
     check_choice("scaling", scaling, ("unit", "standard"))
-    counts: int | list[int] = check_integer("n_train_per_class", n_train_per_class)
     if class_counts is not None:
-        counts = check_sequence("class_counts", class_counts, "a sequence of integers")
-        if len(counts) != len(chosen):
+        class_counts = check_sequence("class_counts", class_counts, "a sequence of integers")
+        if len(class_counts) != len(chosen):
             raise ValueError(
                 f"class_counts must hold one number for each of the {len(chosen)} classes; got "
-                f"{len(counts)}."
+                f"{len(class_counts)}."
             )
 
     from sklearn.datasets import load_digits  # slow to import, and needed here only
@@ -191,8 +190,9 @@ def digits(
         (images / 16.0, targets),
         None,
         chosen,
-        counts,
+        n_train_per_class,
         check_integer("n_probe_per_class", n_probe_per_class, 2),
+        counts=class_counts,
         probe=probe,
         seed=seed,
         name=f"scikit-learn digits, {scaling} scaling",
@@ -248,9 +248,10 @@ def take_images(
     train: tuple[np.ndarray, np.ndarray],
     held_out: tuple[np.ndarray, np.ndarray] | None,
     classes: Sequence[int],
-    n_train: int | Sequence[int],
+    n_train: int,
     n_probe: int,
     *,
+    counts: Sequence[int] | None = None,
     probe: str,
     seed: int,
     name: str,
@@ -258,14 +259,13 @@ def take_images(
 ) -> ImageData:
     """Training and probe images of some classes, drawn at random; class k of the result is the k-th of ``classes``.
 
-    ``n_train`` are the training images of each class, or of each its own number. Probe images are the first of the
+    ``n_train`` are the training images of each class, ``counts``, where given, of each its own number. Probe images are the first of the
     training images, or held out: from ``held_out`` where that is given, else from ``train``. The images of a class depend
     on the seed and the class alone, and a smaller training set is the beginning of a larger one.
     """
-    if isinstance(n_train, list):
-        counts = [check_integer(f"class_counts[{k}]", n) for k, n in enumerate(n_train)]
-    else:
+    if counts is None:
         counts = [check_integer("n_train_per_class", n_train)] * len(classes)
+    counts = [check_integer(f"class_counts[{k}]", n) for k, n in enumerate(counts)]
     n_probe = check_integer("n_probe_per_class", n_probe)
     for count in counts:
         check_split(count, n_probe, probe)
@@ -465,7 +465,7 @@ def mnist_sample(
         _images(),
         None,
         chosen,
-        check_integer("n_train_per_class", n_train_per_class),
+        n_train_per_class,
         n_probe_per_class,
         probe=probe,
         seed=seed,

@@ -179,7 +179,7 @@ class Ensemble:
     def evaluate(
         self, x: Tensor, own: bool = False, share: Share = one_after_another
     ) -> Evaluation:
-        """What the networks make of inputs (sample, ...), or with ``own`` of their own (replicate, sample, ...)."""
+        """Logits and features for inputs (sample, ...), or with ``own`` for each network's own (replicate, sample, ...)."""
         chain = self.chain()
         if chain is not None and set(self.layers) <= {"logits", "penultimate", *chain.layers}:
             seen = self._seen_by_chain(x if own else x[None], share)

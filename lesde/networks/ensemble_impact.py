@@ -214,7 +214,7 @@ class _Probe:
             self._edges.append(bins.edges)
 
     def dataset(self, record: xr.Dataset) -> xr.Dataset:
-        """What was measured at one learning rate, with the coordinates of its record."""
+        """The measurements at one learning rate, with the coordinates of its record."""
         counts = np.bincount(self._data.train_y)
         rate = float(record["learning_rate"].values[0])
         parts = {

@@ -40,8 +40,8 @@ def geo_mnist(
     n_drawn : int, default 1000
         Images drawn of each class.
     probe : {"held_out", "train"}
-        Whether the probe images are others than those trained on (the validation set of the paper),
-        or the first of the training images.
+        Probe images that are not trained on (the validation set of the paper), or the first of the
+        training images.
     seed : int, default 0
         Which images are taken, and how much each is blurred.
 

@@ -17,6 +17,7 @@ from lesde.checks import check_choice, check_integer, check_labels, check_real, 
 from lesde.networks.classifier import close
 from lesde.networks.ensemble import LOSSES
 from lesde.networks.mixing import REFUSALS, check_each_by_itself, trial_rows
+from lesde.networks.probes import read_labelled
 from lesde.networks.quiet import Kept, device_of, evaluating, float_type, kept_randomness
 
 __all__ = ["measure_impact"]
@@ -35,7 +36,7 @@ def measure_impact(
     shares: Any = None,
     batch_size: int = 1024,
 ) -> xr.Dataset:
-    """What one SGD step of a network at each of some samples does to the features of others.
+    """Changes of the features of some samples by one SGD step of a network at each of others.
 
     For every drawn sample the parameters take one step of plain SGD at that sample alone, from where they
     are now, and the features of the probe are taken before and after. The network itself is left as it was, as
@@ -51,9 +52,9 @@ def measure_impact(
     loss : {"cross_entropy", "mse"} or callable
         ``"mse"`` is half the squared distance to the one-hot label. A callable takes the output for one sample,
         (1, ...), and its label, an int64 tensor (1,), and returns a number.
-    samples : (array (S, ...), int array (S,))
+    samples : (array (S, ...), int array (S,)), Dataset or DataLoader
         Inputs and labels of the drawn samples, at which steps are taken; several of every class of the probe.
-    probe : (array (n, ...), int array (n,))
+    probe : (array (n, ...), int array (n,)), Dataset or DataLoader
         Inputs and labels 0 to K−1 of the samples that are watched.
     learning_rate : float
         h, of the step.
@@ -161,23 +162,11 @@ class _Watched:
 
     def inputs(self, name: str, value: Any) -> tuple[Tensor, Tensor]:
         """Inputs where the model is and in its precision, and labels on the CPU."""
-        if not isinstance(value, tuple | list) or len(value) != 2:
-            raise TypeError(f"{name} must be a pair (inputs, labels); got {shown(value)}.")
-        try:
-            x, y = torch.as_tensor(value[0]), torch.as_tensor(value[1]).cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"{name} must hold inputs that are numbers and integer labels: {error}. Number labels that "
-                f"are names, for example with numpy.unique(labels, return_inverse=True)."
-            ) from None
-        if y.ndim != 1 or y.is_floating_point() or len(x) != len(y) or len(y) == 0:
-            raise ValueError(
-                f"{name} must hold one input and one integer label each, at least one; got inputs of shape "
-                f"{tuple(x.shape)} and labels of shape {tuple(y.shape)}, {y.dtype}."
-            )
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise ValueError(f"{name} must have finite inputs; remove or replace its NaN and inf.")
-        return x.to(self._device, self._dtype if x.is_floating_point() else None), y.long()
+        x, y = read_labelled(name, value)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must give one tensor for each input; got several.")
+        dtype = self._dtype if x.is_floating_point() else None
+        return x.to(self._device, dtype), torch.from_numpy(y)
 
     def check(self, parameters: Mapping[str, Tensor], x: Tensor) -> None:
         """Raise where the features of a sample depend on the other samples, or on chance."""

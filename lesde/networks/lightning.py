@@ -95,7 +95,7 @@ class LightningRecorder(_Base):
         self._arguments = (layers, probe)
         self._options = options
         self._state: dict[str, float] | None = None
-        self._rate, self._told = 0.0, False
+        self._rate, self._warned = 0.0, False
         # Of steps not yet counted, by the global_step before each.
         self._rates: dict[int, float] = {}
         self._ahead = 0  # iteration of the recorder less global_step
@@ -169,13 +169,13 @@ class LightningRecorder(_Base):
         self._state = dict(state_dict) or None
 
     def _rate_of(self, optimizer: Any) -> float:
-        """The learning rate; of several that of the first group, which is told once."""
+        """The learning rate; of several that of the first group, with a warning, once."""
         try:
             return rate_of(optimizer)
         except ValueError:
             first = float(optimizer.param_groups[0]["lr"])
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 warnings.warn(
                     f"the groups of the optimiser have several learning rates; the time of the records is "
                     f"the sum of those of the first group, now {first:g}.",
@@ -193,7 +193,7 @@ class LightningRecorder(_Base):
         self._rates.clear()
 
     def _goes_on(self, trainer: Any, pl_module: Any) -> bool:
-        """Whether the fit begins where the last one, of the same module, ended or was interrupted."""
+        """True where the fit begins where the last one, of the same module, ended or was interrupted."""
         assert self.recorder is not None
         first = self.recorder.iteration - self._ahead
         known = all(step in self._rates for step in range(first, trainer.global_step))

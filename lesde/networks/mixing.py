@@ -14,11 +14,11 @@ from torch import Tensor, nn
 __all__ = ["REFUSALS", "check_each_by_itself", "rounding", "tensors_in", "trial_rows"]
 
 Run = Callable[[Sequence[int]], dict[str, Tensor]]
-"""What a model gives, by name, for a batch of these samples, each time from the same state and with the
+"""The outputs of a model, by name, for a batch of these samples, each time from the same state and with the
 same random numbers; the first axis is the sample."""
 
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
-"""What a model raises that does not take a batch."""
+"""Errors by which a model refuses a batch."""
 
 _MUCH = (
     0.05  # of the spread of the samples: what moves features by more is refused, by less warned of
@@ -55,7 +55,7 @@ def check_each_by_itself(
     dtype: torch.dtype,
     name: str = "model",
 ) -> dict[str, Tensor]:
-    """What a model gives for a batch; refuse one whose answer for a sample depends on the others in it.
+    """The outputs of a model for a batch; refuse a model whose answer for a sample depends on the others in it.
 
     The small half of the batch is also run in the company of its smallest sample in place of the large
     half, and the large half in that of its largest: what is taken over a batch, a mean or a largest value,

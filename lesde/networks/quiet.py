@@ -119,7 +119,7 @@ def _check_shape(tensor: Tensor) -> None:
 
 
 class Kept:
-    """What a model is made of, as it is now, to be put back with :meth:`restore` and at the end of the block.
+    """The state of a model, as it is now, to be put back with :meth:`restore` and at the end of the block.
 
     That is: the values of parameters, buffers and all other tensors and numpy arrays, the attributes of
     every submodule (numbers, lists, dicts, sets and what is in them, random generators), its hooks, and
@@ -227,7 +227,7 @@ class Kept:
         self._undo.append(undo)
 
     def _add_hook(self, hook: Any) -> None:
-        """What a hook remembers by: it is run in every pass, for it may be part of the model."""
+        """The variables that a hook remembers by: it is run in every pass, for it may be part of the model."""
         if isinstance(hook, partial):
             self._add_remembered(hook.args)
             self._add_remembered(hook.keywords)

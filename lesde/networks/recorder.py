@@ -285,6 +285,7 @@ class Recorder:
             stored = self._records = StoredRecords(contents, replicate, path, about, resume)
             # A recorder that is dropped without being closed leaves its records to be written.
             weakref.finalize(self, stored.dropped).atexit = False
+        self._last: float | None = None  # time of the last record
         self._clock = self._begun(state)
         if self._due(self._clock):
             self.record()
@@ -436,7 +437,8 @@ class Recorder:
             clock = Clock(int(iterations[-1]), float(times[-1]), self._rate)
         else:
             clock = Clock(rate=self._rate)
-        self._last = float(times[-1]) if len(times) else None
+        if len(times):
+            self._last = float(times[-1])
         return clock
 
 

@@ -154,7 +154,7 @@ def record(
 def track_attrs(
     looker: Looker, probe: ProbeSet, name: str, layer: str, loss: Loss
 ) -> dict[str, Any]:
-    """What one layer on one probe set is, and with which versions it was recorded."""
+    """Attributes that describe one layer on one probe set, and the versions it was recorded with."""
     return {
         "engine": "network",
         "architecture": str(looker.model),

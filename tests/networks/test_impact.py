@@ -7,7 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lesde
 from lesde.networks import (
@@ -177,6 +179,9 @@ def test_closed_form_of_a_linear_network():
     """ΔX_i = −h ⟨x_i, x_J⟩ (X_J − e_L)."""
     network, x, y = linear_case()
     impact = lesde.measure_impact(network, "mse", (x[:12], y[:12]), (x, y), 0.03)
+    drawn = TensorDataset(x[:12], y[:12])
+    loader = DataLoader(TensorDataset(x, y), batch_size=7)
+    xr.testing.assert_identical(lesde.measure_impact(network, "mse", drawn, loader, 0.03), impact)
     with torch.no_grad():
         X = network(x).numpy()
     changes = -0.03 * np.einsum("jd,id,jk->jik", x[:12], x, X[:12] - np.eye(3)[y[:12]])
@@ -335,7 +340,7 @@ def test_what_does_not_fit_is_refused(data):
         ({"loss": "hinge"}, ValueError, "loss must be one of"),
         ({"loss": lambda out, label: out}, ValueError, "one number"),
         ({"samples": x}, TypeError, "pair"),
-        ({"samples": (x, y[:5])}, ValueError, "one integer label each"),
+        ({"samples": (x, y[:5])}, ValueError, "one label for each input; got 5 labels for 24"),
         ({"probe": (x, y + 1)}, ValueError, "0 to K-1"),
         ({"layer": "hidden"}, ValueError, "layer must be"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate"),

@@ -20,7 +20,7 @@ import xarray as xr
 
 from lesde.analysis import class_means
 from lesde.analysis.class_means import refuse_not_finite
-from lesde.checks import need_samples
+from lesde.paths import need_samples
 
 __all__ = [
     "Block",
