@@ -100,14 +100,14 @@ if TYPE_CHECKING:
         fit_elasticity,
         fit_feature_kernel,
         fit_impact,
+        fitted_kernel,
         impact_by_distance,
+        layer_collapse,
         neural_collapse,
         predict_separation,
         separation_probability,
         statistics,
     )
-    from lesde.analysis import layers as layer_collapse
-    from lesde.analysis.elasticity import fit as fitted_kernel
     from lesde.derivation import derive
     from lesde.errors import Diverged
     from lesde.laws.law import law, tensor_law
