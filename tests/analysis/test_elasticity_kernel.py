@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -110,3 +111,26 @@ def test_choice_of_learning_rate(paths):
         fitted_kernel(3)
     alone = fitted_kernel(fit.sel(learning_rate=0.1), learning_rate=0.1)
     np.testing.assert_allclose(alone.entries(3)(TIMES[:2])[0, 0, 0], fit.alpha_raw[1, 0])
+
+
+@pytest.mark.parametrize("kernel", ["two-level", "matrix"])
+def test_a_fitted_kernel_is_a_plain_description(paths, kernel):
+    """It prints its steps, compares and pickles, and goes back into every engine."""
+    fit = fit_elasticity(paths.isel(learning_rate=0, time=slice(3)), kernel=kernel)
+    found = fitted_kernel(fit)
+    first = fit["alpha_raw" if kernel == "two-level" else "E_raw"].values.ravel()[0]
+    assert f"{first:.4g} from t = 0, " in repr(found)
+    again = pickle.loads(pickle.dumps(found))
+    assert repr(again) == repr(found) == repr(fitted_kernel(fit))
+    model = LESDE(again, 3, 4, [10, 20, 15], noise=0.0)
+    start = np.random.default_rng(0).standard_normal((3, 4))
+    ends = []
+    for engine in ("exact", "torchsde", "sgd"):
+        rate = {} if engine == "exact" else {"learning_rate": 0.002}
+        simulated = lesde.simulate(
+            model, TIMES[:3], start, 1, engine=engine, dtype="float64", **rate
+        )
+        assert "from t = 0" in simulated.attrs["model"]
+        ends.append(simulated.features.isel(time=-1, replicate=0).groupby("label").mean().values)
+    np.testing.assert_allclose(ends[1], ends[0], atol=0.01)
+    assert np.isfinite(ends[2]).all()

@@ -297,5 +297,6 @@ def _tail_index(A: xr.DataArray, tail: float) -> tuple[xr.DataArray, xr.DataArra
     sign = A / abs(A)
     rarer = sign * sign.sum("time") < 0
     share = rarer.sum("time") / sign.notnull().sum("time")
-    logs = np.log(abs(A.where(~rarer))) / np.log(number.where(number > 1))
-    return 1 - logs.mean("time"), share
+    logs = xr.apply_ufunc(np.log, abs(A.where(~rarer)))
+    slopes = logs / xr.apply_ufunc(np.log, number.where(number > 1))
+    return 1 - slopes.mean("time"), share

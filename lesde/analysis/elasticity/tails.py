@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import exprel
 
 __all__ = ["TailEstimate", "log_slope", "power_tail", "tail_window"]
@@ -64,18 +65,17 @@ def _power_integral(start: np.ndarray, end: np.ndarray, index: np.ndarray | floa
 
 
 def _highest(
-    function: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray, rounds: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where functions with one top between ``low`` and ``high``, or at one of them, are highest, and how high.
-
-    Each round looks at 9 points and goes on about the best of them, which makes the interval 4 times as short.
-    """
-    for _ in range(rounds):
-        x = low + np.multiply.outer(np.linspace(0, 1, 9), high - low)
-        values = function(x)
-        top = values.argmax(0)[None]
-        low, high = (np.take_along_axis(x, np.clip(top + step, 0, 8), 0)[0] for step in (-1, 1))
-    return tuple(np.take_along_axis(each, top, 0)[0] for each in (x, values))
+    function: Callable[[float], float], values: np.ndarray, grid: np.ndarray, tolerance: float
+) -> tuple[float, float]:
+    """Where a function with these values on a grid is highest, at its ends or between, and how high."""
+    i = int(np.argmax(values))
+    low, high = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
+    found = minimize_scalar(
+        lambda x: -function(x), bounds=(low, high), method="bounded",
+        options={"xatol": tolerance * high},
+    )  # fmt: skip
+    own = function(float(grid[i]))
+    return (float(found.x), -float(found.fun)) if -found.fun > own else (float(grid[i]), own)
 
 
 def power_tail(
@@ -116,32 +116,27 @@ def power_tail(
     if gains.max() < threshold**2:
         return TailEstimate(np.nan, weights, "the rate there cannot be told from zero")
 
-    last = len(offsets) - 1
+    def best_index(s: float) -> tuple[float, float]:
+        """The best index at an offset, and its gain; NaN at the ends of the search."""
+        near = slice(*np.searchsorted(offsets, [s, s], "right") + np.array([-1, 1]))
+        i, j = tops[near].min(), tops[near].max()
+        if i == 0 or j == len(grid) - 1:
+            return np.nan, float(gain(grid[j], s))
+        found = minimize_scalar(
+            lambda r: -float(gain(r, s)), bounds=(grid[i - 1], grid[j + 1]), method="bounded",
+            options={"xatol": 1e-8},
+        )  # fmt: skip
+        return float(found.x), -float(found.fun)
 
-    def best_index(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The best index at each offset, and its gain."""
-        j = np.searchsorted(offsets, s, "right")
-        near = tops[np.stack([j - 1, np.minimum(j, last)])]
-        low = grid[np.maximum(near.min(0) - 1, 0)]
-        high = grid[np.minimum(near.max(0) + 1, len(grid) - 1)]
-        return _highest(lambda r: gain(r, s), low, high, 9)
-
-    def best_gain(r: np.ndarray, rounds: int) -> np.ndarray:
-        """The gain of the best offset at each index."""
-        i = gain(r[:, None], offsets).argmax(-1)
-        low, high = offsets[np.maximum(i - 1, 0)], offsets[np.minimum(i + 1, last)]
-        return _highest(lambda s: gain(r, s), low, high, rounds)[1]
-
-    # Indices of the grid are too far apart to compare offsets by.
-    indices, profile = best_index(offsets)
-    s, index, none, most = 0.0 if offset is None else offsets[0], indices[0], profile[0], profile[0]
+    index, none = best_index(float(offsets[0]))
+    s, most = float(offsets[0]), none
     if offset is None:
-        i = int(profile.argmax())
-        ends = offsets[[max(i - 1, 0)]], offsets[[min(i + 1, last)]]
-        best, (most,) = _highest(lambda s: best_index(s)[1], *ends, 10)
+        # Indices of the grid are too far apart to compare offsets by.
+        profile = np.array([best_index(float(s))[1] for s in offsets])
+        best, most = _highest(lambda s: best_index(s)[1], profile, offsets, 1e-6)
         if most - none > 2:  # Akaike's price of a parameter
-            s, index = best[0], best_index(best)[0][0]
-    if not grid[0] < index < grid[-1]:
+            s, index = best, best_index(best)[0]
+    if np.isnan(index):
         return TailEstimate(np.nan, weights, "no power law fits")
     d = 1e-5
     from_, to = start + s, end + s
@@ -156,26 +151,26 @@ def power_tail(
         return TailEstimate(index, weights, offset=offset)
 
     def limits(reach: float) -> tuple[float, float]:
+        def above(r: float) -> float:
+            best = _highest(lambda s: float(gain(r, s)), gain(r, offsets), offsets, 1e-3)
+            return best[1] - (most - reach)
+
         found = []
         for step in (-1, 1):
-            beyond = (grid - index) * step > 0
-            seen = np.flatnonzero(gains.max(1)[beyond][::step] >= most - reach)
+            outward = (grid - index) * step > 0
+            outer, seen = grid[outward][::step], gains.max(1)[outward][::step] >= most - reach
             # Between offsets of the grid the best one may reach further than the last index seen.
-            outward = np.append(index, grid[beyond][::step])[seen[-1] + 1 if len(seen) else 0 :]
-            above = best_gain(outward, 3) >= most - reach
-            after = int(np.flatnonzero(above)[-1]) + 1 if above.any() else 0
-            if after in (0, len(outward)):
-                found.append(index if after == 0 else step * np.inf)
-                continue
-            ends = outward[after - 1 : after + 1]
-            for _ in range(6):  # to 4e-7
-                r = np.linspace(*ends, 9)
-                below = int(np.argmax(best_gain(r, 6) < most - reach))
-                ends = r[below - 1 : below + 1]
-            found.append(float(ends.mean()))
+            outer = outer[int(np.flatnonzero(seen)[-1]) if seen.any() else 0 :]
+            inner, limit = index, step * np.inf
+            for r in outer:
+                if above(r) < 0:
+                    limit = brentq(above, inner, r, xtol=1e-6) if above(inner) > 0 else inner
+                    break
+                inner = r
+            found.append(float(limit))
         return found[0], found[1]
 
-    return TailEstimate(index, weights, "", float(s) * scale, float(most - none), limits)
+    return TailEstimate(index, weights, "", s * scale, most - none, limits)
 
 
 def log_slope(

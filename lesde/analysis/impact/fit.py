@@ -179,8 +179,11 @@ def fit_impact(
             put(INTEGRALS[name], sums, plain)
     if several:
         times = result["time"].values.astype(np.float64)
-        edges = {"start": ("interval", times[:-1]), "end": ("interval", times[1:])}
-        result = result.assign_coords(interval=(times[1:] + times[:-1]) / 2, **edges)
+        result = result.assign_coords(
+            interval=(times[1:] + times[:-1]) / 2,
+            start=("interval", times[:-1]),
+            end=("interval", times[1:]),
+        )
         for name in (*INTEGRALS, "E"):
             rate = result[name].variable
             mean = (rate.isel(time=slice(1, None)) + rate.isel(time=slice(-1))) / 2

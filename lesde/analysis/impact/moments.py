@@ -272,12 +272,13 @@ def impact_from_changes(
         check_choice("by", by, ("r2", "cosine"))
         if features is None:
             raise ValueError(f"by={by!r} needs features, those of the samples before the step.")
-        at, bins = check_finite_array("features", features, [(*lead, n, p)]), check_bins(bins)
+        at = check_finite_array("features", features, [(*lead, n, p)])
+        checked = check_bins(bins)
         distances = pair_distances(x, at, by)
         frames = (
             distances.reshape(-1, *lead[-1:], D, n).swapaxes(0, -3) if lead else distances[None]
         )
-        every = [make_bins(bins, frame) for frame in frames]  # at each time
+        every = [make_bins(checked, frame) for frame in frames]  # at each time
         edges = np.array([each.edges for each in every]) if lead else every[0].edges
         same = labels == of[:, None]
         binned = [

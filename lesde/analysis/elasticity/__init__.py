@@ -1,0 +1,1 @@
+"""Elasticity estimated from trajectories of class means: fits, tail indices, fitted kernels."""

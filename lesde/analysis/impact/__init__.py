@@ -1,0 +1,1 @@
+"""Elasticity measured by what single SGD steps do to the features of others."""
