@@ -476,7 +476,8 @@ def _torch_function(
         """base**exponent, as products where it can be: torch.pow takes ten times as long."""
         if torch.is_tensor(exponent) or 2 * exponent != int(2 * exponent) or abs(exponent) > 64:
             return torch.pow(tensor(base), tensor(exponent))
-        whole, result = int(abs(exponent)), None
+        whole = int(abs(exponent))
+        result: Any = None
         if whole < abs(exponent):
             result = tensor(base).sqrt()
         square = base
