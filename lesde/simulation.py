@@ -197,16 +197,11 @@ def simulate(
     # What cannot fit is refused before anything is computed, where the process says what it takes.
     p = getattr(process, "n_features", None)
     memory = None if p is None else result.room(result.known_shapes(int(p)), limit, on)
-    tables, block_bytes = 0.0, 0.0
-    if memory is not None and hasattr(cells[0], "memory"):
+    block_bytes = 0.0
+    if memory is not None and hasattr(process, "memory"):
         sizes = [one.memory(asked, statistics, replicates) for one in cells]
         tables, block_bytes = (max(column) for column in zip(*sizes, strict=True))
-        memory = _beside_tables(memory, tables, len(counts))
-        if block_bytes > memory:
-            raise ValueError(
-                f"memory_limit leaves {memory / 1e6:.3g} MB to work in, but one block of {BLOCK} "
-                f"replicates needs {block_bytes / 1e6:.3g} MB; raise memory_limit, or use a smaller model."
-            )
+        memory = _beside_tables(memory, tables, block_bytes, len(counts))
     if hasattr(process, "prepare"):
         cells = [one.prepare(asked, statistics) for one in cells]
     result.directions = getattr(cells[0], "directions", None) if statistics else None
@@ -232,7 +227,7 @@ def simulate(
             p = shapes["mean" if statistics else "features"][-1]
         most = getattr(cells[0], "most_blocks", None)
         most = most or max(1, FRAME_NUMBERS // (BLOCK * int(counts.sum()) * int(p or 1)))
-        groups = _groups(blocks, min(most, MOST_BLOCKS), memory / threads, block_bytes)
+        groups = _groups(blocks, min(most, MOST_BLOCKS), memory / threads, block_bytes, on)
         tasks = [(cell, part) for cell in range(len(cells)) for part in groups]
         workers = 1
         if getattr(cells[0], "parallel", False):
@@ -253,7 +248,7 @@ def simulate(
             for index, seen in enumerate(streams.pop(task, None) or frames(cell, part)):
                 result.write(cell, first, index, seen)
                 with lock:
-                    bar.update(len(part))
+                    bar.update(len(range(part.start, min(part.stop, blocks.stop))))
 
         with bar:
             _run(run, tasks, workers)
@@ -344,16 +339,20 @@ def read_memory(value: Any) -> float | None:
     return check_real("memory_limit", value, 0.0, open_minimum=True)
 
 
-def _beside_tables(memory: float, tables: float, K: int) -> float:
-    """What is left of the memory to work in beside tables that are held throughout."""
-    if tables < SMALL_TABLES:
-        return memory
-    if tables > memory:
+def _beside_tables(memory: float, tables: float, block_bytes: float, K: int) -> float:
+    """What is left of the memory beside tables that are held throughout, enough for one block."""
+    if tables > max(memory, SMALL_TABLES):
         raise ValueError(
             f"memory_limit leaves {shown_bytes(memory)} to work in, but tables over all pairs of the {K} "
             f"classes take about {shown_bytes(tables)}; raise memory_limit, or use fewer classes."
         )
-    return memory - tables
+    left = memory if tables < SMALL_TABLES else memory - tables
+    if block_bytes > left:
+        raise ValueError(
+            f"memory_limit leaves {left / 1e6:.3g} MB to work in, but one block of {BLOCK} replicates "
+            f"needs {block_bytes / 1e6:.3g} MB; raise memory_limit, or use a smaller model."
+        )
+    return left
 
 
 def _counts(process: Any) -> np.ndarray:
@@ -371,10 +370,17 @@ def _counts(process: Any) -> np.ndarray:
 # Blocks of replicates side by side, in threads.
 
 
-def _groups(blocks: range, most: int, memory: float, block_bytes: float) -> list[range]:
-    """The blocks in groups that are worked on side by side, as many as the memory of a thread allows."""
+def _groups(
+    blocks: range, most: int, memory: float, block_bytes: float, device: torch.device
+) -> list[range]:
+    """The blocks in groups that are worked on side by side, as many as the memory of a thread allows.
+
+    On other devices than the CPU the bits of a product may depend on its size: groups have one size there,
+    and what was not asked for is dropped.
+    """
     size = max(1, int(min(most, memory // max(1.0, block_bytes))))
-    return [blocks[i : i + size] for i in range(0, len(blocks), size)]
+    stop = blocks.stop if device.type == "cpu" else blocks.stop + size
+    return [range(i, min(i + size, stop)) for i in range(blocks.start, blocks.stop, size)]
 
 
 def _run(run: Callable[[Any], None], tasks: list[Any], workers: int) -> None:

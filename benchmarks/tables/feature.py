@@ -21,7 +21,7 @@ NOTES = {
     "naive torch": "differences of all pairs, (N, N, p), then a sum.",
     "torch, matrix products": "r² from inner products, (N, N) matrices, then a matrix product.",
     "numba loop": "one compiled double loop, parallel over samples.",
-    "ours, drift": "the drift of a `lesde.FeatureKernel` model, in tiles.",
+    "ours, drift": "the drift of a `lesde.FeatureKernel` model, by blocks of samples.",
     "ours, simulate": "steps of `lesde.simulate(engine='torchsde')` with that model, 32 replicates, dataset "
     "included; not at N = 20,000, where a block of 32 replicates takes minutes.",
 }

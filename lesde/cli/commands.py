@@ -153,7 +153,7 @@ def simulate(
         raise ValueError(f"--points must be at least 2; got {points}.")
     if until <= start:
         raise ValueError(f"--until must be later than --start = {start:g}; got {until:g}.")
-    settings = {"method": method, "dt": dt, "noise": sde}
+    settings: dict[str, Any] = {"method": method, "dt": dt, "noise": sde}
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings and engine not in ("auto", "torchsde"):
         raise ValueError(

@@ -52,10 +52,11 @@ def rates(
     seed: Seed = None,
     show_config: ShowConfig = False,
 ) -> None:
-    """NC1 and NC2 of networks on digits against the learning rate, beside the LE-SDE fitted to other networks.
+    """Compare NC1 and NC2 of networks on digits with the LE-SDE fitted to other networks, over learning rates.
 
-    Seven learning rates over almost two decades; says in which range the networks lie in the model's interval.
-    Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second run continues from it.
+    Seven learning rates over almost two decades; the report says over which of them the networks lie in the
+    model's interval. Takes a few minutes on two cores. What is done stays readable after Ctrl-C, and a second
+    run continues from it.
     """
     from lesde.studies import RateConfig, load_config
     from lesde.studies.rates import run

@@ -358,8 +358,8 @@ class FeatureKernel(Kernel):
     """Strength κ(X_i, X_J) with which a step on sample J moves sample i, from their features.
 
     The drift of such a model is not linear in the features, so it has no exact law: it is simulated
-    with the engines "torchsde" and "sgd". A step costs O(N² p), in tiles of bounded size. A formula in
-    s and t only is a class kernel, and costs what that costs.
+    with the engines "torchsde" and "sgd". A step costs O(N² p), in bounded memory, and O(N p²) where the
+    formula is of degree one in g and c. A formula in s and t only is a class kernel.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ class PairInteraction:
         self.blocks = cut(self.counts, LARGEST[kind])
         self.tiles = self._tiles()
         largest = max(block.stop - block.start for block in self.blocks)
-        cells = max(largest**2 if self.tiles else 0, self.N * coefficients.n_features)
+        cells = max(largest**2 if self.tiles else 0, 8 * self.N * coefficients.n_features)
         self.together = min(BLOCK, 2 ** int(math.log2(max(1, CELLS[kind] // cells))))
         numbers = 6 * largest**2 + 16 * self.N * (coefficients.n_features + 2)
         self.bytes = self.together * numbers * dtype.itemsize
@@ -76,7 +76,7 @@ class PairInteraction:
             (int(labels[0]), int(labels[-1]))
             for labels in map(self.labels.__getitem__, self.blocks)
         ]
-        tiles = []
+        tiles: list[tuple[int, int, bool, torch.Tensor | None]] = []
         for i, j in itertools.combinations_with_replacement(range(len(ends)), 2):
             first, last = ends[i][0], ends[j][1]
             if i == j and first < last:
@@ -121,10 +121,10 @@ class PairInteraction:
             own = units[lanes, drawn]
             variables["c"] = (units * own.unsqueeze(1)).sum(-1).clamp_(-1, 1)
             variables["c"][lanes, drawn] = (own != 0).any(-1).to(samples.dtype)
-        values = [
+        same, different = (
             strength.scale(time) * strength(variables, time) for strength in self.strengths.values()
-        ]
-        kappa = torch.where(self.labels == classes.unsqueeze(1), *values)
+        )
+        kappa = torch.where(self.labels == classes.unsqueeze(1), same, different)
         return kappa.unsqueeze(-1) * self.transforms.rows(chosen, classes).unsqueeze(1)
 
     def _sums(

@@ -154,6 +154,7 @@ class _Particles:
     modified: float | None = None
     """The learning rate of the modified equation, where that is what is integrated."""
     times: np.ndarray
+    directions: np.ndarray | None = None
     draws = 2
     """Arrays of random numbers that are alive at a time."""
 
@@ -225,6 +226,9 @@ class _Particles:
 class IntegratedParticles(_Particles):
     """The SDE of all samples by Euler's method, or by Rößler's SRA1 (method "srk"), as torchsde has them."""
 
+    grid: StepGrid
+    noise: Any
+
     def __init__(self, model: LESDE, initial: Initial, method: str, dt: float | None, noise: str):
         super().__init__(model, initial, "torchsde")
         self.method, self.dt, self.kind = method, dt, noise
@@ -242,7 +246,8 @@ class IntegratedParticles(_Particles):
         if self.kind == "modified":
             made.modified = self.rate
             if not made.noise.is_constant:
-                made.noise = ShiftedNoise(derive(self.model).coefficients(), times, self.rate)
+                coefficients = derive(self.model).coefficients()
+                made.noise = ShiftedNoise(coefficients, times, self.rate or 0.0)
         return made
 
     def lanes(self, wanted: int, interaction: Any) -> int:
@@ -303,6 +308,8 @@ class IntegratedParticles(_Particles):
 class ParticleSGD(_Particles):
     """The discrete process with all samples in memory."""
 
+    iterations: np.ndarray
+
     def __init__(self, model: LESDE, initial: Initial):
         super().__init__(model, initial, "sgd")
 
@@ -318,7 +325,7 @@ class ParticleSGD(_Particles):
 
     def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
         first, end = self.iterations[state.index : state.index + 2].tolist()
-        rng, rate, x = rng.stream("means"), self.rate, state.samples.clone()
+        rng, rate, x = rng.stream("means"), self.rate or 0.0, state.samples.clone()
         for begin in range(first, end, CHECKED):
             times = self.times[0] + rate * np.arange(begin, min(begin + CHECKED, end))
             sigma = OwnNoise(self.model.noise_table, times, self.counts)
