@@ -112,13 +112,8 @@ if TYPE_CHECKING:
         predict_separation,
         separation_probability,
     )
-<<<<<<< HEAD
     from lesde.analysis.convergence import convergence
-    from lesde.analysis.elasticity.kernel import fitted_kernel
-    from lesde.analysis.layers import layer_collapse
     from lesde.analysis.statistics import statistics
-=======
->>>>>>> rb-fit
     from lesde.derivation import derive
     from lesde.errors import Diverged
     from lesde.laws.law import law, tensor_law
