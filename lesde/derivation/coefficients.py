@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NoReturn
@@ -69,20 +70,24 @@ class Coefficients:
             self.entries(times)  # raises in terms of what the user wrote, where that is at fault
             raise
 
-    def kernel_panels(self, times: np.ndarray) -> Panels:
+    def kernel_panels(
+        self,
+        times: np.ndarray,
+        values: Mapping[str, float] | None = None,
+        distinct: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Panels:
         """Panels between successive times on which w_l E_kl is resolved.
+
+        Free names have the given values, with which ``distinct`` evaluates the drift table's values.
 
         Raises
         ------
         ValueError
             Where it changes too abruptly, or too often, to integrate; names the value.
         """
-        places = self.drift_table.places(float(times[0]), float(times[-1]))
-
-        def values(at: np.ndarray) -> np.ndarray:
-            return self._checked(self.drift_table, at)[:, None]
-
-        return resolve(values, times, *places, lambda _, i: self.entry(i))
+        places = self.drift_table.places(float(times[0]), float(times[-1]), values)
+        evaluate = distinct or (lambda at: self._checked(self.drift_table, at))
+        return resolve(lambda at: evaluate(at)[:, None], times, *places, lambda _, i: self.entry(i))
 
     def entry(self, position: int) -> str:
         """The kernel's value behind a distinct value of the drift, as the user knows it."""

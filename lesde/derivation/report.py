@@ -365,28 +365,56 @@ _TEXT_FIXED = {
 }
 
 
+_LATEX_PATTERNS = [
+    (r"Xbar_(\w+)", r"\\bar{X}^{\1}"),
+    (r"X_(\w+)", r"\\bar{X}^{\1}_0"),
+    (r"sigma_(\w+)\^T", r"\\sigma_{\1}^{\\top}"),
+    (r"(\w+)_(\w+)\^T", r"\1_{\2}^{\\top}"),
+    (r"dXbar_(\w+)/dt", r"\\frac{\\mathrm{d}\\bar{X}^{\1}}{\\mathrm{d}t}"),
+    (r"kappaX_(\w+)_(\w+)", r"\\langle\\kappa X\\rangle_{\1,\2}"),
+    (r"r2_(\d+)_(\d+)", r"r^{2}_{\1,\2}"),
+    (r"(g|c)_(\d+)_(\d+)", r"\1_{\2,\3}"),
+    (r"C_(\w+)", r"C_{\1}"),
+]
+"""Class numbers of vectors are superscripts, transposes ⊤."""
+_TEXT_PATTERNS = [
+    (r"sigma_(\w+)\^T", r"σ\1ᵀ"),
+    (r"(\w+)_(\w+)\^T", r"\1\2ᵀ"),
+    (r"kappaX_(\w+)_(\w+)", r"⟨κX⟩\1,\2"),
+    (r"r2_(\d+)_(\d+)", r"r²\1,\2"),
+    (r"(g|c)_(\d+)_(\d+)", r"\1\2,\3"),
+]
+_NOTE_PATTERNS = [
+    ("e_l - 1/K", "$e_l-1/K$"),
+    (r"\bbeta <= 0", r"$\\beta\\leq 0$"),
+    (r"\balpha - beta = c/t", r"$\\alpha-\\beta=c/t$"),
+    (r"\bc > c_crit", "$c>c^{*}$"),
+    (r"\brate_gap\b", "the gap's rate"),
+    (r"\brate_(\w+)", r"\1"),
+    (r"\bX_(\w+)", r"$\\bar{X}^{\1}_0$"),
+    (r"\blambda_(\w+)", r"$\\lambda_{\1}$"),
+    (r"\b([csdtSm])_(\w+)", r"$\1_{\2}$"),
+]
+"""Symbols in a sentence, set in math mode."""
+_SUBSCRIPTS = str.maketrans("0123456789klmi", "₀₁₂₃₄₅₆₇₈₉ₖₗₘᵢ")
+
+
 def _latex_name(name: str, solution: bool) -> str:
-    """A symbol in LaTeX: class numbers of vectors as superscripts, transposes as ⊤."""
     if name in _LATEX_FIXED:
         return _LATEX_FIXED[name]
-    if match := re.fullmatch(r"Xbar_(\w+)", name):
-        argument = "(t)" if solution else ""
-        return rf"\bar{{X}}^{{{match[1]}}}{argument}"
-    if match := re.fullmatch(r"X_(\w+)", name):
-        return rf"\bar{{X}}^{{{match[1]}}}_0"
-    if match := re.fullmatch(r"(\w+)_(\w+)\^T", name):
-        base = r"\sigma" if match[1] == "sigma" else match[1]
-        return rf"{base}_{{{match[2]}}}^{{\top}}"
-    if match := re.fullmatch(r"dXbar_(\w+)/dt", name):
-        return rf"\frac{{\mathrm{{d}}\bar{{X}}^{{{match[1]}}}}}{{\mathrm{{d}}t}}"
-    if match := re.fullmatch(r"kappaX_(\w+)_(\w+)", name):
-        return rf"\langle\kappa X\rangle_{{{match[1]},{match[2]}}}"
-    if match := re.fullmatch(r"(r2|g|c)_(\d+)_(\d+)", name):
-        base = "r^{2}" if match[1] == "r2" else match[1]
-        return rf"{base}_{{{match[2]},{match[3]}}}"
-    if match := re.fullmatch(r"C_(\w+)", name):
-        return rf"C_{{{match[1]}}}"
+    for pattern, template in _LATEX_PATTERNS:
+        if match := re.fullmatch(pattern, name):
+            # In the solution the means are functions of time.
+            return match.expand(template) + ("(t)" if solution and name.startswith("Xbar") else "")
     return sp.latex(sp.Symbol(name))
+
+
+def _text_name(name: str) -> str:
+    for pattern, template in _TEXT_PATTERNS:
+        if match := re.fullmatch(pattern, name):
+            base = match.expand(template)
+            return base[:1] + base[1:].translate(_SUBSCRIPTS)
+    return _TEXT_FIXED.get(name, name)
 
 
 def _set(expression: sp.Basic, solution: bool) -> str:
@@ -411,28 +439,9 @@ def _broken(expression: sp.Basic, solution: bool) -> str:
 
 
 def _latex_note(note: str) -> str:
-    """A sentence with its symbols in math mode."""
-    pattern = r"e_l - 1/K|\bbeta <= 0|\b(?:lambda|rate|c|s|d|t|X|S|m)_\w+|\balpha - beta = c/t|\bc > c_crit"
-
-    def math(match: re.Match[str]) -> str:
-        text = match[0]
-        if text.startswith("e_l"):
-            return "$e_l-1/K$"
-        if text.startswith("beta"):
-            return r"$\beta\leq 0$"
-        if text.startswith("alpha"):
-            return r"$\alpha-\beta=c/t$"
-        if text.startswith("c >"):
-            return r"$c>c^{*}$"
-        if text.startswith("rate_"):
-            return text.split("_")[1].replace("gap", "the gap's rate")
-        base, index = text.split("_", 1)
-        if base == "X":
-            return rf"$\bar{{X}}^{{{index}}}_0$"
-        base = r"\lambda" if base == "lambda" else base
-        return rf"${base}_{{{index}}}$"
-
-    return re.sub(pattern, math, note)
+    for pattern, replacement in _NOTE_PATTERNS:
+        note = re.sub(pattern, replacement, note)
+    return note
 
 
 def latex_report(sections: list[Section], document: bool) -> str:
@@ -464,28 +473,13 @@ def latex_report(sections: list[Section], document: bool) -> str:
     return f"{head}\n{body_text}\n\\end{{document}}\n"
 
 
-_SUBSCRIPTS = str.maketrans("0123456789klmi", "₀₁₂₃₄₅₆₇₈₉ₖₗₘᵢ")
-
-
 def _plain(expression: sp.Basic, unicode: bool) -> sp.Basic:
     """Symbols under the names that a terminal shows well."""
-
-    def name(symbol: sp.Symbol) -> str:
-        return shown(symbol) if unicode else in_ascii(shown(symbol))
-
-    def shown(symbol: sp.Symbol) -> str:
-        if match := re.fullmatch(r"(\w+)_(\w+)\^T", symbol.name):
-            base = "σ" if match[1] == "sigma" else match[1]
-            return base + match[2].translate(_SUBSCRIPTS) + "ᵀ"
-        if match := re.fullmatch(r"kappaX_(\w+)_(\w+)", symbol.name):
-            return f"⟨κX⟩{match[1]},{match[2]}".translate(_SUBSCRIPTS)
-        if match := re.fullmatch(r"(r2|g|c)_(\d+)_(\d+)", symbol.name):
-            base = "r²" if match[1] == "r2" else match[1]
-            return base + f"{match[2]},{match[3]}".translate(_SUBSCRIPTS)
-        return _TEXT_FIXED.get(symbol.name, symbol.name)
-
-    symbols = expression.atoms(sp.Symbol)
-    swaps = {s: sp.Symbol(name(s), **s.assumptions0) for s in symbols if name(s) != s.name}
+    swaps = {}
+    for symbol in expression.atoms(sp.Symbol):
+        name = _text_name(symbol.name) if unicode else in_ascii(_text_name(symbol.name))
+        if name != symbol.name:  # a replacement by the same would multiply out what contains it
+            swaps[symbol] = sp.Symbol(name, **symbol.assumptions0)
     return expression.xreplace(swaps)
 
 

@@ -4,8 +4,8 @@ Whatever moves class means or samples, the law, the moments, the engines and the
 from here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the
 class matrix of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything
 works on any leading batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and
-under autograd; :func:`drift` and
-:func:`sampling_covariance` take NumPy arrays as well, which cost less where they are small.
+under autograd; :func:`drift` and :func:`sampling_covariance` take NumPy arrays as well, which cost less
+where they are small.
 
 Class means are ``(..., class, feature)``. Engines that hold many replicates side by side keep them behind
 the class, ``(..., class, replicate, feature)``, so that one product serves all: they pass
@@ -270,7 +270,7 @@ def modified_drift(push: Push, slope: Push, means: Any, rate: float) -> Any:
     ----------
     push, slope : callable
         x ↦ M x = Σ_l w_l E_kl(t) H_l x^l, and x ↦ Ṁ x, the same with the time derivative of w_l E_kl
-        (see :func:`lesde.laws.slopes.drift_slope`).
+        (see :func:`lesde.laws.slopes.drift_derivative`).
     means : array or tensor
         x, laid out as the two maps take it.
     rate : float
@@ -285,7 +285,7 @@ def modified_noise(push: Push, noise: Any, rate: float) -> Any:
 
     What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k:
     the deviations of samples from their class mean have no other noise than in the plain SDE. Where σ
-    depends on time, both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_slope`).
+    depends on time, both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_derivative`).
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from lesde.derivation.coefficients import Coefficients, FeatureCoefficients
 from lesde.laws.rule import Transforms
 from lesde.laws.values import BoundNoise, BoundTable, Values, numbers_of
 from lesde.model.kernels import no_linear_drift
-from lesde.model.quadrature import NODES, WEIGHTS, Panels, resolve
+from lesde.model.quadrature import NODES, WEIGHTS, Panels
 
 __all__ = ["DENSE_LIMIT", "MeanSystem", "clean", "contrast_basis"]
 
@@ -212,7 +212,10 @@ class MeanSystem:
         """
         panels = Panels(times[:-1], np.diff(times), np.arange(len(times) - 1))
         if not self.drift.is_constant:
-            panels = self._kernel_panels(times)
+            with torch.no_grad():
+                panels = self.coefficients.kernel_panels(
+                    times, numbers_of(self.values), lambda at: self._checked(at).numpy()
+                )
         norms = self._panel_norms(panels)
         short = False
         while (wide := norms * panels.widths > LARGEST_NORM).any():
@@ -233,17 +236,6 @@ class MeanSystem:
             windows[-1] = times[-1]
         finer = self.noise.panels(windows, kept)
         return Panels(finer.starts, finer.widths, panels.owner[finer.owner]), short
-
-    @torch.no_grad()
-    def _kernel_panels(self, times: np.ndarray) -> Panels:
-        """Panels between successive times on which w_l E_kl is resolved."""
-        ends = float(times[0]), float(times[-1])
-        return resolve(
-            lambda at: self._checked(at)[:, None].numpy(),
-            times,
-            *self.drift.table.places(*ends, numbers_of(self.values)),
-            lambda _, i: self.coefficients.entry(i),
-        )
 
     @torch.no_grad()
     def _matrices(self, panels: Panels) -> Iterator[torch.Tensor]:

@@ -66,7 +66,9 @@ class MeanTransitions:
 
     def apply(self, phi: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
         """Φ (…, n, n) times coordinates (…, contrast, feature)."""
-        return left(phi, coordinates.flatten(-2).unsqueeze(-1)).view_as(coordinates)
+        if phi.shape[-1] == len(self.basis):
+            return phi @ coordinates
+        return (phi @ coordinates.flatten(-2).unsqueeze(-1)).view_as(coordinates)
 
     def full_phi(self) -> torch.Tensor:
         """Φ of every kind as (kind, contrast, feature, contrast, feature)."""
