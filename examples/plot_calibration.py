@@ -142,7 +142,7 @@ with lesde.plot.style():
 # The error of a prediction
 # -------------------------
 #
-# What follows from the estimates has errors too. ``differentiable=True`` gives the gradient of anything that is computed
+# What follows from the estimates has errors too. ``lesde.tensor_law`` gives the gradient of anything that is computed
 # from the law; with the covariance of the estimates it makes a standard error. Here the expected gap between the first two
 # classes at t = 12, twice as late as the paths end.
 

@@ -47,7 +47,7 @@ times = np.linspace(0, 5, 26)
 means = np.array([[0.5, 0.1], [-0.2, 0.45], [-0.2, -0.4]])
 paths = {
     name: lesde.simulate(
-        model, times, initial=means, replicates=32, engine="torchsde", dt=0.02, seed=1
+        model, times, initial=means, replicates=32, engine=lesde.TorchSDE(dt=0.02), seed=1
     )
     for name, model in models.items()
 }

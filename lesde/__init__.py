@@ -31,6 +31,9 @@ _HOMES = {
     "tensor_law": "lesde.laws.law",
     "tensor_paths": "lesde.processes.tensor_paths",
     "simulate": "lesde.simulation",
+    "Exact": "lesde.processes.engines",
+    "TorchSDE": "lesde.processes.engines",
+    "SGD": "lesde.processes.engines",
     "moments": "lesde.laws.moments",
     "separation_probability": "lesde.analysis",
     "predict_separation": "lesde.analysis",
@@ -56,12 +59,15 @@ _ROOMS = ("analysis", "networks", "plot", "studies")
 
 __all__ = [
     "LESDE",
+    "SGD",
     "ClassMatrix",
     "Diverged",
+    "Exact",
     "FeatureKernel",
     "Hierarchical",
     "LabelNoise",
     "Recorder",
+    "TorchSDE",
     "TwoLevel",
     "__version__",
     "analysis",
@@ -124,6 +130,7 @@ if TYPE_CHECKING:
     from lesde.networks import Recorder, record
     from lesde.networks.impact import measure_module_impact as measure_impact
     from lesde.paths import from_arrays
+    from lesde.processes.engines import SGD, Exact, TorchSDE
     from lesde.processes.tensor_paths import tensor_paths
     from lesde.simulation import simulate
 

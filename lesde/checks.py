@@ -260,6 +260,34 @@ def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
         raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
 
 
+def read_device(device: Any) -> Any:
+    """The torch device of a run."""
+    import torch  # heavy, and not needed by what only checks arguments
+
+    if device is None:
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
+        ) from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise ValueError(
+                f"device={shown(str(chosen))} was asked for, but torch sees {count} CUDA devices here. "
+                f"Leave device out to run on the CPU."
+            )
+        # An explicit index makes every tensor of the run agree on its device.
+        return torch.device(
+            "cuda", torch.cuda.current_device() if chosen.index is None else chosen.index
+        )
+    if chosen.type != "cpu":
+        raise ValueError(f"device must be 'cpu' or 'cuda'; got {shown(str(chosen))}.")
+    return chosen
+
+
 def available_memory() -> float:
     """Bytes that can still be allocated: what the system says is available, within its limits."""
     found = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]

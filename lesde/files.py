@@ -77,7 +77,7 @@ _UNBORN = 3600.0
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be written, and where.
+    """A file or folder that is to be written.
 
     ``name`` is what a message calls it, such as ``--out``; ``folder`` says that it is one, such as a Zarr store.
     With ``overwrite`` what stands there may be replaced, unless ``foreign`` says why not, in words that follow
@@ -101,11 +101,8 @@ class Target:
         place = self.place
         try:
             self._check_inputs(place)
-            parent, *missing = next(
-                [folder, *place.parts[len(folder.parts) :]]
-                for folder in place.parents
-                if folder.exists() or folder == folder.parent
-            )
+            parent = next(f for f in place.parents if f.exists() or f == f.parent)
+            missing = place.parts[len(parent.parts) :]
             if not parent.is_dir():
                 raise self._refused(f"cannot be: {parent} is no folder")
             longest = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
@@ -198,7 +195,7 @@ class Target:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file by a function that is given a name, in place of what has its name."""
+    """Replace a file by the one that ``write`` writes under the name it is given."""
     Target(path, overwrite=True).put(write)
 
 
@@ -280,7 +277,7 @@ def about_lock(path: Path) -> dict[str, Any]:
 
 
 def recover(parent: Path) -> None:
-    """Remove what killed processes of this package left in a folder, and put back a store that one had set aside."""
+    """Remove leftovers of killed processes of this package from a folder; put back a store that one had set aside."""
     try:
         names = [name for name in os.listdir(parent) if re.fullmatch(r"\.lesde-[a-z0-9_]{8}", name)]
     except OSError:
@@ -467,7 +464,7 @@ def why_foreign(path: Path, study: str | None = None) -> str | None:
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In what settings of a study differ from those asked for; empty where they do not."""
+    """The settings of a study that differ from those asked for, as text; empty if none does."""
     names = [*here, *(name for name in there if name not in here)]
     return ", ".join(
         f"{n} = {there.get(n)}, not {here.get(n)}" for n in names if there.get(n) != here.get(n)
@@ -666,9 +663,14 @@ def opened(place: Path, inside: str = "", drop: Iterable[str] = ()) -> xr.Datase
         variables = {}
         for name, variable in found.variables.items():
             if name not in found.indexes:
-                part = _Part(variable, place, f"{inside}/{name}".lstrip("/"))
-                lazy = indexing.CopyOnWriteArray(indexing.LazilyIndexedArray(part))
-                data = indexing.MemoryCachedArray(lazy)
+                data: Any = _Part(variable, place, f"{inside}/{name}".lstrip("/"))
+                # As xarray wraps what it opens: read when used, kept then, and never written back.
+                for wrap in (
+                    indexing.LazilyIndexedArray,
+                    indexing.CopyOnWriteArray,
+                    indexing.MemoryCachedArray,
+                ):
+                    data = wrap(data)
                 variable = xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
             variables[name] = variable
         return xr.Dataset(variables, attrs=found.attrs).set_coords(list(found.coords))
@@ -692,10 +694,10 @@ class _Part(BackendArray):
 
 @contextmanager
 def telling(place: Path, inside: str = "", *, always: bool = False) -> Iterator[None]:
-    """Say of an error here which file of the store is damaged.
+    """Turn an error in here into one that names the damaged file of the store.
 
-    An error for which there is no such file is none of the store: it stays as it is, unless ``always``
-    says that the store was only opened here.
+    Where no file is damaged, the store is not at fault: the error stays as it is, unless ``always`` says that
+    the store was only opened here.
     """
     try:
         yield

@@ -13,23 +13,27 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lesde.checks import (
+    available_memory,
     bare_array,
     check_finite_array,
     check_labels,
     check_times,
     real_array,
     shown,
+    shown_bytes,
 )
 
 __all__ = [
+    "StepGrid",
     "as_dataset",
     "check_dataset",
     "check_paths",
@@ -38,11 +42,13 @@ __all__ = [
     "from_arrays",
     "gap_directions",
     "is_statistics",
+    "iteration_counts",
     "need_samples",
     "reduce_frame",
     "seen_times",
     "warn_of_lost_digits",
     "with_asked_times",
+    "working_memory",
 ]
 
 LEADING = ("learning_rate", "replicate", "time")
@@ -60,7 +66,7 @@ TEXTS = {
 
 
 # --------------------------------------------------------------------------------------------------
-# What a user gives to an analysis or a figure is checked.
+# Checks of the datasets that a user gives to an analysis or a figure.
 
 
 def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) -> xr.Dataset:
@@ -89,7 +95,7 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
                 f"{name}.{variable} must hold at least one {empty[0]}; its dimension is empty."
             )
         if variable in ("time", "learning_rate") and not np.isfinite(array.values).all():
-            raise ValueError(f"{name}.{variable} must be finite; leave out what has none.")
+            raise ValueError(f"{name}.{variable} must be finite; leave out entries without one.")
     return value
 
 
@@ -124,7 +130,7 @@ def check_paths(
 
 
 def is_statistics(value: Any) -> bool:
-    """Whether a dataset holds statistics of the classes in place of every sample's features."""
+    """True if a dataset holds statistics of the classes in place of every sample's features."""
     return (
         isinstance(value, xr.Dataset)
         and "features" not in value
@@ -182,6 +188,110 @@ SLACK = 1e-6
 """Share of a step within which a time is on an iteration: it is a product or sum in floating point."""
 
 
+MOST_ITERATIONS = 10**9
+MOST_STEPS = 10**8
+
+
+def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
+    """Iterations done at every saved time, (time,) of int: the nearest to (t − t₀)/h.
+
+    Raises
+    ------
+    ValueError
+        When two saved times fall on one iteration, or there are too many iterations to do.
+    """
+    rounded = np.rint((times - times[0]) / rate)
+    if not rounded[-1] <= MOST_ITERATIONS:
+        raise ValueError(
+            f"learning_rate={rate:g} needs {rounded[-1]:.3g} iterations to reach time {times[-1]:g}, "
+            f"more than {MOST_ITERATIONS:.0e}; give a larger learning_rate, or the SDE: "
+            f"engine='exact' where the model allows it, else lesde.TorchSDE(dt=...)."
+        )
+    counts = rounded.astype(np.int64)
+    same = np.diff(counts) == 0
+    if same.any():
+        i = int(np.argmax(same))
+        raise ValueError(
+            f"learning_rate={rate:g} is coarser than the saved times: times {times[i]:g} and "
+            f"{times[i + 1]:g} fall on the same iteration ({counts[i]}). Give times at least one "
+            f"learning rate apart, or a smaller learning_rate."
+        )
+    return counts
+
+
+class _Column:
+    """Begins or widths of steps, worked out where they are asked for: there may be 10⁸ of them."""
+
+    def __init__(self, grid: StepGrid, begins: bool):
+        self._grid, self._begins = grid, begins
+
+    def __len__(self) -> int:
+        return int(self._grid.saved[-1])
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            key = np.arange(*key.indices(len(self)))
+        elif isinstance(key, int):
+            key %= len(self)
+        grid = self._grid
+        i = grid.interval(key)
+        widths = grid.interval_widths[i]
+        return grid.times[i] + (key - grid.saved[i]) * widths if self._begins else widths
+
+
+@dataclass(frozen=True)
+class StepGrid:
+    """The steps of a run: every saved interval divided evenly.
+
+    ``times`` are the saved times and ``saved`` (time,) the steps done at each.
+    """
+
+    times: np.ndarray
+    saved: np.ndarray
+
+    @classmethod
+    def regular(cls, times: np.ndarray, dt: float) -> StepGrid:
+        """Steps of at most ``dt`` that divide every saved interval evenly."""
+        # An interval that is a multiple of dt up to rounding gets just so many steps.
+        needed = np.maximum(1, np.ceil(np.diff(times) / dt * (1 - 1e-12) - 1e-9))
+        if needed.sum() > MOST_STEPS:
+            raise ValueError(
+                f"an integration step of {dt:g} needs {needed.sum():.3g} steps for these times, more "
+                f"than {MOST_STEPS:.0e}; give a larger dt, or use engine='exact'."
+            )
+        return cls(times, np.concatenate([[0], np.cumsum(needed.astype(np.int64))]))
+
+    @cached_property
+    def interval_widths(self) -> np.ndarray:
+        """Δ in every saved interval, shape (interval,)."""
+        return np.diff(self.times) / np.diff(self.saved)
+
+    def interval(self, steps: Any) -> Any:
+        """The saved interval of a step, or of an array of them."""
+        return np.searchsorted(self.saved, steps, side="right") - 1
+
+    @property
+    def starts(self) -> _Column:
+        """Begin of every step; takes a number, a slice or an array of step numbers."""
+        return _Column(self, True)
+
+    @property
+    def widths(self) -> _Column:
+        """Duration of every step, in the same way."""
+        return _Column(self, False)
+
+    def stretches(self, length: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+        """Runs of at most ``length`` steps, as (first, end, saved).
+
+        ``saved`` lists (steps done, index of the saved time) for the saved times that end in the run.
+        """
+        total = int(self.saved[-1])
+        for first in range(0, total, length):
+            end = min(first + length, total)
+            indices = range(*np.searchsorted(self.saved, [first, end], side="right"))
+            yield first, end, [(int(self.saved[i]), i) for i in indices]
+
+
 def seen_times(
     asked: np.ndarray, rates: Sequence[float], iterations: Sequence[np.ndarray]
 ) -> np.ndarray:
@@ -229,6 +339,31 @@ def with_asked_times(coords: dict, asked: np.ndarray) -> dict:
 
 # --------------------------------------------------------------------------------------------------
 # The dataset of simulated arrays.
+
+
+SHARE = 0.8
+"""Share of the available memory that a run may take, result included."""
+WORKING_SHARE = 0.5
+"""Share of what the result leaves that working arrays may take, where no limit is given."""
+
+
+def working_memory(limit: float | None, result: float, device: Any, shape: str) -> float:
+    """Bytes that working arrays may take, after checking that the result, on the host, fits."""
+    available = SHARE * available_memory()
+    allowed = available if limit is None else min(limit, available)
+    if result > allowed:
+        bound = "that may be used here" if allowed == available else "of memory_limit"
+        smaller = "" if "statistics of" in shape else ", or for keep='statistics'"
+        raise ValueError(
+            f"the result needs {shown_bytes(result)} ({shape}), more than the {shown_bytes(allowed)} "
+            f"{bound}. Ask for fewer replicates or times and run the rest with first_replicate{smaller}."
+        )
+    if device.type == "cuda":
+        import torch  # heavy, and there already
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return SHARE * free if limit is None else min(limit, SHARE * free)
+    return (WORKING_SHARE if limit is None else 1.0) * (allowed - result)
 
 
 def as_dataset(
@@ -582,7 +717,7 @@ def _axes(shape: tuple[int, ...], named: list[str]) -> list[str]:
 
 
 def _labels(value: Any, n_samples: int) -> tuple[np.ndarray, list[Any]]:
-    """Integers 0 to K−1 per sample, and what each class was called."""
+    """Integers 0 to K−1 per sample, and the given name of each class."""
     allowed = (
         f"labels must hold the class of each of the {n_samples} samples, as integers, texts or other "
         f"values that sort, or as one-hot rows (sample, class)"

@@ -65,7 +65,7 @@ def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]])
 
 
 # --------------------------------------------------------------------------------------------------
-# What an encoding lacks is put in ASCII.
+# Characters that an encoding lacks are put in ASCII.
 
 _ERRORS = "lesde.ascii"
 _WORDS = {
@@ -78,7 +78,7 @@ _WORDS = {
 
 
 def in_ascii(text: str) -> str:
-    """The text with Greek letters by their names, signs as programs write them, and ? for what is left."""
+    """The text with Greek letters by their names, signs as programs write them, and ? for the rest."""
     parts = []
     for mark, run in groupby(text, _script):
         parts.append(mark + "".join(map(_plain, run)))
@@ -119,18 +119,18 @@ codecs.register_error(_ERRORS, _replaced)
 
 
 def that_fits(text: str, stream: Any = None) -> str:
-    """The text, with what a stream, standard output where none is given, does not have in ASCII."""
+    """The text, with characters in ASCII that the stream (by default standard output) cannot hold."""
     encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, _ERRORS).decode(encoding)
 
 
 def can_hold(text: str) -> bool:
-    """Whether standard output has all characters of a text."""
+    """True if standard output can hold all characters of a text."""
     return that_fits(text) == text
 
 
 def put_in_ascii() -> None:
-    """Have standard output and error take what they cannot hold in ASCII, in place of failing."""
+    """Make standard output and error write in ASCII what they cannot hold, in place of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)

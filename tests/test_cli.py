@@ -140,6 +140,19 @@ def test_learning_rates_select_the_discrete_process(tmp_path: Path) -> None:
     assert "learning_rate 2" in result.output
 
 
+def test_settings_of_the_integrator_select_it(tmp_path: Path) -> None:
+    from lesde.files import read
+
+    short = ["--until", "1", "--points", "3", "--replicates", "4"]
+    settings = ["--dt", "0.25", "--method", "srk"]
+    assert lesde("simulate", str(tmp_path / "a.zarr"), *MODEL, *short, *settings).exit_code == 0
+    found = read(tmp_path / "a.zarr").attrs
+    assert (found["engine"], found["dt"], found["method"]) == ("torchsde", 0.25, "srk")
+    settings = ["--sde", "modified", "--learning-rate", "0.1"]
+    assert lesde("simulate", str(tmp_path / "b.zarr"), *MODEL, *short, *settings).exit_code == 0
+    assert read(tmp_path / "b.zarr").attrs["sde"] == "modified"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -155,6 +168,12 @@ def test_learning_rates_select_the_discrete_process(tmp_path: Path) -> None:
             ["simulate", "x.zarr", *MODEL, "--memory-limit", "1KB"],
             "more than the 1 kB of --memory-limit",
         ),
+        (
+            ["simulate", "x.zarr", *MODEL, "--dt", "0.1", "--engine", "sgd"],
+            "--method, --dt and --sde are for --engine torchsde; got --engine sgd",
+        ),
+        (["simulate", "x.zarr", *MODEL, "--sde", "other"], "--sde must be one of"),
+        (["simulate", "x.zarr", *MODEL, "--sde", "sampling"], "got no --learning-rate"),
         (["simulate", "x.zarr", *MODEL, "--until", "-1"], "--until must be later than --start = 0"),
         (
             ["simulate", "x.zarr", "--alpha", "a", "--beta", "1", "--parameter", "a"],

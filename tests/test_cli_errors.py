@@ -16,7 +16,9 @@ from lesde.cli.errors import in_options
     [
         ("n_classes must be an integer of at least 1; got 0.", "--classes must be an integer"),
         ("learning_rate must be positive; got -1.", "--learning-rate must be positive; got -1."),
-        ("sde='sampling' is for engine='torchsde'; x", "--sde sampling is for --engine torchsde; x"),
+        ("noise='modified' is derived for kernels; x", "--sde modified is derived for kernels; x"),
+        ("noise must be one of 'plain', 'b'.", "--sde must be one of 'plain', 'b'."),
+        ("noise must be a number.", "--noise must be a number."),
         ("got learning_rate=None. Give learning_rate.", "got no --learning-rate. Give --learning-rate."),
         ("got dt=0.5 with engine='sgd'.", "got --dt 0.5 with --engine sgd."),
         ("p must be a finite number in [0, 1]; got 3.0.", "--label-noise must be a finite"),

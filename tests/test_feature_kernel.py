@@ -11,8 +11,7 @@ import torch
 
 import lesde
 from lesde import LESDE, FeatureKernel, LabelNoise, TwoLevel
-from lesde.model.formula import parse_pair_formula
-from lesde.processes.pairs import PairProgram
+from lesde.model.formula import FEATURE_VARIABLES, TIME, compiled, parse_pair_formula
 
 FORMULA = "s*a*exp(-r2/8) - (1-s)*exp(-r2/2)/(1+t)"
 
@@ -107,35 +106,21 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize("text", PROGRAMS)
-def test_program_of_torch_operations_equals_numpy(text):
-    """The two compilations of one formula: in-place torch operations, and sympy.lambdify."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_formula_in_torch_equals_numpy(text, dtype):
     formula = parse_pair_formula("strength", text)
-    program = PairProgram(formula.at(True))
+    function = compiled(formula.at(True), [*FEATURE_VARIABLES.values(), TIME], "torch")
     rng = np.random.default_rng(3)
     values = {"r2": rng.exponential(size=(3, 16, 8))}
     values["g"], values["c"] = rng.normal(size=(3, 16, 8)), rng.uniform(-1, 1, size=(3, 16, 8))
+    tensors = [torch.tensor(values[name], dtype=dtype) for name in FEATURE_VARIABLES]
+    values = {name: tensor.double().numpy() for name, tensor in zip(values, tensors, strict=True)}
     for t in (0.3, 1.7, 2.5):
-        registers = [torch.zeros(3, 16, 8, dtype=torch.float64) for _ in range(program.n_registers)]
-        for name, register in zip(program.inputs, registers, strict=False):
-            scale = program.distance_scale if name == "r2" else 1.0
-            register.copy_(torch.tensor(values[name] * scale))
-        result = program.run(registers, program.scalar_values(t)).numpy()
+        found = function(*tensors, t)
+        assert found.dtype == dtype
         expected = formula(**values, s=1.0, t=t)
-        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-14)
-
-
-def test_program_shares_subexpressions_and_registers():
-    program = PairProgram(parse_pair_formula("f", "exp(-r2/8)*(1+exp(-r2/8))**2").at(True))
-    names = [step.function for step in program.steps]
-    assert len(names) == 4  # exp, 1 + ·, square, product
-    assert program.n_registers == 2
-    assert PairProgram(parse_pair_formula("f", "exp(-r2/8)").at(True)).n_registers == 1
-
-
-def test_program_refuses_unknown_functions():
-    known = "known are ((?!divide|fill|into|multiply).)*$"
-    with pytest.raises(ValueError, match=f"function gamma, which cannot be evaluated; {known}"):
-        PairProgram(parse_pair_formula("f", sp.gamma(1 + sp.Symbol("r2"))).at(True))
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance / 100)
 
 
 @pytest.mark.parametrize("formula", ["a*s*exp(-b*r2)", "a*s/(b+t)"])
@@ -150,7 +135,8 @@ def test_free_names_are_the_models(formula):
     direct = lesde.LESDE(lesde.FeatureKernel(same), 2, 2, 3)
     times = [0, 0.2, 0.4]
     paths = [
-        lesde.simulate(m, times, np.eye(2), 4, dt=0.1, engine="torchsde") for m in (whole, direct)
+        lesde.simulate(m, times, np.eye(2), 4, engine=lesde.TorchSDE(dt=0.1))
+        for m in (whole, direct)
     ]
     np.testing.assert_allclose(paths[0].features, paths[1].features, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"no value for b.*model\.substitute"):
@@ -164,19 +150,19 @@ def test_a_formula_that_is_not_finite_for_some_pair_is_told():
     with pytest.raises(
         lesde.Diverged, match="formula of the FeatureKernel is finite for all pairs"
     ):
-        lesde.simulate(model, [0, 0.2], [[1, 0], [-1, 0]], 2, dt=0.1, engine="torchsde")
+        lesde.simulate(model, [0, 0.2], [[1, 0], [-1, 0]], 2, engine=lesde.TorchSDE(dt=0.1))
 
 
 def test_too_many_samples_for_pairs_are_refused():
     model = lesde.LESDE(lesde.FeatureKernel("exp(-r2)"), 2, 2, 10**7)
-    for settings in ({"dt": 0.1}, {"learning_rate": 0.1}):
+    for settings in ({"engine": lesde.TorchSDE(dt=0.1)}, {"learning_rate": 0.1}):
         with pytest.raises(ValueError, match=r"pairs of samples at every step, 4e\+14"):
             lesde.simulate(model, [0, 1], np.eye(2), 4, keep="statistics", **settings)
 
 
 def test_memory_is_counted_for_the_replicates_asked_for():
     model = lesde.LESDE(lesde.FeatureKernel("exp(-r2)"), 2, 3, 2000)
-    settings = {"dt": 0.5, "keep": "statistics", "memory_limit": "12 MB"}
+    settings = {"engine": lesde.TorchSDE(dt=0.5), "keep": "statistics", "memory_limit": "12 MB"}
     one = lesde.simulate(model, [0, 0.5], np.eye(2, 3), 1, **settings)
     assert np.isfinite(one.within).all()
     with pytest.raises(ValueError, match="memory_limit leaves"):

@@ -79,8 +79,14 @@ CALLS = {
     "law": (lambda **given: lesde.law(MODEL, **{"times": TIMES, **given}), {"times", "initial", "differentiable", "parameters"}),
     "simulate": (
         lambda **given: lesde.simulate(MODEL, **{"times": TIMES, "replicates": 4, **given}),
-        {"times", "initial", "replicates", "learning_rate", "engine", "dt", "seed", "dtype", "device",
-         "progress", "method", "keep", "sde", "memory_limit", "differentiable", "parameters"},
+        {"times", "initial", "replicates", "learning_rate", "engine", "seed", "dtype", "device",
+         "progress", "keep", "memory_limit", "first_replicate"},
+    ),
+    "TorchSDE": (lambda **given: lesde.TorchSDE(**given), {"method", "dt", "noise"}),
+    "tensor_paths": (
+        lambda **given: lesde.tensor_paths(MODEL, **{"times": TIMES, "replicates": 4, **given}),
+        {"times", "initial", "replicates", "learning_rate", "engine", "seed", "dtype", "device",
+         "first_replicate", "parameters"},
     ),
     "moments": (
         lambda **given: lesde.moments(MODEL, **{"times": TIMES, "learning_rate": 0.05, **given}),

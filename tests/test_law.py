@@ -16,6 +16,7 @@ from scipy.special import exp1
 
 import lesde
 from lesde import LESDE, ClassMatrix, Diverged, LabelNoise, TwoLevel
+from lesde.laws.transitions import transitions
 
 RNG = np.random.default_rng(42)
 ROTATION = RNG.normal(size=(3, 3, 3))
@@ -219,7 +220,11 @@ def test_noise_that_jumps_or_peaks_is_resolved():
     first = lesde.law(LESDE(kernel, 3, 3, 10, noise=0.1), [0, at], means)["covariance"].values[-1]
     later = LESDE(kernel, 3, 3, 10, noise=2.0)
     second = lesde.law(later, [at, end], means)["covariance"].values[-1]
-    phi = lesde.derive(later).transitions(np.array([at, end]))[0].phi_full().reshape(9, 9)
+    phi = (
+        transitions(lesde.derive(later).coefficients(), np.array([at, end]))[0]
+        .phi_full()
+        .reshape(9, 9)
+    )
     expected = phi @ first.reshape(9, 9) @ phi.T + second.reshape(9, 9)
     for noise in (f"0.1 if t < {at} else 2", lambda t: np.where(t < at, 0.1, 2.0)):
         law = lesde.law(LESDE(kernel, 3, 3, 10, noise=noise), [0, end], means)
@@ -276,7 +281,10 @@ def test_noise_that_cannot_be_used_is_told(noise, message):
 def test_matrix_noise_in_time_beyond_dense_sizes_is_refused():
     noise = [["t" if i == j else 0.1 for j in range(25)] for i in range(25)]
     with pytest.raises(ValueError, match=r"noise with a matrix that changes.*= 2500, more than"):
-        lesde.derive(LESDE(TwoLevel(1, 0), 100, 25, noise=noise)).transitions(np.array([0.0, 1.0]))
+        transitions(
+            lesde.derive(LESDE(TwoLevel(1, 0), 100, 25, noise=noise)).coefficients(),
+            np.array([0.0, 1.0]),
+        )
 
 
 def test_prediction_with_noise_in_time_against_simulated_paths():
@@ -402,7 +410,7 @@ def test_overflow_is_told_with_its_time(alpha):
 
 def test_a_kernel_too_strong_to_integrate_ends(monkeypatch):
     """A decay that would take 10^17 steps: the count of steps ends it (lowered here, for time)."""
-    monkeypatch.setattr("lesde.laws.transitions.MOST_STEPS", 300)
+    monkeypatch.setattr("lesde.laws.system.MOST_PANELS", 300)
     with pytest.raises(ValueError, match=r"too strong.*from t = 0 to 40.*End `times` earlier"):
         lesde.law(LESDE(TwoLevel("-exp(t)", 0), 2, 1), [0, 40], np.ones((2, 1)))
 

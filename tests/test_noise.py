@@ -13,10 +13,14 @@ from scipy.integrate import quad, quad_vec
 
 import lesde
 from lesde import LESDE, TwoLevel
-from lesde.model.noise import read_noise
 
 T = sp.Symbol("t")
 TIMES = np.array([0.0, 0.3, 2.0])
+
+
+def read_noise(noise, n_classes, n_features):
+    """The noise of a model, with what it is at any time."""
+    return LESDE(TwoLevel(), n_classes, n_features, noise=noise).noise_table
 
 
 def ramp(t):

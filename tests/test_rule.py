@@ -43,6 +43,8 @@ def test_drift_is_the_weighted_sum_in_either_layout(system):
     torch.testing.assert_close(side_by_side.movedim(0, 1), expected, rtol=1e-12, atol=1e-14)
     blocks = transforms.blocks(E * shares) @ means.flatten(1).T
     torch.testing.assert_close(blocks.T.reshape(means.shape), expected, rtol=1e-12, atol=1e-14)
+    arrays = drift(transforms, (E * shares).numpy(), means.numpy())
+    np.testing.assert_allclose(arrays, expected, rtol=1e-12, atol=1e-14)
     several = torch.stack([E, 2 * E])[:, None]  # at two times, over all replicates
     torch.testing.assert_close(drift(transforms, several * shares, means)[1], 2 * expected)
 
@@ -69,6 +71,8 @@ def test_sampling_covariance_is_that_of_every_draw(system):
     shares = torch.tensor(counts) / torch.tensor(14.0, dtype=torch.float64)
     C = sampling_covariance(transforms, E, shares, means, within)
     torch.testing.assert_close(C, expected, rtol=1e-12, atol=1e-13)
+    arrays = (x.numpy() for x in (E, shares, means, within))
+    np.testing.assert_allclose(sampling_covariance(transforms, *arrays), C, atol=1e-13)
     # The noise is linear in its normals; fed unit ones it squares to the covariance.
     size = K * (p + 1)
     units = torch.eye(size, dtype=torch.float64).unflatten(1, (K, p + 1))

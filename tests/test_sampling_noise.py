@@ -7,114 +7,50 @@ import pytest
 import torch
 
 import lesde
-from lesde.laws.moments import (
-    block_operator,
-    difference,
-    drift_derivative,
-    modified_drift,
-    modified_noise,
-    noise_derivative,
-    sampling_covariance,
-    sampling_increment,
-)
-from tests.simulation.systems import MEANS, PAIRS, make_system, moments_by_class
-
-
-def covariance_by_samples(system, samples, t):
-    """C by going through all N samples that may be drawn."""
-    labels = np.repeat(np.arange(3), system.counts)
-    E = system.kernel(t)
-    pushed = np.einsum("nij,nj->ni", system.H[labels], samples)
-    kicks = (E[:, labels].T[:, :, None] * pushed[:, None]).reshape(len(samples), -1)
-    return np.cov(kicks.T, bias=True)
+from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_covariance
+from lesde.laws.slopes import difference, drift_derivative, noise_derivative
+from tests.simulation.systems import MEANS, PAIRS, make_system
 
 
 @pytest.fixture(params=[PAIRS[i] for i in (1, 4, 10, 15)], ids=" ".join)
-def case(request):
-    system = make_system(*request.param)
-    rng = np.random.default_rng(3)
-    samples = np.repeat(MEANS, system.counts, axis=0) + rng.standard_normal(
-        (system.counts.sum(), 3)
+def system(request):
+    return make_system(*request.param)
+
+
+def test_sampling_covariance_keeps_digits_beside_large_means():
+    transforms = Transforms(
+        make_system("identity", "balanced", "constant", "scalar").model.transform
     )
-    return system, samples
+    E, w = torch.ones(3, 3, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64)
+    C = sampling_covariance(transforms, E, w, 1e9 * E, torch.zeros(3, 3, 3, dtype=torch.float64))
+    assert C.abs().max() < 1e-3  # the second moments are 1e18, with a rounding of 100
 
 
-def test_sampling_covariance_is_that_of_the_drawn_sample(case):
-    system, samples = case
-    means, deviations = moments_by_class(samples[None], system.counts)
-    ends = np.cumsum(system.counts)
-    within = np.stack(
-        [deviations[0, e - n : e].T @ deviations[0, e - n : e] / n for e, n in zip(ends, system.counts, strict=True)]
-    )  # fmt: skip
-    w = system.counts / system.counts.sum()
-    C = sampling_covariance(system.kernel(0.3), w, system.H, means[0], within)
-    np.testing.assert_allclose(C, covariance_by_samples(system, samples, 0.3), atol=1e-13)
-
-
-def test_sampling_covariance_keeps_digits_beside_large_means(case):
-    system, _ = case
-    w = system.counts / system.counts.sum()
-    one = make_system("identity", "balanced", "constant", "scalar")
-    E = np.ones((3, 3))
-    big = 1e9 * np.ones((3, 3))
-    C = sampling_covariance(E, w, one.H, big, np.zeros((3, 3, 3)))
-    assert np.abs(C).max() < 1e-3  # the second moments are 1e18, with a rounding of 100
-
-
-def test_sampling_increment_has_the_covariance_with_one_normal_a_sample(case):
-    """The map is linear in the normals: its matrix times its transpose is C, exactly."""
-    system, samples = case
-    counts, N = system.counts, int(system.counts.sum())
-    means, deviations = moments_by_class(samples[None], counts)
-    labels, roots = np.repeat(np.arange(3), counts), np.sqrt(counts / N)
-    kicks = system.kernel(0.3)
-    transform = system.model.transform
-    drift = (kicks * roots**2) @ transform(means)
-    xi = np.eye(N)  # one replicate for every normal that is 1
-    by_class = (labels == np.arange(3)[:, None]) / np.sqrt(counts)[:, None]  # (class, sample)
-    z = xi @ by_class.T
-    d = np.einsum("rn,kn,ni->rki", xi, by_class, deviations[0])
-    shared = (z @ roots)[:, None, None]
-    for turn in (np.asarray, torch.tensor):
-        matrix = turn(kicks * roots)
-        result = sampling_increment(
-            lambda x, matrix=matrix: matrix @ transform(x),
-            turn(means), turn(drift), turn(z[..., None]), turn(shared), turn(d),
-        )  # fmt: skip
-        columns = np.asarray(result).reshape(N, 9)
-        expected = covariance_by_samples(system, samples, 0.3)
-        np.testing.assert_allclose(columns.T @ columns, expected, atol=1e-13)
-
-
-def test_modified_maps_are_the_dense_matrices(case):
-    system, _ = case
+def test_modified_maps_are_the_dense_matrices(system):
     h, t = 0.3, 0.4
     w = system.counts / system.counts.sum()
-    G = system.kernel(t) * w
-    slope = drift_derivative(lesde.derive(system.model).coefficients(), 0.0, 1.0)(np.array([t]))[0]
+    transforms = Transforms(system.model.transform)
+    G = torch.tensor(system.kernel(t) * w)
+    slope = drift_derivative(lesde.derive(system.model).coefficients(), 0.0, 1.0)(np.array([t]))
+    slope, x = torch.tensor(slope[0]), torch.tensor(MEANS)
     M = system.drift_matrix(t)
-    np.testing.assert_allclose(block_operator(G, system.H), M, atol=1e-14)
+    np.testing.assert_allclose(transforms.blocks(G), M, atol=1e-14)
     step = 1e-5
     turned = (system.drift_matrix(t + step) - system.drift_matrix(t - step)) / (2 * step)
-    np.testing.assert_allclose(block_operator(slope, system.H), turned, atol=1e-8)
-    H = system.model.transform
-    for turn in (np.asarray, torch.tensor):
-        x, matrix, derivative = turn(MEANS), turn(G), turn(slope)
+    np.testing.assert_allclose(transforms.blocks(slope), turned, atol=1e-8)
 
-        def push(v, matrix=matrix):
-            return matrix @ H(v)
+    def push(v):
+        return drift(transforms, G, v)
 
-        def turned_push(v, derivative=derivative):
-            return derivative @ H(v)
+    def turned_push(v):
+        return drift(transforms, slope, v)
 
-        got = np.asarray(modified_drift(push, turned_push, x, h)).ravel()
-        expected = (M - h / 2 * (M @ M + turned)) @ MEANS.ravel()
-        np.testing.assert_allclose(got, expected, atol=1e-8)
-        got = np.asarray(modified_noise(push, x, h)).ravel()
-        np.testing.assert_allclose(got, (np.eye(9) - h / 2 * M) @ MEANS.ravel(), atol=1e-13)
-        np.testing.assert_allclose(
-            np.asarray(modified_drift(push, turned_push, x, 0.0)).ravel(), M @ MEANS.ravel(), atol=1e-13
-        )  # fmt: skip
+    expected = (M - h / 2 * (M @ M + turned)) @ MEANS.ravel()
+    np.testing.assert_allclose(modified_drift(push, turned_push, x, h).ravel(), expected, atol=1e-8)
+    expected = (np.eye(9) - h / 2 * M) @ MEANS.ravel()
+    np.testing.assert_allclose(modified_noise(push, x, h).ravel(), expected, atol=1e-13)
+    plain = modified_drift(push, turned_push, x, 0.0).ravel()
+    np.testing.assert_allclose(plain, M @ MEANS.ravel(), atol=1e-13)
 
 
 def test_derivatives_of_formulas_are_exact_and_of_callables_close():

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lesde.model.transforms import logit_directions, make_transform
+import lesde
+from lesde.model.transforms import logit_directions
 
 RNG = np.random.default_rng(3)
+
+
+def make_transform(value, K, p):
+    """The transform of a model with K classes and p features."""
+    return lesde.LESDE(lesde.TwoLevel(1, 0), K, p, transform=value).transform
 
 
 def test_logit_matrices_are_projections_on_the_directions():

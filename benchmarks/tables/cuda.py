@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import lesde
 from benchmarks.peers import ours
 from benchmarks.timing import Row, Section, Skip
 from benchmarks.workloads import WORKLOADS, Workload, check_discrete, check_law
@@ -21,7 +22,7 @@ NOTES = {
     "ours euler": "`lesde.simulate(engine='torchsde')`.",
     "ours srk": "the same with `method='srk'`.",
     "ours sgd": "`lesde.simulate(engine='sgd')`.",
-    "ours, sampling noise": "`sde='sampling'`, which steps every sample.",
+    "ours, sampling noise": "`lesde.TorchSDE(noise='sampling')`, which steps every sample.",
 }
 
 
@@ -70,18 +71,24 @@ def rows(workload: Workload) -> list[Row]:
 
         return shipped(w, device="cuda")
 
-    on: dict[str, Any] = {"engine": "torchsde", "dt": workload.dt, "device": "cuda"}
+    on: dict[str, Any] = {"engine": lesde.TorchSDE(dt=workload.dt), "device": "cuda"}
     h: dict[str, Any] = {"learning_rate": workload.dt, "device": "cuda"}
     return [
         row("draw-only", draw, workload, None),
         row("torch loop", loop, workload),
         row("torchsde euler", shipped, workload.shorter(10)),
         row("ours euler", lambda w: ours.simulate(w, **on), workload),
-        row("ours srk", lambda w: ours.simulate(w, **on, method="srk"), workload),
+        row(
+            "ours srk",
+            lambda w: ours.simulate(
+                w, **{**on, "engine": lesde.TorchSDE(method="srk", dt=workload.dt)}
+            ),
+            workload,
+        ),
         row("ours sgd", lambda w: ours.simulate(w, engine="sgd", **h), workload, check_discrete),
         row(
             "ours, sampling noise",
-            lambda w: ours.simulate(w, engine="torchsde", sde="sampling", **h),
+            lambda w: ours.simulate(w, engine=lesde.TorchSDE(noise="sampling"), **h),
             workload.shorter(5),
             check_discrete,
         ),

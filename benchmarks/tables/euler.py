@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lesde
 from benchmarks.peers import ours
 from benchmarks.timing import Row, Section
 from benchmarks.workloads import WORKLOADS, Workload, check_discrete, check_law
@@ -32,9 +33,9 @@ NOTES = {
     "torch loop": "a plain loop over preallocated arrays, in place, with a generator.",
     "draw-only": "`torch.Tensor.normal_` into one array of the state's size at every step; nothing else.",
     "draw-only, in threads": "the same, the array split over one Python thread per core.",
-    "ours euler": "`lesde.simulate(engine='torchsde', dt=...)`, the labelled dataset included.",
+    "ours euler": "`lesde.simulate(engine=lesde.TorchSDE(dt=...))`, the labelled dataset included.",
     "ours srk": "the same with `method='srk'`.",
-    "ours, sampling noise": "`sde='sampling'`: the SDE with the noise of SGD's drawing of samples, for which "
+    "ours, sampling noise": "`lesde.TorchSDE(noise='sampling')`: the SDE with the noise of SGD's drawing of samples, for which "
     "every sample is stepped. Checked against the expectation and the spread within classes.",
 }
 REFERENCES = {
@@ -83,10 +84,10 @@ def rows(workload: Workload, slower: dict[str, int]) -> list[Row]:
         )
 
     def sampling(w: Workload) -> Any:
-        return ours.simulate(w, engine="torchsde", sde="sampling", learning_rate=w.dt)
+        return ours.simulate(w, engine=lesde.TorchSDE(noise="sampling"), learning_rate=w.dt)
 
     shipped, srk, tree = (workload.shorter(slower[k]) for k in ("shipped", "srk", "tree"))
-    engine: dict[str, Any] = {"engine": "torchsde", "dt": workload.dt}
+    engine: dict[str, Any] = {"engine": lesde.TorchSDE(dt=workload.dt)}
     return [
         row("torchsde euler", shipped_torchsde.shipped, shipped, both),
         row("torchsde srk", lambda w: shipped_torchsde.shipped(w, "srk"), srk, both),
@@ -98,7 +99,11 @@ def rows(workload: Workload, slower: dict[str, int]) -> list[Row]:
         row("draw-only", torch_loop.draw_only, workload, both, law=False),
         row("draw-only, in threads", torch_loop.draw_in_threads, workload, (1,), law=False),
         row("ours euler", lambda w: ours.simulate(w, **engine), workload),
-        row("ours srk", lambda w: ours.simulate(w, **engine, method="srk"), workload),
+        row(
+            "ours srk",
+            lambda w: ours.simulate(w, engine=lesde.TorchSDE(method="srk", dt=workload.dt)),
+            workload,
+        ),
         Row(
             "ours, sampling noise",
             lambda: sampling(shipped),

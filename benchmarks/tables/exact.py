@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import lesde
 from benchmarks.peers import ours
 from benchmarks.timing import Row, Section
 from benchmarks.workloads import WORKLOADS, check_law, check_means
@@ -35,7 +36,12 @@ def sections(quick: bool) -> list[Section]:
 
     reach = [
         Row("torchsde as shipped", lambda: shipped(w, saved=SAVED), 1, check, (1, 2)),
-        Row("ours torchsde", lambda: ours.simulate(w, SAVED, engine="torchsde", dt=w.dt), 1, check),
+        Row(
+            "ours torchsde",
+            lambda: ours.simulate(w, SAVED, engine=lesde.TorchSDE(dt=w.dt)),
+            1,
+            check,
+        ),
         Row("ours exact", lambda: ours.simulate(w, SAVED, engine="exact"), 1, check),
     ]
 

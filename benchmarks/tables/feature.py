@@ -98,11 +98,11 @@ def drift(x: np.ndarray, device: str = "cpu") -> Callable[[], Any]:
     """The package's own drift of samples (replicate, sample, feature)."""
     import torch
 
-    from lesde.processes.pairs import Interaction
+    from lesde.processes.pairs import PairInteraction
 
     chosen = torch.device(device)
     coefficients = lesde.derive(model(x.shape[1])).coefficients()
-    interaction = Interaction(coefficients, torch.float32, chosen)
+    interaction = PairInteraction(coefficients, torch.float32, chosen)
     X = torch.from_numpy(x).to(chosen)
     return lambda: interaction.drift(X, 0.0)
 
@@ -116,8 +116,7 @@ def simulate(N: int, steps: int, device: str = "cpu") -> Callable[[], Any]:
         [0.0, steps * DT],
         initial=x[0],
         replicates=REPLICATES,
-        engine="torchsde",
-        dt=DT,
+        engine=lesde.TorchSDE(dt=DT),
         device=device,
     )
 

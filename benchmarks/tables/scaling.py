@@ -39,7 +39,7 @@ def _call(line: str, w: Workload) -> Callable[[], Any]:
     if line == "statistics":
         return ours.simulate(w, engine="exact", keep="statistics")
     if line == "torchsde":
-        return ours.simulate(w, engine="torchsde", dt=w.dt)
+        return ours.simulate(w, engine=lesde.TorchSDE(dt=w.dt))
     if line == "sgd":
         return ours.simulate(w, engine="sgd", learning_rate=w.dt)
     strength = f"({w.alpha - w.beta}*s + ({w.beta}))*exp(-r2/2)"
@@ -55,8 +55,7 @@ def _call(line: str, w: Workload) -> Callable[[], Any]:
         [0.0, w.span],
         initial=w.means,
         replicates=w.replicates,
-        engine="torchsde",
-        dt=w.dt,
+        engine=lesde.TorchSDE(dt=w.dt),
     )
 
 

@@ -17,9 +17,10 @@ from scipy.special import ndtri
 
 from lesde.analysis.class_means import power_of_two, read_class_means
 from lesde.checks import check_choice, check_fraction, check_real, shown
+from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.law import PathLikelihood, path_likelihood
-from lesde.laws.system import TensorSystem
+from lesde.laws.system import MeanSystem
 from lesde.laws.transitions import MeanTransitions, mean_transitions
 from lesde.model.kernels import no_linear_drift
 
@@ -69,12 +70,13 @@ class PathObjective:
         profile: bool,
     ):
         self.model, self.names, self.times, self.profile = model, names, times, profile
+        self.coefficients = derive(model).coefficients()
         self.means = torch.from_numpy(np.ascontiguousarray(means))
 
     def transitions(self, theta: torch.Tensor) -> MeanTransitions:
         """The law's transitions at θ, part of its graph."""
         values = dict(zip(self.names, theta.unbind(), strict=True))
-        return mean_transitions(TensorSystem(self.model, values), self.times)
+        return mean_transitions(MeanSystem(self.coefficients, values), self.times)
 
     def parts(self, theta: torch.Tensor) -> PathLikelihood:
         """The likelihood at θ; raises where the model has no law there."""
@@ -421,10 +423,7 @@ def _warn_of_rounding(
 
     with torch.no_grad():
         steps = objective.transitions(torch.from_numpy(theta))
-        shape = steps.noise.diagonal(dim1=-2, dim2=-1)
-        if steps.feature is not None:
-            shape = shape * steps.feature.diagonal().min()
-        smallest = float(shape.min().sqrt()) * np.exp(log_scale)
+        smallest = float(steps.variances().min().sqrt()) * np.exp(log_scale)
         size = objective.means.abs().amax((0, 1, 3)).numpy()
     rounding = float((resolution * size).max())
     if rounding > COARSE * smallest:

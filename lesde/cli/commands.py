@@ -8,32 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from lesde.cli import options
 from lesde.cli.errors import ending, in_options, say
-from lesde.cli.options import (
-    SDE,
-    AllRows,
-    Alpha,
-    Beta,
-    Classes,
-    Features,
-    Figure,
-    FitTransform,
-    LabelNoise,
-    LearningRates,
-    MemoryLimit,
-    Method,
-    Noise,
-    Overwrite,
-    ParameterValues,
-    PathsArgument,
-    PerClass,
-    Strength,
-    TableFile,
-    TransformName,
-    build_model,
-)
 from lesde.cli.studies import demo, rates, reproduce
 from lesde.text import can_hold, put_in_ascii, that_fits
+
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,64 +52,86 @@ def root(
 
 
 @app.command(epilog='Example: `lesde derive --alpha "2/(1+t)" --beta -0.5 --classes 4 --latex`')
+@ending()
 def derive(
-    alpha: Alpha = None,
-    beta: Beta = None,
-    classes: Classes = 3,
-    features: Features = None,
-    per_class: PerClass = "100",
-    transform: TransformName = "identity",
-    noise: Noise = "0.1",
-    label_noise: LabelNoise = 0.0,
-    strength: Strength = None,
-    parameter: ParameterValues = None,
+    alpha: options.Alpha = None,
+    beta: options.Beta = None,
+    classes: options.Classes = 3,
+    features: options.Features = None,
+    per_class: options.PerClass = "100",
+    transform: options.TransformName = "identity",
+    noise: options.Noise = "0.1",
+    label_noise: options.LabelNoise = 0.0,
+    strength: options.Strength = None,
+    parameters: options.Parameters = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX document.")] = False,
 ) -> None:
     """Derive drift, diffusion, modes, closed forms and rates."""
     import lesde
 
-    with ending():
-        model = build_model(
-            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
-            parameter,
-        )  # fmt: skip
-        derivation = lesde.derive(model)
-        text = derivation.latex(document=True) if latex else derivation.text()
-        if not latex and not can_hold(text):
-            text = derivation.text(unicode=False)
-        say(text.removesuffix("\n"))
+    model = options.build_model(
+        alpha,
+        beta,
+        classes,
+        features,
+        per_class,
+        transform,
+        noise,
+        label_noise,
+        strength,
+        parameters,
+    )
+    derivation = lesde.derive(model)
+    text = derivation.latex(document=True) if latex else derivation.text()
+    if not latex and not can_hold(text):
+        text = derivation.text(unicode=False)
+    say(text.removesuffix("\n"))
 
 
 @app.command(
     epilog="Example: `lesde simulate paths.zarr --alpha 4 --beta -1 --classes 3 --until 3`"
 )
+@ending()
 def simulate(
     out: Annotated[Path, typer.Argument(help="Zarr store to write.")],
-    alpha: Alpha = None,
-    beta: Beta = None,
-    classes: Classes = 3,
-    features: Features = None,
-    per_class: PerClass = "100",
-    transform: TransformName = "identity",
-    noise: Noise = "0.1",
-    label_noise: LabelNoise = 0.0,
-    strength: Strength = None,
-    parameter: ParameterValues = None,
+    alpha: options.Alpha = None,
+    beta: options.Beta = None,
+    classes: options.Classes = 3,
+    features: options.Features = None,
+    per_class: options.PerClass = "100",
+    transform: options.TransformName = "identity",
+    noise: options.Noise = "0.1",
+    label_noise: options.LabelNoise = 0.0,
+    strength: options.Strength = None,
+    parameters: options.Parameters = None,
     start: Annotated[float, typer.Option(help="Time of the initial state.")] = 0.0,
     until: Annotated[float, typer.Option(help="Last time.")] = 5.0,
     points: Annotated[int, typer.Option(help="Saved times, the first included.")] = 51,
     replicates: Annotated[int, typer.Option(help="Independent trajectories.")] = 64,
-    learning_rate: LearningRates = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Learning rate h; repeat for several. Selects the sgd engine."),
+    ] = None,
     engine: Annotated[str, typer.Option(help="auto, exact, torchsde or sgd.")] = "auto",
-    method: Method = "euler",
+    method: Annotated[
+        str | None, typer.Option(help="Of the torchsde engine: euler, milstein or srk.")
+    ] = None,
     dt: Annotated[float | None, typer.Option(help="Step of the torchsde engine.")] = None,
-    sde: SDE = "plain",
-    keep: Annotated[str, typer.Option(help="features, or statistics of each class.")] = "features",
+    sde: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the torchsde engine: plain, or with SGD's sampling noise at the learning rate, "
+            "sampling or modified."
+        ),
+    ] = None,
+    keep: Annotated[str, typer.Option(help="features, or statistics per class.")] = "features",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    memory_limit: MemoryLimit = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help='Most memory that a run may take, such as "500 MB".')
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Simulate trajectories and write them to a Zarr store.
 
@@ -141,148 +143,170 @@ def simulate(
     from lesde.checks import check_seed
     from lesde.files import target, write
 
-    with ending():
-        place = target(out, "OUT", overwrite)
-        place.check()
-        model = build_model(
-            alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
-            parameter, needs_values=True,
-        )  # fmt: skip
-        if points < 2:
-            raise ValueError(f"--points must be at least 2; got {points}.")
-        if until <= start:
-            raise ValueError(f"--until must be later than --start = {start:g}; got {until:g}.")
-        scale = 1 / np.sqrt(model.n_features)
-        means = np.random.default_rng(check_seed(seed)).normal(
-            0, scale, (classes, model.n_features)
+    place = target(out, "OUT", overwrite)
+    place.check()
+    model = options.build_model(
+        alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
+        parameters, needs_values=True,
+    )  # fmt: skip
+    if points < 2:
+        raise ValueError(f"--points must be at least 2; got {points}.")
+    if until <= start:
+        raise ValueError(f"--until must be later than --start = {start:g}; got {until:g}.")
+    settings = {"method": method, "dt": dt, "noise": sde}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if settings and engine not in ("auto", "torchsde"):
+        raise ValueError(
+            f"--method, --dt and --sde are for --engine torchsde; got --engine {engine}. Leave them out, or "
+            f"use --engine torchsde."
         )
-        rates = learning_rate or None
-        paths = lesde.simulate(
-            model,
-            np.linspace(start, until, points),
-            initial=means,
-            replicates=replicates,
-            learning_rate=rates[0] if rates is not None and len(rates) == 1 else rates,
-            engine=engine,
-            method=method,
-            dt=dt,
-            sde=sde,
-            keep=keep,
-            dtype=dtype,
-            memory_limit=memory_limit,
-            seed=seed,
-            device=device,
-            progress=_on_terminal(),
-        )
-        write(paths, place)
-        shape = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
-        say(f"wrote {out} ({shape}; engine {paths.attrs['engine']})")
+    rng = np.random.default_rng(check_seed(seed))
+    means = rng.normal(0, 1 / np.sqrt(model.n_features), (classes, model.n_features))
+    rates = learning_rate or None
+    paths = lesde.simulate(
+        model,
+        np.linspace(start, until, points),
+        initial=means,
+        replicates=replicates,
+        learning_rate=rates[0] if rates is not None and len(rates) == 1 else rates,
+        engine=lesde.TorchSDE(**settings) if settings else engine,
+        keep=keep,
+        dtype=dtype,
+        memory_limit=memory_limit,
+        seed=seed,
+        device=device,
+        progress=_on_terminal(),
+    )
+    write(paths, place)
+    shape = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
+    say(f"wrote {out} ({shape}; engine {paths.attrs['engine']})")
 
 
 @app.command(epilog="Example: `lesde separation paths.zarr --criterion linear`")
+@ending()
 def separation(
-    paths: PathsArgument,
+    paths: options.PathsArgument,
     criterion: Annotated[
         str, typer.Option(help="projection, linear or nearest_center.")
     ] = "projection",
-    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    out: TableFile = None,
-    overwrite: Overwrite = False,
-    every: AllRows = False,
+    confidence: options.Confidence = 0.95,
+    out: options.TableFile = None,
+    overwrite: options.Overwrite = False,
+    every: options.AllRows = False,
 ) -> None:
     """Estimate the probability that all classes are separated, over time."""
     import lesde
     from lesde.cli.tables import print_dataset, table_target, write_table
 
-    with ending():
-        place = table_target(out, overwrite, paths) if out is not None else None
-        result = lesde.separation_probability(
-            _open(paths), criterion=criterion, confidence=confidence
-        )
-        names = ["probability", "lower", "upper"]
-        print_dataset(result, names, f"Separation probability ({criterion})", every)
-        if place is not None:
-            write_table(result, names, place)
-            say(f"wrote {out}")
+    place = table_target(out, overwrite, paths)
+    result = lesde.separation_probability(_open(paths), criterion=criterion, confidence=confidence)
+    names = ["probability", "lower", "upper"]
+    print_dataset(result, names, f"Separation probability ({criterion})", every)
+    if place is not None:
+        write_table(result, names, place)
+        say(f"wrote {out}")
 
 
 @app.command(epilog="Example: `lesde collapse paths.zarr`")
+@ending()
 def collapse(
-    paths: PathsArgument,
-    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    out: TableFile = None,
-    overwrite: Overwrite = False,
-    every: AllRows = False,
+    paths: options.PathsArgument,
+    confidence: options.Confidence = 0.95,
+    out: options.TableFile = None,
+    overwrite: options.Overwrite = False,
+    every: options.AllRows = False,
 ) -> None:
-    """Neural-collapse metrics over time, and how fast they converge.
+    """Print neural-collapse metrics over time, and how fast they converge.
 
     A .csv file of --out holds the medians over replicates, a .zarr store the metrics of each.
     """
     import lesde
     from lesde.cli.tables import print_dataset, table_target, write_table
 
-    with ending():
-        place = table_target(out, overwrite, paths) if out is not None else None
-        metrics = lesde.neural_collapse(_open(paths))
-        middle = metrics.median("replicate") if "replicate" in metrics.dims else metrics
-        names = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]
-        print_dataset(middle, names, "Neural collapse, median over replicates", every)
-        rates = lesde.convergence(metrics, metrics=["nc1", "nc2_etf"], confidence=confidence)
-        print_dataset(
-            rates, ["law", "rate", "rate_lower", "rate_upper"], "Convergence, per unit of the clock"
-        )
-        if place is not None:
-            write_table(metrics if place.folder else middle, names, place)
-            say(f"wrote {out}")
+    place = table_target(out, overwrite, paths)
+    metrics = lesde.neural_collapse(_open(paths))
+    middle = metrics.median("replicate") if "replicate" in metrics.dims else metrics
+    names = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]
+    print_dataset(middle, names, "Neural collapse, median over replicates", every)
+    found = lesde.convergence(metrics, metrics=["nc1", "nc2_etf"], confidence=confidence)
+    laws = ["law", "rate", "rate_lower", "rate_upper"]
+    print_dataset(found, laws, "Convergence, per unit of the clock")
+    if place is not None:
+        write_table(metrics if place.folder else middle, names, place)
+        say(f"wrote {out}")
 
 
 @app.command(epilog="Example: `lesde fit paths.zarr --out fit.zarr`")
+@ending()
 def fit(
-    paths: PathsArgument,
-    transform: FitTransform = None,
+    paths: options.PathsArgument,
+    transform: options.FitTransform = None,
     out: Annotated[Path | None, typer.Option(help="Also write the fit to this Zarr store.")] = None,
-    overwrite: Overwrite = False,
-    every: AllRows = False,
+    overwrite: options.Overwrite = False,
+    every: options.AllRows = False,
 ) -> None:
     """Fit the elasticity kernel α(t), β(t) to paths.
 
     Prints their integrals A and B, the rates, and the index r of a tail t^−r.
     """
     import lesde
-    from lesde.cli.tables import print_fit
-    from lesde.files import target, write
+    from lesde.cli.tables import print_dataset, table_target, write_table
 
-    with ending():
-        if out is not None and out.suffix == ".csv":
-            raise ValueError(f"--out must be a Zarr store, a fit being several tables; got {out}.")
-        place = target(out, "--out", overwrite, [paths]) if out is not None else None
-        if place is not None:
-            place.check()
-        result = lesde.fit_elasticity(_open(paths), transform=transform)
-        print_fit(result, every)
-        if place is not None:
-            write(result, place)
-            say(f"wrote {out}")
+    if out is not None and out.suffix == ".csv":
+        raise ValueError(f"--out must be a Zarr store, a fit being several tables; got {out}.")
+    place = table_target(out, overwrite, paths)
+    result = lesde.fit_elasticity(_open(paths), transform=transform)
+    kind, confidence = result.attrs["transform"], result.attrs["confidence"]
+    first, last = result.attrs["tail"]
+    tables = {
+        f"Fitted elasticity ({kind})": ["A", "A_se", "B", "B_se"],
+        "Rates at the middle of intervals": ["alpha", "alpha_se", "beta", "beta_se"],
+        f"Tail index r from t = {first:.4g} to {last:.4g}, {confidence:.0%} intervals": [
+            "tail_index", "tail_index_lower", "tail_index_upper",
+        ],
+    }  # fmt: skip
+    for title, names in tables.items():
+        print_dataset(result, names, title, every)
+    if place is not None:
+        write_table(result, [], place)
+        say(f"wrote {out}")
 
 
 @app.command(epilog="Example: `lesde plot fan paths.zarr --out fan.pdf`")
+@ending()
 def plot(
-    figure: Annotated[Figure, typer.Argument(help="Which figure.")],
-    paths: PathsArgument,
+    figure: Annotated[options.Figure, typer.Argument(help="Which figure.")],
+    paths: options.PathsArgument,
     out: Annotated[Path, typer.Option(help="PNG, PDF or SVG file; GIF for the animation.")] = Path(
         "figure.png"
     ),
-    overwrite: Overwrite = False,
-    transform: FitTransform = None,
+    overwrite: options.Overwrite = False,
+    transform: options.FitTransform = None,
 ) -> None:
     """Draw a figure of paths."""
-    from lesde.cli.studies import draw, figure_target
+    import lesde
+    from lesde.files import Target
 
-    with ending():
-        place = figure_target(figure.value, out, overwrite, paths)
-        data, shown = _open(paths), _on_terminal()
-        place.put(lambda new: draw(figure.value, data, new, transform, shown))
-        say(f"wrote {out}")
+    wanted = (".gif",) if figure == "animation" else (".png", ".pdf", ".svg")
+    if out.suffix not in wanted:
+        raise ValueError(f"--out must end in {' or '.join(wanted)} for {figure}; got {out}.")
+    place = Target(out, "--out", overwrite=overwrite, inputs=[paths])
+    place.check()
+    data, draw, shown = _open(paths), lesde.plot, _on_terminal()
+    figures: dict[str, Any] = {
+        "fan": lambda: draw.separation_fan(data),
+        "simplex": lambda: draw.simplex(data),
+        "simplex3d": lambda: draw.simplex3d(data),
+        "collapse": lambda: draw.collapse(lesde.neural_collapse(data)),
+        "probability": lambda: draw.probability(lesde.separation_probability(data)),
+        "elasticity": lambda: draw.elasticity(lesde.fit_elasticity(data, transform=transform)),
+    }
+    if figure == "animation":
+        place.put(lambda new: draw.animate(data, new, progress=shown))
+    else:
+        drawn = figures[figure]()
+        place.put(lambda new: draw.save(drawn, new))
+    say(f"wrote {out}")
 
 
 app.command(epilog="Example: `lesde demo --out runs/demo`")(demo)
@@ -300,17 +324,13 @@ def main() -> None:
     warnings.showwarning = one_line
     put_in_ascii()
     command = typer.main.get_command(app)
-    _fit(command)
+    _fit_help(command)
     command()
 
 
-def _fit(command: Any) -> None:
+def _fit_help(command: Any) -> None:
     """Put what the terminal cannot show into ASCII before help is laid out."""
     for each in (command, *command.params):
         each.help = that_fits(each.help) if getattr(each, "help", None) else None
     for one in getattr(command, "commands", {}).values():
-        _fit(one)
-
-
-if __name__ == "__main__":
-    main()
+        _fit_help(one)

@@ -13,8 +13,7 @@ import typer
 
 from lesde.text import that_fits
 
-__all__ = ["ending", "fail", "failed", "in_options", "interrupted", "say"]
-
+__all__ = ["ending", "in_options", "say"]
 
 # Arguments whose option has another name than theirs with dashes.
 _RENAMED = {
@@ -25,7 +24,7 @@ _RENAMED = {
 _ARGUMENTS = (
     *_RENAMED,
     *("alpha", "beta", "confidence", "criterion", "device", "dt", "dtype", "engine", "keep"),
-    *("learning_rate", "memory_limit", "method", "noise", "replicates", "sde", "seed", "strength"),
+    *("learning_rate", "memory_limit", "method", "noise", "replicates", "seed", "strength"),
     "transform",
 )
 _NAMES = "|".join(_ARGUMENTS)
@@ -38,6 +37,9 @@ _SENTENCES = (
     (r"parameters\['(\w+)'\]", r"--parameter \1"),
     (r"parameters may", "--parameter may"),
     (r"^p must", "--label-noise must"),
+    # The noise of an engine is not that of a model.
+    (r"\bnoise='(plain|sampling|modified)'", r"--sde \1"),
+    (r"^noise must be one of", "--sde must be one of"),
     # The command line has no first_replicate.
     (
         r"Ask for fewer replicates or times[^.]*?first_replicate",
@@ -74,35 +76,33 @@ def say(text: str, *, err: bool = False, fg: str | None = None) -> None:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """How a command ends early: with one line on what was wrong."""
+def ending(study: Path | None = None) -> Iterator[None]:
+    """End a command that goes wrong with one line on what was wrong.
+
+    ``study`` is the folder of a study, whose settings keep the names that they have in its file; after Ctrl-C
+    the line says that what was done is there.
+    """
     try:
         yield
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise fail(error) from None
+        raise _failed(in_options(str(error)) if study is None else str(error)) from None
     except OSError as error:
         if error.errno == errno.EPIPE:  # nobody reads on
             raise
-        where = f": {error.filename}" if error.filename else ""
-        raise failed(f"{error.strerror or error}{where}.") from None
+        why = error.strerror or str(error)
+        if study is not None:
+            why = f"--out: {study} cannot be used ({why}: {error.filename or study}); give another folder"
+        elif error.filename:
+            why = f"{why}: {error.filename}"
+        raise _failed(f"{why}.") from None
+    except KeyboardInterrupt:
+        if study is None:
+            raise
+        text = f"\ninterrupted; what was done is in {study}. Run the command again to continue."
+        say(text, fg="yellow", err=True)
+        raise typer.Exit(130) from None
 
 
-def fail(error: Exception) -> typer.Exit:
-    """Say what went wrong, in the words of the command line; to be raised."""
-    return failed(in_options(str(error)))
-
-
-def failed(message: str) -> typer.Exit:
-    """Say what went wrong, in these words; to be raised."""
+def _failed(message: str) -> typer.Exit:
     say(f"error: {message}", fg="red", err=True)
     return typer.Exit(2)
-
-
-def interrupted(what: str, folder: Path | None) -> typer.Exit:
-    """Say where ``what`` is after Ctrl-C; to be raised."""
-    say(
-        f"\ninterrupted; {what} in {folder}. Run the command again to continue.",
-        fg="yellow",
-        err=True,
-    )
-    return typer.Exit(130)

@@ -1,83 +1,47 @@
-"""The model that the command line's options describe."""
+"""The options that several commands share, and the model that they describe."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 __all__ = ["build_model"]
 
 
-# --------------------------------------------------------------------------------------------------
-# Options that several commands of the command line share.
+def _model(help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Model", **more)
 
-_MODEL = "Model"
+
 Alpha = Annotated[
     str | None,
-    typer.Option(
-        help="Within-class elasticity α: a number or a formula in t; left out, α(t) stays a symbol.",
-        rich_help_panel=_MODEL,
-    ),
+    _model("Within-class elasticity α: a number or a formula in t; left out, α(t) stays a symbol."),
 ]
-Beta = Annotated[
-    str | None,
-    typer.Option(help="Between-class elasticity β, like --alpha.", rich_help_panel=_MODEL),
-]
-Classes = Annotated[int, typer.Option(help="Number of classes K.", rich_help_panel=_MODEL)]
-Features = Annotated[
-    int | None,
-    typer.Option(help="Feature dimensions p; by default K.", rich_help_panel=_MODEL),
-]
-PerClass = Annotated[
-    str,
-    typer.Option(help="Samples a class: one integer, or K with commas.", rich_help_panel=_MODEL),
-]
-TransformName = Annotated[
-    str,
-    typer.Option(help="identity (I-model) or logits (L-model).", rich_help_panel=_MODEL),
-]
+Beta = Annotated[str | None, _model("Between-class elasticity β, like --alpha.")]
+Classes = Annotated[int, _model("Number of classes K.")]
+Features = Annotated[int | None, _model("Feature dimensions p; by default K.")]
+PerClass = Annotated[str, _model("Samples per class: one integer, or K with commas.")]
+TransformName = Annotated[str, _model("identity (I-model) or logits (L-model).")]
 Strength = Annotated[
     str | None,
-    typer.Option(
-        help="In place of --alpha and --beta: elasticity as a formula in the two samples' squared "
-        "distance r2, inner product g, cosine c, same-class indicator s, and t.",
-        rich_help_panel=_MODEL,
+    _model(
+        "In place of --alpha and --beta: elasticity as a formula in the two samples' squared distance r2, "
+        "inner product g, cosine c, same-class indicator s, and t."
     ),
 ]
-Noise = Annotated[
-    str,
-    typer.Option(help="Diffusion σ: a number or a formula in t.", rich_help_panel=_MODEL),
-]
-LabelNoise = Annotated[
-    float, typer.Option(help="Probability of a wrong training label.", rich_help_panel=_MODEL)
-]
-ParameterValues = Annotated[
+Noise = Annotated[str, _model("Diffusion σ: a number or a formula in t.")]
+LabelNoise = Annotated[float, _model("Probability of a wrong training label.")]
+Parameters = Annotated[
     list[str] | None,
-    typer.Option(
+    _model(
+        "Value of a name in the formulas, such as a=2; the name alone leaves it open. Repeat for several.",
         "--parameter",
         metavar="NAME[=NUMBER]",
-        help="Value of a name in the formulas, such as a=2; the name alone leaves it open. Repeat for "
-        "several.",
-        rich_help_panel=_MODEL,
     ),
 ]
-LearningRates = Annotated[
-    list[float] | None,
-    typer.Option(help="Learning rate h; repeat for several. Selects the sgd engine."),
-]
-Method = Annotated[str, typer.Option(help="Of the torchsde engine: euler, milstein or srk.")]
-SDE = Annotated[
-    str,
-    typer.Option(
-        help="plain, or with SGD's sampling noise at the learning rate: sampling, modified."
-    ),
-]
-MemoryLimit = Annotated[str | None, typer.Option(help='What a run may take, such as "500 MB".')]
 AllRows = Annotated[bool, typer.Option("--all", help="Print every row of the tables.")]
 TableFile = Annotated[
     Path | None,
@@ -99,6 +63,7 @@ FitTransform = Annotated[
         help="identity or logits; by default that of the model recorded in PATHS, else identity."
     ),
 ]
+Confidence = Annotated[float, typer.Option(help="Level of the intervals.")]
 PathsArgument = Annotated[
     Path,
     typer.Argument(
@@ -107,19 +72,9 @@ PathsArgument = Annotated[
 ]
 
 
-class Figure(StrEnum):
-    """Figures that the command line draws from a dataset of paths."""
-
-    fan = "fan"
-    simplex = "simplex"
-    simplex3d = "simplex3d"
-    collapse = "collapse"
-    probability = "probability"
-    elasticity = "elasticity"
-    animation = "animation"
-
-
-# --------------------------------------------------------------------------------------------------
+Figure = Literal[
+    "fan", "simplex", "simplex3d", "collapse", "probability", "elasticity", "animation"
+]
 
 
 def build_model(
@@ -132,7 +87,7 @@ def build_model(
     noise: str,
     label_noise: float,
     strength: str | None,
-    parameter: Sequence[str] | None = None,
+    parameters: Sequence[str] | None,
     *,
     needs_values: bool = False,
 ) -> Any:
@@ -142,23 +97,32 @@ def build_model(
     """
     import lesde
 
-    parameters = _parameters(parameter or (), (alpha, beta, strength, noise))
+    values = _values(parameters or (), (alpha, beta, strength, noise))
+    if strength is not None and (alpha is not None or beta is not None or label_noise):
+        raise ValueError(
+            "--strength takes the place of --alpha, --beta and --label-noise; give one or the other."
+        )
     if needs_values:
-        _check_values(alpha, beta, strength, parameters)
-
+        given = {"--alpha": alpha, "--beta": beta}
+        missing = [name for name, text in given.items() if text is None]
+        if missing and strength is None:
+            raise ValueError(
+                f"{' and '.join(missing)} must be given to simulate: a number or a formula in t. (Or give "
+                f"--strength, a formula in the features, in place of both.)"
+            )
+        for name in (name for name, value in (values or {}).items() if value is None):
+            raise ValueError(
+                f"--parameter {name} must have a value to simulate; give --parameter {name}=NUMBER."
+            )
     try:
         counts = [int(part) for part in per_class.split(",")]
     except ValueError:
         raise ValueError(
             f"--per-class must be an integer or {classes} of them; got {per_class!r}."
         ) from None
-    kernel: Any = lesde.TwoLevel(alpha, beta, parameters)
+    kernel: Any = lesde.TwoLevel(alpha, beta, values)
     if strength is not None:
-        if alpha is not None or beta is not None or label_noise:
-            raise ValueError(
-                "--strength takes the place of --alpha, --beta and --label-noise; give one or the other."
-            )
-        kernel = lesde.FeatureKernel(strength, parameters)
+        kernel = lesde.FeatureKernel(strength, values)
     if label_noise:
         kernel = lesde.LabelNoise(kernel, label_noise)
     return lesde.LESDE(
@@ -167,14 +131,12 @@ def build_model(
         n_features=classes if features is None else features,
         n_per_class=counts[0] if len(counts) == 1 else counts,
         transform=transform,
-        noise=_number_or_text(noise),
-        parameters=parameters,
+        noise=noise,
+        parameters=values,
     )
 
 
-def _parameters(
-    given: Sequence[str], formulas: Sequence[str | None]
-) -> dict[str, float | None] | None:
+def _values(given: Sequence[str], formulas: Sequence[str | None]) -> dict[str, float | None] | None:
     """Values of names in formulas, None for those left open."""
     used = set(re.findall(r"[^\W\d]\w*", " ".join(text for text in formulas if text)))
     values: dict[str, float | None] = {}
@@ -196,29 +158,3 @@ def _parameters(
             )
         values[name] = value
     return values or None
-
-
-def _check_values(
-    alpha: str | None,
-    beta: str | None,
-    strength: str | None,
-    parameters: dict[str, float | None] | None,
-) -> None:
-    missing = [f"--{name}" for name, value in (("alpha", alpha), ("beta", beta)) if value is None]
-    if missing and strength is None:
-        raise ValueError(
-            f"{' and '.join(missing)} must be given to simulate: a number or a formula in t. (Or give "
-            f"--strength, a formula in the features, in place of both.)"
-        )
-    free = [name for name, value in (parameters or {}).items() if value is None]
-    if free:
-        raise ValueError(
-            f"--parameter {free[0]} must have a value to simulate; give --parameter {free[0]}=NUMBER."
-        )
-
-
-def _number_or_text(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
-        return value

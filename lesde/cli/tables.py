@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import xarray as xr
@@ -13,7 +12,7 @@ import xarray as xr
 from lesde.files import Target, target, write
 from lesde.text import print_rows
 
-__all__ = ["print_dataset", "print_fit", "table_target", "write_table"]
+__all__ = ["print_dataset", "table_target", "write_table"]
 
 MAX_ROWS = 24
 
@@ -26,28 +25,17 @@ def print_dataset(
     Unless ``every`` is set, long tables are thinned to about :data:`MAX_ROWS` rows, at even distances
     along their longest dimension, and say so.
     """
-    part = _columns(dataset, variables)
-    total = math.prod(part.sizes.values())
+    total = math.prod(dataset[list(variables)].sizes.values())
     if total > MAX_ROWS and not every:
-        longest = max(part.sizes, key=lambda dim: part.sizes[dim])
-        size = part.sizes[longest]
-        part = part.isel({longest: _evenly(size, MAX_ROWS * size // total)})
-        title += f" ({math.prod(part.sizes.values())} of {total} rows)"
-    print_rows(title, *_table(part, variables))
-
-
-def print_fit(fit: xr.Dataset, every: bool = False) -> None:
-    """Print integrals, rates and tail indices of a two-level fit of :func:`lesde.fit_elasticity`."""
-    kind = fit.attrs["transform"]
-    print_dataset(fit, ["A", "A_se", "B", "B_se"], f"Fitted elasticity ({kind})", every)
-    rates = ["alpha", "alpha_se", "beta", "beta_se"]
-    print_dataset(fit, rates, "Rates at the middle of intervals", every)
-    first, last = fit.attrs["tail"]
-    title = (
-        f"Tail index r from t = {first:.4g} to {last:.4g}, {fit.attrs['confidence']:.0%} intervals"
-    )
-    tail = ["tail_index", "tail_index_lower", "tail_index_upper"]
-    print_dataset(fit, tail, title, every)
+        sizes = dataset[list(variables)].sizes
+        longest = max(sizes, key=lambda dim: sizes[dim])
+        dataset = dataset.isel(
+            {longest: _evenly(sizes[longest], MAX_ROWS * sizes[longest] // total)}
+        )
+    table = _table(dataset, variables)
+    if len(table) < total:
+        title += f" ({len(table)} of {total} rows)"
+    print_rows(title, [*table.columns], table.to_numpy(object).tolist())
 
 
 def _evenly(size: int, most: int) -> list[int]:
@@ -62,8 +50,18 @@ def _evenly(size: int, most: int) -> list[int]:
     return kept if kept[-1] == size - 1 else [*kept, size - 1]
 
 
-def table_target(path: Path, overwrite: bool, paths: Path) -> Target:
+def _table(dataset: xr.Dataset, variables: Sequence[str]) -> pd.DataFrame:
+    """The dimensions and variables as columns."""
+    part = dataset[list(variables)]
+    if not part.dims:
+        return pd.DataFrame({name: [part[name].item()] for name in variables})
+    return part.to_dataframe().reset_index()[[*map(str, part.dims), *variables]]
+
+
+def table_target(path: Path | None, overwrite: bool, paths: Path) -> Target | None:
     """Where `write_table` is to write what is made of ``paths``; refused before anything is computed."""
+    if path is None:
+        return None
     if path.suffix not in (".csv", ".zarr"):
         raise ValueError(f"--out must end in .csv or .zarr; got {path}.")
     if path.suffix == ".zarr":
@@ -78,20 +76,5 @@ def write_table(dataset: xr.Dataset, variables: Sequence[str], place: Target) ->
     """Write variables as a .csv file with all rows, or the whole dataset as a .zarr store."""
     if place.folder:
         write(dataset, place)
-        return
-    header, rows = _table(_columns(dataset, variables), variables)
-    table = pd.DataFrame(rows, columns=header)
-    place.put(lambda new: table.to_csv(new, index=False))
-
-
-def _columns(dataset: xr.Dataset, variables: Sequence[str]) -> xr.Dataset:
-    part = dataset[list(variables)]
-    return part.drop_vars([name for name in part.coords if name not in part.dims])
-
-
-def _table(part: xr.Dataset, variables: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows."""
-    header = [*map(str, part.dims), *variables]
-    if not part.dims:
-        return header, [[part[name].item() for name in variables]]
-    return header, part.to_dataframe().reset_index()[header].to_numpy().tolist()
+    else:
+        place.put(lambda new: _table(dataset, variables).to_csv(new, index=False))

@@ -1,10 +1,10 @@
-"""The coefficients of a model with a feature kernel: what the engines run."""
+"""The derived coefficients of a model as numbers, which the law and all engines use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 import sympy as sp
@@ -12,18 +12,17 @@ import sympy as sp
 from lesde.derivation.rule import rule
 from lesde.model.formula import EntryTable, PairFormula
 from lesde.model.kernels import no_linear_drift
+from lesde.model.lesde import LESDE
 from lesde.model.noise import Noise
 from lesde.model.quadrature import Panels, resolve
 from lesde.model.transforms import Transform
 
-if TYPE_CHECKING:
-    from lesde.model.lesde import LESDE
-
-__all__ = ["Coefficients", "FeatureCoefficients", "derive_coefficients"]
-
-
-# --------------------------------------------------------------------------------------------------
-# The derived coefficients as numbers: what every engine runs.
+__all__ = [
+    "Coefficients",
+    "FeatureCoefficients",
+    "derive_coefficients",
+    "derive_feature_coefficients",
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Coefficients:
     noise : Noise
         σ_k of a sample, per square root of time, as a function of time.
     counts : ndarray of int, shape (class,)
-        Samples a class.
+        Samples per class.
     """
 
     depends_on_features: ClassVar[bool] = False
@@ -57,11 +56,7 @@ class Coefficients:
 
     def weights(self, times: np.ndarray) -> np.ndarray:
         """w_l E_kl at the times, shape (time, class, class), float64: the drift's class matrix."""
-        return self.distinct_weights(times)[..., self.drift_table.index]
-
-    def distinct_weights(self, times: np.ndarray) -> np.ndarray:
-        """The distinct values of w_l E_kl at the times, shape (time, value), float64."""
-        return self._checked(self.drift_table, times)
+        return self._checked(self.drift_table, times)[..., self.drift_table.index]
 
     def kicks(self, times: np.ndarray) -> np.ndarray:
         """E_kl at the times, shape (time, class, class), float64: moved class first."""
@@ -83,12 +78,11 @@ class Coefficients:
             Where it changes too abruptly, or too often, to integrate; names the value.
         """
         places = self.drift_table.places(float(times[0]), float(times[-1]))
-        return resolve(
-            lambda at: self.distinct_weights(at)[:, None],
-            times,
-            *places,
-            lambda _, i: self.entry(i),
-        )
+
+        def values(at: np.ndarray) -> np.ndarray:
+            return self._checked(self.drift_table, at)[:, None]
+
+        return resolve(values, times, *places, lambda _, i: self.entry(i))
 
     def entry(self, position: int) -> str:
         """The kernel's value behind a distinct value of the drift, as the user knows it."""
@@ -104,38 +98,23 @@ class Coefficients:
 
     @cached_property
     def noise_factor(self) -> np.ndarray:
-        """σ_k of a sample, shape (class, feature, feature), where it does not depend on time.
-
-        Raises
-        ------
-        ValueError
-            Where it does; then ask :attr:`noise` with times.
-        """
+        """σ_k of a sample, shape (class, feature, feature), where it does not depend on time."""
         if not self.noise.is_constant:
             raise ValueError(
                 "noise depends on time, so it has no single factor; ask coefficients.noise.factor(times)."
             )
         return self.noise.factor(np.zeros(1))[0]
 
-    @property
-    def noise_covariance(self) -> np.ndarray:
-        """σ_k σ_kᵀ, shape (class, feature, feature), of a noise that does not depend on time."""
-        return self.noise_factor @ np.swapaxes(self.noise_factor, -1, -2)
-
     def noise_scale(self) -> np.ndarray | None:
-        """σ_k as numbers, shape (class,), where every factor is a multiple of I; else None.
-
-        Of a noise that does not depend on time.
-        """
+        """σ_k as numbers, shape (class,), of constant noise whose factors are multiples of I; else None."""
         return self.noise_factor[:, 0, 0] if self.noise.is_isotropic else None
 
 
 def derive_coefficients(model: LESDE) -> Coefficients:
     """Apply the derived rule to each distinct entry of the model's kernel."""
-    factors = rule()
-    kicks = model.entries.combine(np.zeros_like(model.entries.index), lambda E, _: factors.kick(E))
-    counts = [int(n) for n in model.counts]
-    N = sum(counts)
+    factors, N = rule(), model.n_samples
+    same = np.zeros_like(model.entries.index)
+    kicks = model.entries.combine(same, lambda E, _: factors.kick(E))
     columns = np.broadcast_to(model.counts[None, :], model.entries.index.shape)
     drift = model.entries.combine(columns, lambda E, n: factors.drift(sp.Rational(n, N), E))
     return Coefficients(
@@ -143,26 +122,21 @@ def derive_coefficients(model: LESDE) -> Coefficients:
     )
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class FeatureCoefficients:
     """The strength of two samples, the transform and the noise.
 
-    Numbers of the drift, the kicks and the sampling noise come from
-    :class:`lesde.simulation.interaction.Interaction`.
-
     Attributes
     ----------
     strength : PairFormula
-        κ(X_i, X_J): the factor of h H_L X_J in the step of sample i on sample J.
+        κ(X_i, X_J): the factor of h H_L X_J in the step of sample i on sample J. The drift of sample i is the average of
+        κ H_L X_J over all samples J.
     transform : Transform
         The matrices H_l, with their structure.
     noise : Noise
         σ_k of a sample, per square root of time, as a function of time.
     counts : ndarray of int, shape (class,)
-        Samples a class.
+        Samples per class.
     """
 
     depends_on_features: ClassVar[bool] = True
@@ -184,3 +158,9 @@ class FeatureCoefficients:
     def kicks(self, times: np.ndarray) -> NoReturn:
         """Not there: the kicks are no table of classes."""
         raise no_linear_drift("the table of kicks")
+
+
+def derive_feature_coefficients(model: LESDE) -> FeatureCoefficients:
+    """Apply the derived rule to the strength of a model with a feature kernel."""
+    strength = PairFormula(rule().kick(model.kernel.formula.expression))  # type: ignore[attr-defined]
+    return FeatureCoefficients(strength, model.transform, model.noise_table, model.counts)

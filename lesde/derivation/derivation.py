@@ -1,105 +1,141 @@
-"""The derivation of a model whose strength depends on the features of both samples.
-
-The microscopic rule is that of :mod:`lesde.derivation.microscopic` with κ(X_i, X_J) in place of E_kL. κ
-varies with the drawn sample, so that the expectation over J in class l leaves averages of products,
-⟨κ_iJ X_J⟩_l and ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩_l, where a class kernel leaves means and second moments.
-"""
+"""Everything that follows from a model's microscopic rule, derived symbolically when first asked for."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import sympy as sp
 
 from lesde.checks import check_finite_array, check_real
 from lesde.derivation import rates
-from lesde.derivation.coefficients import Coefficients, FeatureCoefficients, derive_coefficients
-from lesde.derivation.modes import Mode, Solution, Tree, list_modes, mode_tree, reduced_table
-from lesde.derivation.report import feature_sections, latex_report, text_report
-from lesde.derivation.rule import LEARNING_RATE, rule
+from lesde.derivation.coefficients import (
+    Coefficients,
+    FeatureCoefficients,
+    derive_coefficients,
+    derive_feature_coefficients,
+)
+from lesde.derivation.modes import Mode, Tree, list_modes, mode_tree, reduced_table
+from lesde.derivation.report import feature_sections, latex_report, sections, text_report
+from lesde.derivation.rule import LEARNING_RATE, matrix_symbol, rule
+from lesde.derivation.solution import Solution
 from lesde.model.formula import FEATURE_VARIABLES, TIME, PairFormula, Unfinished, bounded
-from lesde.model.kernels import FeatureKernel, no_linear_drift
+from lesde.model.kernels import no_linear_drift
+from lesde.model.lesde import LESDE
 
-if TYPE_CHECKING:
-    from lesde.laws.transitions import Transition
-    from lesde.model.lesde import LESDE
-
-__all__ = ["Derivation", "Diffusion", "FeatureDerivation", "FeatureDiffusion"]
+__all__ = ["ClassDiffusion", "Derivation", "Diffusion", "FeatureDerivation"]
 
 
-# --------------------------------------------------------------------------------------------------
-# The Derivation object: everything that follows from a model's microscopic rule.
+def _weight(model: LESDE, l: int) -> sp.Rational:
+    """w_l."""
+    return sp.Rational(int(model.counts[l]), model.n_samples)
 
 
-def matrix_symbol(name: str, k: int) -> sp.Symbol:
-    """A vector or matrix of class k, as a symbol that does not commute."""
-    return sp.Symbol(f"{name}_{k + 1}", commutative=False)
+def _transformed(model: LESDE, l: int, vector: sp.Expr) -> sp.Expr:
+    """H_l times a vector."""
+    return vector if model.transform.kind == "identity" else matrix_symbol(f"H_{l + 1}") * vector
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Covariance per unit time of the increments, at learning rate h.
+    """Covariance per unit time of the increments of samples i (class k) and j (class m).
 
-    Two samples i (class k) and j (class m) have the covariance δ_ij σ_kσ_kᵀ + h C_km.
+    It is δ_ij σ_kσ_kᵀ + h C, at learning rate h. For a kernel of classes C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, S_l
+    the second moment of class l. For a kernel of pairs C_ij = (1/N) Σ_J κ_iJ κ_jJ H_J X_J X_Jᵀ H_Jᵀ − b_i b_jᵀ, which depends on
+    the two samples and not only on their classes.
 
     Attributes
     ----------
-    derivation : Derivation
-    noise : sympy.Expr
-        Factor of σ_kσ_kᵀ for a sample with itself, from the microscopic rule.
-    noise_between : sympy.Expr
-        The same for two different samples.
+    model : LESDE
+    second : callable (k, m, l)
+        What stands between H_l and H_lᵀ for the drawn class l, with its factor.
     """
 
-    derivation: Derivation
-    noise: sp.Expr
-    noise_between: sp.Expr
+    model: LESDE
+    second: Callable[[int, int, int], tuple[sp.Expr, sp.Expr]]
+
+    @property
+    def noise(self) -> sp.Expr:
+        """Factor of σ_kσ_kᵀ for a sample with itself, from the microscopic rule."""
+        return rule().noise
+
+    @property
+    def noise_between(self) -> sp.Expr:
+        """Factor of σ_kσ_kᵀ for two different samples."""
+        return rule().noise_between
 
     def sampling(self, k: int, m: int) -> sp.Expr:
-        """C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, S_l the second moment of class l."""
-        model = self.derivation.model
-        sampling = rule().sampling
-        identity = model.transform.kind == "identity"
+        """C of samples of classes k and m."""
         total = sp.Integer(0)
-        for l in range(model.n_classes):
-            weight = sp.Rational(int(model.counts[l]), model.n_samples)
-            factor = sampling(weight, model.entries[k, l], model.entries[m, l])
-            S = matrix_symbol("S", l)
-            H, H_T = matrix_symbol("H", l), sp.Symbol(f"H_{l + 1}^T", commutative=False)
-            total += factor * (S if identity else H * S * H_T)
-        b_m = sp.Symbol(f"b_{m + 1}^T", commutative=False)
-        return total - matrix_symbol("b", k) * b_m
+        for l in range(self.model.n_classes):
+            factor, moment = self.second(k, m, l)
+            if self.model.transform.kind != "identity":
+                moment = _transformed(self.model, l, moment) * matrix_symbol(f"H_{l + 1}^T")
+            total += factor * moment
+        return total - matrix_symbol(f"b_{k + 1}") * matrix_symbol(f"b_{m + 1}^T")
 
     def total(self, k: int, m: int, same_sample: bool = False) -> sp.Expr:
         """Covariance per unit time of a sample of class k with one of class m, noise and sampling."""
         own = self.noise if same_sample else self.noise_between
-        sigma = matrix_symbol("sigma", k)
-        sigma_T = sp.Symbol(f"sigma_{k + 1}^T", commutative=False)
-        return own * sigma * sigma_T + LEARNING_RATE * self.sampling(k, m)
+        return own * _noise_square(k) + LEARNING_RATE * self.sampling(k, m)
 
     def factor(self, k: int) -> sp.Expr | sp.Matrix:
         """σ_k(t) of a sample, as the model gives it: an expression that multiplies I, or a matrix."""
-        return self.derivation.model.noise_table.expression(k)
+        return self.model.noise_table.expression(k)
+
+
+class ClassDiffusion(Diffusion):
+    """The :class:`Diffusion` of a kernel of classes and time."""
 
     def class_mean(self, k: int) -> sp.Expr:
         """Covariance per unit time of class k's mean with itself: noise averaged over its samples."""
-        n = int(self.derivation.model.counts[k])
+        n = int(self.model.counts[k])
         # (1/n²) Σ_ij: n pairs of a sample with itself, n(n−1) of different ones.
         averaged = (self.noise * n + self.noise_between * n * (n - 1)) / sp.Integer(n) ** 2
-        sigma = matrix_symbol("sigma", k)
-        sigma_T = sp.Symbol(f"sigma_{k + 1}^T", commutative=False)
-        return averaged * sigma * sigma_T + LEARNING_RATE * self.sampling(k, k)
+        return averaged * _noise_square(k) + LEARNING_RATE * self.sampling(k, k)
 
 
-class Derivation:
+def _noise_square(k: int) -> sp.Expr:
+    return matrix_symbol(f"sigma_{k + 1}") * matrix_symbol(f"sigma_{k + 1}^T")
+
+
+def _mean_equation(k: int, right: sp.Expr) -> sp.Eq:
+    return sp.Eq(matrix_symbol(f"dXbar_{k + 1}/dt"), right, evaluate=False)
+
+
+class _Reported:
+    """Text and LaTeX of a derivation."""
+
+    def _sections(self) -> list[Any]:
+        raise NotImplementedError
+
+    def latex(self, document: bool = False) -> str:
+        """The derivation in LaTeX.
+
+        Parameters
+        ----------
+        document : bool, default False
+            A complete article that compiles; otherwise the body, which needs ``amsmath``.
+        """
+        return latex_report(self._sections(), document)
+
+    def text(self, *, unicode: bool = True) -> str:
+        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
+        return text_report(self._sections(), unicode)
+
+    def _repr_latex_(self) -> str:
+        return self.latex()
+
+
+class Derivation(_Reported):
     """Drift, diffusion, modes, closed forms and rates of one model, derived symbolically.
 
-    Made by :meth:`lesde.LESDE.derive`. Everything is computed when first asked for, and from the
-    structure of the kernel, so that large models cost little.
+    Made by :func:`lesde.derive`. Everything is computed when first asked for, and from the structure of the kernel, so
+    that large models cost little.
 
     Parameters
     ----------
@@ -122,48 +158,37 @@ class Derivation:
 
     def __init__(self, model: LESDE):
         self.model = model
-        self._propagated: tuple[bytes, list[Transition]] | None = None
 
     @cached_property
     def _coefficients(self) -> Coefficients:
         return derive_coefficients(self.model)
 
     def coefficients(self) -> Coefficients:
-        """The derived coefficients as numerical tables: what the engines run."""
+        """The derived coefficients as numerical tables, which the law and the engines use."""
         return self._coefficients
-
-    def transitions(self, times: np.ndarray) -> list[Transition]:
-        """Propagators between successive times; those of the latest times are kept."""
-        from lesde.laws.transitions import transitions
-
-        key = np.asarray(times, dtype=np.float64).tobytes()
-        if self._propagated is None or self._propagated[0] != key:
-            self._propagated = (key, transitions(self._coefficients, times))
-        return self._propagated[1]
 
     @cached_property
     def drift(self) -> tuple[sp.Expr, ...]:
         """b_k of every class: Σ_l w_l E_kl(t) H_l X̄^l."""
-        table = self._coefficients.drift_table
-        identity = self.model.transform.kind == "identity"
-        K = self.model.n_classes
-        vectors = [matrix_symbol("Xbar", l) for l in range(K)]
-        if not identity:
-            vectors = [matrix_symbol("H", l) * vector for l, vector in enumerate(vectors)]
-        return tuple(sp.Add(*(table[k, l] * vectors[l] for l in range(K))) for k in range(K))
+        table, K = self._coefficients.drift_table, range(self.model.n_classes)
+        vectors = [_transformed(self.model, l, matrix_symbol(f"Xbar_{l + 1}")) for l in K]
+        return tuple(sp.Add(*(table[k, l] * vectors[l] for l in K)) for k in K)
 
     @cached_property
-    def diffusion(self) -> Diffusion:
+    def diffusion(self) -> ClassDiffusion:
         """Covariance of the increments, without and with the sampling noise of SGD."""
-        return Diffusion(self, rule().noise, rule().noise_between)
+        entries = self.model.entries
+
+        def second(k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
+            factor = rule().sampling(_weight(self.model, l), entries[k, l], entries[m, l])
+            return factor, matrix_symbol(f"S_{l + 1}")
+
+        return ClassDiffusion(self.model, second)
 
     @property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
         """The LE-ODE dX̄^k/dt = b_k of every class: the drift is the same for all samples of a class."""
-        return tuple(
-            sp.Eq(sp.Symbol(f"dXbar_{k + 1}/dt", commutative=False), drift, evaluate=False)
-            for k, drift in enumerate(self.drift)
-        )
+        return tuple(_mean_equation(k, drift) for k, drift in enumerate(self.drift))
 
     @property
     def class_matrix(self) -> sp.Matrix:
@@ -173,7 +198,7 @@ class Derivation:
     @cached_property
     def tree(self) -> Tree | None:
         """The symmetry reduction behind the modes; None where classes have different matrices H_l."""
-        table = reduced_table(self.model, self._coefficients)
+        table = reduced_table(self._coefficients)
         return None if table is None else mode_tree(table)
 
     @cached_property
@@ -183,17 +208,12 @@ class Derivation:
         Those that symmetry gives are always there; what remains coupled is there only where its
         eigenvectors do not change in time (see :attr:`is_closed`).
         """
-        return () if self.tree is None else tuple(list_modes(self.tree, self.model))
+        return () if self.tree is None else tuple(list_modes(self.tree, self.model.transform))
 
     @property
     def is_closed(self) -> bool:
-        """Whether all modes have closed forms, and so, for the I- and L-model, the solution."""
+        """True where all modes have closed forms, and so, for the I- and L-model, the solution."""
         return self.tree is not None and self.tree.is_closed
-
-    @property
-    def _named_tree(self) -> Tree | None:
-        """The tree of an I- or L-model; a matrix H has rates that differ between directions."""
-        return None if self.model.transform.kind == "matrix" else self.tree
 
     @cached_property
     def start(self) -> sp.Expr:
@@ -208,131 +228,49 @@ class Derivation:
     @cached_property
     def solution(self) -> Solution | None:
         """The class means as explicit functions of time; None without a closed form, or with a matrix H."""
-        if self._named_tree is None or not self.is_closed:
+        if self.tree is None or not self.is_closed or self.model.transform.kind == "matrix":
             return None
-        return Solution(self.model, self._named_tree, self.start)
+        return Solution(self._coefficients, self.tree, self.start)
 
     @cached_property
     def separation_rate(self) -> sp.Expr | None:
         """d/dt log of the gap of two class means; see :func:`lesde.derivation.rates.separation_rate`."""
-        return (
-            None
-            if self._named_tree is None
-            else rates.separation_rate(self.model, self._named_tree)
-        )
+        return self._rate(rates.separation_rate)
 
     @cached_property
     def nc1_rate(self) -> sp.Expr | None:
         """d/dt log NC1; see :func:`lesde.derivation.rates.nc1_rate`."""
-        return None if self._named_tree is None else rates.nc1_rate(self.model, self._named_tree)
+        return self._rate(rates.nc1_rate)
 
     @cached_property
     def nc2_rate(self) -> sp.Expr | None:
         """d/dt log of the NC2 error; see :func:`lesde.derivation.rates.nc2_rate`."""
-        return None if self._named_tree is None else rates.nc2_rate(self.model, self._named_tree)
+        return self._rate(rates.nc2_rate)
+
+    def _rate(self, rate: Callable[[Coefficients, Tree], sp.Expr | None]) -> sp.Expr | None:
+        """A rate of an I- or L-model; a matrix H has rates that differ between directions."""
+        if self.tree is None or self.model.transform.kind == "matrix":
+            return None
+        return rate(self._coefficients, self.tree)
 
     @cached_property
     def critical_constant(self) -> sp.Expr | None:
         """c of α − β = c/t at which separation sets in: K/2 in the balanced I- and L-model."""
         return rates.critical_constant(self.model)
 
-    def latex(self, document: bool = False) -> str:
-        """The derivation in LaTeX.
-
-        Parameters
-        ----------
-        document : bool, default False
-            A complete article that compiles; otherwise the body, which needs ``amsmath``.
-        """
-        from lesde.derivation.report import latex_report, sections
-
-        return latex_report(sections(self), document)
-
-    def text(self, *, unicode: bool = True) -> str:
-        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
-        from lesde.derivation.report import sections, text_report
-
-        return text_report(sections(self), unicode)
+    def _sections(self) -> list[Any]:
+        return sections(self)
 
     def __repr__(self) -> str:
         closed = "closed form" if self.is_closed else "no closed form"
         return f"Derivation of {self.model!r}: {len(self.modes)} modes, {closed}"
 
-    def _repr_latex_(self) -> str:
-        return self.latex()
 
-
-# --------------------------------------------------------------------------------------------------
-
-WHY_OPEN = (
-    "The strength depends on the features, so the drift is not linear in them: there are no modes, no "
-    "closed form and no rates that hold for all initial states."
-)
-
-
-def average_symbol(k: int, l: int) -> sp.Symbol:
-    """⟨κ_iJ X_J⟩ over the samples J of class l, for a sample i of class k: a vector."""
-    return sp.Symbol(f"kappaX_{k + 1}_{l + 1}", commutative=False)
-
-
-def product_symbol(k: int, m: int, l: int) -> sp.Symbol:
-    """⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l, for samples i of class k and j of class m: a matrix."""
-    return sp.Symbol(f"kappakappaXX_{k + 1}_{m + 1}_{l + 1}", commutative=False)
-
-
-def at_means(name: str, k: int, l: int) -> sp.Symbol:
-    """r2, g or c of the means of classes k and l."""
-    assumptions: dict[str, bool] = {"nonnegative": True} if name == "r2" else {"real": True}
-    return sp.Symbol(f"{name}_{k + 1}_{l + 1}", **assumptions)
-
-
-@dataclass(frozen=True)
-class FeatureDiffusion:
-    """Covariance per unit time of the increments of samples i (class k) and j (class m).
-
-    It is δ_ij σ_kσ_kᵀ + h C_ij with C_ij = (1/N) Σ_J κ_iJ κ_jJ H_J X_J X_Jᵀ H_Jᵀ − b_i b_jᵀ, which depends
-    on the two samples and not only on their classes.
-
-    Attributes
-    ----------
-    derivation : FeatureDerivation
-    noise, noise_between : sympy.Expr
-        Factor of σ_kσ_kᵀ for a sample with itself, and for two different samples.
-    """
-
-    derivation: FeatureDerivation
-    noise: sp.Expr
-    noise_between: sp.Expr
-
-    def sampling(self, k: int, m: int) -> sp.Expr:
-        """C_ij of samples of classes k and m, in averages over every class l."""
-        model = self.derivation.model
-        total = sp.Integer(0)
-        for l, weight in enumerate(self.derivation.class_weights):
-            average = product_symbol(k, m, l)
-            if model.transform.kind != "identity":
-                H_T = sp.Symbol(f"H_{l + 1}^T", commutative=False)
-                average = matrix_symbol("H", l) * average * H_T
-            total += rule().sampling(weight, 1, 1) * average
-        return total - matrix_symbol("b", k) * sp.Symbol(f"b_{m + 1}^T", commutative=False)
-
-    def total(self, k: int, m: int, same_sample: bool = False) -> sp.Expr:
-        """Covariance per unit time of a sample of class k with one of class m, noise and sampling."""
-        own = self.noise if same_sample else self.noise_between
-        sigma = matrix_symbol("sigma", k)
-        sigma_T = sp.Symbol(f"sigma_{k + 1}^T", commutative=False)
-        return own * sigma * sigma_T + LEARNING_RATE * self.sampling(k, m)
-
-    def factor(self, k: int) -> sp.Expr | sp.Matrix:
-        """σ_k(t) of a sample, as the model gives it: an expression that multiplies I, or a matrix."""
-        return self.derivation.model.noise_table.expression(k)
-
-
-class FeatureDerivation:
+class FeatureDerivation(_Reported):
     """Drift and diffusion of a model with a :class:`lesde.FeatureKernel`, derived symbolically.
 
-    Made by :meth:`lesde.LESDE.derive`. It has the names of :class:`lesde.derivation.Derivation`; those
-    that need a linear drift are empty or None, for the reason in :attr:`why_open`.
+    Made by :func:`lesde.derive`. It has the names of :class:`Derivation`; those that need a linear drift are empty or
+    None, for the reason in :attr:`why_open`.
 
     Parameters
     ----------
@@ -340,9 +278,11 @@ class FeatureDerivation:
 
     Notes
     -----
-    Symbols: ``kappaX_k_l`` is ⟨κ_iJ X_J⟩, the average over the samples J of class l for a sample i of class
-    k; ``kappakappaXX_k_m_l`` is ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m;
-    ``H_l``, ``sigma_k``, ``h`` and ``t`` are as in :class:`lesde.derivation.Derivation`.
+    The microscopic rule is that of a class kernel with κ(X_i, X_J) in place of E_kL. As κ varies with the drawn sample, its
+    expectation leaves averages of products where a class kernel leaves means and second moments: ``kappaX_k_l`` is
+    ⟨κ_iJ X_J⟩, the average over the samples J of class l for a sample i of class k; ``kappakappaXX_k_m_l`` is
+    ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m; ``H_l``, ``sigma_k``, ``h`` and ``t`` are as in
+    :class:`Derivation`.
 
     Examples
     --------
@@ -363,48 +303,49 @@ class FeatureDerivation:
     nc1_rate = None
     nc2_rate = None
     critical_constant = None
-    why_open = WHY_OPEN
     start = sp.Integer(0)
+    why_open = (
+        "The strength depends on the features, so the drift is not linear in them: there are no modes, no "
+        "closed form and no rates that hold for all initial states."
+    )
 
     def __init__(self, model: LESDE):
-        assert isinstance(model.kernel, FeatureKernel)
         self.model = model
-        self.strength: PairFormula = model.kernel.formula
+        self.strength: PairFormula = model.kernel.formula  # type: ignore[attr-defined]
 
     @cached_property
     def _coefficients(self) -> FeatureCoefficients:
-        model = self.model
-        kick = PairFormula(rule().kick(self.strength.expression))
-        return FeatureCoefficients(kick, model.transform, model.noise_table, model.counts)
+        return derive_feature_coefficients(self.model)
 
     def coefficients(self) -> FeatureCoefficients:
-        """The strength, transform and noise in the form that the engines run."""
+        """The strength, transform and noise in the form that the engines use."""
         return self._coefficients
-
-    @property
-    def class_weights(self) -> list[sp.Expr]:
-        """w_l of every class."""
-        return [sp.Rational(int(n), self.model.n_samples) for n in self.model.counts]
 
     @cached_property
     def drift(self) -> tuple[sp.Expr, ...]:
         """b_i of a sample i of every class: Σ_l w_l H_l ⟨κ_iJ X_J⟩_l."""
         K = range(self.model.n_classes)
-        return tuple(self._weighted([average_symbol(k, l) for l in K]) for k in K)
+        return tuple(self._summed([matrix_symbol(f"kappaX_{k + 1}_{l + 1}") for l in K]) for k in K)
 
-    def _weighted(self, vectors: list[sp.Expr]) -> sp.Expr:
+    def _summed(self, vectors: list[sp.Expr]) -> sp.Expr:
         """The drift, with a vector of every class in place of the average."""
-        identity = self.model.transform.kind == "identity"
-        total = sp.Integer(0)
-        for l, (weight, vector) in enumerate(zip(self.class_weights, vectors, strict=True)):
-            transformed = vector if identity else matrix_symbol("H", l) * vector
-            total += rule().drift(weight, 1) * transformed
-        return total
+        factors = [rule().drift(_weight(self.model, l), 1) for l in range(len(vectors))]
+        return sp.Add(
+            *(
+                f * _transformed(self.model, l, v)
+                for l, (f, v) in enumerate(zip(factors, vectors, strict=True))
+            )
+        )
 
     @cached_property
-    def diffusion(self) -> FeatureDiffusion:
+    def diffusion(self) -> Diffusion:
         """Covariance of the increments, without and with the sampling noise of SGD."""
-        return FeatureDiffusion(self, rule().noise, rule().noise_between)
+
+        def second(k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
+            average = matrix_symbol(f"kappakappaXX_{k + 1}_{m + 1}_{l + 1}")
+            return rule().sampling(_weight(self.model, l), 1, 1), average
+
+        return Diffusion(self.model, second)
 
     @cached_property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
@@ -413,18 +354,20 @@ class FeatureDerivation:
         Exact for σ = 0 and samples that start at their class means; with noise the class means do not
         obey an equation of their own. ``r2_k_l``, ``g_k_l``, ``c_k_l`` are those of two class means.
         """
-        equations = []
         K = range(self.model.n_classes)
-        for k in K:
-            vectors = [self.mean_strength(k, l) * matrix_symbol("Xbar", l) for l in K]
-            right = self._weighted(vectors)
-            left = sp.Symbol(f"dXbar_{k + 1}/dt", commutative=False)
-            equations.append(sp.Eq(left, right, evaluate=False))
-        return tuple(equations)
+        means = [matrix_symbol(f"Xbar_{l + 1}") for l in K]
+        return tuple(
+            _mean_equation(k, self._summed([self.mean_strength(k, l) * means[l] for l in K]))
+            for k in K
+        )
 
     def mean_strength(self, k: int, l: int) -> sp.Expr:
         """κ(X̄^k, X̄^l): in r2, g and c of the two means; r2 of a mean with itself is 0."""
-        swaps = {s: at_means(name, *sorted((k, l))) for name, s in FEATURE_VARIABLES.items()}
+        first, second = sorted((k, l))
+        swaps: dict[sp.Symbol, sp.Expr] = {}
+        for name, symbol in FEATURE_VARIABLES.items():
+            assumptions: dict[str, bool] = {"nonnegative": True} if name == "r2" else {"real": True}
+            swaps[symbol] = sp.Symbol(f"{name}_{first + 1}_{second + 1}", **assumptions)
         if k == l:
             swaps[FEATURE_VARIABLES["r2"]] = sp.Integer(0)
         return self.strength.at(k == l).subs(swaps)
@@ -460,8 +403,7 @@ class FeatureDerivation:
     @property
     def class_model(self) -> LESDE | None:
         """The equal model with a class kernel, where the formula has only s and t; else None."""
-        assert isinstance(self.model.kernel, FeatureKernel)
-        kernel = self.model.kernel.class_kernel
+        kernel = self.model.kernel.class_kernel  # type: ignore[attr-defined]
         return None if kernel is None else self.model.replace(kernel=kernel)
 
     @property
@@ -469,26 +411,8 @@ class FeatureDerivation:
         """Not there: the drift is not linear in the class means."""
         raise no_linear_drift("class_matrix")
 
-    def transitions(self, times: np.ndarray) -> NoReturn:
-        """Not there: the drift is not linear."""
-        raise no_linear_drift("the propagator of the law")
-
-    def latex(self, document: bool = False) -> str:
-        """The derivation in LaTeX.
-
-        Parameters
-        ----------
-        document : bool, default False
-            A complete article that compiles; otherwise the body, which needs ``amsmath``.
-        """
-        return latex_report(feature_sections(self), document)
-
-    def text(self, *, unicode: bool = True) -> str:
-        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
-        return text_report(feature_sections(self), unicode)
+    def _sections(self) -> list[Any]:
+        return feature_sections(self)
 
     def __repr__(self) -> str:
         return f"Derivation of {self.model!r}: strength {self.strength.expression}, no closed form"
-
-    def _repr_latex_(self) -> str:
-        return self.latex()

@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import sympy as sp
 
-from lesde.derivation.modes import (
-    DUMMY,
-    Solution,
-    Tree,
-    expand_terms,
-    mode_tree,
-    reduced_table,
-    tidy,
-    time_terms,
-)
+from lesde.derivation.coefficients import Coefficients, derive_coefficients
+from lesde.derivation.integrals import DUMMY, expand_terms, time_terms
+from lesde.derivation.modes import Tree, mode_tree, reduced_table, tidy
+from lesde.derivation.solution import Solution
 from lesde.model.formula import TIME, Unfinished, bounded
+from lesde.model.lesde import LESDE
 from lesde.model.transforms import logit_directions
-
-if TYPE_CHECKING:
-    from lesde.model.lesde import LESDE
 
 __all__ = ["critical_constant", "nc1_rate", "nc2_rate", "separation_rate", "within_rate"]
 
@@ -56,10 +48,6 @@ def grand_rate(tree: Tree) -> sp.Expr | None:
     while level.parent is not None:
         level = level.parent
     return level.eigen[0][0] if level.eigen is not None and len(level.eigen[0]) == 1 else None
-
-
-def _logits(model: LESDE) -> bool:
-    return model.transform.kind == "logits"
 
 
 def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
@@ -91,12 +79,12 @@ class LogitRates:
     dominant: sp.Expr
 
 
-def logit_rates(model: LESDE, tree: Tree) -> LogitRates | None:
+def logit_rates(coefficients: Coefficients, tree: Tree) -> LogitRates | None:
     """The competing rates of an L-model; None where classes are not exchangeable."""
     equal, contrasts = grand_rate(tree), between_rates(tree)
     if equal is None or contrasts is None:
         return None
-    contrasts = [] if model.n_classes == 2 else contrasts
+    contrasts = [] if coefficients.transform.n_classes == 2 else contrasts
     candidates = [equal, *contrasts, sp.Integer(0)]
     winners = [a for a in candidates if all(_never_smaller(a, b) for b in candidates)]
     return LogitRates(equal, contrasts, winners[0] if winners else equal)
@@ -126,18 +114,21 @@ class LateMeans:
         return abs(number.imag) < NEAR and not rivals
 
 
-def late_means(model: LESDE, tree: Tree) -> LateMeans | None:
+def late_means(coefficients: Coefficients, tree: Tree) -> LateMeans | None:
     """The late class means of a closed model whose kernel is numbers times one function of time.
 
     None for others: with several functions of time, or one that may be negative, none is known to win.
     """
-    from lesde.derivation import derive
-
-    table = derive(model).coefficients().drift_table
+    table = coefficients.drift_table
     terms = [time_terms(value) for value in table.values if value != 0]
     functions = {function for term in terms for function in term}
     numeric = all(constant.is_number for term in terms for constant in term.values())
-    if model.n_classes < 2 or not tree.is_closed or len(functions) != 1 or not numeric:
+    if (
+        coefficients.transform.n_classes < 2
+        or not tree.is_closed
+        or len(functions) != 1
+        or not numeric
+    ):
         return None
     (function,) = functions
     if not _never_smaller(function, sp.Integer(0)):
@@ -148,21 +139,21 @@ def late_means(model: LESDE, tree: Tree) -> LateMeans | None:
     def multiple(rate: sp.Expr) -> complex:
         return complex(time_terms(rate).get(function, 0)) / scale
 
-    K, p = model.n_classes, model.n_features
+    K, p = coefficients.transform.n_classes, coefficients.n_features
     initial = np.random.default_rng(0).normal(size=(K, p))
     directions = logit_directions(K)
     start: Any = initial
-    if _logits(model):
+    if coefficients.transform.kind == "logits":
         start = (initial * directions).sum(1) / (directions**2).sum(1)
     found: dict[complex, tuple[sp.Expr, np.ndarray]] = {}
-    solution = Solution(model, tree, sp.Integer(0))
+    solution = Solution(coefficients, tree, sp.Integer(0))
     for k in range(K):
         for rate, amplitude in solution.reduced(k, start):
             value = multiple(rate)
             key = next((v for v in found if abs(v - value) < NEAR), value)
             part = found.setdefault(key, (rate, np.zeros((K, *np.shape(start[0])), complex)))[1]
             part[k] += np.asarray(amplitude, complex)
-    if _logits(model):
+    if coefficients.transform.kind == "logits":
         # X_k + Σ_l d_l ∫ w_l E_kl s_l; what a score without growth adds to is linear, and wins over X_k.
         weights = np.array([float(multiple(value).real) for value in table.values])[table.index]
         still = initial.astype(complex)
@@ -184,71 +175,75 @@ def _size(shape: np.ndarray) -> float:
     return float(np.abs(shape - shape.mean(0)).max())
 
 
-def separation_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
+def separation_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
     """d/dt log of the gap between two classes' means, at late times.
 
     I-model: the contrast rate, (α−β)/K when balanced. L-model: the dominant one of
     :class:`LogitRates`. None where pairs of classes differ in it.
     """
-    late = late_means(model, tree)
+    late = late_means(coefficients, tree)
     if late is not None:
         first = {
             next((m for m, A in enumerate(late.shapes) if np.abs(A[k] - A[l]).max() > NEAR), None)
-            for k, l in itertools.combinations(range(model.n_classes), 2)
+            for k, l in itertools.combinations(range(coefficients.transform.n_classes), 2)
         }
         if len(first) != 1 or None in first:
             return None
         m = first.pop()
         assert m is not None
         return tidy(late.rates[m]) if late.wins(late.values[m]) else None
-    if _logits(model):
-        found = logit_rates(model, tree)
+    if coefficients.transform.kind == "logits":
+        found = logit_rates(coefficients, tree)
         return None if found is None else tidy(found.dominant)
     rates = between_rates(tree)
     return tidy(rates[0]) if rates is not None and len(rates) == 1 else None
 
 
-def within_rate(model: LESDE) -> sp.Expr:
+def within_rate(coefficients: Coefficients) -> sp.Expr:
     """d/dt log of the variance of a sample about its class mean, from spread s_0² at time t_0.
 
     σ stands for the noise as an unevaluated function, where it depends on time.
     """
     sigma, spread, start = sp.symbols("sigma s_0 t_0", nonnegative=True)
     grown = sigma**2 * (TIME - start)
-    if not model.noise_table.is_constant:
+    if not coefficients.noise.is_constant:
         squared = sp.Function("sigma", real=True)(DUMMY) ** 2
         grown = sp.Integral(squared, (DUMMY, start, TIME))
     variance = spread**2 + grown
     return sp.diff(sp.log(variance), TIME)
 
 
-def nc1_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
+def nc1_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
     """d/dt log NC1 = growth of the within-class variance − twice the between-class rate.
 
     The pseudo-inverse weighs the smallest between-class direction most, so with several contrast
     rates the slowest counts; with p < K − 1 features, the slowest of the p fastest directions.
     """
-    directions = min(model.n_classes - 1, model.n_features)
-    late = late_means(model, tree)
+    directions = min(coefficients.transform.n_classes - 1, coefficients.n_features)
+    late = late_means(coefficients, tree)
     if late is not None:
         scaled = np.hstack([A / np.abs(A).max() for A in late.shapes])
-        ends = range(model.n_features, scaled.shape[1] + 1, model.n_features)
+        ends = range(coefficients.n_features, scaled.shape[1] + 1, coefficients.n_features)
         ranks = [np.linalg.matrix_rank(scaled[:, :end], tol=NEAR) for end in ends]
         m = int(np.searchsorted(ranks, directions))
-        if m == len(ranks) or abs(late.values[m].imag) > NEAR or (m > 0 and _logits(model)):
+        if (
+            m == len(ranks)
+            or abs(late.values[m].imag) > NEAR
+            or (m > 0 and coefficients.transform.kind == "logits")
+        ):
             return None
-        return within_rate(model) - 2 * tidy(late.rates[m])
-    if _logits(model):
-        rate = separation_rate(model, tree)
-        return None if rate is None else within_rate(model) - 2 * rate
+        return within_rate(coefficients) - 2 * tidy(late.rates[m])
+    if coefficients.transform.kind == "logits":
+        rate = separation_rate(coefficients, tree)
+        return None if rate is None else within_rate(coefficients) - 2 * rate
     rates = between_rates(tree)
-    if not rates or (len(rates) > 1 and directions < model.n_classes - 1):
+    if not rates or (len(rates) > 1 and directions < coefficients.transform.n_classes - 1):
         return None
     slowest = rates[0] if len(rates) == 1 else sp.Min(*rates)
-    return within_rate(model) - 2 * tidy(slowest)
+    return within_rate(coefficients) - 2 * tidy(slowest)
 
 
-def nc2_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
+def nc2_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
     """d/dt log of the distance to a simplex ETF, at late times and from generic initial means.
 
     Two classes: None, two centred means are an ETF always. I-model: 0, the means keep their initial
@@ -262,21 +257,21 @@ def nc2_rate(model: LESDE, tree: Tree) -> sp.Expr | None:
     A factor that is a power of t, from two equal rates, changes no late rate. None where the distance
     oscillates, and where a kernel with more than two levels has several functions of time.
     """
-    if model.n_classes < 3:
+    if coefficients.transform.n_classes < 3:
         return None
-    late = late_means(model, tree)
+    late = late_means(coefficients, tree)
     if late is not None:
         return _approach(late)
-    if not _logits(model):
+    if coefficients.transform.kind != "logits":
         rates = between_rates(tree)
         return sp.Integer(0) if rates is not None and len(rates) == 1 else None
-    found = logit_rates(model, tree)
+    found = logit_rates(coefficients, tree)
     if found is None or len(tree.orbits) > 1:
         return None
     if found.equal in found.contrasts:  # β = 0: every class at its own score, which is no simplex
         return sp.Integer(0)
     shaped = found.dominant == found.equal or (
-        model.n_classes == 3 and found.dominant in found.contrasts
+        coefficients.transform.n_classes == 3 and found.dominant in found.contrasts
     )
     if not shaped:
         return sp.Integer(0)
@@ -329,12 +324,11 @@ def critical_constant(model: LESDE) -> sp.Expr | None:
     c = sp.Symbol("c", positive=True)
     beta = sp.Function("beta", real=True)(TIME)
     varied = model.replace(kernel=model.kernel.with_levels(beta + c / TIME, beta))
-    from lesde.derivation import derive
-
-    table = reduced_table(varied, derive(varied).coefficients())
+    coefficients = derive_coefficients(varied)
+    table = reduced_table(coefficients)
     if table is None:
         return None
-    rate = separation_rate(varied, mode_tree(table))
+    rate = separation_rate(coefficients, mode_tree(table))
     if rate is None:
         return None
     exponent = sp.simplify(TIME * rate)

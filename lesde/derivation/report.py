@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import sympy as sp
 
-from lesde.derivation.modes import abbreviate
+from lesde.derivation.integrals import abbreviate
+from lesde.derivation.rule import matrix_symbol as _symbol
 from lesde.derivation.rule import rule
 from lesde.model.formula import VARIABLES
 from lesde.text import in_ascii
-
-if TYPE_CHECKING:
-    from lesde.derivation.derivation import Derivation, FeatureDerivation
 
 __all__ = [
     "Section",
@@ -43,25 +41,21 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
-def _symbol(name: str) -> sp.Symbol:
-    return sp.Symbol(name, commutative=False)
-
-
-def sections(derivation: Derivation) -> list[Section]:
+def sections(derivation: Any) -> list[Section]:
     """The parts of a derivation, in the order in which they follow from each other."""
     parts = [_rule(derivation), _drift(derivation), _diffusion(derivation), _modes(derivation)]
     parts += [_solution(derivation), _rates(derivation)]
     return parts
 
 
-def _shown_classes(derivation: Derivation | FeatureDerivation) -> Iterable[int]:
+def _shown_classes(derivation: Any) -> Iterable[int]:
     K = derivation.model.n_classes
     if derivation.tree is not None and K > EXPLICIT:
         return [orbit[0] for orbit in derivation.tree.orbits][:EXPLICIT]
     return range(min(K, EXPLICIT))
 
 
-def _rule(derivation: Derivation) -> Section:
+def _rule(derivation: Any) -> Section:
     model = derivation.model
     h, E, zeta = sp.Symbol("h"), _symbol("E_kL"), _symbol("zeta_i")
     H = 1 if model.transform.kind == "identity" else _symbol("H_L")
@@ -76,7 +70,7 @@ def _rule(derivation: Derivation) -> Section:
     return section
 
 
-def end_of_system(derivation: Derivation | FeatureDerivation, section: Section) -> None:
+def end_of_system(derivation: Any, section: Section) -> None:
     """Transform, noise and sizes, which every model has."""
     model = derivation.model
     if model.transform.kind == "logits":
@@ -91,7 +85,7 @@ def end_of_system(derivation: Derivation | FeatureDerivation, section: Section) 
     )
 
 
-def noise_equations(derivation: Derivation | FeatureDerivation, section: Section) -> None:
+def noise_equations(derivation: Any, section: Section) -> None:
     """σ as a function of time, where it is one; a plain number stays with the model."""
     model = derivation.model
     noise = model.noise_table
@@ -108,7 +102,7 @@ def noise_equations(derivation: Derivation | FeatureDerivation, section: Section
         section.notes.append("Every class has its own noise; that of some is shown.")
 
 
-def _drift(derivation: Derivation) -> Section:
+def _drift(derivation: Any) -> Section:
     section = Section("Drift: expectation over the drawn class and sample")
     table = derivation.coefficients().drift_table
     identity = derivation.model.transform.kind == "identity"
@@ -127,7 +121,7 @@ def _drift(derivation: Derivation) -> Section:
     return section
 
 
-def _diffusion(derivation: Derivation) -> Section:
+def _diffusion(derivation: Any) -> Section:
     section = Section("Diffusion: covariance of two samples i (class k) and j (class m)")
     noise = derivation.diffusion.noise * _symbol("sigma_k") * _symbol("sigma_k^T")
     section.equations.append((_symbol("Cov_ii"), noise + sp.Symbol("h") * _symbol("C_kk")))
@@ -153,7 +147,7 @@ def _diffusion(derivation: Derivation) -> Section:
     return section
 
 
-def _modes(derivation: Derivation) -> Section:
+def _modes(derivation: Any) -> Section:
     section = Section("Modes of the mean ODE")
     for i, mode in enumerate(derivation.modes):
         section.equations.append((sp.Symbol(f"lambda_{i + 1}"), mode.rate))
@@ -166,7 +160,7 @@ def _modes(derivation: Derivation) -> Section:
     return section
 
 
-def _solution(derivation: Derivation) -> Section:
+def _solution(derivation: Any) -> Section:
     section = Section("Solution of the mean ODE")
     solution = derivation.solution
     if solution is None:
@@ -195,7 +189,7 @@ def _solution(derivation: Derivation) -> Section:
     return section
 
 
-def _rates(derivation: Derivation) -> Section:
+def _rates(derivation: Any) -> Section:
     section = Section("Rates")
     rows = [
         ("rate_gap", derivation.separation_rate),
@@ -223,7 +217,7 @@ def _rates(derivation: Derivation) -> Section:
     return section
 
 
-def _why_missing(derivation: Derivation, name: str) -> str:
+def _why_missing(derivation: Any, name: str) -> str:
     """Why there is no such rate."""
     model = derivation.model
     if name == "rate_NC2" and model.n_classes < 3:
@@ -244,11 +238,7 @@ def _why_missing(derivation: Derivation, name: str) -> str:
 # What the derivation of a feature kernel says, in order: headings, equations and sentences.
 
 
-def _symbol_of_feature_report(name: str) -> sp.Symbol:
-    return sp.Symbol(name, commutative=False)
-
-
-def feature_sections(derivation: FeatureDerivation) -> list[Section]:
+def feature_sections(derivation: Any) -> list[Section]:
     """The parts of a derivation, in the order in which they follow from each other."""
     return [
         _rule_of_feature_report(derivation),
@@ -259,29 +249,20 @@ def feature_sections(derivation: FeatureDerivation) -> list[Section]:
     ]
 
 
-def _transformed(derivation: FeatureDerivation, word: sp.Expr) -> sp.Expr:
-    return (
-        word
-        if derivation.model.transform.kind == "identity"
-        else _symbol_of_feature_report("H_l") * word
-    )
+def _transformed(derivation: Any, word: sp.Expr) -> sp.Expr:
+    return word if derivation.model.transform.kind == "identity" else _symbol("H_l") * word
 
 
-def _rule_of_feature_report(derivation: FeatureDerivation) -> Section:
+def _rule_of_feature_report(derivation: Any) -> Section:
     model = derivation.model
     h, kappa, zeta = (
         sp.Symbol("h"),
-        _symbol_of_feature_report("kappa_iJ"),
-        _symbol_of_feature_report("zeta_i"),
+        _symbol("kappa_iJ"),
+        _symbol("zeta_i"),
     )
-    H = 1 if model.transform.kind == "identity" else _symbol_of_feature_report("H_L")
-    step = (
-        h * kappa * H * _symbol_of_feature_report("X_J")
-        + sp.sqrt(h) * _symbol_of_feature_report("sigma_k") * zeta
-    )
-    section = Section(
-        "Microscopic rule at learning rate h", [(_symbol_of_feature_report("DeltaX_i"), step)]
-    )
+    H = 1 if model.transform.kind == "identity" else _symbol("H_L")
+    step = h * kappa * H * _symbol("X_J") + sp.sqrt(h) * _symbol("sigma_k") * zeta
+    section = Section("Microscopic rule at learning rate h", [(_symbol("DeltaX_i"), step)])
     strength = derivation.strength
     section.equations.append((kappa, strength.expression))
     meanings = {"r2": "dist2", "g": "inner", "c": "cosine", "s": "indicator"}
@@ -289,80 +270,61 @@ def _rule_of_feature_report(derivation: FeatureDerivation) -> Section:
         if VARIABLES[name] in strength.expression.free_symbols:
             section.equations.append((VARIABLES[name], sp.Symbol(meaning)))
     if VARIABLES["s"] in strength.expression.free_symbols:
-        section.equations.append((_symbol_of_feature_report("kappa_same"), strength.at(True)))
-        section.equations.append((_symbol_of_feature_report("kappa_other"), strength.at(False)))
+        section.equations.append((_symbol("kappa_same"), strength.at(True)))
+        section.equations.append((_symbol("kappa_other"), strength.at(False)))
     end_of_system(derivation, section)
     return section
 
 
-def _drift_of_feature_report(derivation: FeatureDerivation) -> Section:
+def _drift_of_feature_report(derivation: Any) -> Section:
     section = Section("Drift: expectation over the drawn class and sample")
-    weight = rule().drift(_symbol_of_feature_report("w_l"), 1)
-    general = (
-        _symbol_of_feature_report("sum")
-        * weight
-        * _transformed(derivation, _symbol_of_feature_report("avgX"))
-    )
-    section.equations.append((_symbol_of_feature_report("b_i"), general))
+    weight = rule().drift(_symbol("w_l"), 1)
+    general = _symbol("sum") * weight * _transformed(derivation, _symbol("avgX"))
+    section.equations.append((_symbol("b_i"), general))
     if derivation.model.n_classes <= EXPLICIT:
         for k, drift in enumerate(derivation.drift):
-            section.equations.append((_symbol_of_feature_report(f"b_{k + 1}"), drift))
+            section.equations.append((_symbol(f"b_{k + 1}"), drift))
         section.notes.append("The second index is the class that is averaged over.")
     section.equations.append(
         (
-            _symbol_of_feature_report("dX_i"),
-            _symbol_of_feature_report("b_i") * _symbol_of_feature_report("dt")
-            + _symbol_of_feature_report("sigma_k") * _symbol_of_feature_report("dW_i"),
+            _symbol("dX_i"),
+            _symbol("b_i") * _symbol("dt") + _symbol("sigma_k") * _symbol("dW_i"),
         )
     )
     section.notes.insert(0, "Angle brackets are averages over the samples of a class.")
     return section
 
 
-def _diffusion_of_feature_report(derivation: FeatureDerivation) -> Section:
+def _diffusion_of_feature_report(derivation: Any) -> Section:
     section = Section("Diffusion: covariance of two samples i (class k) and j (class m)")
     diffusion, h = derivation.diffusion, sp.Symbol("h")
-    noise = (
-        diffusion.noise
-        * _symbol_of_feature_report("sigma_k")
-        * _symbol_of_feature_report("sigma_k^T")
-    )
-    section.equations.append(
-        (_symbol_of_feature_report("Cov_ii"), noise + h * _symbol_of_feature_report("C_ii"))
-    )
-    between = diffusion.noise_between * _symbol_of_feature_report("sigma_k")
-    section.equations.append(
-        (_symbol_of_feature_report("Cov_ij"), between + h * _symbol_of_feature_report("C_ij"))
-    )
-    average = _transformed(derivation, _symbol_of_feature_report("avgXX"))
+    noise = diffusion.noise * _symbol("sigma_k") * _symbol("sigma_k^T")
+    section.equations.append((_symbol("Cov_ii"), noise + h * _symbol("C_ii")))
+    between = diffusion.noise_between * _symbol("sigma_k")
+    section.equations.append((_symbol("Cov_ij"), between + h * _symbol("C_ij")))
+    average = _transformed(derivation, _symbol("avgXX"))
     if derivation.model.transform.kind != "identity":
-        average = average * _symbol_of_feature_report("H_l^T")
-    second = (
-        _symbol_of_feature_report("sum")
-        * rule().sampling(_symbol_of_feature_report("w_l"), 1, 1)
-        * average
-    )
+        average = average * _symbol("H_l^T")
+    second = _symbol("sum") * rule().sampling(_symbol("w_l"), 1, 1) * average
     section.equations.append(
         (
-            _symbol_of_feature_report("C_ij"),
-            second - _symbol_of_feature_report("b_i") * _symbol_of_feature_report("b_j^T"),
+            _symbol("C_ij"),
+            second - _symbol("b_i") * _symbol("b_j^T"),
         )
     )
     section.notes.append("C is the sampling noise of SGD; it vanishes with h.")
     return section
 
 
-def _means(derivation: FeatureDerivation) -> Section:
+def _means(derivation: Any) -> Section:
     section = Section("Small noise: all samples at their class means")
-    mean = _transformed(derivation, _symbol_of_feature_report("Xbar_l"))
-    weight = rule().drift(_symbol_of_feature_report("w_l"), 1)
-    general = (
-        _symbol_of_feature_report("sum") * weight * _symbol_of_feature_report("kappa_kl") * mean
-    )
-    section.equations.append((_symbol_of_feature_report("dXbar_k/dt"), general))
+    mean = _transformed(derivation, _symbol("Xbar_l"))
+    weight = rule().drift(_symbol("w_l"), 1)
+    general = _symbol("sum") * weight * _symbol("kappa_kl") * mean
+    section.equations.append((_symbol("dXbar_k/dt"), general))
     if derivation.model.n_classes <= EXPLICIT:
         for k, equation in enumerate(derivation.mean_ode):
-            section.equations.append((_symbol_of_feature_report(f"dXbar_{k + 1}/dt"), equation.rhs))
+            section.equations.append((_symbol(f"dXbar_{k + 1}/dt"), equation.rhs))
     section.notes.append(
         "This is exact without noise and for samples that start at their class means; with noise the class "
         "means do not obey an equation of their own."
@@ -370,14 +332,14 @@ def _means(derivation: FeatureDerivation) -> Section:
     return section
 
 
-def _closed(derivation: FeatureDerivation) -> Section:
+def _closed(derivation: Any) -> Section:
     section = Section("Modes, solution and rates")
     section.notes.append(derivation.why_open)
     if derivation.class_model is not None:
         strength = derivation.strength
         section.equations = [
-            (_symbol_of_feature_report("E_kk"), strength.at(True)),
-            (_symbol_of_feature_report("E_kl"), strength.at(False)),
+            (_symbol("E_kk"), strength.at(True)),
+            (_symbol("E_kl"), strength.at(False)),
         ]
         section.notes = [
             "The strength does not depend on the features, so the model equals the one with this class "

@@ -1,555 +1,43 @@
-"""First and second moments of the class means: of SGD, and of the SDEs that approximate it."""
+"""First and second moments of the class means: of SGD, and of the SDEs that approximate it.
+
+The equations of the mean μ and covariance V of the class means, and of W, the expected covariance within classes, close.
+With M the map of the drift, D that of the SDE (M, or M − (h/2)(M² + Ṁ) for the modified equation), N the covariance of the
+class means' own noise and C that of a kick (:mod:`lesde.laws.rule`), the SDE has
+
+    dμ/dt = D μ,    dV/dt = D V + V Dᵀ + N + h E C,    dW_k/dt = (1 − 1/n_k) σ_kσ_kᵀ,
+
+and an iteration of the discrete process x ← x + hU + √h ν adds h (M V + V Mᵀ + N) + h² (E C + M V Mᵀ) to V.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import sympy as sp
 import xarray as xr
 from scipy.integrate import solve_ivp
-from sympy.core.function import AppliedUndef
 
 from lesde.checks import check_choice, check_finite_array, check_real, check_times, shown
 from lesde.derivation import derive
 from lesde.derivation.coefficients import Coefficients
 from lesde.errors import Diverged
-from lesde.model.formula import TIME, EntryTable, Formula
-from lesde.model.lesde import Initial, read_initial
-from lesde.paths import seen_times, with_asked_times
+from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_covariance
+from lesde.laws.slopes import drift_derivative, noise_derivative
+from lesde.model.lesde import LESDE, Initial, read_initial
+from lesde.paths import StepGrid, iteration_counts, seen_times, with_asked_times
 
-if TYPE_CHECKING:
-    from lesde.model.lesde import LESDE
-
-__all__ = [
-    "PROCESSES",
-    "MomentEquations",
-    "Moments",
-    "block_operator",
-    "difference",
-    "drift_derivative",
-    "modified_drift",
-    "modified_noise",
-    "moments",
-    "noise_derivative",
-    "sampling_covariance",
-    "sampling_increment",
-]
-
-
-# --------------------------------------------------------------------------------------------------
-# Derivatives in time of kernels and noise: exact for formulas, finite differences for callables.
-
-NODES = 7
-STEP = 5e-3
-ROUGH = 1e-2
-"""Two estimates may differ by this share of the callable's size, per spacing of the nodes."""
-
-Times = Callable[[np.ndarray], np.ndarray]
-
-
-def drift_derivative(coefficients: Coefficients, start: float, end: float) -> Times:
-    """d/dt of w_l E_kl(t): a function from times (time,) to (time, class, class).
-
-    Parameters
-    ----------
-    coefficients : Coefficients
-    start, end : float
-        The times within which callables may be asked.
-    """
-    table = coefficients.drift_table
-    slopes = [_slope(value, table.functions, start, end) for value in table.values]
-    functions = {name: f for slope in slopes for name, f in slope.functions.items()}
-    names = tuple(f"time derivative of {sp.sstr(value)}" for value in table.values)
-    return EntryTable(tuple(slope.expression for slope in slopes), table.index, functions, names)
-
-
-def noise_derivative(coefficients: Coefficients, start: float, end: float) -> Times:
-    """d/dt of σ_k(t): a function from times (time,) to (time, class, feature, feature).
-
-    Parameters are those of :func:`drift_derivative`.
-    """
-    noise = coefficients.noise
-    K, p = noise.n_classes, noise.n_features
-    if noise.is_constant:
-        return lambda times: np.zeros((len(times), K, p, p))
-    slopes = {f: _slope(f.expression, f.functions, start, end) for f in set(noise.given.ravel())}
-
-    def derivative(times: np.ndarray) -> np.ndarray:
-        values = {
-            formula: slope(times, f"time derivative of the noise {formula.expression}")
-            for formula, slope in slopes.items()
-        }
-        flat = np.stack([values[formula] for formula in noise.given.ravel()], axis=1)
-        given = flat.reshape(len(times), *noise.given.shape)
-        if noise.given.ndim < 2:
-            scale = np.broadcast_to(given.reshape(len(times), -1), (len(times), K))
-            return scale[:, :, None, None] * np.eye(p)
-        return np.broadcast_to(given.reshape(len(times), -1, p, p), (len(times), K, p, p))
-
-    return derivative
-
-
-def _slope(
-    expression: sp.Expr, functions: Mapping[str, Callable[..., Any]], start: float, end: float
-) -> Formula:
-    """The derivative of a formula, with differences for the callables in it."""
-    used = dict(functions)
-    replaced: dict[sp.Expr, sp.Expr] = {}
-    for atom in expression.atoms(AppliedUndef):
-        name = atom.func.__name__
-        if name in functions:
-            used[f"{name}_slope"] = difference(functions[name], name, start, end)
-            replaced[sp.Derivative(atom, TIME)] = sp.Function(f"{name}_slope", real=True)(TIME)
-    return Formula(sp.diff(expression, TIME).xreplace(replaced), used)
-
-
-def difference(
-    function: Callable[..., Any], name: str, start: float, end: float
-) -> Callable[[Any], np.ndarray]:
-    """The derivative of a vectorised callable by differences of sixth order, never outside the times.
-
-    Nodes are 1/200 apart, or 1/100 of the times' length where that is less; near an end they all lie on
-    the inner side. A second estimate from nodes half as far apart must agree: a jump has no derivative.
-
-    Raises
-    ------
-    ValueError
-        When called near a jump, or where the callable changes much within 1/200.
-    """
-    length = end - start
-    spacing = max(min(STEP, length / 100), 1e-7 * max(abs(start), abs(end)))
-    spacing = min(spacing, length / (NODES - 1))
-    unit = _slope_weights(np.arange(NODES))
-
-    def estimate(t: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
-        left = np.clip(t - width * (NODES // 2), start, max(start, end - width * (NODES - 1)))
-        nodes = np.clip(left[..., None] + width * np.arange(NODES), start, end)
-        values = np.broadcast_to(np.asarray(function(nodes), dtype=np.float64), nodes.shape)
-        return (unit((t - left) / width) * values).sum(-1) / width, np.abs(values).max(-1)
-
-    def slope(times: Any) -> np.ndarray:
-        t = np.asarray(times, dtype=np.float64)
-        coarse, size = estimate(t, spacing)
-        fine, _ = estimate(t, spacing / 2)
-        rough = np.abs(coarse - fine) * spacing > ROUGH * size
-        if rough.any():
-            raise ValueError(
-                f"the function {name} has no usable derivative at t = {float(t[rough].flat[0]):g}, "
-                f"which the modified equation needs: it jumps there, or changes much within "
-                f"{spacing:g}. Give a smooth function or a formula, or use process='sampling'."
-            )
-        return fine
-
-    return slope
-
-
-def _slope_weights(nodes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Weights (..., node) of the interpolating polynomial's derivative at points in units of nodes."""
-    # Lagrange polynomials as power series, differentiated; seven nodes leave them well conditioned.
-    centre = nodes.mean()
-    series = np.linalg.inv(np.vander(nodes - centre, increasing=True))  # (power, node)
-    powers = np.arange(1, len(nodes))
-
-    def weights(x: np.ndarray) -> np.ndarray:
-        return ((x[..., None] - centre) ** (powers - 1) * powers) @ series[1:]
-
-    return weights
-
-
-# --------------------------------------------------------------------------------------------------
-# The sampling noise of SGD, and the SDE of second weak order: maps on class means.
-
-Push = Callable[[Any], Any]
-"""A linear map of class means."""
-
-
-def modified_drift(push: Push, slope: Push, means: Any, rate: float) -> Any:
-    """Drift of the modified equation, b − (h/2)(M b + Ṁ x), in the shape of ``means``.
-
-    Parameters
-    ----------
-    push : callable
-        x ↦ M x = Σ_l w_l E_kl(t) H_l X̄^l.
-    slope : callable
-        x ↦ Ṁ x, the same with the time derivative of the class matrix (see
-        :func:`lesde.time_derivative.drift_derivative`).
-    means : array or tensor
-        x, in whatever layout the two maps take.
-    rate : float
-        The learning rate h; 0 gives the drift b of the plain SDE.
-    """
-    drift = push(means)
-    return drift - 0.5 * rate * (push(drift) + slope(means))
-
-
-def modified_noise(push: Push, noise: Any, rate: float) -> Any:
-    """(1 − hM/2) applied to the noise of the class means, in the shape of ``noise``.
-
-    What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k:
-    the deviations of samples from their class mean have no other noise than in the plain SDE. Where σ
-    depends on time, both are to be made with σ − (h/2)σ̇ (see
-    :func:`lesde.time_derivative.noise_derivative`).
-
-    Parameters
-    ----------
-    push : callable
-        x ↦ M x.
-    noise : array or tensor
-        ν_k, the mean over class k of the samples' own noise.
-    rate : float
-        The learning rate h.
-    """
-    return noise - 0.5 * rate * push(noise)
-
-
-def sampling_increment(
-    kick: Push, means: Any, drift: Any, normals: Any, shared: Any, deviations: Any
-) -> Any:
-    """C^{1/2} applied to normals: one number a class and one vector a class.
-
-    Σ_l √w_l [E_kl H_l (X̄^l z_l + d_l) − b_k z_l] has covariance C, for independent z_l ~ N(0, 1) and
-    d_l ~ N(0, W_l). With one normal ξ_j a sample, z_l = n_l^{-1/2} Σ_j ξ_j and d_l = n_l^{-1/2} Σ_j Y_j ξ_j are such,
-    Y_j being the deviations of the samples of class l from its mean. Every sample of class k gets the
-    same increment: √(h dt) times this.
-
-    Parameters
-    ----------
-    kick : callable
-        x ↦ Σ_l √w_l E_kl(t) H_l x^l.
-    means, drift : array or tensor
-        X̄ and b = M X̄, in the layout of ``kick``.
-    normals, shared : array or tensor
-        z_l and Σ_l √w_l z_l, of shapes that broadcast against ``means``.
-    deviations : array or tensor
-        d, in the layout of ``kick``.
-    """
-    return kick(means * normals + deviations) - drift * shared
-
-
-def block_operator(matrix: np.ndarray, transforms: np.ndarray) -> np.ndarray:
-    """The matrix with blocks G_kl H_l, shape (K·p, K·p), of G (K, K) and H (K, p, p)."""
-    K, p, _ = transforms.shape
-    return np.einsum("kl,lij->kilj", matrix, transforms).reshape(K * p, K * p)
-
-
-def sampling_covariance(
-    kicks: np.ndarray,
-    weights: np.ndarray,
-    transforms: np.ndarray,
-    mean: np.ndarray,
-    second: np.ndarray,
-) -> np.ndarray:
-    """Covariance C of one kick for class means known to be ``mean``, plus Σ w_l E E ⊗ H_l T_l H_lᵀ.
-
-    With T = W this is C itself. Where the class means are random, with mean ``mean`` and a covariance V,
-    E C is this with T_l = V_ll + W_l, less M V Mᵀ. Products of the means are taken of their differences
-    from b, so that nothing cancels.
-
-    Parameters
-    ----------
-    kicks : ndarray (class, class)
-        E_kl(t).
-    weights : ndarray (class,)
-        w_l.
-    transforms : ndarray (class, feature, feature)
-        H_l.
-    mean : ndarray (class, feature)
-    second : ndarray (class, feature, feature)
-        T_l.
-
-    Returns
-    -------
-    ndarray (K·p, K·p)
-    """
-    K, p = mean.shape
-    pushed = np.einsum("lij,lj->li", transforms, mean)
-    each = kicks[:, :, None] * pushed  # E_kl H_l X̄^l: (moved class, drawn class, feature)
-    centred = each - (weights[:, None] * each).sum(1, keepdims=True)
-    centred = (centred * np.sqrt(weights)[:, None]).transpose(0, 2, 1).reshape(K * p, K)
-    spread = transforms @ second @ transforms.swapaxes(1, 2)
-    pairs = kicks[:, None, :] * kicks[None, :, :] * weights  # (k, m, l)
-    blocks = (pairs.reshape(K * K, K) @ spread.reshape(K, p * p)).reshape(K, K, p, p)
-    return centred @ centred.T + blocks.transpose(0, 2, 1, 3).reshape(K * p, K * p)
-
-
-# --------------------------------------------------------------------------------------------------
-# Equations of the first two moments of the class means: the discrete process and three SDEs.
+__all__ = ["PROCESSES", "moments"]
 
 RELATIVE = 1e-12
-"""Tolerance of the solver a step; the result is right to about ten times this, relatively."""
+"""Tolerance of the solver in each step; the result is right to about ten times this, relatively."""
 ABSOLUTE = 1e-14
 CHUNK = 1024
 OVERFLOW = 1e150
 """A solver that gives up with numbers beyond this met an overflow."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """First and second moments at one time.
-
-    Attributes
-    ----------
-    mean : ndarray (K·p,)
-    covariance : ndarray (K·p, K·p)
-        Of the class means.
-    within : ndarray (K, p, p)
-        Expected empirical covariance within classes, divisor n_k.
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    within: np.ndarray
-
-    def packed(self) -> np.ndarray:
-        """All numbers in one vector."""
-        return np.concatenate([self.mean, self.covariance.ravel(), self.within.ravel()])
-
-    def unpacked(self, vector: np.ndarray) -> Moments:
-        """Moments of the shapes of these from such a vector."""
-        n = len(self.mean)
-        covariance = vector[n : n + n * n].reshape(n, n)
-        return Moments(vector[:n], covariance, vector[n + n * n :].reshape(self.within.shape))
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What the equations hold at one time.
-
-    Attributes
-    ----------
-    kicks : ndarray (K, K)
-        E_kl.
-    drift : ndarray (K·p, K·p)
-        M.
-    noise : ndarray (K·p, K·p)
-        Covariance of the class means' own noise, a unit of time.
-    growth : ndarray (K, p, p)
-        dW/dt.
-    effective : ndarray (K·p, K·p)
-        The drift of the SDE: M, or that of the modified equation.
-    """
-
-    kicks: np.ndarray
-    drift: np.ndarray
-    noise: np.ndarray
-    growth: np.ndarray
-    effective: np.ndarray
-
-
-class MomentEquations:
-    """The equations of one process at one learning rate.
-
-    Parameters
-    ----------
-    coefficients : Coefficients
-        Of a kernel that depends on classes and time only.
-    process : {"sgd", "plain", "sampling", "modified"}
-    rate : float
-        The learning rate h; 0 for "plain".
-    start, end : float
-        The times within which callables may be asked for their derivative.
-    """
-
-    def __init__(
-        self, coefficients: Coefficients, process: str, rate: float, start: float, end: float
-    ):
-        self.coefficients, self.process, self.h = coefficients, process, rate
-        self.counts = coefficients.counts
-        self.weights = self.counts / self.counts.sum()
-        self.H = coefficients.transform.array()
-        self.K, self.p = len(self.counts), self.H.shape[-1]
-        modified = process == "modified"
-        self.slope = drift_derivative(coefficients, start, end) if modified else None
-        self.noise_slope = noise_derivative(coefficients, start, end) if modified else None
-        self.constant = coefficients.drift_table.is_constant and coefficients.noise.is_constant
-        self._known: Rates | None = None
-
-    def rates(self, times: np.ndarray) -> Callable[[int], Rates]:
-        """What the equations hold at the times, by their position; tables are made at once."""
-        if self.constant and self._known is not None:
-            known = self._known
-            return lambda i: known
-        at = times[:1] if self.constant else times
-        kicks = self.coefficients.kicks(at)
-        matrices = self.coefficients.weights(at)
-        factors = self.coefficients.noise.factor(at)
-        slopes = None
-        if self.slope is not None and self.noise_slope is not None:
-            slopes = self.slope(at)
-            factors = factors - 0.5 * self.h * self.noise_slope(at)
-
-        def rates(i: int) -> Rates:
-            slope = None if slopes is None else slopes[i]
-            return self._rates(kicks[i], matrices[i], factors[i], slope)
-
-        if self.constant:
-            known = self._known = rates(0)
-            return lambda i: known
-        return rates
-
-    def _rates(
-        self, kicks: np.ndarray, matrix: np.ndarray, factor: np.ndarray, slope: np.ndarray | None
-    ) -> Rates:
-        K, p = self.K, self.p
-        M = block_operator(matrix, self.H)
-        covariance = factor @ factor.swapaxes(1, 2)
-        growth = (1 - 1 / self.counts)[:, None, None] * covariance
-        own = np.zeros((K, p, K, p))
-        classes = np.arange(K)
-        if slope is None:
-            own[classes, :, classes] = covariance / self.counts[:, None, None]
-            return Rates(kicks, M, own.reshape(K * p, K * p), growth, M)
-        # The maps on class means, applied to all unit vectors at once: columns become rows.
-        transform, derivative = self.coefficients.transform, slope
-
-        def push(means: np.ndarray) -> np.ndarray:
-            return matrix @ transform(means)
-
-        def turn(means: np.ndarray) -> np.ndarray:
-            return derivative @ transform(means)
-
-        units = np.eye(K * p).reshape(K * p, K, p)
-        drift = modified_drift(push, turn, units, self.h).reshape(K * p, K * p).T
-        own[classes, :, classes] = factor / np.sqrt(self.counts)[:, None, None]
-        columns = own.reshape(K * p, K * p).T.reshape(K * p, K, p)
-        root = modified_noise(push, columns, self.h).reshape(K * p, K * p)
-        return Rates(kicks, M, root.T @ root, growth, drift)
-
-    def _kick_covariance(self, rates: Rates, state: Moments) -> np.ndarray:
-        """E UUᵀ − b bᵀ for the kick U, with b = M μ: E C + M V Mᵀ."""
-        K, p = self.K, self.p
-        blocks = np.einsum("kikj->kij", state.covariance.reshape(K, p, K, p))
-        mean = state.mean.reshape(K, p)
-        return sampling_covariance(rates.kicks, self.weights, self.H, mean, blocks + state.within)
-
-    def derivative(self, rates: Rates, state: Moments) -> Moments:
-        """d/dt of the moments of the SDE."""
-        D, V = rates.effective, state.covariance
-        carried = D @ V
-        change = carried + carried.T + rates.noise
-        if self.h:
-            spread = rates.drift @ V @ rates.drift.T
-            change = change + self.h * (self._kick_covariance(rates, state) - spread)
-        return Moments(D @ state.mean, change, rates.growth)
-
-    def euler(self, rates: Rates, state: Moments, dt: float) -> Moments:
-        """The moments after one Euler-Maruyama step of the SDE."""
-        D, V = rates.effective, state.covariance
-        change = self.derivative(rates, state)
-        mean, within = state.mean + dt * change.mean, state.within + dt * change.within
-        return Moments(mean, V + dt * change.covariance + dt**2 * (D @ V @ D.T), within)
-
-    def iterate(self, rates: Rates, state: Moments) -> Moments:
-        """The moments after one iteration of the discrete process.
-
-        x ← x + hU + √h ν, and cov(x, U) = V Mᵀ.
-        """
-        h, V = self.h, state.covariance
-        carried = rates.drift @ V
-        covariance = V + h * (carried + carried.T + rates.noise)
-        covariance += h**2 * self._kick_covariance(rates, state)
-        mean = state.mean + h * (rates.drift @ state.mean)
-        return Moments(mean, covariance, state.within + h * rates.growth)
-
-    def iterations(self, state: Moments, times: np.ndarray) -> Moments:
-        """The moments after iterations that begin at the times."""
-        for first in range(0, len(times), CHUNK):
-            part = times[first : first + CHUNK]
-            rates = self.rates(part)
-            for i in range(len(part)):
-                state = self.iterate(rates(i), state)
-        return state
-
-    def steps(self, state: Moments, starts: np.ndarray, widths: np.ndarray) -> Moments:
-        """The moments after Euler steps."""
-        for first in range(0, len(starts), CHUNK):
-            part = starts[first : first + CHUNK]
-            rates = self.rates(part)
-            for i in range(len(part)):
-                state = self.euler(rates(i), state, float(widths[first + i]))
-        return state
-
-    def pieces(self, times: np.ndarray) -> np.ndarray:
-        """The times with those between at which the solver starts anew, so that it misses nothing.
-
-        On each piece kernel and noise are resolved by one polynomial.
-        """
-        if len(times) == 1:
-            return times
-        edges = [times]
-        if not self.coefficients.drift_table.is_constant:
-            edges.append(self.coefficients.kernel_panels(times).starts)
-        noise = self.coefficients.noise
-        noise.check_variance(times)
-        if not noise.is_constant:
-            edges.append(noise.panels(times).starts)
-        return np.unique(np.concatenate(edges))
-
-    def solve(self, state: Moments, start: float, end: float) -> Moments:
-        """The moments of the SDE at ``end`` from those at ``start``, two neighbours of :meth:`pieces`.
-
-        Raises
-        ------
-        Diverged
-            Where they overflow.
-        ValueError
-            Where the solver cannot go on, because kernel or noise change too abruptly.
-        """
-        # A kernel may have no value at an end, such as log(t) at 0.
-        part = np.finfo(float).eps * (end - start)
-        inside = (
-            max(np.nextafter(start, end), start + part),
-            min(np.nextafter(end, start), end - part),
-        )
-
-        last, largest = start, 0.0
-
-        def right(t: float, y: np.ndarray) -> np.ndarray:
-            nonlocal last, largest
-            last, largest = t, float(np.abs(y * unit).max())
-            # A kernel may jump at a saved time: the interval knows its own side only.
-            at = np.clip([t], *inside)
-            return self.derivative(self.rates(at)(0), state.unpacked(y * unit)).packed() / unit
-
-        # The solver squares what it estimates: in units of a power of two it does not overflow with that.
-        unit = np.exp2(np.floor(np.log2(self._scale(state, start, end))))
-        if not np.isfinite(unit).all():
-            raise Diverged(end, "the moments", "end `times` earlier or weaken kernel and noise")
-        with np.errstate(over="ignore", invalid="ignore"):
-            solution = solve_ivp(
-                right, (start, end), state.packed() / unit, method="DOP853", t_eval=[end],
-                rtol=RELATIVE, atol=ABSOLUTE,
-            )  # fmt: skip
-        result = solution.y[:, -1] * unit if solution.success else None
-        if result is not None and np.isfinite(result).all():
-            return state.unpacked(result)
-        if not largest < OVERFLOW:  # NaN counts
-            raise Diverged(last, "the moments", "end `times` earlier or weaken the kernel")
-        raise ValueError(
-            f"the moments cannot be integrated from {start:g} to {end:g}: kernel or noise change too "
-            f"abruptly at t = {last:g} ({solution.message}). End `times` earlier, or give a smoother "
-            f"formula."
-        )
-
-    def _scale(self, state: Moments, start: float, end: float) -> np.ndarray:
-        """Sizes of mean, covariance and within, of which the solver may err by a tiny share."""
-        width = end - start
-        change = self.derivative(self.rates(np.array([start + width / 2]))(0), state)
-        parts = []
-        for name in ("mean", "covariance", "within"):
-            value, slope = getattr(state, name), getattr(change, name)
-            size = np.abs(value).max() + width * np.abs(slope).max()
-            parts.append(np.full(value.size, size if size > 0 else 1.0))
-        return np.concatenate(parts)
-
-
-# --------------------------------------------------------------------------------------------------
-
 PROCESSES = ("sgd", "plain", "sampling", "modified")
 LARGEST = 300
 """Largest K·p: the state has (K·p)² numbers, and a step multiplies matrices of that size."""
@@ -629,8 +117,6 @@ def moments(
     >>> m["mean"].isel(time=-1, feature=0, **{"class": 0}).values.round(3).tolist()
     [4.046, 4.482]
     """
-    from lesde.model.lesde import LESDE
-
     if not isinstance(model, LESDE):
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
     saved = check_times("times", times, minimum_length=1)
@@ -649,8 +135,6 @@ def moments(
     asked: np.ndarray = saved
     iterations: list[np.ndarray] = []
     if "sgd" in names:
-        from lesde.processes.sgd import iteration_counts
-
         steps = [rate for rate in rates if rate is not None]
         iterations = [iteration_counts(asked, rate) for rate in steps]
         saved = seen_times(asked, steps, iterations)
@@ -725,6 +209,241 @@ def _check_model(model: LESDE, coefficients: Coefficients) -> None:
         )
 
 
+# --------------------------------------------------------------------------------------------------
+# The equations.
+
+
+class Moments(NamedTuple):
+    """The moments at one time: μ (K, p) and V (K·p, K·p) of the class means, W (K, p, p) within classes."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    within: np.ndarray
+
+    def packed(self) -> np.ndarray:
+        """All numbers in one vector."""
+        return np.concatenate([part.ravel() for part in self])
+
+    def unpacked(self, vector: np.ndarray) -> Moments:
+        """Moments of the shapes of these from such a vector."""
+        parts = np.split(vector, np.cumsum([part.size for part in self])[:-1])
+        return Moments(*(new.reshape(old.shape) for new, old in zip(parts, self, strict=True)))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The coefficients of the equations at one time.
+
+    ``kicks`` is E_kl, ``push`` is x ↦ M x, ``effective`` x ↦ D x, ``noise`` N and ``growth`` dW/dt.
+    """
+
+    kicks: np.ndarray
+    push: Callable[[np.ndarray], np.ndarray]
+    effective: Callable[[np.ndarray], np.ndarray]
+    noise: np.ndarray
+    growth: np.ndarray
+
+
+class MomentEquations:
+    """The equations of one of the :data:`PROCESSES` at a learning rate h, which is 0 for "plain".
+
+    Callables are asked for their derivative between ``start`` and ``end``.
+    """
+
+    def __init__(
+        self, coefficients: Coefficients, process: str, rate: float, start: float, end: float
+    ):
+        self.coefficients, self.h = coefficients, rate
+        self.transforms = Transforms(coefficients.transform)
+        self.counts = coefficients.counts
+        self.shares = self.counts / self.counts.sum()
+        self.K, self.p = len(self.counts), coefficients.n_features
+        self.slopes: tuple[Callable[..., np.ndarray], ...] = ()
+        if process == "modified":
+            derivatives = drift_derivative, noise_derivative
+            self.slopes = tuple(each(coefficients, start, end) for each in derivatives)
+        self.constant = coefficients.drift_table.is_constant and coefficients.noise.is_constant
+        self._known: Rates | None = None
+
+    def rates(self, times: np.ndarray) -> Callable[[int], Rates]:
+        """The coefficients at the times, by their position; tables are made at once."""
+        if self._known is not None:
+            known = self._known
+            return lambda i: known
+        at = times[:1] if self.constant else times
+        tables = [self.coefficients.kicks(at), self.coefficients.weights(at)]
+        factors = self.coefficients.noise.factor(at)
+        if self.slopes:
+            drift_slope, noise_slope = self.slopes
+            tables.append(drift_slope(at))
+            factors = factors - 0.5 * self.h * noise_slope(at)
+        spread = factors @ factors.swapaxes(-1, -2)
+        if not self.slopes and self.coefficients.noise.is_constant:
+            own = self._own_noise(spread[0])
+            noise = lambda i: own  # noqa: E731
+        else:
+            noise = lambda i: self._own_noise(spread[i])  # noqa: E731
+        if self.constant:
+            self._known = self._rates(noise(0), *(column[0] for column in tables))
+            return self.rates(times)
+        return lambda i: self._rates(noise(i), *(column[i] for column in tables))
+
+    def _own_noise(self, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """N of the plain SDE and dW/dt, from σσᵀ (class, feature, feature)."""
+        each, classes = self.counts[:, None, None], np.arange(self.K)
+        noise = np.zeros((self.K, self.p, self.K, self.p))
+        noise[classes, :, classes] = covariance / each
+        return noise.reshape(self.K * self.p, -1), (1 - 1 / each) * covariance
+
+    def _rates(
+        self,
+        own: tuple[np.ndarray, np.ndarray],
+        kicks: np.ndarray,
+        weights: np.ndarray,
+        *slope: np.ndarray,
+    ) -> Rates:
+        noise, growth = own
+
+        def push(means: np.ndarray) -> np.ndarray:
+            return drift(self.transforms, weights, means)
+
+        if not slope:
+            return Rates(kicks, push, push, noise, growth)
+
+        def effective(means: np.ndarray) -> np.ndarray:
+            turned = lambda x: drift(self.transforms, slope[0], x)  # noqa: E731
+            return modified_drift(push, turned, means, self.h)
+
+        half = self._rows(lambda x: modified_noise(push, x, self.h), noise)
+        whole = self._rows(lambda x: modified_noise(push, x, self.h), half.T)
+        return Rates(kicks, push, effective, whole, growth)
+
+    def _rows(self, function: Callable[[np.ndarray], np.ndarray], matrix: np.ndarray) -> np.ndarray:
+        """A map of class means applied to every row of a matrix: A Fᵀ."""
+        return function(matrix.reshape(-1, self.K, self.p)).reshape(matrix.shape)
+
+    def _kick_covariance(self, rates: Rates, state: Moments) -> np.ndarray:
+        """E UUᵀ − b bᵀ for the kick U, with b = M μ: E C + M V Mᵀ."""
+        K, p = self.K, self.p
+        blocks = np.einsum("kikj->kij", state.covariance.reshape(K, p, K, p))
+        return sampling_covariance(
+            self.transforms, rates.kicks, self.shares, state.mean, blocks + state.within
+        )
+
+    def derivative(self, rates: Rates, state: Moments) -> Moments:
+        """d/dt of the moments of the SDE."""
+        V = state.covariance
+        carried = self._rows(rates.effective, V)
+        change = carried + carried.T + rates.noise
+        if self.h:
+            spread = self._rows(rates.push, self._rows(rates.push, V).T)
+            change = change + self.h * (self._kick_covariance(rates, state) - spread)
+        return Moments(rates.effective(state.mean), change, rates.growth)
+
+    def euler(self, rates: Rates, state: Moments, dt: float) -> Moments:
+        """The moments after one Euler-Maruyama step of the SDE."""
+        change = self.derivative(rates, state)
+        second = self._rows(rates.effective, self._rows(rates.effective, state.covariance).T)
+        mean, covariance, within = (a + dt * b for a, b in zip(state, change, strict=True))
+        return Moments(mean, covariance + dt**2 * second, within)
+
+    def iterate(self, rates: Rates, state: Moments, _: float) -> Moments:
+        """The moments after one iteration of the discrete process."""
+        h, V = self.h, state.covariance
+        carried = self._rows(rates.push, V)
+        covariance = V + h * (carried + carried.T + rates.noise)
+        covariance += h**2 * self._kick_covariance(rates, state)
+        mean = state.mean + h * rates.push(state.mean)
+        return Moments(mean, covariance, state.within + h * rates.growth)
+
+    def follow(
+        self,
+        step: Callable[[Rates, Moments, float], Moments],
+        state: Moments,
+        starts: np.ndarray,
+        widths: np.ndarray,
+    ) -> Moments:
+        """The moments after steps (:meth:`iterate` or :meth:`euler`) that begin at the starts."""
+        for first in range(0, len(starts), CHUNK):
+            part = starts[first : first + CHUNK]
+            rates = self.rates(part)
+            for i in range(len(part)):
+                state = step(rates(i), state, float(widths[first + i]))
+        return state
+
+    def pieces(self, times: np.ndarray) -> np.ndarray:
+        """The times with those between at which the solver starts anew, so that it misses nothing.
+
+        On each piece kernel and noise are resolved by one polynomial.
+        """
+        if len(times) == 1:
+            return times
+        edges = [times]
+        if not self.coefficients.drift_table.is_constant:
+            edges.append(self.coefficients.kernel_panels(times).starts)
+        noise = self.coefficients.noise
+        noise.check_variance(times)
+        if not noise.is_constant:
+            edges.append(noise.panels(times).starts)
+        return np.unique(np.concatenate(edges))
+
+    def solve(self, state: Moments, start: float, end: float) -> Moments:
+        """The moments of the SDE at ``end`` from those at ``start``, two neighbours of :meth:`pieces`.
+
+        Raises
+        ------
+        Diverged
+            Where they overflow.
+        ValueError
+            Where the solver cannot go on, because kernel or noise change too abruptly.
+        """
+        # A kernel may have no value at an end, such as log(t) at 0.
+        part = np.finfo(float).eps * (end - start)
+        inside = (
+            max(np.nextafter(start, end), start + part),
+            min(np.nextafter(end, start), end - part),
+        )
+
+        last, largest = start, 0.0
+
+        def right(t: float, y: np.ndarray) -> np.ndarray:
+            nonlocal last, largest
+            last, largest = t, float(np.abs(y * unit).max())
+            # A kernel may jump at a saved time: the interval knows its own side only.
+            at = np.clip([t], *inside)
+            return self.derivative(self.rates(at)(0), state.unpacked(y * unit)).packed() / unit
+
+        # The solver squares what it estimates: in units of a power of two it does not overflow with that.
+        unit = np.exp2(np.floor(np.log2(self._scale(state, start, end))))
+        if not np.isfinite(unit).all():
+            raise Diverged(end, "the moments", "end `times` earlier or weaken kernel and noise")
+        with np.errstate(over="ignore", invalid="ignore"):
+            solution = solve_ivp(
+                right, (start, end), state.packed() / unit, method="DOP853", t_eval=[end],
+                rtol=RELATIVE, atol=ABSOLUTE,
+            )  # fmt: skip
+        result = solution.y[:, -1] * unit if solution.success else None
+        if result is not None and np.isfinite(result).all():
+            return state.unpacked(result)
+        if not largest < OVERFLOW:  # NaN counts
+            raise Diverged(last, "the moments", "end `times` earlier or weaken the kernel")
+        raise ValueError(
+            f"the moments cannot be integrated from {start:g} to {end:g}: kernel or noise change too "
+            f"abruptly at t = {last:g} ({solution.message}). End `times` earlier, or give a smoother "
+            f"formula."
+        )
+
+    def _scale(self, state: Moments, start: float, end: float) -> np.ndarray:
+        """Sizes of mean, covariance and within, of which the solver may err by a tiny share."""
+        width = end - start
+        change = self.derivative(self.rates(np.array([start + width / 2]))(0), state)
+        parts = []
+        for value, slope in zip(state, change, strict=True):
+            size = float(np.abs(value).max() + width * np.abs(slope).max())
+            parts.append(np.full(value.size, size if size > 0 else 1.0))
+        return np.concatenate(parts)
+
+
 def _track(
     coefficients: Coefficients,
     times: np.ndarray,
@@ -741,21 +460,20 @@ def _track(
     pieces = equations.pieces(times) if counts is None and dt is None else times
     track = [state]
     if counts is None and dt is not None:
-        from lesde.processes.integration import StepGrid
-
         grid = StepGrid.regular(times, dt)
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(1, len(times)):
             if counts is not None:
-                at = times[0] + h * np.arange(counts[i - 1], counts[i])
-                state = equations.iterations(state, at)
+                starts = times[0] + h * np.arange(counts[i - 1], counts[i])
+                state = equations.follow(equations.iterate, state, starts, np.full(len(starts), h))
             elif dt is not None:
                 part = slice(grid.saved[i - 1], grid.saved[i])
-                state = equations.steps(state, grid.starts[part], grid.widths[part])
+                steps = grid.starts[part], grid.widths[part]
+                state = equations.follow(equations.euler, state, *steps)
             else:
                 ends = pieces[(pieces >= times[i - 1]) & (pieces <= times[i])].tolist()
-                for left, right in itertools.pairwise(ends):
-                    state = equations.solve(state, left, right)
+                for first, last in itertools.pairwise(ends):
+                    state = equations.solve(state, first, last)
             if not np.isfinite(state.packed()).all():
                 raise Diverged(times[i], "the moments", "end `times` earlier or weaken the kernel")
             track.append(state)
@@ -763,18 +481,15 @@ def _track(
 
 
 def _initial_moments(coefficients: Coefficients, start: Initial) -> Moments:
-    counts = coefficients.counts
-    K, p = len(counts), coefficients.noise.n_features
+    counts, p = coefficients.counts, coefficients.n_features
+    K = len(counts)
     within = np.zeros((K, p, p))
     if start.offsets is not None:
-        first = 0
-        for k, n in enumerate(counts):
-            rows = start.offsets[first : first + n]
-            within[k] = rows.T @ rows / n
-            first += n
+        rows = np.split(start.offsets, np.cumsum(counts)[:-1])
+        within = np.stack([own.T @ own / len(own) for own in rows])
     if start.means is None:
-        return Moments(np.zeros(K * p), np.eye(K * p) / p, within)
-    return Moments(start.means.ravel().copy(), np.zeros((K * p, K * p)), within)
+        return Moments(np.zeros((K, p)), np.eye(K * p) / p, within)
+    return Moments(start.means.copy(), np.zeros((K * p, K * p)), within)
 
 
 def _dataset(

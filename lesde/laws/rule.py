@@ -1,9 +1,10 @@
-"""The microscopic rule in numbers: drift, kicks and sampling noise as torch functions.
+"""The microscopic rule in numbers: drift, kicks and sampling noise, of torch tensors (or NumPy arrays).
 
 Whatever moves class means or samples, the law, the moments, the engines and the fits, takes its equations from
 here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the class matrix
 of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything works on any leading
-batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and under autograd.
+batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and under autograd; :func:`drift` and
+:func:`sampling_covariance` take NumPy arrays as well, which cost less where they are small.
 
 Class means are ``(..., class, feature)``. Engines that hold many replicates side by side keep them behind the
 class, ``(..., class, replicate, feature)``, so that one product serves all: they pass ``class_axis=-3``.
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from lesde.model.transforms import Transform, logit_directions
@@ -56,6 +58,7 @@ class Transforms:
     ):
         self.kind, self.is_shared = transform.kind, transform.is_shared
         self.n_classes, self.n_features = transform.n_classes, transform.n_features
+        self._plain = transform
         self.matrices: torch.Tensor | None = None
         """H_l (class, feature, feature), where a user gave matrices."""
         if self.kind == "matrix":
@@ -63,10 +66,13 @@ class Transforms:
             self.matrices = torch.tensor(transform.array(), dtype=dtype, device=device)
             self._turned = self.matrices.mT.contiguous()
 
-    def __call__(self, x: torch.Tensor, class_axis: int = -2) -> torch.Tensor:
+    def __call__(self, x: Any, class_axis: int = -2) -> Any:
         """H_l x^l for x with a class axis and features last."""
         if self.kind == "identity":
             return x
+        if isinstance(x, np.ndarray):
+            assert class_axis == -2
+            return self._plain(x)
         if self.matrices is not None:
             if class_axis == -2:
                 return (self.matrices @ x.unsqueeze(-1)).squeeze(-1)
@@ -122,9 +128,7 @@ class Transforms:
         return whole.reshape(*matrix.shape[:-2], K * p, K * p)
 
 
-def drift(
-    transforms: Transforms, weights: torch.Tensor, means: torch.Tensor, class_axis: int = -2
-) -> torch.Tensor:
+def drift(transforms: Transforms, weights: Any, means: Any, class_axis: int = -2) -> Any:
     """The drift b_k = Σ_l w_l E_kl H_l X̄^l of every class.
 
     The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with d/dt of
@@ -142,10 +146,13 @@ def drift(
     tensor of the shape of ``means``
         One product for each leading index, whose rounding does not depend on how many there are.
     """
-    pushed = transforms(means, class_axis).flatten(means.dim() + class_axis + 1)
-    batch = torch.broadcast_shapes(weights.shape[:-2], pushed.shape[:-2])
-    moved = weights.expand(*batch, *weights.shape[-2:]) @ pushed.expand(*batch, *pushed.shape[-2:])
-    return moved.reshape(*batch, *means.shape[class_axis:])
+    shape = means.shape
+    pushed = transforms(means, class_axis).reshape(*shape[: len(shape) + class_axis + 1], -1)
+    if isinstance(pushed, torch.Tensor) and weights.dim() < pushed.dim():
+        # A product for each, where torch would fold them into one.
+        weights = weights.expand(*pushed.shape[:-2], -1, -1)
+    moved = weights @ pushed
+    return moved.reshape(*moved.shape[:-1], *shape[class_axis + 1 :])
 
 
 def kick(
@@ -171,12 +178,8 @@ def kick(
 
 
 def sampling_covariance(
-    transforms: Transforms,
-    kicks: torch.Tensor,
-    shares: torch.Tensor,
-    means: torch.Tensor,
-    second: torch.Tensor,
-) -> torch.Tensor:
+    transforms: Transforms, kicks: Any, shares: Any, means: Any, second: Any
+) -> Any:
     """The covariance of one kick, C_km = Σ_l w_l E_kl E_ml H_l S_l H_lᵀ − b_k b_mᵀ, over all classes.
 
     Here S_l = X̄^l X̄^lᵀ + T_l, and products of the means are taken of their differences from b, so that nothing
@@ -199,17 +202,21 @@ def sampling_covariance(
     tensor (..., K·p, K·p), class first
     """
     K, p = means.shape[-2:]
-    each = kicks.unsqueeze(-1) * transforms(means).unsqueeze(
-        -3
-    )  # (moved class, drawn class, feature)
-    centred = (each - (shares[:, None] * each).sum(-2, keepdim=True)) * shares[:, None].sqrt()
-    root = centred.mT.flatten(-3, -2)
-    columns = transforms(second.movedim(-1, -3))  # H_l T_l: (column, class, row)
-    spread = transforms(columns.transpose(-3, -1)).movedim(-3, -2)
-    pairs = kicks.unsqueeze(-2) * kicks.unsqueeze(-3) * shares  # (k, m, l)
-    blocks = pairs.flatten(-3, -2) @ spread.flatten(-2)
-    blocks = blocks.unflatten(-1, (p, p)).unflatten(-3, (K, K)).transpose(-3, -2)
-    return root @ root.mT + blocks.reshape(*blocks.shape[:-4], K * p, K * p)
+    pushed, weighted = transforms(means), kicks * shares
+    apart = kicks[..., None] * pushed[..., None, :, :] - (weighted @ pushed)[..., None, :]
+    columns = apart.swapaxes(-1, -2)  # (moved class, feature, drawn class)
+    columns = columns.reshape(*columns.shape[:-3], K * p, K)
+    spread = second
+    if transforms.kind != "identity":
+        turned = transforms(
+            second.swapaxes(-3, -2)
+        )  # H_l T_l, as T_l is symmetric: (column, class, row)
+        spread = transforms(turned.swapaxes(-3, -1)).swapaxes(-3, -2)
+    pairs = weighted[..., None, :] * kicks[..., None, :, :]  # E_kl w_l E_ml: (k, m, l)
+    blocks = pairs.reshape(*pairs.shape[:-3], K * K, K) @ spread.reshape(*spread.shape[:-2], p * p)
+    blocks = blocks.reshape(*blocks.shape[:-2], K, K, p, p).swapaxes(-3, -2)
+    whole = (columns * shares) @ columns.swapaxes(-1, -2)
+    return whole + blocks.reshape(*blocks.shape[:-4], K * p, K * p)
 
 
 def sampling_noise(

@@ -268,7 +268,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def _read(text: str, names: Mapping[str, sp.Expr], variables: Iterable[str]) -> sp.Expr:
-    """The expression that a text stands for; ValueError says what in it is not understood."""
+    """The expression that a text stands for; ValueError says where the text is not understood."""
     if len(text) > MAX_LENGTH:
         raise ValueError(
             f"a formula may have at most {MAX_LENGTH} characters, this has {len(text)}"
@@ -290,7 +290,7 @@ def _read(text: str, names: Mapping[str, sp.Expr], variables: Iterable[str]) -> 
 
 
 def _values_of(name: str, parameters: Parameters, known: Iterable[str]) -> dict[str, sp.Expr]:
-    """What the named parameters stand for: a number, or a symbol where it is None."""
+    """The number that each named parameter stands for; a symbol where it is None."""
     if parameters is not None and not isinstance(parameters, Mapping):
         raise TypeError(
             f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
@@ -466,11 +466,26 @@ def _torch_function(
     from sympy.printing.pytorch import TorchPrinter
 
     def tensor(value: Any) -> torch.Tensor:
-        return torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64)
+        return value if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
 
     def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, for numbers as well: torch.sqrt takes no 2."""
         return lambda *values: function(*map(tensor, values))
+
+    def power(base: Any, exponent: Any) -> Any:
+        """base**exponent, as products where it can be: torch.pow takes ten times as long."""
+        if torch.is_tensor(exponent) or 2 * exponent != int(2 * exponent) or abs(exponent) > 64:
+            return torch.pow(tensor(base), tensor(exponent))
+        whole, result = int(abs(exponent)), None
+        if whole < abs(exponent):
+            result = tensor(base).sqrt()
+        square = base
+        while whole:
+            if whole % 2:
+                result = square if result is None else result * square
+            whole //= 2
+            square = square * square if whole else square
+        return result if exponent > 0 else 1 / result
 
     def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, whose gradient is 0 where it or an argument is infinite.
@@ -479,8 +494,8 @@ def _torch_function(
         """
 
         def call(*values: Any) -> torch.Tensor:
-            found = function(*map(tensor, values))
-            if not found.requires_grad:
+            found = function(*values)
+            if not torch.is_tensor(found) or not found.requires_grad:
                 return found
             most = torch.finfo(found.dtype).max / 1e3  # leaves room for a second derivative
             large = [each.abs() > most for each in (found, *map(tensor, values))]
@@ -515,6 +530,11 @@ def _torch_function(
         ]
 
         def call(*values: Any) -> torch.Tensor:
+            if not any(torch.is_tensor(value) and value.requires_grad for value in values):
+                result = torch.tensor(torch.nan, dtype=torch.float64)
+                for _, holds, value in reversed(parts):
+                    result = torch.where(holds(*values).bool(), value(*values), result)
+                return result
             left, result = torch.tensor(True), torch.tensor(torch.nan, dtype=torch.float64)
             for condition, holds, value in parts:
                 refuse_gradient(condition, values)
@@ -549,13 +569,15 @@ def _torch_function(
     names: dict[str, Callable[..., Any]] = {
         "sqrt": lifted(torch.sqrt),
         "product": guarded(_product),
+        "pow": guarded(power),
     }
     for operation in TorchPrinter.mapping.values():
         word = operation.removeprefix("torch.")
-        if "." not in word:
-            wrap = guarded if word in ("exp", "cosh", "sinh", "pow") else lifted
+        if "." not in word and word not in names:
             own = {"max": "maximum", "min": "minimum"}.get(word, word)
-            names[word] = wrap(getattr(torch, own))
+            names[word] = lifted(getattr(torch, own))
+            if word in ("exp", "cosh", "sinh"):
+                names[word] = guarded(names[word])
 
     def call(word: str, function: Callable[..., Any], arguments: Iterable[sp.Basic]) -> sp.Basic:
         """A node that prints as a call of the function."""
@@ -583,11 +605,15 @@ def _torch_function(
 
     def function(*values: Any) -> list[torch.Tensor]:
         tensors = [*map(tensor, values)]
-        shape = torch.broadcast_shapes(*(value.shape for value in tensors))
         typical = [value for value in tensors if value.dim()] or tensors  # a lone number has no say
-        dtype = functools.reduce(torch.promote_types, (value.dtype for value in typical))
+        device, shape, dtype = typical[0].device, typical[0].shape, typical[0].dtype
+        for other in typical[1:]:
+            if other.shape != shape:
+                shape = torch.broadcast_shapes(shape, other.shape)
+            dtype = torch.promote_types(dtype, other.dtype)
         found = map(tensor, evaluate(*tensors))
-        return [each.to(typical[0].device, dtype).expand(shape) for each in found]
+        as_wanted = (each.to(device, dtype) for each in found)
+        return [each if each.shape == shape else each.expand(shape) for each in as_wanted]
 
     return function
 
@@ -720,13 +746,13 @@ class PairFormula:
 
     @cached_property
     def uses(self) -> frozenset[str]:
-        """Which of r2, g and c matter, for samples of one class or of different ones."""
+        """Those of r2, g and c that matter, for samples of one class or of different ones."""
         free = self.at(True).free_symbols | self.at(False).free_symbols
         return frozenset(name for name, symbol in FEATURE_VARIABLES.items() if symbol in free)
 
     @property
     def is_class_only(self) -> bool:
-        """Whether it depends on s and t only, and so is a class kernel."""
+        """True if it depends on s and t only, and so is a class kernel."""
         return not self.uses
 
     def unresolved(self) -> list[str]:
@@ -875,7 +901,7 @@ class EntryTable:
 
     @property
     def is_constant(self) -> bool:
-        """Whether no entry depends on time."""
+        """True if no entry depends on time."""
         return all(TIME not in value.free_symbols for value in self.values)
 
 
@@ -917,7 +943,7 @@ def _conditions(expression: sp.Expr) -> frozenset[tuple[str, sp.Expr]]:
 
 @lru_cache(maxsize=4096)
 def _arguments(expression: sp.Expr) -> frozenset[sp.Expr]:
-    """What stands in a function or a power. Where it or its slope is zero there may be a narrow peak or step:
+    """Arguments of functions and powers. Where one or its slope is zero there may be a narrow peak or step:
     at 5.3 in exp(-1e6*(t - 5.3)**2), tanh(1e6*(t - 5.3)) and 1/(1 + 1e6*(t - 5.3)**2)."""
     calls = [
         node

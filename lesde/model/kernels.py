@@ -49,7 +49,7 @@ class Kernel(ABC):
     """A class-to-class elasticity kernel E_kl(t); subclasses give its table."""
 
     depends_on_features = False
-    """Whether E depends on the features themselves, so that classes and time do not determine it."""
+    """True if E depends on the features themselves, so that classes and time do not determine it."""
     free_names: tuple[str, ...] = ()
     """Names without a value that are not in the table."""
 
@@ -378,7 +378,7 @@ class FeatureKernel(Kernel):
     Raises
     ------
     TypeError, ValueError
-        For what is no such formula; names that are not known are told with those that are.
+        For anything but such a formula; for names that are not known, with those that are.
 
     Notes
     -----

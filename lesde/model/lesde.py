@@ -94,7 +94,7 @@ class LESDE:
         # As it was given, for replace(parameters=...): names in formulas are values by now.
         numbers = bare_array("noise", noise).dtype.kind in "biuf"
         self._given_noise = self.noise_table.describe() if numbers else deepcopy(noise)
-        # A kernel that depends on the features has no table: what needs one asks for that first.
+        # A kernel that depends on the features has no table; callers ask for that first.
         self.entries: EntryTable = (
             None if kernel.depends_on_features else kernel.entries(self.n_classes)  # type: ignore[assignment]
         )
@@ -177,7 +177,7 @@ class LESDE:
 
     @property
     def is_balanced(self) -> bool:
-        """Whether all classes have equally many samples."""
+        """True if all classes have equally many samples."""
         return bool((self.counts == self.counts[0]).all())
 
     def transform_array(self) -> np.ndarray:
@@ -255,7 +255,7 @@ class Initial:
 
     @property
     def is_random(self) -> bool:
-        """Whether the means are drawn."""
+        """True if the means are drawn."""
         return self.means is None
 
 

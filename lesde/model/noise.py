@@ -30,7 +30,7 @@ def read_noise(value: Any, n_classes: int, n_features: int, parameters: Paramete
     except TypeError:  # rows of unequal length, or too many levels
         entries = np.array(given, dtype=object)
     if entries.dtype.kind not in "biufc":
-        # From what was given: an array of texts and numbers holds the numbers as texts.
+        # From the original: an array of texts and numbers holds the numbers as texts.
         entries = np.array(given, dtype=object)
         entries = _read_formulas(entries, n_classes, n_features, parameters)
     if entries.dtype != object:
@@ -80,7 +80,7 @@ def _read_formulas(
 
 
 def _is_open(formula: Formula) -> bool:
-    """Whether it is more than a number: it has time, an open name or a callable."""
+    """True if it is more than a number: it has time, an open name or a callable."""
     return TIME in formula.expression.free_symbols or bool(formula.unresolved())
 
 
@@ -103,7 +103,7 @@ def _negative(value: float, k: int) -> ValueError:
 
 
 def _entry_name(index: tuple[int, ...]) -> str:
-    """What an entry is called in error messages: noise, noise[1], noise[0][2]."""
+    """The name of an entry in error messages: noise, noise[1], noise[0][2]."""
     return "noise" + "".join(f"[{i}]" for i in index)
 
 
@@ -122,22 +122,22 @@ class Noise:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether the factors are plain numbers."""
+        """True if the factors are plain numbers."""
         return self.given.dtype != object
 
     @cached_property
     def is_constant(self) -> bool:
-        """Whether no factor is a function of time."""
+        """True if no factor is a function of time."""
         return self.is_numeric or self._table.is_constant
 
     @property
     def is_isotropic(self) -> bool:
-        """Whether every factor is a multiple of the identity matrix."""
+        """True if every factor is a multiple of the identity matrix."""
         return self._indices.ndim == 1
 
     @cached_property
     def is_shared(self) -> bool:
-        """Whether all classes have the same factor."""
+        """True if all classes have the same factor."""
         return len(self._indices) == 1
 
     @cached_property
@@ -211,7 +211,7 @@ class Noise:
         The first where :attr:`is_isotropic`; one class stands for all where :attr:`is_shared`.
         """
         values = self._evaluated(np.asarray(times, dtype=np.float64))
-        with np.errstate(over="ignore", invalid="ignore"):  # what adds it up raises Diverged
+        with np.errstate(over="ignore", invalid="ignore"):  # its sum raises Diverged
             return values**2 if self.is_isotropic else values @ np.swapaxes(values, -1, -2)
 
     def _flat_square(self, times: np.ndarray) -> np.ndarray:
@@ -291,9 +291,9 @@ class Noise:
         return self._table.places(start, end, values)
 
     def _name(self, k: int, _: int = 0) -> str:
-        """What the user calls the noise of a class, for error messages."""
+        """The user's name for the noise of a class, for error messages."""
         index = (k,) if self.given.ndim in (1, 3) else ()
-        formula = f" = {self.given[index].expression}" if self.given.ndim < 2 else ""
+        formula = f" = {self.given.item(*index).expression}" if self.given.ndim < 2 else ""
         return f"{_entry_name(index)}{formula}"
 
     def expression(self, k: int) -> sp.Expr | sp.Matrix:
@@ -311,7 +311,7 @@ class Noise:
             return self.given.tolist()
         plain = np.empty(self.given.shape, dtype=object)
         for index in np.ndindex(self.given.shape):
-            expression = self.given[index].expression
+            expression = self.given.item(*index).expression
             plain[index] = float(expression) if expression.is_number else str(expression)
         return plain.tolist()
 
@@ -320,7 +320,7 @@ class Noise:
 
 
 def finite_variance(added: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """What noise adds to a (co)variance between successive times (interval, …); Diverged at overflow."""
+    """The (co)variance that noise adds between successive times (interval, …), checked: Diverged at overflow."""
     bad = ~np.isfinite(np.cumsum(added, axis=0)).all(tuple(range(1, added.ndim)))
     if bad.any():
         raise _overflow(times[1 + int(np.argmax(bad))])

@@ -192,7 +192,7 @@ def _points(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _measure(function: Function, left: np.ndarray, right: np.ndarray) -> _Measured:
-    """What is known of the functions on the panels, some panels at a time."""
+    """The functions measured on the panels, some panels at a time."""
     middle = left[:1] + (right - left)[:1] / 2  # at the ends there may be no value
     at_once = max(1, MOST_VALUES // (len(_ALL) * function(middle).size))
     parts = [
@@ -237,7 +237,7 @@ def _rounding_floor(function: Function, times: np.ndarray, values: np.ndarray) -
 def _hidden(
     function: Function, found: _Measured, allowed: np.ndarray, total: float, peaks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Which panels hide something between their points, and where; None where none does."""
+    """The panels that hide something between their points, and where; None if none does."""
     order = np.argsort(found.left)
     left, right = found.left[order], found.right[order]
     entries = function((left[:1] + right[:1]) / 2).size

@@ -1,4 +1,4 @@
-"""Feature transforms H: what of a drawn sample's features moves the others.
+"""Feature transforms H: the part of a drawn sample's features that moves the others.
 
 The microscopic rule moves every sample of class k by ``h E_kL H_L X_J`` when sample J of class L is
 drawn. With ``H = I`` (the I-model) features pull along themselves; with ``H_l = d_l d_lᵀ/‖d_l‖²``,
@@ -59,7 +59,7 @@ class Transform:
 
     @property
     def is_shared(self) -> bool:
-        """Whether all classes have the same matrix."""
+        """True if all classes have the same matrix."""
         if self.kind == "matrix":
             assert self.matrices is not None
             return bool((self.matrices == self.matrices[:1]).all())

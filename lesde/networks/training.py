@@ -23,6 +23,7 @@ from lesde.checks import (
     check_seed,
     check_sequence,
     check_times,
+    read_device,
     shown,
 )
 from lesde.errors import Diverged
@@ -40,7 +41,6 @@ from lesde.networks.ensemble import (
     threads,
 )
 from lesde.paths import common_step, seen_times
-from lesde.simulation import read_device
 
 __all__ = [
     "SAMPLING",

@@ -215,7 +215,7 @@ def sampling_noise(
 
     Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE
     are integrated in steps, and by default `lesde.simulate` takes steps as long as the learning rate
-    h: such points lie off their line, for ``sde="sampling"`` on that of SGD, whose first two moments
+    h: such points lie off their line, for ``TorchSDE(noise="sampling")`` on that of SGD, whose first two moments
     an Euler step of length h has. Points whose step, attribute ``dt``, is more than h/2 are open and
     the legend names the scheme and step, unless ``moments`` was made with the same ``dt``. To have
     points on the line simulate with a smaller ``dt``, say a twentieth of the smallest h; the distance

@@ -1,4 +1,4 @@
-"""Engine ``sgd``: the discrete process itself, one sample drawn at every iteration.
+"""SGD: the discrete process itself, one sample drawn at every iteration.
 
 An iteration moves every sample i of every class k by h E_kL(t) H_L X_J + √h σ_k ζ_i. All samples of a
 class get the same kick, so a replicate is its class displacements D (class, feature) and the samples'
@@ -12,36 +12,102 @@ to do one by one is D ← D + h E_·L ⊗ H_L (D_L + own part of X_J).
 
 from __future__ import annotations
 
-import itertools
-import math
+import copy
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from lesde.derivation.coefficients import Coefficients
-from lesde.model.transforms import Transform
-from lesde.processes.plan import Block, Keeper, Plan, Tick, groups, spread
-from lesde.processes.random import BLOCK
+from lesde.derivation import derive
+from lesde.laws.rule import Transforms
+from lesde.model.lesde import LESDE, Initial
+from lesde.paths import iteration_counts, seen_times
+from lesde.processes.process import BLOCK, BlockNoise, Random
+from lesde.processes.samples import DTYPE, draw_start, expected_directions, spread
 
-__all__ = [
-    "CHUNK",
-    "TABLE_BYTES",
-    "Colour",
-    "NoiseClock",
-    "OwnParts",
-    "SGDEngine",
-    "iteration_counts",
-    "multiply_rows",
-]
+__all__ = ["SGDPaths"]
+
+CHUNK = 256
+"""Iterations prepared at once. Changing it changes the stream of random numbers."""
+TABLE_BYTES = 2**25
+"""Of a table over iterations."""
 
 
-# --------------------------------------------------------------------------------------------------
-# The noise factor σ_k applied to standard normals, as cheaply as its structure allows.
+class Tables:
+    """What depends on the iteration, tabulated for some thousands at a time: kicks and ages of noise.
+
+    The age is the variance that noise has added: the number of iterations where noise is constant, else
+    Σ h σ_k² over them, per class unless all share it.
+    """
+
+    def __init__(
+        self, model: LESDE, coefficients: Any, start: float, rate: float, last: int, device: Any
+    ):
+        self.coefficients, self.noise = coefficients, coefficients.noise
+        self.start, self.rate, self.last, self.device = start, rate, last, device
+        K = model.n_classes
+        per_class = not (self.noise.is_constant or self.noise.is_shared)
+        labels = torch.as_tensor(model.labels, device=device)
+        self.columns = labels if per_class else torch.zeros_like(labels)
+        """Column of every sample in the ages."""
+        self.constant = coefficients.kick_table.is_constant
+        self.length = max(CHUNK, TABLE_BYTES // (8 * K**2))
+        self.first = self.end = 0
+        self.age = np.zeros((1, K if per_class else 1))
+        self.kicks = torch.empty(0)
+        # √h σ_k, where noise is constant: one number, one a class, or a matrix a class.
+        self.factors: torch.Tensor | None = None
+        if self.noise.is_constant:
+            zero = np.zeros(1)
+            isotropic = self.noise.is_isotropic
+            factors = (self.noise.scale(zero) if isotropic else self.noise.factor(zero))[0]
+            self.factors = torch.tensor(factors * np.sqrt(rate), device=device)
+
+    def load(self, first: int, end: int) -> None:
+        """Tabulate so that the iterations first..end-1, which follow those before, are there."""
+        if end <= self.end:
+            return
+        self.age = self.age[first - self.first :]
+        self.first, self.end = first, min(first + self.length, self.last)
+        times = self.start + self.rate * np.arange(first, self.end)
+        if not self.noise.is_constant:
+            scale = self.noise.scale(times)[:, : self.age.shape[1]]
+            self.age = np.cumsum(np.concatenate([self.age[:1], self.rate * scale**2]), axis=0)
+        if not self.constant or not len(self.kicks):
+            values = self.rate * self.coefficients.kicks(times[:1] if self.constant else times)
+            # Drawn class first, so that a drawn class picks a row.
+            self.kicks = torch.as_tensor(values.swapaxes(1, 2).copy(), device=self.device)
+
+    def ages(self, first: int, end: int) -> torch.Tensor:
+        """Ages before the iterations first..end, (iteration, column)."""
+        if self.noise.is_constant:
+            return torch.arange(first, end + 1, dtype=DTYPE, device=self.device).unsqueeze(1)
+        part = self.age[first - self.first : end - self.first + 1]
+        return torch.as_tensor(part, device=self.device)
+
+    def columns_of(self, first: int, classes: torch.Tensor) -> torch.Tensor:
+        """h E_·L for the drawn classes (iteration, replicate): (iteration, replicate, class)."""
+        if self.constant:
+            return self.kicks[0][classes]
+        steps = torch.arange(len(classes), device=self.device) + (first - self.first)
+        return self.kicks[steps.unsqueeze(-1), classes]
+
+    def grow(
+        self, normals: torch.Tensor, gaps: torch.Tensor, classes: torch.Tensor
+    ) -> torch.Tensor:
+        """Normals (…, feature) of samples of the classes (…), scaled for differences of ages (…)."""
+        rows = normals * gaps.sqrt().unsqueeze(-1)
+        if self.factors is None:
+            return rows
+        if self.factors.ndim == 1:
+            if self.noise.is_shared:
+                return rows * self.factors[0]
+            return rows * self.factors[classes].unsqueeze(-1)
+        return _by_class(self.factors, rows, classes)
 
 
-def multiply_rows(
-    matrices: torch.Tensor, rows: torch.Tensor, classes: torch.Tensor
-) -> torch.Tensor:
+def _by_class(matrices: torch.Tensor, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """Every row (..., feature) multiplied by the matrix of its class (...), without gathering them."""
     result = torch.empty_like(rows)
     for k, matrix in enumerate(matrices):
@@ -50,148 +116,26 @@ def multiply_rows(
     return result
 
 
-class Colour:
-    """σ_k of every class.
-
-    Attributes
-    ----------
-    uniform : float or None
-        σ where it is one number for all classes.
-    scale : tensor (class,), or None
-        σ_k where they are numbers.
-    factors : tensor (class, feature, feature)
-        σ_k in general.
-    """
-
-    def __init__(self, coefficients: Coefficients, dtype: torch.dtype, device: torch.device):
-        self.counts = coefficients.counts
-        numbers = coefficients.noise_scale()
-        self.uniform: float | None = None
-        self.scale: torch.Tensor | None = None
-        self.factors = torch.empty(0)
-        if numbers is None:
-            factors = coefficients.noise_factor.copy()
-            self.factors = torch.as_tensor(factors, dtype=dtype, device=device)
-        elif (numbers == numbers[0]).all():
-            self.uniform = float(numbers[0])
-        else:
-            self.scale = torch.as_tensor(numbers.copy(), dtype=dtype, device=device)
-            labels = torch.as_tensor(np.repeat(np.arange(len(numbers)), self.counts), device=device)
-            self._columns = self.scale[labels].unsqueeze(-1)
-
-    def samples(self, normals: torch.Tensor) -> torch.Tensor:
-        """σ_k times the normals of all samples (..., sample, feature), sorted by class."""
-        if self.uniform is not None:
-            return normals * self.uniform
-        if self.scale is not None:
-            return normals * self._columns
-        parts = normals.split(self.counts.tolist(), -2)
-        return torch.cat([x @ f.T for x, f in zip(parts, self.factors, strict=True)], -2)
-
-    def rows(self, normals: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """σ_k times normals (..., feature) of samples of the given classes (...)."""
-        if self.uniform is not None:
-            return normals * self.uniform
-        if self.scale is not None:
-            return normals * self.scale[classes].unsqueeze(-1)
-        return multiply_rows(self.factors, normals, classes)
-
-
-# --------------------------------------------------------------------------------------------------
-# The samples' own noise in the discrete process, drawn when a sample is drawn or saved.
-
-CHUNK = 256
-"""Iterations prepared at once. Changing it changes the stream of random numbers."""
-
-TABLE_BYTES = 2**25
-"""Of a table over iterations."""
-
-
-class NoiseClock:
-    """The age of noise, and what noise adds to a sample between two ages.
-
-    Where noise is constant the age is the number of iterations; else Σ h σ_k² over them.
-
-    Parameters
-    ----------
-    plan : Plan
-    rate : float
-        h: iteration m adds √h σ_k(t₀ + m h) ζ.
-    last : int
-        Iterations of the run.
-    """
-
-    def __init__(self, plan: Plan, rate: float, last: int):
-        self.plan, self.rate, self.last = plan, rate, last
-        self.noise = noise = plan.coefficients.noise
-        self.colour: Colour | None = None
-        columns = 1
-        if noise.is_constant:
-            self.colour = Colour(plan.coefficients, torch.float64, plan.device)
-        elif not noise.is_shared:
-            columns = plan.n_classes
-        labels = np.repeat(np.arange(plan.n_classes) % columns, plan.counts)
-        self.columns = torch.as_tensor(labels, device=plan.device)
-        """Column of every sample in :meth:`ages`: classes share one where they share the noise."""
-        self.length = max(CHUNK, TABLE_BYTES // (8 * columns))
-        self.first = 0
-        self.table = np.zeros((1, columns))
-
-    def ages(self, first: int, end: int) -> torch.Tensor:
-        """Ages before iterations first..end, (iteration, column); called in order of the iterations."""
-        if self.noise.is_constant:
-            counts = torch.arange(first, end + 1, dtype=torch.float64, device=self.plan.device)
-            return counts.unsqueeze(1)
-        if end >= self.first + len(self.table):
-            start, self.first = self.table[first - self.first], first
-            count = min(self.length, self.last - first)
-            times = self.plan.times[0] + self.rate * np.arange(first, first + count)
-            scale = self.noise.scale(times)[:, : len(start)]
-            self.table = np.cumsum(np.concatenate([start[None], self.rate * scale**2]), axis=0)
-        values = self.table[first - self.first : end - self.first + 1]
-        return torch.as_tensor(values, device=self.plan.device)
-
-    def rows(
-        self, normals: torch.Tensor, gaps: torch.Tensor, classes: torch.Tensor
-    ) -> torch.Tensor:
-        """Normals (…, feature) of samples of the classes (…), scaled for differences of ages (…)."""
-        if self.colour is None:
-            return normals * gaps.sqrt().unsqueeze(-1)
-        return self.colour.rows(normals * (gaps * self.rate).sqrt().unsqueeze(-1), classes)
-
-    def samples(self, normals: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
-        """The same for all samples (…, sample, feature), sorted by class."""
-        if self.colour is None:
-            return normals * gaps.sqrt().unsqueeze(-1)
-        return self.colour.samples(normals * (gaps * self.rate).sqrt().unsqueeze(-1))
-
-
 class OwnParts:
     """The Brownian parts (with initial deviations) of a block's samples, known at their last visit.
 
-    Attributes
-    ----------
-    value : tensor (replicate, sample, feature), float64
-    visited : tensor (replicate, sample), float64
-        The age of the noise at which ``value`` holds.
+    ``value`` (replicate, sample, feature) holds at the age ``visited`` (replicate, sample) of the noise.
     """
 
     def __init__(
-        self, plan: Plan, cell: int, block: Block, offsets: torch.Tensor | None, clock: NoiseClock
+        self, noise: BlockNoise, model: LESDE, start: torch.Tensor | None, dtype: torch.dtype
     ):
-        counts = plan.counts
-        self.noise, self.clock = plan.noise(cell, block, "deviations"), clock
-        self.N, self.p = int(counts.sum()), plan.n_features
-        device = plan.device
-        self.drawn_dtype = plan.dtype
-        self.value = torch.zeros(BLOCK, self.N, self.p, dtype=torch.float64, device=device)
-        if offsets is not None:
-            self.value += offsets
-        self.visited = torch.zeros(BLOCK, self.N, dtype=torch.float64, device=device)
-        self.classes = torch.as_tensor(np.repeat(np.arange(len(counts)), counts), device=device)
-        self.lanes = torch.arange(BLOCK, device=device).expand(CHUNK, BLOCK)
+        self.noise, self.dtype = noise, dtype
+        self.N, self.p = model.n_samples, model.n_features
+        shape = (BLOCK, self.N, self.p)
+        self.value = torch.zeros(shape, dtype=DTYPE, device=noise.device)
+        if start is not None:
+            self.value += start
+        self.visited = torch.zeros(shape[:2], dtype=DTYPE, device=noise.device)
+        self.classes = torch.as_tensor(model.labels, device=noise.device)
+        self.lanes = torch.arange(BLOCK, device=noise.device).expand(CHUNK, BLOCK)
 
-    def visit(self, ages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def visit(self, tables: Tables, ages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw the samples of some iterations, of which ages (iteration + 1, column) are given.
 
         Returns their classes (iteration, replicate) and their own parts (iteration, replicate,
@@ -199,16 +143,16 @@ class OwnParts:
         """
         M = len(ages) - 1
         J = self.noise.integers(self.N, M, BLOCK)
-        normals = self.noise.normal(M, BLOCK, self.p, dtype=self.drawn_dtype).double()
+        normals = self.noise.normal(M, BLOCK, self.p, dtype=self.dtype).double()
         lanes = self.lanes[:M]
         # Sorted by sample, then iteration, the visits of one sample are neighbours.
         sample, order = J.sort(dim=0, stable=True)
-        age = ages[order, self.clock.columns[sample]]
+        age = ages[order, tables.columns[sample]]
         opens = torch.ones_like(sample, dtype=torch.bool)
         opens[1:] = sample[1:] != sample[:-1]
         previous = self.visited[lanes, sample]
         previous[1:] = torch.where(opens[1:], previous[1:], age[:-1])
-        growth = self.clock.rows(normals, age - previous, self.classes[sample])
+        growth = tables.grow(normals, age - previous, self.classes[sample])
         total = growth.cumsum(0)
         position = torch.arange(M, device=J.device).unsqueeze(-1)
         opened = torch.where(opens, position, 0).cummax(0).values.unsqueeze(-1)
@@ -224,183 +168,136 @@ class OwnParts:
         in_order.scatter_(0, order.unsqueeze(-1).expand_as(own), own)
         return self.classes[J], in_order
 
-    def update(self, iteration: int) -> torch.Tensor:
+    def update(self, tables: Tables, iteration: int) -> None:
         """Bring all samples up to an iteration."""
-        normals = self.noise.normal(BLOCK, self.N, self.p, dtype=self.drawn_dtype)
-        age = self.clock.ages(iteration, iteration)[0, self.clock.columns]
-        self.value += self.clock.samples(normals, age - self.visited)
+        normals = self.noise.normal(BLOCK, self.N, self.p, dtype=self.dtype)
+        age = tables.ages(iteration, iteration)[0, tables.columns]
+        self.value += tables.grow(normals, age - self.visited, self.classes.expand(BLOCK, -1))
         self.visited[:] = age
-        return self.value
 
 
-# --------------------------------------------------------------------------------------------------
-
-MOST_ITERATIONS = 10**9
-MOST_BLOCKS = 64
-
-
-def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
-    """Iterations done at every saved time, (time,) of int: the nearest to (t − t₀)/h.
-
-    Raises
-    ------
-    ValueError
-        When two saved times fall on one iteration, or there are too many iterations to do.
-    """
-    rounded = np.rint((times - times[0]) / rate)
-    if not rounded[-1] <= MOST_ITERATIONS:
-        raise ValueError(
-            f"learning_rate={rate:g} needs {rounded[-1]:.3g} iterations to reach time {times[-1]:g}, "
-            f"more than {MOST_ITERATIONS:.0e}; give a larger learning_rate, or the SDE: "
-            f"engine='exact' where the model allows it, else engine='torchsde' with dt."
-        )
-    counts = rounded.astype(np.int64)
-    same = np.diff(counts) == 0
-    if same.any():
-        i = int(np.argmax(same))
-        raise ValueError(
-            f"learning_rate={rate:g} is coarser than the saved times: times {times[i]:g} and "
-            f"{times[i + 1]:g} fall on the same iteration ({counts[i]}). Give times at least one "
-            f"learning rate apart, or a smaller learning_rate."
-        )
-    return counts
+@dataclass
+class _State:
+    D: torch.Tensor
+    """Class displacements (replicate, class, feature), float64."""
+    parts: list[OwnParts]
+    tables: Tables
+    index: int = 0
 
 
-class RowTransform:
-    """H_l applied to one vector of one class at a time, float64."""
+class SGDPaths:
+    """SGD on a model whose kernel depends on classes and time."""
 
-    def __init__(self, transform: Transform, device: torch.device):
-        self.transform = transform
-        self.matrices: torch.Tensor | None = None
-        if transform.matrices is not None:
-            self.matrices = torch.tensor(transform.matrices, device=device)
+    most_blocks = 64
+    directions: np.ndarray | None = None
 
-    def many(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """H_l x for the rows (row, feature) of one block, whose classes are (row,)."""
-        if self.matrices is not None:
-            return multiply_rows(self.matrices, rows, classes)
-        return self._structured(rows, classes)
+    def __init__(self, model: LESDE, initial: Initial):
+        self.model, self.initial, self.counts = model, initial, model.counts
+        self.n_features = model.n_features
+        self.rate: float | None = None
+        start = "random" if initial.is_random else "given"
+        self.attributes = {"initial": start, "engine": "sgd"}
 
-    def step(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """The same for one row a replicate, whatever the number of blocks, bit for bit."""
-        if self.matrices is None:
-            return self._structured(rows, classes)
-        if self.transform.is_shared:
-            blocks = rows.view(-1, BLOCK, rows.shape[-1])
-            turned = self.matrices[0].T.expand(len(blocks), -1, -1)
-            return torch.bmm(blocks, turned).view_as(rows)
-        return torch.bmm(self.matrices[classes], rows.unsqueeze(-1)).squeeze(-1)
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe()
 
-    def _structured(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        if self.transform.kind == "identity":
-            return rows
-        # A structured transform acts on a full set of classes: give it the row in every one.
-        every = self.transform(rows.unsqueeze(-2).expand(-1, self.transform.n_classes, -1))
-        return every[torch.arange(len(rows), device=rows.device), classes]
+    def at(self, learning_rate: float) -> SGDPaths:
+        made = copy.copy(self)
+        made.rate = learning_rate
+        return made
 
+    def _iterations(self, times: np.ndarray) -> np.ndarray:
+        if self.rate is None:
+            raise ValueError(
+                "learning_rate is the step of engine='sgd'; got None. Give a number or a sequence, or use "
+                "engine='exact' for the limit of small learning rates."
+            )
+        return iteration_counts(times, self.rate)
 
-class Kicks:
-    """h E_kl(t) at the iterations 0..last-1, in tables of bounded size."""
+    def memory(self, times: np.ndarray, statistics: bool, replicates: int) -> tuple[float, float]:
+        K, N, p = self.model.n_classes, self.model.n_samples, self.model.n_features
+        last = int(self._iterations(times)[-1])
+        constant = self.model.entries.is_constant
+        held = 1 if constant else min(last, max(CHUNK, TABLE_BYTES / (8 * K**2)))
+        block = 8.0 * BLOCK * (N * (3 * p + 1) + CHUNK * (K + 2 * p))
+        return 8.0 * K**2 * (12 + 2 * held), block
 
-    def __init__(
-        self, coefficients: Coefficients, start: float, rate: float, last: int, device: torch.device
-    ):
-        self.coefficients, self.start, self.rate, self.last = coefficients, start, rate, last
-        self.device = device
-        self.constant = coefficients.kick_table.is_constant
-        self.length = max(CHUNK, TABLE_BYTES // (8 * len(coefficients.counts) ** 2))
-        self.first = self.end = 0
-        self.table = torch.empty(0)
+    def prepare(self, times: np.ndarray, statistics: bool) -> SGDPaths:
+        made = copy.copy(self)
+        made.iterations = self._iterations(times)
+        made.coefficients = derive(self.model).coefficients()
+        assert self.rate is not None
+        made.times = seen_times(times, [self.rate], [made.iterations])
+        if statistics:
+            made.directions = expected_directions(self.model, self.initial, made.times)
+        return made
 
-    def columns(self, first: int, classes: torch.Tensor) -> torch.Tensor:
-        """h E_·L for the drawn classes (iteration, replicate): (iteration, replicate, class)."""
-        M = len(classes)
-        if first < self.first or first + M > self.end:
-            self.first, self.end = first, min(first + self.length, self.last)
-            count = 1 if self.constant else self.end - self.first
-            times = self.start + self.rate * np.arange(first, first + count)
-            values = self.rate * self.coefficients.kicks(times)
-            # Drawn class first, so that a drawn class picks a row.
-            self.table = torch.as_tensor(values.swapaxes(1, 2).copy(), device=self.device)
-        if self.constant:
-            return self.table[0][classes]
-        steps = torch.arange(first - self.first, first - self.first + M, device=self.device)
-        return self.table[steps.unsqueeze(-1), classes]
+    def start(self, rng: Random, replicates: int) -> _State:
+        means, offsets = draw_start(self.model, self.initial, rng)
+        own = [None] * len(rng.blocks) if offsets is None else offsets.split(BLOCK)
+        noises = rng.stream("deviations").blocks
+        parts = [
+            OwnParts(noise, self.model, part, rng.dtype)
+            for noise, part in zip(noises, own, strict=True)
+        ]
+        last = int(self.iterations[-1])
+        assert self.rate is not None
+        begin = float(self.times[0])
+        tables = Tables(self.model, self.coefficients, begin, self.rate, last, rng.device)
+        self.transforms = Transforms(self.model.transform, DTYPE, rng.device)
+        return _State(means.clone(), parts, tables)
 
+    def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
+        begin, stop = self.iterations[state.index : state.index + 2].tolist()
+        state.index += 1
+        for first in range(begin, stop, CHUNK):
+            self._iterate(state, first, min(first + CHUNK, stop))
+            if not bool(torch.isfinite(state.D).all()):
+                break  # seen by the loop
+        for part in state.parts:
+            part.update(state.tables, stop)
+        return state
 
-class SGDEngine:
-    """Runs the discrete process over groups of blocks.
+    def observe(self, rng: Random, state: _State) -> dict[str, torch.Tensor]:
+        samples = spread(state.D, self.counts)
+        samples = samples.view(len(state.parts), BLOCK, *samples.shape[1:])
+        placed = [a + part.value for a, part in zip(samples, state.parts, strict=True)]
+        return {"features": torch.cat(placed).to(rng.dtype)}
 
-    Parameters
-    ----------
-    plan : Plan
-        With learning rates.
-    keeper : Keeper
-    """
-
-    def __init__(self, plan: Plan, keeper: Keeper):
-        assert plan.rates is not None
-        self.plan, self.keeper = plan, keeper
-        self.rates = [float(rate) for rate in plan.rates]
-        self.iterations = [iteration_counts(plan.times, rate) for rate in self.rates]
-        self.transform = RowTransform(plan.coefficients.transform, plan.device)
-        K, N, p = plan.n_classes, plan.n_samples, plan.n_features
-        self.block_bytes = 8.0 * BLOCK * (N * (3 * p + 1) + CHUNK * (K + 2 * p))
-        self.groups = groups(plan, self.block_bytes, MOST_BLOCKS, "the samples of its replicates")
-
-    def run(self, cell: int, blocks: list[Block], tick: Tick) -> None:
-        """Fill the rows of some blocks."""
-        plan = self.plan
-        saved, rate = self.iterations[cell], self.rates[cell]
-        clock = NoiseClock(plan, rate, int(saved[-1]))
-        displacements, parts = [], []
-        for block in blocks:
-            means, offsets = plan.initial(cell, block)
-            displacements.append(means)
-            parts.append(OwnParts(plan, cell, block, offsets, clock))
-        D = torch.cat(displacements)
-        kicks = Kicks(plan.coefficients, plan.times[0], rate, int(saved[-1]), plan.device)
-        self._store(cell, blocks, D, [part.value for part in parts], 0)
-        for index, (begin, stop) in enumerate(itertools.pairwise(saved.tolist()), start=1):
-            for first in range(begin, stop, CHUNK):
-                self._advance(D, parts, kicks, first, min(first + CHUNK, stop))
-                if not math.isfinite(float(D.sum())) and not bool(torch.isfinite(D).all()):
-                    raise plan.diverged(index)
-            self._store(cell, blocks, D, [part.update(stop) for part in parts], index)
-            for _ in blocks:
-                tick()
-
-    def _advance(
-        self, D: torch.Tensor, parts: list[OwnParts], kicks: Kicks, first: int, end: int
-    ) -> None:
-        """Do iterations first..end-1 on D (replicate, class, feature), in place."""
-        K, p = D.shape[1:]
-        pushes, columns, drawn = [], [], []
-        ages = parts[0].clock.ages(first, end)
-        for part in parts:
-            classes, own = part.visit(ages)
-            pushes.append(self.transform.many(own.view(-1, p), classes.view(-1)).view_as(own))
-            columns.append(kicks.columns(first, classes))
+    def _iterate(self, state: _State, first: int, end: int) -> None:
+        """Do the iterations first..end-1 on D, in place."""
+        D, tables, (K, p) = state.D, state.tables, state.D.shape[1:]
+        tables.load(first, end)
+        ages = tables.ages(first, end)
+        pushes, drawn = [], []
+        for part in state.parts:
+            classes, own = part.visit(tables, ages)
+            push = self._push_many(own.view(-1, p), classes.view(-1))
+            pushes.append(push.view_as(own))
             drawn.append(classes)
-        classes = torch.cat(drawn, 1)
-        push = torch.cat(pushes, 1)
-        column = torch.cat(columns, 1).unsqueeze(-1)
+        classes, push = torch.cat(drawn, 1), torch.cat(pushes, 1)
+        columns = tables.columns_of(first, classes).unsqueeze(-1)
         flat = D.view(-1, p)
-        row = classes + K * torch.arange(len(D), device=D.device)
-        for r, k, x, E in zip(
-            row.unbind(0), classes.unbind(0), push.unbind(0), column.unbind(0), strict=True
+        rows = classes + K * torch.arange(len(D), device=D.device)
+        for row, k, x, E in zip(
+            rows.unbind(0), classes.unbind(0), push.unbind(0), columns.unbind(0), strict=True
         ):
-            moved = self.transform.step(flat.index_select(0, r), k)
+            moved = self._push(flat.index_select(0, row), k)
             D.addcmul_(E, moved.add(x).unsqueeze(1))
 
-    def _store(
-        self,
-        cell: int,
-        blocks: list[Block],
-        D: torch.Tensor,
-        values: list[torch.Tensor],
-        index: int,
-    ) -> None:
-        for block, means, own in zip(blocks, D.split(BLOCK), values, strict=True):
-            samples = (spread(means, self.plan.counts) + own).to(self.plan.dtype)
-            self.keeper.frame(cell, block, index, samples)
+    def _push(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """H_l x for rows of the classes (row,), bit for bit whatever the number of blocks."""
+        transforms = self.transforms
+        if transforms.matrices is not None and transforms.is_shared:
+            # One product a block: the rounding of a longer one depends on its length.
+            turned = transforms.matrices[0].T
+            blocks = rows.view(-1, BLOCK, rows.shape[-1])
+            return torch.bmm(blocks, turned.expand(len(blocks), -1, -1)).view_as(rows)
+        return transforms.rows(rows, classes)
+
+    def _push_many(self, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """The same for so many rows that a matrix for each would not fit."""
+        transforms = self.transforms
+        if transforms.matrices is not None and not transforms.is_shared:
+            return _by_class(transforms.matrices, rows, classes)
+        return self._push(rows, classes)

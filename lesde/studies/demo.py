@@ -191,9 +191,8 @@ def simulate(
             frames.time.values,
             initial=np.repeat(initial, config.copies, axis=0),
             replicates=config.copies * len(initial),
-            engine="torchsde",
-            method="srk",  # of weak order 2, so that these few steps are enough
-            dt=0.1,
+            # Of weak order 2, so that these few steps are enough.
+            engine=lesde.TorchSDE(method="srk", dt=0.1),
             seed=config.seed + 1000 + number,
         )
 

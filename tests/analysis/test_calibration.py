@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 import lesde
 from lesde import LESDE, LabelNoise, TwoLevel
 from lesde.analysis.calibration import inverse
+from lesde.laws.transitions import transitions
 
 AB = {"a": None, "b": None}
 TRUTH = {"a": 2.0, "b": -0.5}
@@ -25,7 +26,7 @@ def draw(
     rng = np.random.default_rng(seed)
     state = np.broadcast_to(start, (replicates, *start.shape))
     rows = [state]
-    for step in lesde.derive(model).transitions(np.asarray(times, float)):
+    for step in transitions(lesde.derive(model).coefficients(), np.asarray(times, float)):
         state = step.mean(state) + step.noise(rng.normal(size=(step.n_normals, *state.shape)))
         rows.append(state)
     return xr.Dataset(

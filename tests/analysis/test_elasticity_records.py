@@ -89,7 +89,7 @@ def test_a_recorded_transform_that_does_not_fit_is_refused():
 @pytest.mark.parametrize("transform", ["identity", "logits"])
 def test_integrated_paths_are_fitted_with_the_steps_of_their_scheme(method, transform, estimator):
     """Without noise the estimate is the truth to rounding; steps of 0.15 do not divide 0.4."""
-    paths = paths_of(model(transform), engine="torchsde", method=method, dt=0.15)
+    paths = paths_of(model(transform), engine=lesde.TorchSDE(method=method, dt=0.15))
     fit = fit_elasticity(paths, estimator=estimator, **QUIET)
     assert fit.attrs["scheme"] == "discrete"
     np.testing.assert_allclose(fit.alpha_raw, 2.0, atol=1e-7)
@@ -115,7 +115,7 @@ def test_steps_of_several_learning_rates_and_of_one_of_them(tmp_path):
     assert lost.attrs["scheme"] == "exponential"
     # exp takes the growth of Euler's scheme with its rate too small by ½·step·rate, to first order.
     assert float(lost.A_minus_B[-1]) == pytest.approx(2.5 * 2 * (1 - 0.2 * 2.5 / 6), rel=0.02)
-    given = paths_of(model(), engine="torchsde", learning_rate=[0.2, 0.1], dt=0.4)
+    given = paths_of(model(), engine=lesde.TorchSDE(dt=0.4), learning_rate=[0.2, 0.1])
     said, fit = messages(
         fit_elasticity, given.isel(learning_rate=0).drop_vars("learning_rate"), **QUIET
     )
@@ -162,7 +162,7 @@ def test_paths_with_sampling_noise_are_fitted_without_bias(sde, dt):
     start = np.random.default_rng(0).normal(size=(K, K))
     paths = simulate(
         model(kernel=TwoLevel(2.0, 0.0), noise=0.1, counts=50), np.linspace(0, 2, 11), start, 4096,
-        learning_rate=0.1, engine="torchsde", sde=sde, dt=dt, keep="statistics", seed=5,
+        learning_rate=0.1, engine=lesde.TorchSDE(dt=dt, noise=sde), keep="statistics", seed=5,
     )  # fmt: skip
     fit = fit_elasticity(paths, **QUIET)
     for name, truth in (("A", 4.0), ("B", 0.0)):
@@ -196,7 +196,7 @@ def test_flow_of_curved_steps_is_that_of_the_loop():
 
 
 def test_a_kernel_of_the_features_is_told():
-    settings = {"replicates": 8, "engine": "torchsde", "dt": 0.2, "dtype": "float64"}
+    settings = {"replicates": 8, "engine": lesde.TorchSDE(dt=0.2), "dtype": "float64"}
     local = model(kernel=FeatureKernel("2*s*exp(-r2/8) - 0.5"), noise=0.1)
     said, fit = messages(fit_elasticity, simulate(local, TIMES, **settings), **QUIET)
     assert "strength depends on the features" in said

@@ -90,19 +90,12 @@ def test_unevaluated_levels_of_classes_with_and_without_partners():
     groups, counts = [0, 1, 1], [4, 3, 3]
     E = grouped(groups, 2, 0.5, -0.3)
     initial = np.random.default_rng(1).normal(size=(3, 3))
-    solution = lesde.derive(
-        lesde.LESDE(
-            lesde.Hierarchical(groups, "2*a", "0.5*a", "-0.3*a", parameters={"a": None}),
-            3,
-            3,
-            counts,
-            transform="logits",
-        )
-    )
-    numbers = lesde.derive(solution.model.substitute(a=1)).solution.evaluate(TIMES, initial)
+    kernel = lesde.Hierarchical(groups, "2*a", "0.5*a", "-0.3*a", parameters={"a": None})
+    model = lesde.LESDE(kernel, 3, 3, counts, transform="logits")
+    numbers = lesde.derive(model.substitute(a=1)).solution.evaluate(TIMES, initial)
     expected = solved(lambda t: E, counts, "logits", initial)
     np.testing.assert_allclose(numbers, expected, atol=1e-10 * np.abs(expected).max())
-    assert "Solution" in solution.text()
+    assert "Solution" in lesde.derive(model).text()
 
 
 def test_complex_rates_that_change_in_time():

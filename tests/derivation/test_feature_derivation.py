@@ -15,7 +15,7 @@ import lesde
 from lesde import LESDE, FeatureKernel, TwoLevel
 from lesde.derivation import rule as microscopic
 from lesde.derivation.derivation import FeatureDerivation
-from lesde.processes.pairs import Interaction
+from lesde.processes.pairs import PairInteraction
 from tests.derivation.systems import logit_matrices, words
 
 K, P, COUNTS, T = 3, 2, [2, 5, 3], 0.7
@@ -71,7 +71,9 @@ def averages(system, i: int, j: int) -> dict[str, np.ndarray]:
 def test_drift_is_the_mean_over_all_draws(system):
     model, _, X, _, kicks = system
     derivation = lesde.derive(model)
-    numbers = Interaction(derivation.coefficients(), torch.float64).drift(torch.tensor(X)[None], T)
+    numbers = PairInteraction(derivation.coefficients(), torch.float64).drift(
+        torch.tensor(X)[None], T
+    )
     for i, k in enumerate(model.labels):
         drift = words(derivation.drift[k], {}, averages(system, i, i))[:, 0]
         np.testing.assert_allclose(drift, kicks[i].mean(0), rtol=1e-12)
@@ -114,7 +116,9 @@ def test_mean_drift_is_that_of_samples_at_their_class_means(system):
     means[1] = 0.0  # a mean at the origin has cosine 0
     samples = torch.tensor(means[model.labels])[None]
     full = (
-        Interaction(lesde.derive(model).coefficients(), torch.float64).drift(samples, T)[0].numpy()
+        PairInteraction(lesde.derive(model).coefficients(), torch.float64)
+        .drift(samples, T)[0]
+        .numpy()
     )
     drift = lesde.derive(model).mean_drift(means, T)
     np.testing.assert_allclose(full, drift[model.labels], rtol=1e-12, atol=1e-14)
@@ -154,7 +158,7 @@ def test_what_needs_a_linear_drift_is_absent_and_says_why():
     coefficients = d.coefficients()
     assert coefficients.depends_on_features
     assert (coefficients.n_features, coefficients.counts.tolist()) == (2, [100] * 3)
-    calls = [lambda: d.class_matrix, lambda: d.transitions(np.arange(2.0))]
+    calls = [lambda: d.class_matrix, lambda: lesde.law(model, [0, 1])]
     calls += [lambda: coefficients.weights(np.zeros(1)), lambda: coefficients.kicks(np.zeros(1))]
     for call in calls:
         with pytest.raises(ValueError, match=r"needs a kernel of classes and time.*engine='sgd'"):

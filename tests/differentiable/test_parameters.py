@@ -9,7 +9,8 @@ import torch
 
 import lesde
 from lesde import LESDE, ClassMatrix, Hierarchical, LabelNoise, TwoLevel
-from lesde.laws.system import read_parameters
+from lesde.laws.values import BoundTable, read_parameters
+from lesde.model.formula import EntryTable, parse_formula
 
 FREE = {"a": None, "b": None}
 A, P = sp.Symbol("a"), sp.Symbol("p")
@@ -123,3 +124,24 @@ def test_tensors_stay_in_their_graph():
     assert values["a"].dtype == torch.float64
     values["a"].backward()
     assert float(a.grad) == 3.0
+
+
+def test_tables_keep_their_index_and_name_bad_values():
+    times = np.array([0.3, 0.7, 1.0, 2.5])
+    formulas = {
+        "alpha": parse_formula("alpha", "a*t", FREE),
+        "beta": parse_formula("beta", "log(b + t)", FREE),
+    }
+    table = EntryTable.from_formulas(formulas, np.array([[0, 1], [1, 0]]))
+    values = {
+        "a": torch.tensor(0.6, dtype=torch.float64),
+        "b": torch.tensor(-1.3, dtype=torch.float64),
+    }
+    found = BoundTable(table, values, "kernel")(times[3:])
+    expected = np.log(1.2)
+    np.testing.assert_allclose(found.numpy(), [[[1.5, expected], [expected, 1.5]]], rtol=1e-14)
+    with pytest.raises(
+        ValueError,
+        match=r"beta = log\(b \+ t\) is not a finite real number at t = 0.3 for b = -1.3",
+    ):
+        BoundTable(table, values, "kernel")(times)

@@ -39,11 +39,11 @@ def scalar(value: float) -> torch.Tensor:
 )
 def test_paths_are_those_without_gradients(transform, noise, method, initial, dtype):
     model = LESDE(KERNEL, 3, 3, COUNTS, transform, noise)
-    settings = {"seed": 3, "dtype": dtype, "method": method, "dt": 0.01}
+    settings = {"seed": 3, "dtype": dtype, "engine": lesde.TorchSDE(method=method, dt=0.01)}
     start = initial if initial is None else torch.tensor(initial, requires_grad=True)
     found = tensor_paths(model, TIMES, start, 40, parameters=VALUES, **settings)
     filled = model.substitute(**VALUES)
-    expected = lesde.simulate(filled, TIMES, initial, 40, engine="torchsde", **settings)
+    expected = lesde.simulate(filled, TIMES, initial, 40, **settings)
     size = np.abs(expected.features.values).max()
     error = np.abs(found.features.detach().numpy() - expected.features.values).max()
     assert error <= 4 * np.finfo(dtype).eps * size
@@ -70,13 +70,11 @@ def test_gradients_are_the_differences_of_the_scheme(transform, method):
     """
     given = MATRIX if transform == "matrix" else transform
     model = LESDE(KERNEL, 3, 3, COUNTS, given, 0.2)
-    settings = {"seed": 1, "dtype": "float64", "method": method, "dt": 0.02}
+    settings = {"seed": 1, "dtype": "float64", "engine": lesde.TorchSDE(method=method, dt=0.02)}
     weights = RNG.normal(size=(3, 3, 17, 3))
 
     def score(values, initial):
-        paths = lesde.simulate(
-            model.substitute(**values), TIMES, initial, 3, engine="torchsde", **settings
-        )
+        paths = lesde.simulate(model.substitute(**values), TIMES, initial, 3, **settings)
         return float((paths.features.values * weights).sum())
 
     def difference(move, step=1e-3):
@@ -104,7 +102,13 @@ def test_every_form_of_the_start_has_gradients(shape):
 
     def features(initial, a):
         return tensor_paths(
-            model, [0, 0.3, 0.5], initial, 2, parameters={"a": a}, dt=0.1, dtype="float64"
+            model,
+            [0, 0.3, 0.5],
+            initial,
+            2,
+            parameters={"a": a},
+            engine=lesde.TorchSDE(dt=0.1),
+            dtype="float64",
         ).features
 
     start = torch.tensor(RNG.normal(size=shape), requires_grad=True)
@@ -116,11 +120,17 @@ def test_gradients_pass_from_one_stretch_of_noise_to_the_next():
     model = LESDE(TwoLevel("a", 0, {"a": None}), 2, 1, 2, noise=0.1)
     a, start = scalar(0.8), torch.tensor([[1.0], [-0.5]], dtype=torch.float64)
     paths = tensor_paths(
-        model, [0, 1.5, 3], start, 1, parameters={"a": a}, dt=1e-3, dtype="float64"
+        model,
+        [0, 1.5, 3],
+        start,
+        1,
+        parameters={"a": a},
+        engine=lesde.TorchSDE(dt=1e-3),
+        dtype="float64",
     )
     paths.means[0, -1, 0, 0].backward()
     # Without classes mixing X̄ ← X̄ (1 + a h/2) + noise, so dX̄/da is Σ h/2 X̄_m (1 + a h/2)^(M−1−m).
-    settings = {"seed": 0, "dtype": "float64", "dt": 1e-3, "engine": "torchsde"}
+    settings = {"seed": 0, "dtype": "float64", "engine": lesde.TorchSDE(dt=1e-3)}
     times = np.linspace(0, 3, 3001)
     every = lesde.simulate(model.substitute(a=0.8), times, start, 1, **settings)
     mean = every.features.values[0, :, :2, 0].mean(1)
@@ -139,15 +149,12 @@ def test_the_global_generator_is_left_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"engine": "exact"}, r"needs engine='torchsde'; got engine='exact'.*model\.law"),
-        ({"engine": "sgd", "learning_rate": 0.1}, "needs engine='torchsde'"),
-        ({"keep": "statistics"}, "needs keep='features'"),
-        ({"sde": "sampling", "learning_rate": 0.1}, "needs sde='plain'"),
+        ({"engine": "exact"}, r"engine must be lesde\.TorchSDE.*got 'exact'.*lesde\.tensor_law"),
+        ({"engine": lesde.SGD(), "learning_rate": 0.1}, r"engine must be lesde\.TorchSDE"),
+        ({"engine": lesde.TorchSDE(noise="sampling"), "learning_rate": 0.1}, "with noise='plain'"),
         ({"learning_rate": [0.1, 0.2]}, "takes one learning_rate"),
         ({"parameters": {"a": 1.0}}, "no value for b"),
-        ({"method": "heun"}, "method must be one of"),
         ({"first_replicate": 3}, "first_replicate must be a multiple of 32"),
-        ({"dt": 0.0}, "dt must be"),
         ({"initial": torch.zeros(2, 2)}, "initial must have shape"),
     ],
 )
@@ -179,16 +186,27 @@ def test_kernels_of_the_features_are_refused():
 def test_overflow_is_told_with_its_time():
     model = LESDE(TwoLevel("a", 0, {"a": None}), 2, 2, 3)
     with pytest.raises(Diverged, match="stopped being finite at time 5"):
-        tensor_paths(model, [0, 0.1, 5], np.eye(2), 2, parameters={"a": 500.0}, dt=0.01)
+        tensor_paths(
+            model,
+            [0, 0.1, 5],
+            np.eye(2),
+            2,
+            parameters={"a": 500.0},
+            engine=lesde.TorchSDE(dt=0.01),
+        )
 
 
-def test_simulate_returns_tensors_where_asked():
+def test_the_paths_are_those_of_simulate():
     model = LESDE(KERNEL, 3, 3, COUNTS, noise=0.2)
-    arguments = {"initial": MEANS, "replicates": 4, "seed": 2, "dt": 0.05, "dtype": "float64"}
+    arguments = {
+        "initial": MEANS,
+        "replicates": 4,
+        "seed": 2,
+        "engine": lesde.TorchSDE(dt=0.05),
+        "dtype": "float64",
+    }
     a = scalar(1.5)
-    found = lesde.simulate(
-        model, TIMES, differentiable=True, parameters={"a": a, "b": -0.5}, **arguments
-    )
+    found = lesde.tensor_paths(model, TIMES, parameters={"a": a, "b": -0.5}, **arguments)
     expected = lesde.simulate(model.substitute(**VALUES), TIMES, **arguments)
     np.testing.assert_allclose(found.features.detach(), expected.features, rtol=1e-13, atol=1e-14)
     found.features.sum().backward()
@@ -205,7 +223,13 @@ def test_gradients_on_a_gpu_are_those_of_the_scheme(transform):
     for device in ("cpu", "cuda"):
         a, start = scalar(1.5), torch.tensor(MEANS, requires_grad=True)
         paths = tensor_paths(
-            model, TIMES, start, 2, parameters={"a": a, "b": -0.5}, dt=0.05, device=device
+            model,
+            TIMES,
+            start,
+            2,
+            parameters={"a": a, "b": -0.5},
+            engine=lesde.TorchSDE(dt=0.05),
+            device=device,
         )
         assert paths.features.device.type == device
         paths.means.square().sum().backward()

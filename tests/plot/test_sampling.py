@@ -126,35 +126,49 @@ def simulate(**how):
 def test_points_of_coarse_steps_are_open_and_named(moments):
     """SDE paths are integrated in steps of h unless dt says otherwise: not what the line shows."""
     rates = [0.1, 0.5]
-    sgd, coarse = simulate(learning_rate=rates), simulate(learning_rate=rates, sde="modified")
+    sgd, coarse = (
+        simulate(learning_rate=rates),
+        simulate(learning_rate=rates, engine=lesde.TorchSDE(noise="modified")),
+    )
     ax = plot.sampling_noise(moments, {"sgd": sgd, "modified": coarse})
     assert legend_texts(ax)[-2:] == ["SGD, simulated", "modified, Euler step h"]
     faces = [c.lines[0].get_markerfacecolor() for c in ax.containers]
     assert faces[0] != "white" == faces[1]
     assert drawn_inside(ax.figure)
     # A step of 0.05 is half of h = 0.1 and finer; of h = 0.06 it is not.
-    mixed = simulate(learning_rate=[0.06, 0.5], sde="sampling", dt=0.05)
+    mixed = simulate(learning_rate=[0.06, 0.5], engine=lesde.TorchSDE(dt=0.05, noise="sampling"))
     ax = plot.sampling_noise(moments, mixed)
     assert legend_texts(ax)[-2:] == ["sampling, simulated", "sampling, Euler step > h/2"]
     assert [c.lines[0].get_xdata().tolist() for c in ax.containers] == [[0.5], [0.06]]
 
 
 def test_a_dataset_alone_is_the_process_it_was_made_by(moments):
-    for how, label in [({}, "SGD"), ({"sde": "sampling", "dt": 0.01}, "SDE with sampling noise")]:
+    for how, label in [
+        ({}, "SGD"),
+        ({"engine": lesde.TorchSDE(dt=0.01, noise="sampling")}, "SDE with sampling noise"),
+    ]:
         ax = plot.sampling_noise(moments, simulate(learning_rate=[0.1, 0.5], **how))
         colour = ax.containers[0].lines[0].get_color()
         assert colour == line_named(ax, label).get_color()
     with pytest.raises(
         ValueError, match=r"simulated\['sgd'\] must be paths of that process.*'sampling'"
     ):
-        plot.sampling_noise(moments, {"sgd": simulate(learning_rate=[0.1], sde="sampling")})
+        plot.sampling_noise(
+            moments, {"sgd": simulate(learning_rate=[0.1], engine=lesde.TorchSDE(noise="sampling"))}
+        )
 
 
 def test_points_of_small_steps_are_on_the_line():
     """Null: s.d. of 1000 paths with dt = h/100 is that in continuous time, 5 standard errors."""
     h = [0.5]
     paths = lesde.simulate(
-        MODEL, [0, 1], START, replicates=1000, learning_rate=h, sde="sampling", dt=0.005, seed=2
+        MODEL,
+        [0, 1],
+        START,
+        replicates=1000,
+        learning_rate=h,
+        engine=lesde.TorchSDE(dt=0.005, noise="sampling"),
+        seed=2,
     )
     ax = plot.sampling_noise(lesde.moments(MODEL, [0, 1], START, h, ["sampling"]), paths)
     points, _, (bars,) = ax.containers[0].lines
@@ -164,7 +178,7 @@ def test_points_of_small_steps_are_on_the_line():
 
 
 def test_moments_of_the_same_step_are_what_points_of_it_follow():
-    paths = simulate(learning_rate=[0.25], sde="sampling", dt=0.25)
+    paths = simulate(learning_rate=[0.25], engine=lesde.TorchSDE(dt=0.25, noise="sampling"))
     exact = lesde.moments(MODEL, [0, 0.5, 1], START, [0.25], ["sampling"], dt=0.25)
     assert legend_texts(plot.sampling_noise(exact, paths))[-1] == "sampling, simulated"
 

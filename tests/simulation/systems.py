@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 from scipy.integrate import solve_ivp
 
 from lesde.model.kernels import ClassMatrix
 from lesde.model.lesde import LESDE
+from lesde.processes.integration import StepIncrements
 
 CONSTANT = [["1.2", "-0.6", "0.3"], ["-0.4", "0.9", "-0.5"], ["0.2", "-0.8", "1.1"]]
 VARYING = [
@@ -192,3 +194,27 @@ def worst_covariance(sample: np.ndarray, mean: np.ndarray, expected: np.ndarray)
     centred = sample - mean.ravel()
     products = centred[:, :, None] * centred[:, None, :]
     return worst_mean(products, expected)
+
+
+class GivenIncrements(StepIncrements):
+    """Increments given beforehand, for runs that share one Brownian path.
+
+    W, U (step, replicate, channel) are increments and space-time integrals, U in units of the step.
+    """
+
+    def __init__(self, W: torch.Tensor, U: torch.Tensor):
+        self._shape, self._dtype, self._device = W.shape[1:], W.dtype, W.device
+        self._W, self._U = W, U
+
+    def increments(self, step, with_integral):
+        return (self._W[step], self._U[step]) if with_integral else self._W[step]
+
+    def coarsen(self, factor: int) -> GivenIncrements:
+        """The same path seen with steps ``factor`` times as long."""
+        steps, *rest = self._W.shape
+        if steps % factor:
+            raise ValueError(f"factor must divide the {steps} steps; got {factor}.")
+        W = self._W.reshape(steps // factor, factor, *rest)
+        U = self._U.reshape(steps // factor, factor, *rest)
+        before = W.cumsum(1) - W  # the path at the start of every fine step
+        return GivenIncrements(W.sum(1), (before + U).sum(1) / factor)

@@ -13,15 +13,23 @@ from scipy.special import erfcx, log_ndtr, ndtr, wofz
 from scipy.stats import halfnorm, kstest, norm
 
 from lesde.analysis.separation.predict import predict_from_law
-from lesde.processes import deviations as centred_maxima
-from lesde.processes import deviations as extremes
-from lesde.processes.deviations import _BelowLevel, draw_reach, largest_of_centred
-from lesde.processes.random import BlockNoise
+from lesde.processes import reach as reaches
+from lesde.processes.process import BlockNoise
+from lesde.processes.reach import _BelowLevel, largest_of_centred
 
 SIGMAS = 5.0
 # Two-sided at 5 sigma. This file makes some 400 Kolmogorov-Smirnov comparisons: at 1e-4 each, one of
 # 25 seeds would fail by chance.
 LEAST_P = 5.7e-7
+
+
+def draw_reach(noise, factor, counts, directions):
+    """Reaches of deviations A (Z − mean), A a number, or a number or matrix for each class."""
+    A = np.asarray(factor, dtype=float)
+    turned = directions @ A if A.ndim == 3 else directions * A.reshape(-1, 1, 1)
+    K, p = directions.shape[2:]
+    joint = all(reaches.is_joint(int(n), K, p) for n in counts)
+    return reaches.draw_reach(noise, np.asarray(counts), turned), joint
 
 
 def noise_of(block=0, seed=7):
@@ -99,8 +107,8 @@ def test_joint_law_with_many_overlapping_directions(n):
 
 def test_points_drawn_one_by_one_below_the_level(monkeypatch):
     """The route of unlucky samples, taken by all."""
-    monkeypatch.setattr(centred_maxima, "LARGEST_CORRECTION", 0.0)
-    monkeypatch.setattr(centred_maxima, "_is_small", lambda n, D: False)
+    monkeypatch.setattr(reaches, "LARGEST_CORRECTION", 0.0)
+    monkeypatch.setattr(reaches, "_is_small", lambda n, D: False)
     rows = np.array([[1.0, 0.0], [0.6, 0.8], [-0.8, 0.6]])
     draws, n = 5000, 40
     drawn = largest_of_centred(noise_of(), np.broadcast_to(rows, (draws, 3, 2)), np.full(draws, n))
@@ -238,7 +246,7 @@ def test_error_of_the_sum_of_the_points_below_the_level():
     M = x − (x + S)/n with x the largest point and S the sum of n − 1 others below x.
     """
     n = 147
-    assert not centred_maxima._is_small(n, 1)
+    assert not reaches._is_small(n, 1)
     x = np.linspace(-0.5, 7.5, 400)
     weight = np.exp(np.log(n) + norm.logpdf(x) + (n - 1) * log_ndtr(x)) * (x[1] - x[0])
     law = _BelowLevel(x, np.ones((len(x), 1, 1)))
@@ -303,8 +311,6 @@ def test_number_vector_and_matrices_mean_the_same():
     np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(a, c, rtol=1e-12)
     np.testing.assert_allclose(a, d, rtol=1e-12)
-    with pytest.raises(ValueError, match=r"factor must be a number or have shape \(3,\)"):
-        draw_reach(noise_of(), np.ones((2, 2)), counts, u)
 
 
 def test_more_features_than_classes_need():
@@ -317,7 +323,7 @@ def test_more_features_than_classes_need():
 
 
 def test_many_classes_fall_back_on_each_direction_alone(monkeypatch):
-    monkeypatch.setattr(extremes, "NUMBERS", 300)
+    monkeypatch.setattr(reaches, "NUMBERS", 300)
     draws, n = 20_000, 1000
     u = some_directions(10, 9, draws)
     counts = only(10, 4, n)
@@ -331,7 +337,7 @@ def test_many_classes_fall_back_on_each_direction_alone(monkeypatch):
     assert abs(own) < SIGMAS / np.sqrt(draws)
     # the small class needs 270 numbers and keeps its joint law
     small = np.corrcoef(reach[:, 0, 1], reach[:, 0, 2])[0, 1]
-    assert extremes.is_joint(30, 10, 9)
+    assert reaches.is_joint(30, 10, 9)
     assert small > SIGMAS / np.sqrt(draws)
 
 
@@ -350,13 +356,13 @@ def test_blocks_do_not_depend_on_each_other(n):
 
 def test_numbers_drawn_do_not_grow_with_the_class(monkeypatch):
     drawn = []
-    normals = centred_maxima._normals
+    normals = reaches._normals
 
     def counted(noise, *shape):
         drawn[-1] += int(np.prod(shape))
         return normals(noise, *shape)
 
-    monkeypatch.setattr(centred_maxima, "_normals", counted)
+    monkeypatch.setattr(reaches, "_normals", counted)
     for n in (10**3, 10**5, 10**7):
         drawn.append(0)
         draw_reach(noise_of(), 1.0, np.full(5, n), some_directions(5, 4, 32))

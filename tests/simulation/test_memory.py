@@ -10,11 +10,8 @@ import pytest
 import torch
 
 import lesde
-from lesde.model.lesde import Initial
-from lesde.processes import sgd as own_parts
-from lesde.processes.integration import StepGrid
-from lesde.processes.plan import Plan
-from lesde.processes.sgd import NoiseClock
+from lesde.paths import StepGrid
+from lesde.processes import sgd
 
 PROGRAM = """
 import re
@@ -36,7 +33,7 @@ print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").rea
     not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc"
 )
 @pytest.mark.parametrize(
-    "settings", ["engine='sgd', learning_rate=1e-3", "engine='torchsde', dt=1e-3"]
+    "settings", ["engine='sgd', learning_rate=1e-3", "engine=lesde.TorchSDE(dt=1e-3)"]
 )
 def test_a_billion_particle_steps_in_less_than_a_gigabyte(settings):
     # 3 classes x 1,050 samples x 32 replicates x 10,000 steps; the whole process, torch included.
@@ -78,27 +75,18 @@ def test_steps_divide_every_interval():
 
 
 def test_ages_of_noise_are_tabulated_piece_by_piece(monkeypatch):
-    monkeypatch.setattr(own_parts, "TABLE_BYTES", 8 * 3 * 300)
+    monkeypatch.setattr(sgd, "TABLE_BYTES", 8 * 9 * 300)
     model = lesde.LESDE(lesde.TwoLevel(1, 0), 3, 2, 2, noise=["t", "1+t", "exp(-t)"])
     rate, last, start = 0.01, 2000, 0.5
-    plan = Plan(
-        lesde.derive(model).coefficients(),
-        np.array([start, start + rate * last]),
-        Initial(None, None),
-        32,
-        0,
-        0,
-        np.array([rate]),
-        torch.device("cpu"),
-        torch.float64,
-    )
-    clock = NoiseClock(plan, rate, last)
+    coefficients = lesde.derive(model).coefficients()
+    tables = sgd.Tables(model, coefficients, start, rate, last, torch.device("cpu"))
     t = start + rate * np.arange(last)
     squares = np.stack([t, 1 + t, np.exp(-t)], axis=1) ** 2
     expected = np.concatenate([np.zeros((1, 3)), np.cumsum(rate * squares, axis=0)])
     first = 0
     for end in (256, 300, 556, 812, 812, 1068, 1324, 1580, 1836, 2000):
-        np.testing.assert_allclose(clock.ages(first, end), expected[first : end + 1], rtol=1e-13)
-        assert clock.table.nbytes <= 8 * 3 * 301
+        tables.load(first, end)
+        np.testing.assert_allclose(tables.ages(first, end), expected[first : end + 1], rtol=1e-13)
+        assert tables.age.nbytes <= 8 * 3 * 301
         first = end
-    assert clock.ages(last, last).shape == (1, 3)
+    assert tables.ages(last, last).shape == (1, 3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lesde
-from lesde.simulation import simulate
+from lesde import simulate
 from tests.simulation.systems import (
     ALL,
     FEW,
@@ -76,7 +76,12 @@ def test_torchsde_srk_has_the_moments_of_the_sde(case):
     # deviation of a class mean, a small part of a standard error at this R.
     system = make_system(*case)
     paths = simulate(
-        system.model, [0, 0.4, T], MEANS, R // 2, engine="torchsde", method="srk", dt=0.05, seed=2
+        system.model,
+        [0, 0.4, T],
+        MEANS,
+        R // 2,
+        engine=lesde.TorchSDE(method="srk", dt=0.05),
+        seed=2,
     )
     check(system, paths, *sde_reference(case, T))
 
@@ -95,7 +100,12 @@ def euler_moments(system, means, h, steps):
 def test_torchsde_euler_has_the_moments_of_its_own_recursion(case, method):
     system = make_system(*case)
     paths = simulate(
-        system.model, [0, 0.4, T], MEANS, R // 2, engine="torchsde", method=method, dt=0.1, seed=3
+        system.model,
+        [0, 0.4, T],
+        MEANS,
+        R // 2,
+        engine=lesde.TorchSDE(method=method, dt=0.1),
+        seed=3,
     )
     check(system, paths, *euler_moments(system, MEANS, 0.1, 10))
 
@@ -118,7 +128,7 @@ def test_every_engine_in_every_case(case):
     system = make_system(*case)
     sde = sde_reference(case, T)
     times = [0, 0.4, T]
-    srk = simulate(system.model, times, MEANS, 2 * R, engine="torchsde", method="srk", dt=0.02)
+    srk = simulate(system.model, times, MEANS, 2 * R, engine=lesde.TorchSDE(method="srk", dt=0.02))
     check(system, srk, *sde)
     check(system, simulate(system.model, times, MEANS, 2 * R, engine="exact"), *sde)
     sgd = simulate(system.model, times, MEANS, 2 * R, learning_rate=0.02)

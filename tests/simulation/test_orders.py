@@ -10,12 +10,12 @@ import torch
 
 import lesde
 from lesde.model.kernels import ClassMatrix
-from lesde.model.lesde import LESDE, Initial
-from lesde.processes.integration import GivenIncrements, StepGrid, integrate
-from lesde.processes.means import DriftTable, MeanSDE
-from lesde.processes.plan import Plan
-from lesde.processes.random import BLOCK
-from tests.simulation.systems import System
+from lesde.model.lesde import LESDE
+from lesde.paths import StepGrid
+from lesde.processes.integration import integrate
+from lesde.processes.process import BLOCK
+from lesde.processes.torchsde import MeanSDE
+from tests.simulation.systems import GivenIncrements, System
 
 T = 2.0
 # SRA1 is of strong order 1.5 in general. What it leaves out at that order needs a second derivative of
@@ -46,7 +46,7 @@ def final_states(method, W, U, model=MODEL):
     steps, replicates = W.shape[:2]
     grid = StepGrid.regular(np.array([0.0, T]), T / steps)
     assert len(grid.widths) == steps
-    sde = MeanSDE(make_plan(model, grid), grid, method)
+    sde = make_sde(model, grid, method)
     sde.load(0, steps)
     increments = [rows_of(part).clone() for part in (W, U)]
     for part in increments:
@@ -56,11 +56,13 @@ def final_states(method, W, U, model=MODEL):
     return state.unflatten(-1, (2, BLOCK)).transpose(-1, -2).flatten(0, 1)[:replicates]
 
 
-def make_plan(model, grid):
+def make_sde(model, grid, method):
     coefficients = lesde.derive(model).coefficients()
-    start = Initial(None, None)
-    cpu = torch.device("cpu")
-    return Plan(coefficients, np.array([0.0, T]), start, 1, 0, 0, None, cpu, torch.float64)
+
+    def weights(times):
+        return torch.from_numpy(coefficients.weights(times))
+
+    return MeanSDE(model, weights, coefficients.noise, grid, method, torch.device("cpu"))
 
 
 def slope_of(x, y):
@@ -174,7 +176,7 @@ def test_an_interval_of_whole_steps_gets_no_extra_step():
 
 def test_brownian_gives_the_steps_that_were_drawn():
     from lesde.processes.integration import StepIncrements
-    from lesde.processes.random import BlockNoise
+    from lesde.processes.process import BlockNoise
 
     noise = BlockNoise(0, 0, 0, torch.device("cpu"))
     path = StepIncrements([noise], 2, 3, torch.float64)
@@ -190,7 +192,7 @@ def test_brownian_gives_the_steps_that_were_drawn():
 
 def test_stretches_draw_one_stream():
     from lesde.processes.integration import StepIncrements
-    from lesde.processes.random import BlockNoise
+    from lesde.processes.process import BlockNoise
 
     def draws(lengths):
         path = StepIncrements(
@@ -208,7 +210,9 @@ def test_stretches_draw_one_stream():
 
 def test_drift_is_only_known_at_the_stages():
     grid = StepGrid.regular(np.array([0.0, 1.0]), 0.5)
-    table = DriftTable(make_plan(MODEL, grid), grid, "srk", 0, 2)
-    np.testing.assert_allclose(table.at(1.75), kernel(0.875) * [2 / 3, 1 / 3] * 0.5, rtol=1e-12)
-    with pytest.raises(ValueError, match=r"tabulated at \(0\.0, 0\.75\) of a step; asked at 1\.5"):
-        table.at(1.5)
+    sde = make_sde(MODEL, grid, "srk")
+    sde.load(0, 2)
+    found = sde.matrix(torch.tensor(1.75))
+    np.testing.assert_allclose(found, kernel(0.875) * [2 / 3, 1 / 3] * 0.5, rtol=1e-12)
+    with pytest.raises(KeyError):
+        sde.matrix(torch.tensor(1.5))

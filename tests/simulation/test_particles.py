@@ -1,4 +1,4 @@
-"""Engines that carry every sample: feature kernels, and their limit of a class kernel."""
+"""Processes that carry every sample: feature kernels, and their limit of a class kernel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import pytest
 import torch
 
 import lesde
-from lesde.model.lesde import Initial
-from lesde.processes import plan as plans
-from lesde.processes.integration import GivenIncrements, StepGrid, integrate
-from lesde.processes.particles import IntegratedSamples, Interactions, ParticleSGD, SampleSDE
-from lesde.processes.plan import Features, Plan
+from lesde.model.lesde import Initial, read_initial
+from lesde.processes.integration import integrate
+from lesde.processes.particles import IntegratedParticles, ParticleSGD
 from lesde.simulation import simulate
-from tests.simulation.systems import MATRICES, MEANS
+from tests.simulation.systems import MATRICES, MEANS, GivenIncrements
 from tests.simulation.test_orders import slope_of
 
 COUNTS = [3, 5, 4]
@@ -24,28 +22,15 @@ SETTINGS = {"n_classes": 3, "n_features": 3, "n_per_class": COUNTS, "noise": [0.
 
 
 def run(model, engine, sde="plain", method="euler", rate=0.05, replicates=40):
-    """Paths by the engines that carry every sample, whatever the kernel."""
-    plan = Plan(
-        lesde.derive(model).coefficients(),
-        TIMES,
-        Initial(MEANS, None),
-        replicates,
-        0,
-        3,
-        np.array([rate]),
-        torch.device("cpu"),
-        torch.float64,
-        sde,
-    )
-    keeper = Features(plan)
-    made = (
-        ParticleSGD(plan, keeper)
+    """Paths by the processes that carry every sample, whatever the kernel."""
+    start = Initial(MEANS, None)
+    process = (
+        ParticleSGD(model, start)
         if engine == "sgd"
-        else IntegratedSamples(plan, keeper, method, [rate])
+        else IntegratedParticles(model, start, method, rate, sde)
     )
-    for blocks in made.groups:
-        made.run(0, blocks, lambda: None)
-    return keeper.arrays["features"][0]
+    settings = {"learning_rate": rate, "seed": 3, "dtype": "float64"}
+    return simulate(process, TIMES, replicates=replicates, **settings).features.values
 
 
 @pytest.mark.parametrize("transform", ["identity", "logits", "matrix"])
@@ -75,7 +60,7 @@ def test_class_kernels_by_samples_and_by_class_means_have_one_law():
     model = lesde.LESDE(lesde.TwoLevel("2/(1+t)", -0.7), transform="logits", **SETTINGS)
     slow = run(model, "torchsde", replicates=6000)
     fast = simulate(
-        model, TIMES, MEANS, 6000, engine="torchsde", dt=0.05, dtype="float64"
+        model, TIMES, MEANS, 6000, engine=lesde.TorchSDE(dt=0.05), dtype="float64"
     ).features.values
     pairs = [(0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 4, 1), (5, 2, 5, 2), (3, 0, 11, 1)]
     for index in (1, 2):
@@ -94,39 +79,85 @@ def test_class_kernels_by_samples_and_by_class_means_have_one_law():
 KERNEL = "1.5*s*exp(-r2/2) - 0.8*(1-s)/(1+r2) + 0.2*c*sin(2*t)"
 
 
+class GivenPath:
+    """Normals of the steps of a given Brownian path, as a process asks its random numbers for them."""
+
+    def __init__(self, W, U, width, with_integral):
+        # W = √width z and U/width = √width (z/2 + z'/√12), each (step, replicate, sample·feature).
+        z = W / math.sqrt(width)
+        other = math.sqrt(12) * (U / math.sqrt(width) - z / 2)
+        self.normals = iter(torch.stack([z, other], 1).flatten(0, 1) if with_integral else z)
+        self.replicates, self.wanted = W.shape[1], W.shape[1]
+        self.dtype, self.device = W.dtype, W.device
+
+    def stream(self, name):
+        return self
+
+    def normal(self, *shape):
+        return next(self.normals).reshape(shape)
+
+
+START = np.array([[0.6, 0.1], [0.5, -0.2], [-0.4, 0.3], [-0.2, -0.5]])
+
+
 def final_states(method, W, U):
-    """Samples at T = 1 driven by given increments (step, 1, replicate·sample·feature)."""
-    steps = len(W)
+    """Samples at T = 1 driven by given increments (step, replicate, sample·feature)."""
     model = lesde.LESDE(lesde.FeatureKernel(KERNEL), 2, 2, 2, noise="0.4+0.2*t")
-    grid = StepGrid.regular(np.array([0.0, 1.0]), 1 / steps)
-    plan = Plan(
-        lesde.derive(model).coefficients(),
-        np.array([0.0, 1.0]),
-        Initial(None, None),
-        32,
-        0,
-        0,
-        None,
-        torch.device("cpu"),
-        torch.float64,
-    )
-    sde = SampleSDE(plan, grid, None, Interactions(plan)(None))
-    sde.load(0, steps, method)
-    start = torch.tensor([[0.6, 0.1], [0.5, -0.2], [-0.4, 0.3], [-0.2, -0.5]]).double()
-    state = start.expand(32, -1, -1).reshape(1, -1)
-    return integrate(sde, state, [0, steps], GivenIncrements(W, U), method)[-1]
+    width = 1 / len(W)
+    process = IntegratedParticles(model, read_initial(model, START, 32), method, width, "plain")
+    process = process.prepare(np.array([0.0, 1.0]), False)
+    rng = GivenPath(W, U, width, method == "srk")
+    state = process.start(rng, 32)
+    return process.observe(rng, process.advance(rng, state, 0.0, 1.0))["features"].flatten(1)
+
+
+class ByHand:
+    """The same SDE for torchsde, in step time, written out."""
+
+    noise_type, sde_type = "additive", "ito"
+
+    def __init__(self, steps):
+        self.width = 1 / steps
+
+    def f(self, t, y):
+        x, time = y.reshape(-1, 4, 2), float(t) * self.width
+        r2 = (x[:, :, None] - x[:, None]).square().sum(-1)
+        norms = x.norm(dim=-1)
+        c = x @ x.mT / (norms[:, :, None] * norms[:, None])
+        same = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).to(x)
+        kappa = 1.5 * same * torch.exp(-r2 / 2) - 0.8 * (1 - same) / (1 + r2)
+        kappa = kappa + 0.2 * c * math.sin(2 * time)
+        return (kappa @ x / 4).reshape(y.shape) * self.width
+
+    def g_prod(self, t, y, v):
+        return v * (0.4 + 0.2 * float(t) * self.width)
+
+
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+def test_steps_are_those_of_torchsde(method):
+    g = torch.Generator().manual_seed(4)
+    z = torch.randn(2, 10, 32, 8, generator=g, dtype=torch.float64) / math.sqrt(10)
+    W, U = z[0], z[0] / 2 + z[1] / math.sqrt(12)
+    start = torch.tensor(START).reshape(1, -1).expand(32, -1)
+    expected = integrate(ByHand(10), start, [0, 10], GivenIncrements(W, U), method)[-1]
+    torch.testing.assert_close(final_states(method, W, U), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.fixture(scope="module")
+def fine_path():
+    """Increments of 1,024 steps for 32 paths of 8 numbers, and the final states that they lead to."""
+    g = torch.Generator().manual_seed(2)
+    z = torch.randn(2, 1024, 32, 8, generator=g, dtype=torch.float64) / math.sqrt(1024)
+    W, U = z[0], z[0] / 2 + z[1] / math.sqrt(12)
+    return GivenIncrements(W, U), final_states("srk", W, U)
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1.0), ("srk", 1.5)])
-def test_strong_order_for_a_kernel_of_the_features(method, order):
-    # Additive noise: 1 and, for SRA1 with a drift that is not linear, 1.5. 32 coupled paths of 8
-    # numbers; slope over five step sizes, 5 standard errors of the regression plus 0.12 for the
-    # terms of higher order.
-    g = torch.Generator().manual_seed(2)
-    z = torch.randn(2, 2048, 1, 256, generator=g, dtype=torch.float64) / math.sqrt(2048)
-    path = GivenIncrements(z[0], z[0] / 2 + z[1] / math.sqrt(12))
-    reference = final_states("srk", path._W, path._U)
-    factors = np.array([32, 64, 128, 256, 512])
+def test_strong_order_for_a_kernel_of_the_features(fine_path, method, order):
+    # Additive noise: 1 and, for SRA1 with a drift that is not linear, 1.5. Slope over five step sizes,
+    # 5 standard errors of the regression plus 0.12 for the terms of higher order.
+    path, reference = fine_path
+    factors = np.array([16, 32, 64, 128, 256])
     errors = []
     for factor in factors:
         coarse = path.coarsen(int(factor))
@@ -149,7 +180,9 @@ def test_one_step_has_the_moments_of_the_rule(run_by):
     counts, labels = [2, 3], np.array([0, 0, 1, 1, 1])
     model = lesde.LESDE(lesde.FeatureKernel(KERNEL), 2, p, counts, noise=[0.1, 0.2])
     start = np.random.default_rng(3).standard_normal((5, p))
-    settings = {"engine": "sgd"} if run_by == "sgd" else {"engine": "torchsde", "sde": "sampling"}
+    settings = (
+        {"engine": "sgd"} if run_by == "sgd" else {"engine": lesde.TorchSDE(noise="sampling")}
+    )
     paths = simulate(model, [1.0, 1.2], start, R, h, dtype="float64", **settings)
     moved = (paths.features.values[:, 1] - start).reshape(R, -1)
     kicks = np.array(
@@ -173,14 +206,22 @@ def test_one_step_has_the_moments_of_the_rule(run_by):
 @pytest.mark.parametrize("keep", ["features", "statistics"])
 @pytest.mark.parametrize(
     "settings",
-    [{"engine": "sgd", "learning_rate": 0.05}, {"engine": "torchsde", "dt": 0.05}],
-    ids=["sgd", "torchsde"],
+    [
+        {"engine": "sgd", "learning_rate": 0.05},
+        {"engine": lesde.TorchSDE(dt=0.05)},
+        {"engine": lesde.TorchSDE(noise="sampling"), "learning_rate": 0.05},
+    ],
+    ids=["sgd", "torchsde", "sampling"],
 )
-def test_blocks_threads_and_memory_change_nothing(settings, keep):
-    model = lesde.LESDE(lesde.FeatureKernel(KERNEL), 3, 3, [30, 20, 10], noise=0.2)
+@pytest.mark.parametrize(
+    ("kernel", "counts"), [("pairs", [30, 20, 10]), ("pairs", [211, 101, 7]), ("g", [211, 101, 7])]
+)
+def test_blocks_threads_and_memory_change_nothing(settings, keep, kernel, counts):
+    kernel = lesde.FeatureKernel(KERNEL if kernel == "pairs" else "s*(1 + t*g) - c/2")
+    model = lesde.LESDE(kernel, 3, 3, counts, noise=0.2)
 
-    def values(replicates=96, **changes):
-        paths = simulate(model, TIMES, MEANS, replicates, keep=keep, **settings, **changes)
+    def values(replicates=64, **changes):
+        paths = simulate(model, TIMES / 2, MEANS, replicates, keep=keep, **settings, **changes)
         names = ["features"] if keep == "features" else ["mean", "within", "reach"]
         shape = (replicates, len(TIMES), -1)
         return np.nan_to_num(
@@ -195,6 +236,8 @@ def test_blocks_threads_and_memory_change_nothing(settings, keep):
             assert np.array_equal(whole, values())
     finally:
         torch.set_num_threads(before)
+    for few in (1, 6, 37):
+        assert np.array_equal(whole[:few], values(few))
     assert np.array_equal(whole[32:64], values(32, first_replicate=32))
     assert np.array_equal(whole, values(memory_limit="60 MB"))
     with pytest.raises(ValueError, match="memory_limit leaves"):
@@ -216,9 +259,9 @@ def test_what_a_feature_kernel_has_not_is_told():
     with pytest.raises(ValueError, match="engine='exact' draws from a Gaussian law"):
         simulate(model, [0, 1], engine="exact")
     with pytest.raises(
-        ValueError, match="sde='modified' is derived for kernels of classes and time"
+        ValueError, match="noise='modified' is derived for kernels of classes and time"
     ):
-        simulate(model, [0, 1], learning_rate=0.1, sde="modified")
+        simulate(model, [0, 1], learning_rate=0.1, engine=lesde.TorchSDE(noise="modified"))
     assert simulate(model, [0, 0.1], replicates=2).attrs["engine"] == "torchsde"
     assert simulate(model, [0, 0.1], replicates=2, learning_rate=0.1).attrs["engine"] == "sgd"
 
@@ -226,25 +269,27 @@ def test_what_a_feature_kernel_has_not_is_told():
 def test_growth_of_a_feature_kernel_is_reported():
     model = lesde.LESDE(lesde.FeatureKernel("exp(g)"), 2, 2, 3)
     with pytest.raises(lesde.Diverged):
-        simulate(model, [0, 1, 60], np.eye(2) * 2, 4, engine="torchsde", dt=0.5)
+        simulate(model, [0, 1, 60], np.eye(2) * 2, 4, engine=lesde.TorchSDE(dt=0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "srk", "noise": "sampling"}, "does not depend on the state"),
+        ({"noise": "other"}, "noise must be one of"),
+        ({"method": "heun"}, "method must be one of"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message):
+    with pytest.raises(ValueError, match=message):
+        lesde.TorchSDE(**settings)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sde": "sampling"}, "got learning_rate=None"),
-        ({"sde": "sampling", "learning_rate": 0.1, "engine": "sgd"}, "has that noise itself"),
-        (
-            {"sde": "sampling", "learning_rate": 0.1, "engine": "exact"},
-            "law of the plain SDE alone",
-        ),
-        (
-            {"sde": "sampling", "learning_rate": 0.1, "method": "srk"},
-            "does not depend on the state",
-        ),
-        ({"sde": "other"}, "sde must be one of"),
+        ({"engine": lesde.TorchSDE(noise="sampling")}, "got learning_rate=None"),
         ({"keep": "all"}, "keep must be one of"),
-        ({"method": "heun"}, "method must be one of"),
         (
             {"memory_limit": "lots"},
             r"memory_limit must be a number of bytes or a text such as '500 MB'",
@@ -258,27 +303,6 @@ def test_arguments_that_do_not_fit(changes, message):
         simulate(model, [0, 1], MEANS, 4, **changes)
 
 
-def test_groups_hold_all_blocks_in_order(monkeypatch):
-    model = lesde.LESDE(lesde.TwoLevel(2, -1), 3, 3, 4)
-    plan = Plan(
-        lesde.derive(model).coefficients(),
-        TIMES,
-        Initial(MEANS, None),
-        100,
-        2,
-        0,
-        None,
-        torch.device("cpu"),
-        torch.float64,
-        memory=1000.0,
-    )
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    sizes = [len(group) for group in plans.groups(plan, 100.0, 3, "tests")]
-    assert sizes == [3, 1]
-    numbers = [block.number for group in plans.groups(plan, 250.0, 8, "tests") for block in group]
-    assert numbers == [2, 3, 4, 5]
-
-
 @pytest.mark.parametrize("sde", ["sampling", "modified"])
 @pytest.mark.parametrize(("K", "p"), [(2, 1), (3, 2)])
 def test_one_sample_a_class(sde, K, p):
@@ -287,7 +311,13 @@ def test_one_sample_a_class(sde, K, p):
     start = np.random.default_rng(0).standard_normal((K, p))
     times, h = [0, 0.5, 1], 0.1
     paths = lesde.simulate(
-        model, times, start, 8192, engine="torchsde", sde=sde, learning_rate=h, dtype="float64"
+        model,
+        times,
+        start,
+        8192,
+        engine=lesde.TorchSDE(noise=sde),
+        learning_rate=h,
+        dtype="float64",
     )
     known = lesde.moments(model, times, start, learning_rate=h, process=sde, dt=h)
     x = paths.features.values[:, -1]

@@ -157,12 +157,12 @@ class Broken(ExactPull):
     [
         (object(), {}, TypeError, "a lesde.LESDE, or a process with start, advance, observe and counts"),
         (ExactPull(), {"engine": "exact"}, ValueError, "engine is for a lesde.LESDE"),
-        (ExactPull(), {"dt": 0.1}, ValueError, "dt is for a lesde.LESDE"),
+        (ExactPull(), {"engine": lesde.TorchSDE(dt=0.1)}, ValueError, "engine is for a lesde.LESDE"),
         (ExactPull(), {"initial": [[0.0]]}, ValueError, "initial is for a lesde.LESDE"),
         (Broken(lambda x: {}), {}, ValueError, "observe must give 'features'"),
         (Broken(lambda x: {"features": x[:, :5]}), {}, ValueError, r"shape \(32, 12, 3\); got \(32, 5, 3\)"),
         (Broken(lambda x: {"features": x.numpy()}), {}, ValueError, "features of the process must be a tensor"),
-        (Broken(lambda x: {"features": x / 0}), {}, lesde.Diverged, "features of the process stopped being finite"),
+        (Broken(lambda x: {"features": x / 0}), {}, lesde.Diverged, "the features stopped being finite"),
         (type("Empty", (ExactPull,), {"counts": [3, 0]})(), {}, ValueError, "process.counts must hold"),
     ],
 )  # fmt: skip

@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from lesde.processes import integration as brownian
-from lesde.processes import integration as steps
-from lesde.processes import particles, plan, reduced, sgd
-from lesde.processes.random import BlockNoise
-from lesde.simulation import simulate
+import lesde
+from lesde import simulate, simulation
+from lesde.processes import integration, sgd
+from lesde.processes.process import BlockNoise
 from tests.simulation.systems import MEANS, make_system
 
 TIMES = [0, 0.2, 0.5, 1.1]
 RUNS = {
     "exact": {"engine": "exact"},
-    "euler": {"engine": "torchsde", "dt": 0.05},
-    "srk": {"engine": "torchsde", "dt": 0.05, "method": "srk"},
+    "euler": {"engine": lesde.TorchSDE(dt=0.05)},
+    "srk": {"engine": lesde.TorchSDE(method="srk", dt=0.05)},
     "sgd": {"engine": "sgd", "learning_rate": 0.02},
-    "sampling": {"engine": "torchsde", "learning_rate": 0.02, "sde": "sampling"},
-    "modified": {"engine": "torchsde", "learning_rate": 0.02, "sde": "modified"},
+    "sampling": {"engine": lesde.TorchSDE(noise="sampling"), "learning_rate": 0.02},
+    "modified": {"engine": lesde.TorchSDE(noise="modified"), "learning_rate": 0.02},
 }
 CASES = [
     ("identity", "balanced", "constant", "scalar"),
@@ -78,12 +77,10 @@ def test_statistics_extend_the_same_stream(run, case):
 @pytest.mark.parametrize("keep", [features, statistics], ids=lambda f: f.__name__)
 def test_chunking_does_not_matter(run, case, keep, monkeypatch):
     whole = keep(case, run, 96)
-    monkeypatch.setattr(steps, "TABLE_BYTES", 1)
     monkeypatch.setattr(sgd, "TABLE_BYTES", 1)
-    monkeypatch.setattr(reduced, "MOST_BLOCKS", 1)
-    monkeypatch.setattr(sgd, "MOST_BLOCKS", 1)
+    monkeypatch.setattr(simulation, "MOST_BLOCKS", 1)
     # On the CPU a generator's numbers do not depend on how many are asked for at once.
-    monkeypatch.setattr(brownian, "PREFETCH", 5)
+    monkeypatch.setattr(integration, "PREFETCH", 5)
     assert np.array_equal(whole, keep(case, run, 96))
 
 
@@ -91,15 +88,14 @@ def test_chunking_does_not_matter(run, case, keep, monkeypatch):
 def test_a_memory_limit_splits_the_work_and_changes_nothing(run, monkeypatch):
     case = CASES[1]
     sizes = []
-    original = plan.groups
+    original = simulation._groups
 
     def counted(*arguments):
         made = original(*arguments)
         sizes.append(len(made))
         return made
 
-    for module in (reduced, sgd, particles):
-        monkeypatch.setattr(module, "groups", counted)
+    monkeypatch.setattr(simulation, "_groups", counted)
     whole = features(case, run, 128)
     # As little as the message says is needed.
     with pytest.raises(ValueError, match=r"memory_limit leaves .* raise memory_limit") as error:
@@ -140,7 +136,7 @@ def test_saving_fewer_late_times_keeps_the_early_ones(run):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_learning_rates_have_noise_of_their_own(run):
-    settings = {k: v for k, v in RUNS[run].items() if k not in ("learning_rate", "dt")}
+    settings = {k: v for k, v in RUNS[run].items() if k != "learning_rate"}
     model = make_system(*CASES[1]).model
     both = simulate(model, TIMES, MEANS, 32, learning_rate=[0.02, 0.1], **settings).features
     alone = simulate(model, TIMES, MEANS, 32, learning_rate=0.02, **settings).features
@@ -179,7 +175,7 @@ def test_streams_use_all_of_the_seed():
 def test_all_words_of_the_generator_are_set():
     # The state of torch's generator is NumPy's twister seeded by the same sequence: the first
     # uniforms of both come from the same 32-bit words.
-    from lesde.processes.random import _seeded
+    from lesde.processes.process import _seeded
 
     # NumPy starts with the last seed word, which torch leaves out.
     words = np.random.MT19937(np.random.SeedSequence(7)).random_raw(101)[1:]

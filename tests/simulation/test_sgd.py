@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from lesde.simulation import simulate
+from lesde import simulate
 from tests.simulation.systems import (
     MEANS,
     PAIRS,

@@ -12,22 +12,21 @@ import pytest
 import torch
 
 import lesde
-from lesde import checks as result
-from lesde import simulation as request
+from lesde import paths as result
+from lesde import simulate
 from lesde.errors import Diverged
 from lesde.model.kernels import ClassMatrix, TwoLevel
 from lesde.model.lesde import LESDE
-from lesde.processes.plan import spread
-from lesde.simulation import simulate
+from lesde.processes.samples import _shifted, spread
 from tests.simulation.systems import MEANS, make_system, moments_by_class
 
 MODEL = LESDE(TwoLevel(alpha=2, beta=-1), n_classes=3, n_features=2, n_per_class=[4, 2, 3])
 X0 = np.array([[1.0, 0], [0, 1], [-1, 0.5]])
 ENGINES = {
     "exact": {"engine": "exact"},
-    "euler": {"engine": "torchsde", "dt": 0.01},
-    "milstein": {"engine": "torchsde", "dt": 0.01, "method": "milstein"},
-    "srk": {"engine": "torchsde", "dt": 0.01, "method": "srk"},
+    "euler": {"engine": lesde.TorchSDE(dt=0.01)},
+    "milstein": {"engine": lesde.TorchSDE(method="milstein", dt=0.01)},
+    "srk": {"engine": lesde.TorchSDE(method="srk", dt=0.01)},
     "sgd": {"engine": "sgd", "learning_rate": 0.01},
 }
 each_engine = pytest.mark.parametrize("engine", ENGINES)
@@ -150,9 +149,9 @@ def test_auto():
 
     assert engine() == "exact"
     assert engine(learning_rate=0.1) == "sgd"
-    assert engine(dt=0.1) == "torchsde"
-    assert engine(method="srk") == "torchsde"
-    assert engine(learning_rate=0.1, dt=0.05) == "torchsde"
+    assert engine(engine=lesde.TorchSDE(dt=0.1)) == "torchsde"
+    assert engine(engine=lesde.TorchSDE(method="srk")) == "torchsde"
+    assert engine(learning_rate=0.1, engine=lesde.TorchSDE(dt=0.05)) == "torchsde"
     large = LESDE(TwoLevel(0.1, 0), 50, 50, 1, transform="logits")
     assert engine(large) == "torchsde"
     with pytest.raises(ValueError, match=r"n_classes·n_features = 2500.*use engine='torchsde'"):
@@ -165,7 +164,7 @@ def test_default_step_is_accurate_to_about_one_percent():
     times = [0, 2.0]
     mean = lesde.law(model, times, x)["mean"].values[-1]
     for method in ("euler", "srk"):
-        paths = simulate(model, times, x, 1, engine="torchsde", method=method, dtype="float64")
+        paths = simulate(model, times, x, 1, engine=lesde.TorchSDE(method=method), dtype="float64")
         got, _ = moments_by_class(paths.features.isel(time=-1).values, model.counts)
         assert np.abs(got - mean).max() < 0.01 * np.abs(mean).max()
     assert paths.attrs["dt"] <= 0.02
@@ -221,10 +220,13 @@ BAD = {
     "nan initial": ({"initial": X0 * np.nan}, "initial must be finite; got nan at index"),
     "replicates": ({"replicates": 0}, "replicates must be an integer of at least 1; got 0"),
     "engine": ({"engine": "exakt"}, "engine must be one of .*; got 'exakt'. Did you mean 'exact'"),
-    "method": ({"method": "heun"}, "method must be one of 'euler', 'milstein', 'srk'; got 'heun'"),
+    "method": (
+        lambda: {"engine": lesde.TorchSDE(method="heun")},
+        "method must be one of 'euler', 'milstein', 'srk'; got 'heun'",
+    ),
     "dtype": ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64'; got 'float16'"),
     "seed": ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
-    "dt": ({"dt": 0.0}, "dt must be a finite number"),
+    "dt": (lambda: {"engine": lesde.TorchSDE(dt=0.0)}, "dt must be a finite number"),
     "rate": ({"learning_rate": -0.1}, "learning_rate must be a finite number"),
     "rates": (
         {"learning_rate": [0.1, -0.2]},
@@ -234,24 +236,15 @@ BAD = {
     "same rates": ({"learning_rate": [0.1, 0.1]}, "learning_rate must hold distinct values"),
     "nan rates": ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite; got nan"),
     "sgd without rate": ({"engine": "sgd"}, "learning_rate is the step of engine='sgd'; got None"),
-    "exact with dt": (
-        {"engine": "exact", "dt": 0.1},
-        r"dt is the step of engine='torchsde'; got dt=0\.1",
-    ),
-    "exact with method": (
-        {"engine": "exact", "method": "srk"},
-        "method is that of engine='torchsde'",
-    ),
-    "sgd with dt": (
-        {"engine": "sgd", "learning_rate": 0.1, "dt": 0.1},
-        "with engine='sgd'. Leave dt out",
-    ),
     "first": ({"first_replicate": 16}, "first_replicate must be a multiple of 32.*got 16"),
     "device": (
         {"device": "gpu0"},
         "device must be a torch device such as 'cpu' or 'cuda'; got 'gpu0'",
     ),
-    "tiny dt": ({"dt": 1e-12}, r"step of 1e-12 needs 1e\+12 steps.*give a larger dt"),
+    "tiny dt": (
+        {"engine": lesde.TorchSDE(dt=1e-12)},
+        r"step of 1e-12 needs 1e\+12 steps.*give a larger dt",
+    ),
     "tiny rate": (
         {"learning_rate": 1e-20},
         r"learning_rate=1e-20 needs 1e\+20 iterations.*give a larger learning_rate",
@@ -266,12 +259,16 @@ BAD = {
 }
 
 
+def call(changes):
+    changes = changes() if callable(changes) else changes
+    return simulate(MODEL, **{"times": [0, 1], "initial": X0, "replicates": 4, **changes})
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arguments(name):
     changes, message = BAD[name]
-    arguments = {"times": [0, 1], "initial": X0, "replicates": 4, **changes}
     with pytest.raises(ValueError, match=message):
-        simulate(MODEL, **arguments)
+        call(changes)
 
 
 @pytest.mark.parametrize(
@@ -279,16 +276,17 @@ def test_bad_arguments(name):
     [
         ({"replicates": 2.0}, "replicates must be an integer of at least 1; got 2.0"),
         ({"seed": "x"}, "seed must be an integer"),
-        ({"dt": "small"}, "dt must be a real number; got 'small'"),
+        (lambda: {"engine": lesde.TorchSDE(dt="small")}, "dt must be a real number; got 'small'"),
         ({"learning_rate": "0.1"}, "learning_rate must be a real number; got '0.1'"),
         ({"times": "now"}, "times must be"),
-        ({"differentiable": "yes"}, "differentiable must be True or False; got 'yes'"),
+        ({"engine": 3}, "engine must be one of .* or lesde.Exact"),
+        ({"progress": "yes"}, "progress must be True or False; got 'yes'"),
         ({"initial": "zero"}, "initial must be an array of real numbers"),
     ],
 )
 def test_wrong_types(changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        simulate(MODEL, **{"times": [0, 1], "initial": X0, "replicates": 4, **changes})
+        call(changes)
 
 
 @each_engine
@@ -301,8 +299,8 @@ def test_a_result_beyond_memory_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"needs 144 GB \(replicates=1000000000 × times of length 2 × 9 samples"
     ):
-        simulate(MODEL, [0, 1], X0, 10**9, engine="torchsde", dt=0.5)
-    monkeypatch.setattr(request, "available_memory", lambda: 1000.0)
+        simulate(MODEL, [0, 1], X0, 10**9, engine=lesde.TorchSDE(dt=0.5))
+    monkeypatch.setattr(result, "available_memory", lambda: 1000.0)
     text = r"2 learning rates × replicates=4 × times of length 2 × 9 samples × 2 features, float32"
     with pytest.raises(ValueError, match=text):
         simulate(MODEL, [0, 1], X0, 4, learning_rate=[0.1, 0.2])
@@ -312,22 +310,21 @@ def test_a_result_beyond_memory_is_refused(monkeypatch):
 
 def test_progress_and_interrupt(capsys, monkeypatch):
     simulate(MODEL, [0, 1, 2], X0, 40, progress=True)
-    assert "4/4" in capsys.readouterr().err
+    assert "6/6" in capsys.readouterr().err
     simulate(MODEL, [0, 1, 2], X0, 40)
     assert capsys.readouterr().err == ""
-
-    from lesde.processes.plan import Features
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Features, "view", stop)
+    monkeypatch.setattr(torch, "isfinite", stop)
+    monkeypatch.setattr(torch.Tensor, "sum", stop)
     with pytest.raises(KeyboardInterrupt):
         simulate(MODEL, [0, 1], X0, 4)
 
 
 def test_torch_is_loaded_only_when_simulating():
-    code = "import lesde.simulation, sys; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = "import lesde, sys; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -360,7 +357,7 @@ def test_an_endless_default_step_is_refused():
 
 def test_a_model_is_asked_for():
     with pytest.raises(
-        TypeError, match=r"model must be a lesde\.LESDE, or a process with .*; got \{\}"
+        TypeError, match=r"process must be a lesde\.LESDE, or a process with .*; got \{\}"
     ):
         lesde.simulate({}, [0, 1])
 
@@ -368,11 +365,6 @@ def test_a_model_is_asked_for():
 @pytest.mark.parametrize(("n", "p"), [(1, 1), (7, 3), (15, 3), (33, 1), (100, 40), (101, 3)])
 def test_classes_are_shifted_to_the_bit_like_single_samples(n, p):
     """Whatever number of samples is shifted in one go, also where it does not divide the class."""
-    from lesde.processes.deviations import _shift_classes
-
-    counts = np.full(3, n)
     values, shift = torch.randn(2, 4, 3 * n, p), torch.randn(2, 4, 3, p)
-    # The rows of a result are not contiguous in time.
-    out = torch.empty(4, 5, 3 * n, p).transpose(0, 1)[1:3]
-    _shift_classes(values, shift, out)
-    assert torch.equal(out, values + spread(shift, counts))
+    found = _shifted(values, shift, torch.empty_like(values))
+    assert torch.equal(found, values + spread(shift, np.full(3, n)))

@@ -7,20 +7,20 @@ import pytest
 from scipy.stats import chi2, ks_2samp, kstest
 
 import lesde
+from lesde import simulate
 from lesde.laws.moments import moments
 from lesde.model.kernels import TwoLevel
 from lesde.model.lesde import LESDE
 from lesde.paths import reduce_frame
-from lesde.simulation import simulate
 from tests.simulation.systems import MEANS, make_system
 
 TIMES = [0, 0.3, 1.1]
 ENGINES = {
     "exact": {"engine": "exact"},
-    "euler": {"engine": "torchsde", "dt": 0.05},
-    "srk": {"engine": "torchsde", "dt": 0.05, "method": "srk"},
+    "euler": {"engine": lesde.TorchSDE(dt=0.05)},
+    "srk": {"engine": lesde.TorchSDE(method="srk", dt=0.05)},
     "sgd": {"engine": "sgd", "learning_rate": 0.02},
-    "sampling": {"engine": "torchsde", "learning_rate": 0.1, "sde": "sampling"},
+    "sampling": {"engine": lesde.TorchSDE(noise="sampling"), "learning_rate": 0.1},
 }
 CASES = [
     ("identity", "balanced", "constant", "scalar"),
@@ -106,7 +106,7 @@ def test_scatter_is_wishart(n):
 def test_memory_does_not_depend_on_the_number_of_samples():
     # 60 million samples: one frame of one replicate would take 720 MB.
     model = LESDE(TwoLevel(2, -1), 3, 3, 20_000_000, noise=0.3)
-    for settings in ({"engine": "exact"}, {"engine": "torchsde", "dt": 0.01}):
+    for settings in ({"engine": "exact"}, {"engine": lesde.TorchSDE(dt=0.01)}):
         paths = simulate(
             model, [0, 0.5], MEANS, 32, keep="statistics", memory_limit="30 MB", **settings
         )
@@ -164,7 +164,15 @@ def test_sampling_noise_has_the_moments_of_its_equations(sde, keep, noise):
     model = LESDE(TwoLevel("2/(1+t)", -0.8), 3, 3, [3, 6, 20], "logits", given)
     dt = h if sde == "sampling" else 0.05
     paths = simulate(
-        model, [0, 0.5, 1.0], MEANS, R, h, "torchsde", dt, 3, dtype="float64", sde=sde, keep=keep
+        model,
+        [0, 0.5, 1.0],
+        MEANS,
+        R,
+        h,
+        lesde.TorchSDE(dt=dt, noise=sde),
+        keep,
+        3,
+        dtype="float64",
     )
     expected = moments(model, [0, 0.5, 1.0], MEANS, h, sde, dt)
     if keep == "features":

@@ -175,7 +175,7 @@ def read_steps(paths: xr.Dataset, data: ClassMeans) -> Steps | None:
             stacklevel=3,
         )
         return None
-    from lesde.processes.integration import StepGrid
+    from lesde.paths import StepGrid
 
     grids = {dt: np.diff(StepGrid.regular(data.times, dt).saved) for dt in set(longest.tolist())}
     counts = np.stack([grids[dt] for dt in longest.tolist()])

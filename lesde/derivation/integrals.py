@@ -1,0 +1,274 @@
+"""Integrals over time: in closed form where there is a quick one, left standing otherwise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import sympy as sp
+from scipy.integrate import quad
+from sympy.core.function import AppliedUndef
+from sympy.integrals.manualintegrate import manualintegrate
+from sympy.integrals.rationaltools import ratint
+
+from lesde.model.formula import TIME, Unfinished, bounded
+
+__all__ = [
+    "DUMMY",
+    "abbreviate",
+    "expand_terms",
+    "growth_integral",
+    "numerical",
+    "time_integral",
+    "time_terms",
+]
+
+CAPITALS = {"alpha": "A", "beta": "B", "gamma": "Gamma"}
+
+
+DUMMY = sp.Symbol("tau", real=True)
+INNER = sp.Symbol("u", real=True)
+
+
+EXPONENTIAL = sp.Symbol("u", positive=True)
+
+MANY_TERMS = 1000
+MANY_POWERS = 12  # of one exponential in another, in a rational function of both
+
+
+def expand_terms(expression: sp.Expr) -> sp.Expr:
+    """The expression multiplied out, or as it is where that would give more than 1000 terms."""
+    if _count_terms(expression) > MANY_TERMS:
+        return expression
+    try:
+        # exp(−(t−1)²) stays one exponential: as a product of several it overflows where it is small.
+        return bounded(lambda: sp.expand(expression, power_exp=False))
+    except Unfinished:
+        return expression
+
+
+def _count_terms(expression: sp.Basic) -> int:
+    """An upper bound of the terms of a sum once it is multiplied out."""
+    inner = [_count_terms(argument) for argument in expression.args]
+    if expression.is_Add:
+        return sum(inner)
+    if expression.is_Mul:
+        return min(math.prod(inner), 10**9)
+    # A power 199/2 is multiplied out as well, to 99 and a root.
+    if expression.is_Pow and expression.exp.is_Rational and inner[0] > 1:
+        return min(inner[0] ** min(int(abs(expression.exp)), 30), 10**9)
+    return 1 if not inner or max(inner) <= MANY_TERMS else 10**9
+
+
+def time_terms(expression: sp.Expr) -> dict[sp.Expr, sp.Expr]:
+    """The expression as a sum of functions of time, each with its constant factor."""
+    terms: dict[sp.Expr, sp.Expr] = {}
+    for term in sp.Add.make_args(expand_terms(expression)):
+        # Factor first: 6/(13t + 13) and 10/(39t + 39) are multiples of the same function.
+        constant, function = sp.factor_terms(term).as_independent(TIME, as_Add=False)
+        terms[function] = terms.get(function, sp.Integer(0)) + constant
+    return terms
+
+
+@lru_cache(maxsize=512)
+def time_integral(integrand: sp.Expr, start: sp.Expr) -> sp.Expr:
+    """∫_start^t of an expression in time; an Integral stands where no closed form was found.
+
+    Terms are integrated one by one, so a callable or an unevaluated α(t) keeps only its own
+    integral. A closed form is differentiated back before it is used.
+    """
+    return sp.Add(*(c * _integrate_one(f, start) for f, c in time_terms(integrand).items()))
+
+
+def _integrate_one(function: sp.Expr, start: sp.Expr) -> sp.Expr:
+    standing = sp.Integral(function.subs(TIME, DUMMY), (DUMMY, start, TIME))
+    if TIME not in function.free_symbols:
+        return function * (TIME - start)
+    if function.atoms(AppliedUndef) or function.has(sp.Integral):
+        return standing
+    if _count_terms(function) > MANY_TERMS:
+        return standing  # what is found, after a long search, nobody would print
+    try:
+        value = bounded(_definite, function, start)
+    except (*GIVEN_UP, Unfinished):
+        return standing
+    return standing if value is None or value.has(sp.nan, sp.zoo, sp.oo) else value
+
+
+GIVEN_UP = (
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""Ways of SymPy to give up an integral; it then stands as it is."""
+
+
+def _definite(function: sp.Expr, start: sp.Expr) -> sp.Expr | None:
+    found = _primitive(function)
+    if found is None:
+        return None
+    first = found.subs(TIME, start)
+    # exp(exp(1e222 - t)) has a primitive, whose value at 0 nobody can compute.
+    return None if first.is_number and not np.isfinite(complex(first)) else found - first
+
+
+def _primitive(function: sp.Expr) -> sp.Expr | None:
+    """A function whose derivative is the given one at all times; None where none is found."""
+    powers = {power: sp.diff(power.exp, TIME) for power in function.atoms(sp.exp)}
+    slopes = [slope for slope in powers.values() if slope != 0]
+    if slopes and all(TIME not in slope.free_symbols for slope in slopes):
+        unit = sp.gcd_list(slopes) if all(slope.is_Rational for slope in slopes) else slopes[0]
+        degrees = {power: slope / unit for power, slope in powers.items()}
+        if all(d.is_number and d.is_real and float(d).is_integer() for d in degrees.values()):
+            return _of_exponential(function, unit, {p: round(d) for p, d in degrees.items()})
+    return _search(function)
+
+
+def _of_exponential(
+    function: sp.Expr, unit: sp.Expr, degrees: dict[sp.Expr, int]
+) -> sp.Expr | None:
+    """A primitive in u = exp(unit·t), where the function is rational in it and has t nowhere else.
+
+    Constants are symbols meanwhile: SymPy takes exp(3.14159) for a power of exp(1/100000).
+    """
+    constants = {p: sp.exp(p.exp.subs(TIME, 0)) for p in degrees}
+    symbols = {c: sp.Dummy(positive=True) for c in constants.values() if c != 1}
+    swaps = {p: symbols.get(constants[p], 1) * EXPONENTIAL**d for p, d in degrees.items()}
+    rational = function.xreplace(swaps) / EXPONENTIAL
+    if TIME in rational.free_symbols or not rational.is_rational_function(EXPONENTIAL):
+        return _search(function)
+    if max(map(abs, degrees.values())) > MANY_POWERS:
+        return None
+    found = ratint(sp.cancel(rational), EXPONENTIAL)
+    if found.has(sp.RootSum, sp.Integral):
+        return None
+    back = {EXPONENTIAL: sp.exp(unit * TIME), **{s: c for c, s in symbols.items()}}
+    return found.subs(back) / unit
+
+
+def _search(function: sp.Expr) -> sp.Expr | None:
+    """A primitive that SymPy finds, differentiated back."""
+    found = manualintegrate(function, TIME)
+    # The tangent of half an angle in a primitive jumps where the integrand does not.
+    if found.has(sp.Integral, sp.Piecewise, sp.nan, sp.zoo) or (
+        found.has(sp.tan, sp.cot) and not function.has(sp.tan, sp.cot)
+    ):
+        return None
+    return found if sp.simplify(sp.diff(found, TIME) - function) == 0 else None
+
+
+@lru_cache(maxsize=512)
+def growth_integral(factor: sp.Expr, rate: sp.Expr, start: sp.Expr) -> sp.Expr:
+    """∫_start^t factor(τ) exp(∫_start^τ rate) dτ.
+
+    Where the factor is a multiple of the rate this is that multiple of exp(∫ rate) − 1, even for
+    unevaluated functions of time. Otherwise a closed form is sought only for a constant rate; with
+    others it would not be one that a person prints.
+    """
+    if factor == 0:
+        return sp.Integer(0)
+    growth = sp.exp(time_integral(rate, start))
+    if rate != 0:
+        try:
+            ratio = bounded(_constant_ratio, factor, rate)
+        except Unfinished:
+            ratio = None
+        if ratio is not None:
+            return ratio * (growth - 1)
+    if TIME not in rate.free_symbols:
+        return time_integral(factor * growth, start)
+    inner = growth.xreplace({DUMMY: INNER})
+    constant, function = factor.as_independent(TIME, as_Add=False)
+    integrand = (function * inner).subs(TIME, DUMMY)
+    return constant * sp.Integral(integrand, (DUMMY, start, TIME))
+
+
+def _constant_ratio(factor: sp.Expr, rate: sp.Expr) -> sp.Expr | None:
+    """The constant of which the factor is that multiple of the rate; None where there is none."""
+    above, below = time_terms(factor), time_terms(rate)
+    if above.keys() != below.keys() or 0 in below.values():
+        return None
+    first, *others = [sp.simplify(above[function] / below[function]) for function in below]
+    return first if all(sp.simplify(first - other) == 0 for other in others) else None
+
+
+def numerical(
+    expression: sp.Expr,
+    variable: sp.Symbol,
+    functions: Mapping[str, Callable[..., Any]],
+    edges: np.ndarray,
+) -> Callable[[float], complex]:
+    """A function of one number from an expression whose integrals may be standing and nested.
+
+    Integrals are done piece by piece between the edges, on which what stands in them is smooth.
+    """
+    standing: dict[sp.Integral, sp.Symbol] = {}
+
+    def mark(node: sp.Basic) -> sp.Basic:
+        if isinstance(node, sp.Integral):
+            return standing.setdefault(node, sp.Symbol(f"integral_{len(standing)}"))
+        return node.func(*map(mark, node.args)) if node.args else node
+
+    marked = mark(expression)
+    arguments = [variable, *standing.values()]
+    body = sp.lambdify(arguments, marked, modules=[dict(functions), "numpy", "scipy"])
+
+    @cache
+    def precise() -> Callable[..., Any]:
+        return sp.lambdify(arguments, marked, modules=[dict(functions), "mpmath"])
+
+    parts = []
+    for node in standing:
+        bound, lower, _ = node.limits[0]
+        inner = numerical(node.function, bound, functions, edges)
+        parts.append((inner, float(lower), node.has(sp.I)))
+
+    def area(part: tuple[Callable[[float], complex], float, bool], x: float) -> complex:
+        f, lower, is_complex = part
+        ends = [lower, *edges[(edges > min(lower, x)) & (edges < x)], x]
+        sides = (lambda u: f(u).real, lambda u: f(u).imag)[: 1 + is_complex]
+        sizes = [
+            math.fsum(
+                quad(g, a, b, epsabs=0.0, epsrel=1e-12, limit=200)[0]
+                for a, b in itertools.pairwise(ends)
+            )
+            for g in sides
+        ]
+        return complex(*sizes)
+
+    def value(x: float) -> complex:
+        areas = [area(part, x) for part in parts]
+        areas = [a if a.imag else a.real for a in areas]
+        try:
+            with np.errstate(over="raise", divide="raise", invalid="raise", under="ignore"):
+                return complex(body(np.float64(x), *areas))
+        except (FloatingPointError, ZeroDivisionError, OverflowError):
+            # such as t − log(1 + exp(1000t))/1000: mpmath's exponents have no end
+            return complex(precise()(x, *areas))
+
+    return value
+
+
+def abbreviate(expression: sp.Expr) -> tuple[sp.Expr, dict[sp.Expr, sp.Expr]]:
+    """Write A(t), B(t), Γ(t) for the integrals of unevaluated α, β, γ; also returns what they mean."""
+    meaning: dict[sp.Expr, sp.Expr] = {}
+
+    def short(node: sp.Integral) -> sp.Expr:
+        name = CAPITALS.get(getattr(node.function.func, "__name__", ""))
+        bound, lower, upper = node.limits[0]
+        if name is None or node.function.args != (bound,):
+            return node
+        capital = sp.Function(name, real=True)
+        rebound = node.function.subs(bound, DUMMY)
+        meaning[capital(TIME)] = sp.Integral(rebound, (DUMMY, lower, TIME))
+        return capital(upper)
+
+    return expression.replace(lambda e: isinstance(e, sp.Integral), short), meaning

@@ -1,0 +1,180 @@
+"""Closed-form solutions of the mean ODE, assembled from its modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sympy as sp
+from sympy.core.function import AppliedUndef
+
+from lesde.checks import check_finite_array, check_times
+from lesde.derivation.coefficients import Coefficients
+from lesde.derivation.integrals import growth_integral, numerical, time_integral
+from lesde.derivation.modes import Tree, tidy
+from lesde.model.formula import TIME, Formula
+from lesde.model.transforms import logit_directions
+
+__all__ = ["Solution"]
+
+
+def _class_symbol(name: str, k: int) -> sp.Symbol:
+    return sp.Symbol(f"{name}_{k + 1}", real=True)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The class means as explicit functions of time.
+
+    Expressions use the symbols ``X_k`` (initial class mean, a vector), and for the L-model ``d_k``
+    (logit directions) and ``s_k`` (initial scores ⟨d_k, X_k⟩/‖d_k‖²); they are linear in them.
+
+    Attributes
+    ----------
+    coefficients : Coefficients
+    tree : Tree
+        The modes; closed.
+    start : sympy.Expr
+        The initial time.
+    """
+
+    coefficients: Coefficients
+    tree: Tree
+    start: sp.Expr
+
+    @property
+    def is_logits(self) -> bool:
+        """True for the L-model's solution."""
+        return self.coefficients.transform.kind == "logits"
+
+    def growth(self, rate: sp.Expr) -> sp.Expr:
+        """exp(∫ rate) from the start to t."""
+        return sp.exp(time_integral(rate, self.start))
+
+    def reduced(self, k: int, start: Any) -> list[tuple[sp.Expr, Any]]:
+        """Pairs (rate, amplitude) of coordinate k: a class mean, or a score s_k of the L-model.
+
+        ``start`` gives the coordinates of all classes at the start: symbols, numbers or vectors.
+        """
+        terms: list[tuple[sp.Expr, Any]] = []
+        amplitudes = list(start)
+        node, level = k, self.tree
+        while True:
+            position = next(i for i, orbit in enumerate(level.orbits) if node in orbit)
+            means = [sum(amplitudes[n] for n in o) / len(o) for o in level.orbits]
+            rate = level.contrasts[position]
+            if rate is not None:
+                terms.append((rate, amplitudes[node] - means[position]))
+            node, amplitudes = position, means
+            if level.parent is None:
+                break
+            level = level.parent
+        assert level.eigen is not None
+        rates, vectors, inverse = level.eigen
+        for i, rate in enumerate(rates):
+            weight = sum(inverse[i, j] * a for j, a in enumerate(amplitudes))
+            terms.append((rate, vectors[node, i] * weight))
+        return terms
+
+    def mean(self, k: int) -> sp.Expr:
+        """X̄^k(t) of class k (from 0)."""
+        K = range(len(self.coefficients.counts))
+        symbols = ([_class_symbol(name, l) for l in K] for name in ("X", "s", "d"))
+        return sp.Add(*(a * vector * factor for a, vector, factor in self._terms(k, *symbols)))
+
+    def _terms(
+        self, k: int, means: Any, scores: Any, directions: Any
+    ) -> list[tuple[Any, Any, sp.Expr]]:
+        """X̄^k as triples: an amplitude, a vector and their factor, a function of time.
+
+        The arguments are the initial means and scores and the logit directions of all classes, as
+        symbols or as numbers.
+        """
+        if not self.is_logits:
+            return [(1, vector, self.growth(rate)) for rate, vector in self.reduced(k, means)]
+        # X_k + Σ_l d_l ∫ w_l E_kl s_l, using Σ_l d_l = 0 to drop what all classes share.
+        table = self.coefficients.drift_table
+        row = table.index[k]
+        common = table.values[np.bincount(np.delete(row, k), minlength=1).argmax()]
+        parts = [self.reduced(l, scores) for l in range(len(row))]
+        shared = set(parts[0]).intersection(*parts[1:])
+        terms: list[tuple[Any, Any, sp.Expr]] = [(1, means[k], sp.Integer(1))]
+        for l, part in enumerate(parts):
+            for rate, amplitude in part:
+                factor = table.values[row[l]] - (common if (rate, amplitude) in shared else 0)
+                integral = growth_integral(factor, rate, self.start)
+                terms.append((amplitude, directions[l], integral))
+        return terms
+
+    def generic(self) -> sp.Expr | None:
+        """X̄^k(t) for a class k like any other, where all classes are exchangeable; else None.
+
+        In terms of ``X_k``, the mean of all initial class means ``m``; for the L-model also ``s_k``,
+        the mean ``m_s`` of all scores, and ``D`` = Σ_l s_l d_l.
+        """
+        if len(self.tree.orbits) != 1 or self.tree.contrasts[0] is None:
+            return None
+        assert self.tree.eigen is not None
+        contrast, common = self.tree.contrasts[0], self.tree.eigen[0][0]
+        X_k, m, s_k, m_s, d_k, D = sp.symbols("X_k m s_k m_s d_k D", real=True)
+        if not self.is_logits:
+            return m * self.growth(common) + (X_k - m) * self.growth(contrast)
+        table = self.coefficients.drift_table
+        own, other = table[0, 0], table[0, 1]
+        # Σ_l d_l = 0: equal scores act through the difference of the factors, and only along d_k.
+        shared = growth_integral(tidy(own - other), common, self.start)
+        apart = growth_integral(tidy(own - other), contrast, self.start)
+        rest = growth_integral(other, contrast, self.start)
+        return X_k + m_s * d_k * shared + (s_k - m_s) * d_k * apart + D * rest
+
+    def evaluate(self, times: Any, initial: Any) -> np.ndarray:
+        """Numbers from the closed form; integrals left standing are done by quadrature.
+
+        Parameters
+        ----------
+        times : array, shape (time,)
+            Increasing; the first is the initial time.
+        initial : array, shape (class, feature)
+            Class means at ``times[0]``.
+
+        Returns
+        -------
+        ndarray, shape (time, class, feature), float64
+        """
+        coefficients = self.coefficients
+        K, p = len(coefficients.counts), coefficients.n_features
+        times = check_times("times", times, 1)
+        means = check_finite_array("initial", initial, [(K, p)])
+        solution = Solution(coefficients, self.tree, sp.Float(times[0], 17))
+        d = logit_directions(K) if self.is_logits else np.zeros((K, p))
+        scores = (means * d).sum(1) / (d**2).sum(1) if self.is_logits else np.zeros(K)
+        table = coefficients.drift_table
+        functions, edges = dict(table.functions), np.empty(0)
+        known = not any(Formula(value, functions).unresolved() for value in table.values)
+        if len(times) > 1 and known and not table.is_constant:
+            edges = coefficients.kernel_panels(times).starts
+        values: dict[sp.Expr, np.ndarray] = {}
+        result = np.zeros((len(times), K, p))
+        for k in range(K):
+            for amplitude, vector, factor in solution._terms(k, means, scores, d):
+                if factor not in values:
+                    values[factor] = _numbers(factor, times, functions, edges)
+                size = complex(amplitude) * values[factor]
+                result[:, k] += (size[:, None] * np.asarray(vector, complex)).real
+        return result
+
+
+def _numbers(
+    expression: sp.Expr, times: np.ndarray, functions: dict[str, Any], edges: np.ndarray
+) -> np.ndarray:
+    """Values of a scalar closed form; integrals left standing by adaptive quadrature."""
+    names = {f.func.__name__ for f in expression.atoms(AppliedUndef)} - set(functions)
+    free = {str(s) for s in expression.free_symbols - {TIME}}
+    if names or free:
+        raise ValueError(
+            f"the closed form has no value for {', '.join(sorted(names | free))}; give the kernel "
+            f"numbers or formulas."
+        )
+    value = numerical(expression, TIME, functions, edges)
+    return np.array([value(float(t)) for t in times])

@@ -1,0 +1,166 @@
+"""Engines: how a LE-SDE becomes a process. Each carries its own settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lesde.checks import check_choice, check_real, shown
+from lesde.derivation import derive
+from lesde.laws.system import MeanSystem
+from lesde.model.lesde import LESDE, read_initial
+from lesde.processes.exact import ExactPaths
+from lesde.processes.integration import METHODS
+from lesde.processes.particles import IntegratedParticles, ParticleSGD
+from lesde.processes.process import Process
+from lesde.processes.sgd import SGDPaths
+from lesde.processes.torchsde import NOISES, IntegratedPaths
+
+__all__ = ["ENGINES", "SGD", "Engine", "Exact", "TorchSDE", "read_engine"]
+
+ENGINES = ("auto", "exact", "torchsde", "sgd")
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Draw from the Gaussian law of the LE-SDE at the saved times: no steps, no discretisation error.
+
+    For kernels that depend on classes and time. The law is that of the limit of small learning rates:
+    with several learning rates the results are independent copies. A model whose law needs dense
+    matrices beyond n_classes·n_features = 2,000 is refused; integrate it by :class:`lesde.TorchSDE`.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel(alpha=2, beta=-1), n_classes=2, n_features=2)
+    >>> lesde.simulate(model, [0, 1], replicates=4, engine=lesde.Exact()).attrs["engine"]
+    'exact'
+    """
+
+    def process(self, model: LESDE, initial: Any = None, replicates: int | None = None) -> Process:
+        """The model from an initial state as a process."""
+        if model.kernel.depends_on_features:
+            raise ValueError(
+                "engine='exact' draws from a Gaussian law, which a kernel that depends on features does "
+                "not have; use engine='torchsde' or engine='sgd'."
+            )
+        return ExactPaths(model, read_initial(model, initial, replicates))
+
+
+@dataclass(frozen=True)
+class TorchSDE:
+    """Integrate the LE-SDE step by step with torchsde.
+
+    Parameters
+    ----------
+    method : {"euler", "milstein", "srk"}
+        Noise of ``noise="plain"`` is additive, so "euler" and "milstein" are the same scheme, of strong
+        order 1; "srk" (Rößler's SRA1) has strong order 1.5, for linear drifts 2, and weak order 2. Other
+        noise depends on the state and needs "euler".
+    dt : float, optional
+        Largest integration step; every saved interval is divided evenly. By default the learning rate,
+        where there is one; else such that the class means' growth over the run is right to about 1 %, and
+        at least 100 steps (for a kernel that depends on features: 100 steps).
+    noise : {"plain", "sampling", "modified"}
+        The SDE that is integrated. "plain": the LE-SDE, the limit of small learning rates. "sampling":
+        with the sampling noise √(hC) of SGD at learning rate h as a further diffusion; an Euler step of
+        length h, the default where saved times are multiples of h apart, has the first two moments of an
+        iteration. "modified": also with drift and diffusion corrected at first order in h, so that
+        moments differ from those of the discrete process by O(h²); give a ``dt`` well below h. See
+        :func:`lesde.moments`. The last two need a ``learning_rate``.
+
+    Notes
+    -----
+    Class means are integrated alone and the samples' deviations from them drawn at the saved times,
+    which has the law of stepping every sample with the same steps. Every sample is stepped where the
+    kernel depends on features, and where samples are kept with other noise than "plain".
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel(alpha=2, beta=-1), n_classes=2, n_features=2)
+    >>> srk = lesde.TorchSDE(method="srk", dt=0.1)
+    >>> lesde.simulate(model, [0, 1], replicates=4, engine=srk).attrs["dt"]
+    0.1
+    """
+
+    method: str = "euler"
+    dt: float | None = None
+    noise: str = "plain"
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        check_choice("noise", self.noise, NOISES)
+        if self.dt is not None:
+            dt = check_real("dt", self.dt, 0.0, open_minimum=True)
+            object.__setattr__(self, "dt", dt)
+        if self.noise != "plain" and self.method != "euler":
+            raise ValueError(
+                f"method={self.method!r} needs a diffusion that does not depend on the state; that of "
+                f"noise={self.noise!r} does. Use method='euler'."
+            )
+
+    def process(self, model: LESDE, initial: Any = None, replicates: int | None = None) -> Process:
+        """The model from an initial state as a process."""
+        start = read_initial(model, initial, replicates)
+        if model.kernel.depends_on_features and self.noise == "modified":
+            raise ValueError(
+                "noise='modified' is derived for kernels of classes and time; this one depends on "
+                "features. Use noise='sampling'."
+            )
+        settings = self.method, self.dt, self.noise
+        by_samples = IntegratedParticles(model, start, *settings)
+        if model.kernel.depends_on_features:
+            return by_samples
+        return IntegratedPaths(model, start, *settings, by_samples)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Run the discrete process that the LE-SDE approximates.
+
+    At every iteration one sample J is drawn, and every sample i moves by h E φ(X_J) + √h σ ζ_i, with the
+    learning rate h that ``simulate`` is given. The state is saved at the iteration nearest to each time,
+    and ``time`` of the result is the time of that iteration.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel(alpha=2, beta=-1), n_classes=2, n_features=2)
+    >>> paths = lesde.simulate(model, [0, 1], replicates=4, learning_rate=0.1, engine=lesde.SGD())
+    >>> paths.iteration.values.tolist()
+    [0, 10]
+    """
+
+    def process(self, model: LESDE, initial: Any = None, replicates: int | None = None) -> Process:
+        """The model from an initial state as a process."""
+        start = read_initial(model, initial, replicates)
+        noise = model.noise_table
+        if model.kernel.depends_on_features or not (noise.is_constant or noise.is_isotropic):
+            return ParticleSGD(model, start)
+        return SGDPaths(model, start)
+
+
+Engine = Exact | TorchSDE | SGD
+
+
+def read_engine(engine: Any, model: LESDE, has_rates: bool) -> Engine:
+    """The engine of a name, "auto" among them, or as it was given."""
+    if isinstance(engine, Exact | TorchSDE | SGD):
+        return engine
+    if not isinstance(engine, str):
+        raise TypeError(
+            f"engine must be one of {', '.join(map(repr, ENGINES))}, or lesde.Exact(), lesde.TorchSDE(...) "
+            f"or lesde.SGD(); got {shown(engine)}."
+        )
+    check_choice("engine", engine, ENGINES)
+    if engine == "auto" and has_rates:
+        return SGD()
+    if engine == "auto" and not model.kernel.depends_on_features:
+        try:
+            MeanSystem(derive(model).coefficients())
+            return Exact()
+        except ValueError:  # matrices too large to form
+            return TorchSDE()
+    named: dict[str, Engine] = {"exact": Exact(), "torchsde": TorchSDE(), "sgd": SGD()}
+    return named.get(engine, TorchSDE())
