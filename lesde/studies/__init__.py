@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "DemoConfig": "demo",
-    "RateConfig": "rates",
+    "DemoConfig": "settings",
+    "RateConfig": "settings",
     "compare_learning_rates": "learning_rates",
     "learning_rate_experiment": "learning_rates",
     "load_config": "settings",

@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.lines import Line2D
-from pydantic import Field
 from scipy.stats import norm
 
 import lesde
@@ -21,10 +20,10 @@ from lesde import plot
 from lesde.analysis.separation.predict import predict_from_law
 from lesde.model.lesde import class_average
 from lesde.plot.ticks import tidy_log
-from lesde.studies.digits import DigitNetworks, network_cells, trained_networks
+from lesde.studies.digits import network_cells, trained_networks
 from lesde.studies.folder import StudyFolder
 from lesde.studies.runner import Cell, Page, Progress, Runner, Section, print_table, with_error
-from lesde.studies.settings import Count
+from lesde.studies.settings import DemoConfig
 from lesde.text import format_number
 
 __all__ = ["DemoConfig", "run"]
@@ -35,16 +34,6 @@ HIDDEN = "network, last hidden layer"
 SOURCES = ("network", *MODELS, HIDDEN)
 METRICS = ["nc1", "nc2_etf"]
 PAGE = 7.0  # inches: two columns of a journal
-
-
-class DemoConfig(DigitNetworks):
-    """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
-
-    # Recordings that an interval of the fit spans; simulated trajectories from each network's start;
-    # times of the analytic prediction.
-    fit_every: Count = 2
-    copies: Count = 4
-    predicted_times: Annotated[int, Field(ge=2, le=10**4)] = 12
 
 
 def run(config: DemoConfig, out: str | Path) -> Path:

@@ -1,67 +1,21 @@
-"""Networks on handwritten digits at several learning rates: their settings, and a cell for each rate."""
+"""Networks on handwritten digits at several learning rates: a cell for each rate, and the networks in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from pydantic import Field, field_validator, model_validator
 
 from lesde import networks
 from lesde.studies.runner import Cell, Progress
-from lesde.studies.settings import Confidence, Images, Seed, StudySettings
+from lesde.studies.settings import DigitNetworks
 
-__all__ = ["DigitNetworks", "network_cells", "recorded", "trained_networks"]
+__all__ = ["network_cells", "recorded", "trained_networks"]
 
 LAYERS = {"network": "logits", "penultimate": "penultimate"}
 """Layers by the name of the dataset of all learning rates."""
-
-
-class DigitNetworks(StudySettings):
-    """Networks on handwritten digits at several learning rates, all for the same time."""
-
-    # Digits to distinguish, training images and recorded training images per class, hidden layers.
-    classes: Annotated[tuple[int, ...], Field(min_length=4, max_length=10)] = (0, 1, 2, 3)
-    train_per_class: Images = 100
-    probe_per_class: Images = 40
-    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32, 32)
-    # Plain SGD with batch size 1; networks per learning rate; learning rate times iterations.
-    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (0.005, 0.01, 0.02, 0.04)
-    replicates: Annotated[int, Field(ge=2, le=10**4)] = 16
-    total_time: Annotated[float, Field(gt=0)] = 50.0
-    # Recordings, the initial state included; time from which the kernel is fitted and the model runs.
-    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 50
-    model_start: Annotated[float, Field(ge=0)] = 2.0
-    confidence: Confidence = 0.95
-    seed: Seed = 0
-
-    @field_validator("classes")
-    @classmethod
-    def _digits(cls, classes: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(classes)) < len(classes) or not set(classes) <= set(range(10)):
-            raise ValueError("must be different digits from 0 to 9")
-        return classes
-
-    @field_validator("learning_rates")
-    @classmethod
-    def _rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
-            raise ValueError("must be different positive numbers")
-        return rates
-
-    @model_validator(mode="after")
-    def _long_enough(self) -> DigitNetworks:
-        if self.model_start >= self.total_time:
-            raise ValueError("model_start must be before total_time")
-        if self.total_time - self.model_start < 8 * max(self.learning_rates):
-            raise ValueError(
-                "total_time must leave at least 8 iterations of the largest learning rate after "
-                "model_start"
-            )
-        return self
 
 
 def recorded(

@@ -322,7 +322,7 @@ def _transforms(given: Any, K: int, p: int) -> list[str]:
 def _compared_frames(
     paths: Any, start: float | None, at: float | None
 ) -> tuple[xr.Dataset, np.ndarray]:
-    """The compared frames, learning rates increasing and samples sorted by class; samples a class."""
+    """The compared frames, learning rates increasing and samples sorted by class; the number of samples of each class."""
     dims = ("learning_rate", "replicate", "time", "sample", "feature")
     features, labels = check_paths("paths", paths, dims, 2)
     if set(features.dims) != set(dims):

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from pydantic import Field
 
 import lesde
 from lesde import plot
-from lesde.studies.digits import DigitNetworks, network_cells, trained_networks
+from lesde.studies.digits import network_cells, trained_networks
 from lesde.studies.folder import StudyFolder
 from lesde.studies.learning_rates import NAMES, compare_learning_rates, whole_errors
 from lesde.studies.runner import Cell, Page, Progress, Runner, Section, print_table
+from lesde.studies.settings import RateConfig
 from lesde.text import with_interval
 
 __all__ = ["RateConfig", "run"]
-
-
-RATES = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
-
-
-class RateConfig(DigitNetworks):
-    """What ``lesde rates`` does. The defaults take about two minutes."""
-
-    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32,)
-    learning_rates: Annotated[tuple[float, ...], Field(min_length=2)] = RATES
-    # Half of the networks are fitted, half predicted.
-    replicates: Annotated[int, Field(ge=8, le=10**4)] = 32
-    total_time: Annotated[float, Field(gt=0)] = 32.0
-    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 24
-    # Kernels fitted to resamples of the networks; noise of a sample.
-    draws: Annotated[int, Field(ge=4, le=10**5)] = 40
-    spread: Literal["covariance", "constant"] = "covariance"
 
 
 def run(config: RateConfig, out: str | Path) -> Path:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lesde.checks import shown
 
@@ -22,6 +22,77 @@ class StudySettings(BaseModel):
     """Settings that cannot be changed, or have other names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DigitNetworks(StudySettings):
+    """Networks on handwritten digits at several learning rates, all for the same time."""
+
+    # Digits to distinguish, training images and recorded training images per class, hidden layers.
+    classes: Annotated[tuple[int, ...], Field(min_length=4, max_length=10)] = (0, 1, 2, 3)
+    train_per_class: Images = 100
+    probe_per_class: Images = 40
+    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32, 32)
+    # Plain SGD with batch size 1; networks per learning rate; learning rate times iterations.
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = (0.005, 0.01, 0.02, 0.04)
+    replicates: Annotated[int, Field(ge=2, le=10**4)] = 16
+    total_time: Annotated[float, Field(gt=0)] = 50.0
+    # Recordings, the initial state included; time from which the kernel is fitted and the model runs.
+    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 50
+    model_start: Annotated[float, Field(ge=0)] = 2.0
+    confidence: Confidence = 0.95
+    seed: Seed = 0
+
+    @field_validator("classes")
+    @classmethod
+    def _digits(cls, classes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(classes)) < len(classes) or not set(classes) <= set(range(10)):
+            raise ValueError("must be different digits from 0 to 9")
+        return classes
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+            raise ValueError("must be different positive numbers")
+        return rates
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> DigitNetworks:
+        if self.model_start >= self.total_time:
+            raise ValueError("model_start must be before total_time")
+        if self.total_time - self.model_start < 8 * max(self.learning_rates):
+            raise ValueError(
+                "total_time must leave at least 8 iterations of the largest learning rate after "
+                "model_start"
+            )
+        return self
+
+
+class DemoConfig(DigitNetworks):
+    """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
+
+    # Recordings that an interval of the fit spans; simulated trajectories from each network's start;
+    # times of the analytic prediction.
+    fit_every: Count = 2
+    copies: Count = 4
+    predicted_times: Annotated[int, Field(ge=2, le=10**4)] = 12
+
+
+RATES = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
+
+
+class RateConfig(DigitNetworks):
+    """What ``lesde rates`` does. The defaults take about two minutes."""
+
+    widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32,)
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=2)] = RATES
+    # Half of the networks are fitted, half predicted.
+    replicates: Annotated[int, Field(ge=8, le=10**4)] = 32
+    total_time: Annotated[float, Field(gt=0)] = 32.0
+    saved_times: Annotated[int, Field(ge=8, le=10**4)] = 24
+    # Kernels fitted to resamples of the networks; noise of a sample.
+    draws: Annotated[int, Field(ge=4, le=10**5)] = 40
+    spread: Literal["covariance", "constant"] = "covariance"
 
 
 Settings = TypeVar("Settings", bound=BaseModel)

@@ -13,9 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
-from lesde.studies import demo, rates, reproduce
-from lesde.studies.demo import DemoConfig
-from lesde.studies.rates import RateConfig
+from lesde.studies import DemoConfig, RateConfig, demo, rates, reproduce
 
 DEMO = DemoConfig(
     train_per_class=20,

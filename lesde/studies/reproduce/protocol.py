@@ -97,7 +97,7 @@ class Protocol(StudySettings):
         return self
 
     def _draws_in(self, windows: int) -> int:
-        """Draws a window must have so that a class that nobody drew is expected less than once in a hundred such studies."""
+        """Draws a window must have, so that fewer than one of a hundred such studies is expected to miss a class in one."""
         every = windows * self.classes * sum(self.trials_at(p) for p in self.noise_levels)
         return math.ceil(math.log(0.01 / every) / math.log1p(-1 / self.classes))
 
