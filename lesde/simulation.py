@@ -210,7 +210,7 @@ def simulate(
     blocks = range(first_replicate // BLOCK, -(-(first_replicate + replicates) // BLOCK))
 
     def frames(cell: int, part: range) -> Iterator[Seen]:
-        """What is seen of some blocks at every saved time."""
+        """Observations of some blocks at every saved time."""
         one, first = cells[cell], BLOCK * (part.start - blocks.start)
         wanted = min(BLOCK * len(part), replicates - first)
         rng = Random(seed, cell, part, on, result.dtype, first, wanted)
@@ -340,7 +340,7 @@ def read_memory(value: Any) -> float | None:
 
 
 def _beside_tables(memory: float, tables: float, block_bytes: float, K: int) -> float:
-    """What is left of the memory beside tables that are held throughout, enough for one block."""
+    """The memory left beside tables that are held throughout, checked to be enough for one block."""
     if tables > max(memory, SMALL_TABLES):
         raise ValueError(
             f"memory_limit leaves {shown_bytes(memory)} to work in, but tables over all pairs of the {K} "
@@ -418,7 +418,7 @@ def _one_thread(device: torch.device) -> Iterator[int]:
 # --------------------------------------------------------------------------------------------------
 
 Seen = dict[str, torch.Tensor]
-"""What is kept of a state, each (replicate, …)."""
+"""The variables kept of a state, each (replicate, …)."""
 
 
 class _Result:
@@ -463,7 +463,7 @@ class _Result:
         return working_memory(limit, size, device, text)
 
     def seen(self, process: Any, rng: Random, state: Any, index: int) -> Seen:
-        """What is kept of a state."""
+        """Observe or reduce a state, and check the shapes."""
         reduce = getattr(process, "reduce", None) if self.statistics else None
         if reduce is not None:
             seen = dict(reduce(rng, state))
@@ -560,7 +560,7 @@ class _Result:
         return {"direction": (("time", "class", "class_", "feature"), self.directions)}
 
     def attributes(self, cells: list[Any], batched: bool) -> dict[str, Any]:
-        """What the cells say of themselves; where they differ, a list of it."""
+        """The attributes of the cells; a list where the cells differ."""
         every = [getattr(one, "attributes", {}) for one in cells]
         found: dict[str, Any] = {}
         if self.statistics:

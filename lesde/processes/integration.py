@@ -73,7 +73,9 @@ def default_step(coefficients: Any, times: np.ndarray, method: str) -> float:
     middles = edges[:-1] + widths / 2
     size = max(1, TABLE_BYTES // (8 * len(coefficients.counts) ** 2))
     for i in range(0, len(edges), size):
-        coefficients.weights(edges[i : i + size])  # a pole is told by name where the grid meets it
+        coefficients.weights(
+            edges[i : i + size]
+        )  # names the value at fault where the grid meets a pole
     matrices = (coefficients.weights(middles[i : i + size]) for i in range(0, len(middles), size))
     rate = np.concatenate([np.abs(matrix).sum(-1).max(-1) for matrix in matrices])
     if coefficients.transform.kind == "matrix":

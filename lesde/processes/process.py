@@ -24,7 +24,7 @@ BLOCK = 32
 
 @runtime_checkable
 class Process(Protocol):
-    """What `lesde.simulate` asks of a dynamics: any object with these three methods and ``counts``.
+    """A dynamics as `lesde.simulate` takes it: any object with these three methods and ``counts``.
 
     A *state* is whatever the process likes, and ``advance`` may change it in place. Tensors that are
     observed have a leading replicate axis, on any device.

@@ -55,7 +55,7 @@ CHUNK = 2**19
 """Numbers worked on at once. Changing it changes the stream of random numbers."""
 
 TIE = 1e-12
-"""Equal rows are told apart by this much per row, which moves the levels by as little."""
+"""Equal rows are kept apart by this much per row, which moves the levels by as little."""
 
 
 def largest_of_centred(noise: BlockNoise, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def largest_of_centred(noise: BlockNoise, rows: np.ndarray, counts: np.ndarray) 
 
 
 def _is_small(n: int, D: int) -> bool:
-    """Whether a sample is drawn in full: where many would turn out to need it anyway."""
+    """True if a sample is drawn in full: where many would turn out to need it anyway."""
     if n <= EXPLICIT + EXPLICIT_PER_ROW * D:
         return True
     # The level at which most samples stop, and rows at 60 degrees as between many classes.
@@ -264,7 +264,7 @@ NUMBERS = 200_000
 
 
 def is_joint(count: int, n_classes: int, n_features: int) -> bool:
-    """Whether a class of ``count`` samples gets the joint law of its reaches, else each alone."""
+    """True if a class of ``count`` samples gets the joint law of its reaches, else each alone."""
     D = n_classes - 1
     if D == 0:
         return True

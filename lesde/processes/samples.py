@@ -139,7 +139,7 @@ class IntervalNoise:
     @classmethod
     @np.errstate(over="ignore", invalid="ignore")
     def of_scheme(cls, noise: Any, grid: StepGrid, method: str) -> IntervalNoise:
-        """What a solver's steps add, which differs from the integral where noise depends on time."""
+        """The noise that a solver's steps add, which differs from the integral where noise depends on time."""
         if noise.is_constant:
             return cls.exact(noise, grid.times)
         sums: Any = 0.0
@@ -173,7 +173,7 @@ class IntervalNoise:
 
 
 def _added(noise: Any, grid: StepGrid, method: str, first: int, end: int) -> np.ndarray:
-    """What steps first..end-1 add to the covariance in every interval, (interval, class, …, …)."""
+    """Covariance that the steps first..end-1 add in every interval, (interval, class, …, …)."""
     starts, widths = grid.starts[first:end], grid.widths[first:end]
     edges = np.append(starts, starts[-1] + widths[-1])
     values = noise.scale(edges)[..., None, None] if noise.is_isotropic else noise.factor(edges)
@@ -304,7 +304,7 @@ class _State:
     index: int = 0
     first: int = 0
     drawn: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What is seen at these times, each (time, replicate, ...)."""
+    """The variables at these times, each (time, replicate, ...)."""
 
 
 class AboutMeans:
@@ -364,7 +364,7 @@ class AboutMeans:
         return made
 
     def block_bytes(self, statistics: bool) -> float:
-        """What a block's deviations, or statistics, take beside the class means."""
+        """Memory of a block's deviations, or statistics, beside the class means."""
         model = self.model
         if statistics and self.initial.offsets is None:
             frame = BLOCK * model.n_classes**2 * model.n_features

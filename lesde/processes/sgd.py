@@ -35,7 +35,7 @@ TABLE_BYTES = 2**25
 
 
 class Tables:
-    """What depends on the iteration, tabulated for some thousands at a time: kicks and ages of noise.
+    """Kicks and ages of noise, tabulated for some thousands of iterations at a time.
 
     The age is the variance that noise has added: the number of iterations where noise is constant, else
     Σ h σ_k² over them, per class unless all share it.
@@ -56,7 +56,7 @@ class Tables:
         self.first = self.end = 0
         self.age = np.zeros((1, K if per_class else 1))
         self.kicks = torch.empty(0)
-        # √h σ_k, where noise is constant: one number, one a class, or a matrix a class.
+        # √h σ_k, where noise is constant: one number, one per class, or a matrix per class.
         self.factors: torch.Tensor | None = None
         if self.noise.is_constant:
             zero = np.zeros(1)

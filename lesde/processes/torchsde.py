@@ -134,7 +134,6 @@ class ShiftedNoise:
     def __init__(self, coefficients: Any, times: np.ndarray, rate: float):
         self.plain, self.rate = coefficients.noise, rate
         self.is_isotropic = self.plain.is_isotropic
-        self.is_shared = self.plain.is_shared
         self._slope = noise_derivative(coefficients, float(times[0]), float(times[-1]))
 
     def scale(self, times: np.ndarray) -> np.ndarray:
