@@ -23,20 +23,32 @@ def test_import_is_lazy():
     assert in_fresh_python(code) == "[]"
 
 
-def test_models_and_laws_need_neither_torch_nor_matplotlib():
+def test_models_and_derivations_need_no_torch_and_laws_no_torchsde():
     code = (
         "import sys, lesde\n"
-        "lesde.LESDE(lesde.TwoLevel(1, 0), 2, 2).law([0, 1])\n"
-        "print([m for m in ('torch', 'torchsde', 'matplotlib', 'sklearn') if m in sys.modules])"
+        "model = lesde.LESDE(lesde.TwoLevel(1, 0), 2, 2)\n"
+        "lesde.derive(model).text()\n"
+        "first = [m for m in ('torch', 'matplotlib', 'sklearn') if m in sys.modules]\n"
+        "lesde.law(model, [0, 1])\n"
+        "print(first + [m for m in ('torchsde', 'matplotlib', 'sklearn') if m in sys.modules])"
     )
     assert in_fresh_python(code) == "[]"
+
+
+def test_rooms_work_at_once():
+    code = (
+        "import lesde\n"
+        "print(lesde.networks.mlp.__name__, lesde.analysis.separation_function.__name__, "
+        "lesde.studies.load_config.__name__)"
+    )
+    assert in_fresh_python(code) == "mlp separation_function load_config"
 
 
 @pytest.mark.parametrize("name", lesde.__all__)
 def test_every_public_name_resolves(name):
     value = getattr(lesde, name)
     assert value is getattr(lesde, name)
-    if name not in ("__version__", "plot"):
+    if name not in ("__version__", "analysis", "networks", "plot", "studies"):
         assert callable(value)
         assert value.__doc__
 
@@ -45,7 +57,8 @@ def test_contract_names_are_public():
     contract = {
         "LESDE", "TwoLevel", "ClassMatrix", "Hierarchical", "LabelNoise", "kernel", "simulate", "Diverged",
         "separation_probability", "predict_separation", "neural_collapse", "convergence",
-        "fit_elasticity", "plot",
+        "fit_elasticity", "plot", "derive", "law", "moments", "from_arrays", "Exact", "TorchSDE", "SGD",
+        "analysis", "networks", "studies",
     }  # fmt: skip
     assert contract <= set(lesde.__all__)
     assert sorted(dir(lesde)) == sorted(lesde.__all__)
