@@ -192,7 +192,9 @@ def simulate(
 
     counts, statistics = _counts(process), keep == "statistics"
     at = getattr(process, "at", None)
-    cells = [process] if rates is None else [at(float(h)) if at else process for h in rates]
+    cells: list[Any] = [process]
+    if rates is not None:
+        cells = [at(float(h)) if at else process for h in rates]
     result = _Result(len(cells), replicates, asked, counts, getattr(torch, dtype), statistics)
     # What cannot fit is refused before anything is computed, where the process says what it takes.
     p = getattr(process, "n_features", None)
@@ -245,7 +247,9 @@ def simulate(
         def run(task: tuple[int, range]) -> None:
             cell, part = task
             first = BLOCK * (part.start - blocks.start)
-            for index, seen in enumerate(streams.pop(task, None) or frames(cell, part)):
+            for index, seen in enumerate(
+                streams.pop(task) if task in streams else frames(cell, part)
+            ):
                 result.write(cell, first, index, seen)
                 with lock:
                     bar.update(len(range(part.start, min(part.stop, blocks.stop))))

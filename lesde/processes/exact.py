@@ -87,8 +87,9 @@ def _noise(steps: list[Transition], normals: np.ndarray) -> np.ndarray:
         step, part = steps[first], slice(first, first + count)
         for i, (root, (_, factor)) in enumerate(zip(step.roots, step.parts, strict=True)):
             rows = _apply(step, root, normals[:, part, i])
-            unit = factor is None or (factor == np.eye(len(factor))).all()
-            total[:, part] += rows if unit else rows @ factor.T
+            if factor is not None and not (factor == np.eye(len(factor))).all():
+                rows = rows @ factor.T
+            total[:, part] += rows
         first += count
     return total
 

@@ -317,6 +317,11 @@ class AboutMeans:
     most_blocks = 8
     noise: IntervalNoise
     times: np.ndarray
+    reduced: bool
+    ahead: int
+    """Saved times whose statistics are drawn at once."""
+    grown: np.ndarray
+    """Roots of what noise has added up to each saved time."""
 
     def __init__(self, model: LESDE, initial: Initial):
         self.model, self.initial, self.counts = model, initial, model.counts

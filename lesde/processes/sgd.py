@@ -190,6 +190,9 @@ class SGDPaths:
 
     most_blocks = 64
     directions: np.ndarray | None = None
+    iterations: np.ndarray
+    times: np.ndarray
+    coefficients: Any
 
     def __init__(self, model: LESDE, initial: Initial):
         self.model, self.initial, self.counts = model, initial, model.counts

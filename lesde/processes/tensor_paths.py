@@ -58,7 +58,7 @@ class TensorPaths:
         """The paths without gradients, as ``lesde.simulate`` returns them."""
         features = self.features.detach().cpu().numpy()[None]
         coords = {"label": ("sample", self.labels.numpy(), {"long_name": "class"})}
-        variables = {"features": (("sample", "feature"), features)}
+        variables: dict[str, Any] = {"features": (("sample", "feature"), features)}
         return as_dataset(variables, coords, self.times.numpy(), *self._dataset)
 
 

@@ -362,7 +362,8 @@ class IntegratedPaths(AboutMeans):
             factors = sde.noise.scale(starts) * roots[:, None]
         else:
             factors = sde.noise.factor(starts) * roots[:, None, None, None]
-        sde.roots, within = [], []
+        sde.roots = []
+        within: list[np.ndarray | None] = []
         for step, factor in enumerate(factors, start=first + 1):
             now = torch.as_tensor(scatter.roots(), device=sde.device)
             sde.roots.append(now.transpose(1, 2).contiguous())
