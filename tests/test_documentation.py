@@ -235,3 +235,18 @@ def test_floor_of_nc2_under_sgd() -> None:
     error = each.std(ddof=1) / np.sqrt(len(each))
     assert error < 0.1 * expected
     assert abs(each.mean() - expected) < 5 * error
+
+
+def test_files_and_names_of_the_page_on_the_code_exist() -> None:
+    """Every file it names is there, and a name given beside a file stands in it."""
+    page = (ROOT / "docs" / "how_it_is_built.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:lesde|tests)/[\w/.]*)`", page))
+    assert len(named) > 25
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    rows = re.findall(r"^\|.*`(lesde/[\w/]+\.py)`, `(\w+)`(?: and `(\w+)`)?", page, re.M)
+    rows += [(f, n, "") for n, f in re.findall(r"`(\w+)` in `(lesde/[\w/]+\.py)`", page)]
+    assert len(rows) >= 8
+    for file, *names in rows:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        for name in filter(None, names):
+            assert re.search(rf"^(?:def|class) {name}\b", text, re.M), (file, name)
