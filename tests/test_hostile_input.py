@@ -244,7 +244,7 @@ def test_labels_of_cifar_that_are_no_integers(tmp_path, labels):
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         content = {b"data": np.zeros((2, 3072), np.uint8), b"labels": labels}
         (tmp_path / name).write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match="data_batch_1 must hold labels from 0 to 9"):
+    with pytest.raises(ValueError, match="data_batch_1 must hold integer labels from 0 to 9"):
         networks.cifar10(tmp_path, 2, 1, 1)
 
 

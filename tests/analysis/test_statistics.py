@@ -149,11 +149,9 @@ def test_direction_errors():
 
 
 def test_memory_of_the_result_is_checked_first(monkeypatch):
-    from lesde import checks as result
-
     # The function of the same name hides the module from an import statement.
     module = importlib.import_module("lesde.analysis.statistics")
     monkeypatch.setattr(module, "LOOK_FROM", 1.0)
-    monkeypatch.setattr(result, "available_memory", lambda: 1e3)
+    monkeypatch.setattr(module.datasets, "available_memory", lambda: 1e3)
     with pytest.raises(ValueError, match=r"statistics need .* GB, more than the 0.0 GB at hand"):
         lesde.statistics(make_paths((4, 6), replicates=2))
