@@ -93,7 +93,7 @@ class Target:
 
     @property
     def place(self) -> Path:
-        """Where it is, links followed: a link stays one."""
+        """Its real path, with links followed, so that a link stays one."""
         return Path(os.path.realpath(self.path))
 
     def check(self) -> None:
@@ -119,8 +119,8 @@ class Target:
     def put(self, write: Callable[[Path], object]) -> None:
         """Have it written under another name by ``write``, and move it to its place.
 
-        ValueError as of :meth:`check`, and where something came to stand there meanwhile; OSError where it cannot
-        be written, for instance on a full disk. Nothing of it stays then.
+        ValueError as from :meth:`check`, and where something was put there meanwhile; OSError where it cannot
+        be written, for instance on a full disk. Nothing is left of it then.
         """
         self.check()
         place = self.place
@@ -447,7 +447,7 @@ def _seal(path: Path) -> str:
 
 
 def why_foreign(path: Path, study: str | None = None) -> str | None:
-    """Why a folder may not be replaced by a store, in words that follow its name; None where it may."""
+    """The reason that a folder may not be replaced by a store, in words that follow its name; None where it may."""
     if study is not None and not any(path.iterdir()):
         return None  # what was in it was removed, to be made anew
     try:
@@ -472,7 +472,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def _why_other(held: Any, study: str) -> str | None:
-    """Why a store is not of a study with these settings; None where it is."""
+    """The reason that a store is not of a study with these settings; None where it is."""
     try:
         different = difference(json.loads(held), json.loads(study))
     except (TypeError, ValueError, AttributeError):
@@ -509,7 +509,7 @@ def damaged_of_store(path: str | os.PathLike[str], found: str = "") -> ValueErro
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a store into memory; ValueError as of :func:`open_store`."""
+    """Read a store into memory; ValueError as from :func:`open_store`."""
     return open_store(path).load()
 
 
@@ -691,7 +691,7 @@ class _Part(BackendArray):
 
 @contextmanager
 def telling(place: Path, inside: str = "", *, always: bool = False) -> Iterator[None]:
-    """Turn an error in here into one that names the damaged file of the store.
+    """Turn an error inside the block into one that names the damaged file of the store.
 
     Where no file is damaged, the store is not at fault: the error stays as it is, unless ``always`` says that
     the store was only opened here.

@@ -193,13 +193,7 @@ MOST_STEPS = 10**8
 
 
 def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
-    """Iterations done at every saved time, (time,) of int: the nearest to (t − t₀)/h.
-
-    Raises
-    ------
-    ValueError
-        When two saved times fall on one iteration, or there are too many iterations to do.
-    """
+    """Iterations done at every saved time, (time,) of int: the nearest to (t − t₀)/h, each time another."""
     rounded = np.rint((times - times[0]) / rate)
     if not rounded[-1] <= MOST_ITERATIONS:
         raise ValueError(
@@ -277,7 +271,7 @@ class StepGrid:
 
     @property
     def widths(self) -> _Column:
-        """Duration of every step, in the same way."""
+        """Duration of every step, likewise."""
         return _Column(self, False)
 
     def stretches(self, length: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

@@ -54,7 +54,7 @@ def calibrate(
     Parameters
     ----------
     paths : xarray.Dataset
-        Features, or statistics as of ``lesde.simulate(..., keep="statistics")``, of the size of the
+        Features, or statistics from ``lesde.simulate(..., keep="statistics")``, of the size of the
         model; one set of replicates.
     model : LESDE
         Its free names are estimated: those that formulas of kernel or noise leave open, as in
@@ -183,7 +183,7 @@ def calibrate(
 
 
 def _start(model: LESDE, start: Any) -> np.ndarray:
-    """Where the search starts, in the order of the model's free names."""
+    """Initial point of the search, in the order of the model's free names."""
     names = model.free_parameters
     if not isinstance(start, Mapping):
         raise TypeError(
@@ -332,7 +332,7 @@ def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expan
     )
     theta, steps = first + unit * found.x, int(found.nit)
     at = objective.expand(theta)
-    # Near the optimum values differ by less than their rounding; gradients still show the way.
+    # Near the optimum values differ by less than their rounding; gradients still give a direction.
     for _ in range(POLISHING):
         if not CLOSE * 1e-3 < newton_distance(at) < 1.0:
             break

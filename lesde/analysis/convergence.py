@@ -1,4 +1,4 @@
-"""How fast the collapse metrics decay: rates, exponents, preferred law, time to a threshold."""
+"""Speed at which the collapse metrics decay: rates, exponents, preferred law, time to a threshold."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def convergence(
           exponent is positive at the given confidence: no decay was seen, whatever the weight
           says.
         - ``weight_exponential``: Akaike weight of the exponential; 1 minus it is that of the
-          power law. Near ½ the data do not decide.
+          power law. Near ½ the data do not favour either.
         - ``r_squared_exponential``, ``r_squared_power_law``: of the lines through log y. Both
           low: neither law describes the curve.
         - ``time_to_threshold`` with ``_lower``, ``_upper``: median over replicates of the first
@@ -141,12 +141,12 @@ def convergence(
     **Fit.** Least squares of log y on x and on log u, frames weighted equally. Values
     that are 0, NaN or infinite have no logarithm and are left out: paths that start at their
     class means have NC1 = 0 at the first time. With three replicates or more each is fitted by
-    itself and the interval is the t interval over replicates: the correlation within a trajectory
-    is accounted for, by being in the scatter of the slopes. With one or two the residuals are taken for an
-    AR(1) process over frames and the interval of the same slope is averaged over its unknown correlation: wide
-    where the curve is no line, since its departures look like noise that wanders. In both
-    cases the interval is that of the slope of the best line over the window: it does not hold the
-    bias of fitting a line to what is none. ``amplitude_*`` is the geometric mean.
+    itself and the interval is the t interval over replicates: the scatter of the slopes includes the
+    effect of correlation within a trajectory. With one or two the residuals are taken for an
+    AR(1) process over frames and the interval of the same slope is averaged over its unknown correlation: it is wide
+    where the curve is not a line, since its departures look like noise that wanders. In both
+    cases the interval is that of the slope of the best line over the window: it does not include the
+    bias of fitting a line to a curve. ``amplitude_*`` is the geometric mean.
 
     **Evidence.** Both laws have the same number of parameters, so AICc and BIC differ by the same
     amount, twice the log-likelihood ratio; the likelihood is that of the geometric mean over
@@ -496,9 +496,8 @@ def decay_window(abscissas: list[np.ndarray], z: np.ndarray) -> tuple[int, int]:
     among 25 positions. On plain laws of 80 frames in AR(1) noise it cut none of 60 for an autocorrelation
     up to 0.5 and 3% for 0.8 and 0.95.
 
-    The rule finds one transient, one decay and one floor. It does not see a law that bends slowly
-    into a floor for what it is, and the intervals of rates fitted in the window do not include
-    the uncertainty of the choice. Where the window matters, set it by hand.
+    The rule finds one transient, one decay and one floor. It does not recognise a law that bends slowly
+    into a floor, and the intervals of rates fitted in the window do not include the uncertainty of the choice. Where the window matters, set it by hand.
     """
     n = len(z)
     fewest = max(FEWEST, n // 10)
@@ -539,7 +538,7 @@ def decay_window(abscissas: list[np.ndarray], z: np.ndarray) -> tuple[int, int]:
 
 
 def first_passage(x: np.ndarray, y: np.ndarray, threshold: float) -> np.ndarray:
-    """When each replicate first falls to a threshold, by interpolation of log y between frames, (R,).
+    """Time at which each replicate first falls to a threshold, by interpolation of log y between frames, (R,).
 
     From y (replicate, time), non-negative, NaN where missing (passed over): the first *downward*
     crossing, from a frame above the threshold to the next one at or below it. A replicate that is never

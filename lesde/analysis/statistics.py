@@ -35,9 +35,8 @@ ABOUT = {
 def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     """Reduce paths, recorded or simulated, to statistics of the classes.
 
-    What `lesde.neural_collapse`, `lesde.separation_probability` and `lesde.fit_elasticity` read off
-    paths takes K(p + p² + K) numbers a frame in place of Np: far fewer for many samples in few
-    dimensions.
+    `lesde.neural_collapse`, `lesde.separation_probability` and `lesde.fit_elasticity` accept them in place of
+    paths. They take K(p + p² + K) numbers per frame rather than Np: far fewer for many samples in few dimensions.
 
     Parameters
     ----------

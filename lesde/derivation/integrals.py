@@ -108,7 +108,7 @@ GIVEN_UP = (
     TypeError,
     ValueError,
 )
-"""Ways of SymPy to give up an integral; it then stands as it is."""
+"""Errors with which SymPy gives up an integral, which is then left as it is."""
 
 
 def _definite(function: sp.Expr, start: sp.Expr) -> sp.Expr | None:

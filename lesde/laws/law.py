@@ -122,7 +122,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
         Strictly increasing; no gradient.
     initial : None, tensor or array, optional
         (class, feature) class means or (sample, feature) samples; a tensor keeps its graph. None, the
-        default: random means N(0, I/p), as of :func:`lesde.law.law`.
+        default: random means N(0, I/p), as for :func:`lesde.law.law`.
     parameters : mapping of str to number or 0-d tensor
         A value for every name in ``model.free_parameters``; tensors keep their graph.
 

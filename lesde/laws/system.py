@@ -61,12 +61,6 @@ class MeanSystem:
     The space has n = K dimensions where the transform is the identity, and every feature obeys the same
     system; else n = K·p, and W and V have the rank of the H_l.
 
-    Parameters
-    ----------
-    coefficients : Coefficients
-    values : mapping of str to 0-d tensor, optional
-        For the free names of kernel and noise.
-
     Attributes
     ----------
     basis : tensor (K, K)

@@ -208,13 +208,7 @@ def digits(
 def chosen_classes(
     classes: int | Sequence[int], available: int, what: str = "classes"
 ) -> list[int]:
-    """The classes that are asked for: the first so many, or those named; ``what`` they are called.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where there are fewer than two, one twice, or one that does not exist.
-    """
+    """The classes asked for, by number (the first so many) or by name; ``what`` names them in errors."""
     if isinstance(classes, numbers.Integral):
         number = check_integer("classes", classes, 2)
         chosen = list(range(number)) if number <= available else []

@@ -14,10 +14,10 @@ __all__ = ["drawn_means"]
 
 
 def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -> xr.Dataset:
-    """Paths with one sample per class: the mean of what each network drew of it in each window of training.
+    """Paths with one sample per class: the mean of the logits that each network drew of it in each window of training.
 
-    A step of SGD on one sample shows the logits of that sample only. Averages over a window of steps give
-    every network a mean of every class, which `lesde.fit_elasticity` takes.
+    A step of SGD on one sample shows the logits of that sample only. Averages over a window of steps give every
+    network a mean per class, which `lesde.fit_elasticity` accepts.
 
     Parameters
     ----------

@@ -245,7 +245,7 @@ class _Probe:
 
 
 def _at_once(ensemble: Ensemble, samples: int, example: Tensor) -> int:
-    """How many copies to step together, so that they and their layers' outputs stay within bounds."""
+    """Number of copies to step together, so that they and their layers' outputs stay within bounds."""
     outputs = [example.numel()]
     handles = [
         module.register_forward_hook(

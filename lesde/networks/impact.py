@@ -95,8 +95,8 @@ def measure_impact(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model must be a torch.nn.Module; got {shown(model)}. To train networks on ImageData and measure "
-            f"them on the way, use lesde.networks.measure_impact(data, architecture, learning_rates, "
+            f"model must be a torch.nn.Module; got {shown(model)}. To measure networks while they "
+            f"train on ImageData, use lesde.networks.measure_impact(data, architecture, learning_rates, "
             f"replicates, times)."
         )
     rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)

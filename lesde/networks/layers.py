@@ -249,7 +249,7 @@ class Chain:
         return seen | {"logits": x}
 
     def numbers(self, x: Tensor) -> tuple[int, int]:
-        """How many numbers one replicate's weights are, and how many its layers make of one input (1, 1, ...)."""
+        """Number of weights of one replicate, and of values that its layers compute for one input (1, 1, ...)."""
         weights = made = 0
         for layer in self.layers.values():
             x = layer.forward(x)
@@ -274,7 +274,7 @@ def chain_of(
         assert module is not None
         own = {name: parameters[f"{child}.{name}"] for name, _ in module.named_parameters()}
         layer = _stacked(module, own)
-        # A linear layer reads the last axis alone, so images that were not flattened are for the other way.
+        # A linear layer reads the last axis alone, so images that were not flattened take the other method.
         flat = flat or isinstance(layer, Linear)
         if layer is None or (flat and not isinstance(layer, Linear | Activation)):
             return None

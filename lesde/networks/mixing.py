@@ -18,7 +18,7 @@ Run = Callable[[Sequence[int]], dict[str, Tensor]]
 same random numbers; the first axis is the sample."""
 
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
-"""Errors by which a model refuses a batch."""
+"""Errors with which a model refuses a batch."""
 
 _MUCH = (
     0.05  # of the spread of the samples: what moves features by more is refused, by less warned of
@@ -27,7 +27,7 @@ _FAR_LESS = 0.05
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """By how much two ways to compute the same numbers may differ, relative to the largest."""
+    """Largest difference of two computations of the same numbers, relative to the largest number."""
     epsilon = torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps
     return max(4 * epsilon, epsilon**0.5) if epsilon < 1e-5 else 4 * epsilon
 

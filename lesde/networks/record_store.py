@@ -162,7 +162,7 @@ class StoredRecords(Records):
 
     @property
     def waiting(self) -> str:
-        """How many records are not on disk, in words."""
+        """Number of records that are not on disk, in words."""
         number = super().__len__()
         return f"{number} record{' is' if number == 1 else 's are'}"
 

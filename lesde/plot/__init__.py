@@ -4,7 +4,7 @@
 `separation_fan`       projections of samples against time
 `simplex`              snapshots in the plane of the class means, with the target simplex
 `simplex3d`            the same in three dimensions
-`logit_paths`          ways of the class means through three features, as they are
+`logit_paths`          trajectories of the class means in three features, as they are
 `collapse`             NC metrics against time, by learning rate
 `layers`               NC metrics and the nearest class centre against depth, by time
 `layers_over_time`     the same against time, by layer

@@ -59,7 +59,7 @@ AWAY = {"nc4": "NC4  1 − agreement", "ncc_accuracy": "nearest-centre error"}
 
 
 def metric_label(nc: xr.Dataset, metric: str) -> str:
-    """What an axis says of a metric: its distance to the target where that is not 0."""
+    """Label of a metric's axis: its distance to the target where that is not 0."""
     label = SHORT.get(metric) or title_of(nc[metric], metric)
     target = target_of(nc[metric])
     if target == 0:

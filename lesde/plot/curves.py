@@ -22,7 +22,7 @@ MOST_ENTRIES = 8
 
 
 class RateCell(NamedTuple):
-    """What is drawn in one colour."""
+    """The curves drawn in one colour."""
 
     rate: float | None
     data: xr.Dataset

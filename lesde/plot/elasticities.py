@@ -66,7 +66,7 @@ def true_elasticity(truth: Any, fit: xr.Dataset) -> dict[str, tuple[np.ndarray, 
         return np.stack([values[:, 0, 0], values[:, 0, 1]]).reshape(2, *at.shape)
 
     # Five Gauss points in every gap of the fine grid: exact to rounding for smooth rates, and jumps
-    # at saved times, which kernels made of a fit have, stand between gaps.
+    # at saved times, such as those of a fitted kernel, fall between gaps.
     middle, half = (fine[1:] + fine[:-1]) / 2, np.diff(fine) / 2
     nodes = middle[:, None] + half[:, None] * NODES
     steps = (levels(nodes) * WEIGHTS).sum(-1) * half

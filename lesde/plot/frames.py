@@ -67,7 +67,7 @@ class Frames:
 
         ``origin`` (time, feature) or (feature,) is subtracted.
         """
-        # Origins come off after projecting: d numbers a sample rather than p.
+        # Origins come off after projecting: d numbers per sample rather than p.
         shift = np.broadcast_to(origin, (len(self.times), self.n_features)) @ axes.T
         return np.stack(
             [frame[samples] @ axes.T - s for frame, s in zip(self.features, shift, strict=True)]
@@ -231,7 +231,7 @@ def principal_axes(means: np.ndarray, samples: np.ndarray, count: int) -> np.nda
 
 
 def principal_names(n_classes: int, count: int) -> list[str]:
-    """What the directions of `principal_axes` are called on an axis, for as many features as needed."""
+    """Names of the directions of `principal_axes` on an axis, for as many features as needed."""
     if n_classes == 2:
         return ["along the mean gap", *(f"within classes, PC {i + 1}" for i in range(count - 1))]
     if n_classes == 3:

@@ -178,9 +178,8 @@ def impact_by_distance(
 
     Notes
     -----
-    Bars are the confidence limits. A bin that a single drawn sample (or replicate) has pairs in has no error, and
-    an empty mark. The vertical axis shows all bars but those more than four times as long as usual, as of bins of few
-    pairs, which may be cut off. A kernel that is the same within classes and between them is one black line.
+    Bars are the confidence limits. A bin with pairs of a single drawn sample (or replicate) has no error, and an empty
+    mark. The vertical axis may cut off bars more than four times as long as usual, such as those of bins of few pairs. A kernel that is the same within classes and between them is one black line.
 
     Examples
     --------
@@ -365,7 +364,7 @@ def _chosen(clock: np.ndarray, times: Any, n_classes: int) -> list[int]:
 
 
 def _clear(data: xr.Dataset, variable: str, order: tuple[str, ...]) -> np.ndarray:
-    """Which entries' intervals leave out zero; all where there are no intervals."""
+    """Mask of the entries whose intervals exclude zero; all where there are no intervals."""
     ends = [f"{variable}_lower", f"{variable}_upper"]
     if variable != "E" or any(end not in data for end in ends):
         return np.ones(data[variable].transpose(*order).shape, bool)

@@ -187,7 +187,7 @@ def _counted(
 
 
 def _explain(prob: xr.Dataset, cells: list[RateCell]) -> list[Artist]:
-    """What line and band are, in words."""
+    """Legend entries that explain line and band."""
     level = prob.attrs.get("confidence")
     band = "interval" if level is None else f"{100 * float(level):.3g}% interval"
     several = len(cells) > 1
@@ -270,7 +270,7 @@ def _draw_prediction(
 
 
 def _floor(prob: xr.Dataset, names: Sequence[str], predicted: Curves | None) -> float:
-    """Where the logarithmic axis of failures ends."""
+    """Lower end of the logarithmic axis of failures."""
     seen = [positive(1 - prob[n].values) for n in names]
     if "trials" in prob:
         seen = [np.array([0.6 / float(prob["trials"].max())])]

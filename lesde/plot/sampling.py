@@ -1,4 +1,4 @@
-"""Where SGD and the SDEs that approximate it part, as the learning rate grows."""
+"""Figures of the difference between SGD and the SDEs that approximate it, as the learning rate grows."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def _steps(paths: xr.Dataset, h: np.ndarray) -> np.ndarray | None:
 
 
 def coarse_steps(paths: xr.Dataset, h: np.ndarray, known: Any = None) -> np.ndarray:
-    """Which points are of steps longer than half the learning rate, (learning_rate,) of bool.
+    """Mask of the learning rates at which a step is longer than half the learning rate, (learning_rate,).
 
-    ``known`` is the step that the moments beside them are of, if any: points of it are not off.
+    ``known`` is the step for which moments are shown beside them, if any; rates with that step are left out.
     """
     steps = _steps(paths, h)
     if steps is None:

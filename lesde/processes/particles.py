@@ -41,7 +41,7 @@ CHECKED = 64
 
 
 class ClassInteraction:
-    """How all samples move each other under a kernel of classes and time, with the names of `PairInteraction`.
+    """Interaction of all samples under a kernel of classes and time, with the names of `PairInteraction`.
 
     With a learning rate ``rate``, drift and noise are those of the modified equation between the ``times``.
     """

@@ -1,4 +1,4 @@
-"""How far each class reaches toward the others, at a cost that does not depend on its size.
+"""Reach of each class toward the others, at a cost that does not depend on its size.
 
 The deviations of n samples from their own mean are Y_i = A (Z_i − Z̄), Z_i standard normal. What
 separation needs of them is how far they reach against the unit vectors u_d to the other classes,

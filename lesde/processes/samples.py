@@ -294,7 +294,7 @@ ROW = 32
 
 @dataclass
 class _State:
-    """Where some blocks are: what is drawn ahead at the saved times ``first``, ``first + 1``, …"""
+    """State of some blocks: what has been drawn ahead for the saved times ``first``, ``first + 1``, …"""
 
     path: Iterator[tuple[torch.Tensor, np.ndarray | None]]
     own: Any

@@ -129,7 +129,7 @@ def frames_of_kernels(
     Every kernel runs from every one of the ``starts (replicate, sample, feature)``, sorted by class; ``iterations`` are those
     done at the saved times. A path that overflows goes on as inf or NaN.
 
-    One iteration draws a sample, whose kick is common to a class, and gives every sample noise of its own. Of the latter
+    One iteration draws a sample, whose kick is common to a class, and adds independent noise to every sample. Of the latter
     only that of the drawn sample is needed before the next saved time, so it is brought up to date when it is drawn.
     """
     B, R, (N, p), K = len(kernels.alpha), len(starts), starts.shape[1:], len(counts)

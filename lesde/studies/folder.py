@@ -36,23 +36,12 @@ EVERYTHING = ("report.md", "data/*", "figures/*")
 
 
 class StudyFolder:
-    """A folder for data, figures and report that a run of a study has for itself.
+    """A folder for the data, figures and report of one study, such as ``kind="demo"``.
 
-    Of every file that is written, ``.lesde-study.json`` notes a digest beforehand: a file that it does not list, or that was
-    changed since, is somebody else's and is never replaced. Stores say themselves whose they are.
-
-    Parameters
-    ----------
-    path : path
-    kind : str
-        The study, such as "demo".
-    settings : BaseModel
-    free : sequence of str
-        Settings that may differ between two runs in the folder, as they do not decide what is trained.
-    file : str
-        Where in the folder the other settings are kept.
-    writes : sequence of str
-        Patterns of what the run will write, which are looked at before anything is computed.
+    A digest of every file is noted in ``.lesde-study.json`` before it is written: a file that is not listed there, or has
+    changed since, belongs to somebody else and is never replaced. Stores record their own study. The settings are kept in
+    ``file``, except those in ``free``, which may differ between runs as they do not affect what is trained. ``writes`` are
+    patterns of the files to be written, which are checked before anything is computed.
     """
 
     def __init__(
@@ -181,7 +170,7 @@ class StudyFolder:
             )
 
     def _held(self) -> tuple[str, dict[str, list[str]]]:
-        """Which study noted its files, and the digests of each."""
+        """The study that recorded its files, and the digests of each."""
         try:
             held = json.loads((self.path / _FILES).read_text(encoding="utf-8"))
             return str(held["kind"]), dict(held["files"])

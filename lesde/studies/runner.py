@@ -233,7 +233,7 @@ class Runner:
         )
 
     def _time(self, name: str) -> int:
-        """When a dataset was stored, 0 where it is not."""
+        """Time at which a dataset was stored, 0 where it is not."""
         cell = self._cell_of[name]
         if not cell.kept:
             return max(map(self._time, cell.inputs), default=0)

@@ -1,4 +1,4 @@
-"""What the collapse metrics read off a batch of frames: class means, spread, what of both is rounding.
+"""The quantities that collapse metrics take from a batch of frames: class means, spread, and their rounding.
 
 A *frame* is one (sample, feature) array: the features of all samples at one time of one replicate.
 `Frames` holds what follows from the means and variances of its classes. `SampleFrames` takes these

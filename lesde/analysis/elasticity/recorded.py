@@ -1,6 +1,6 @@
-"""What paths record of how they were made, as far as class means alone do not determine it.
+"""Reads from the attributes of paths how they were made: what class means alone do not determine.
 
-The transform H, the steps of an integration, and whether the strength depended on the features.
+That is the transform H, the steps of an integration, and whether the strength depended on the features.
 """
 
 from __future__ import annotations

@@ -389,7 +389,7 @@ def _delete_one(
     kept: np.ndarray,
     influence: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What changes when one replicate is left out, to first order (one Gauss-Newton step).
+    """Change of the estimates when one replicate is left out, to first order (one Gauss-Newton step).
 
     θ̂ less θ̂ without the replicate (b, r, q); by how much Σ|e|² of the replicate rises when it is predicted with the
     rates of the others (b, r); its part in the variance of functionals with this ``influence`` (b, r, f).
@@ -467,7 +467,7 @@ def fit_averages(
 
 
 def _correction(deleted: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """What the jackknife adds to the rates (g, t, f) against a bias of order 1/R.
+    """Correction that the jackknife adds to the rates (g, t, f) against a bias of order 1/R.
 
     Where it is large against the standard error the bias is not of that order (the first frame is mostly noise), and it
     would add more noise than it removes; so it goes no further than ``LARGEST_CORRECTION``. All functionals of an

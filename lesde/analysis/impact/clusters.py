@@ -149,7 +149,7 @@ class Clusters:
         return np.sqrt((self.deviations(values) ** 2).sum(0))
 
     def deviations(self, values: np.ndarray) -> np.ndarray:
-        """What each unit adds to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
+        """Contribution of each unit to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
         without = values[1:]
         if not self._known:
             return np.full_like(without, np.nan)

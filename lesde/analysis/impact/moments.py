@@ -1,4 +1,4 @@
-"""What single SGD steps do to features, reduced to a few numbers a step: the impact dataset.
+"""The impact dataset: the effect of single SGD steps on features, reduced to a few numbers per step.
 
 A step at one drawn sample J moves every other sample i by ΔX_i. What the estimates of elasticity need
 of that is the mean change of every class, as a vector, and mean squares; the changes themselves can

@@ -1,4 +1,4 @@
-"""When two classes are separated: one function for each criterion, on samples or on their statistics.
+"""Criteria of separation of two classes: one function for each criterion, on samples or on their statistics.
 
 To add a criterion, copy one: it maps a `Frame` to a score for each pair of classes.
 """

@@ -1,4 +1,4 @@
-"""What the figures of the published experiments show, computed from the trainings."""
+"""Data of the figures of the published experiments, computed from the trainings."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def fit(
 
 
 def determined(fit: xr.Dataset) -> int:
-    """How many of the first intervals of a fit have rates with which an LE-ODE can run through them.
+    """Number of first intervals of a fit through which an LE-ODE can run with the fitted rates.
 
     That is where the standard errors of both rates, times the interval, are at most 1: class means then change by a factor
     that is known to a factor of about e.
@@ -193,7 +193,7 @@ def ode_errors(
 
 
 def measure_level(trained: xr.Dataset, protocol: Protocol) -> xr.Dataset:
-    """What figure 4 shows of one noise level, each trial's; attribute ``notes``: what was warned of.
+    """Data of figure 4 for one noise level and each trial; attribute ``notes`` holds the warnings.
 
     ``loss``, ``accuracy (replicate, time)`` on the validation images; ``contrast (replicate, time)`` of the
     class means of the validation images, by their right labels; ``tail_index (replicate, model, rate)``, ``A_minus_B
@@ -243,7 +243,7 @@ def mean_interval(
 
 @contextmanager
 def noted() -> Iterator[list[str]]:
-    """Collect the warnings of the package, each once, for the report; others go their way."""
+    """Collect the warnings of the package, each once, for the report; others are issued as usual."""
     said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -82,7 +82,7 @@ def crossing(
 
 
 def _kept(mean: np.ndarray, spread: np.ndarray) -> list[float]:
-    """Ends of the shares of the way between two levels where the square of the mean is at most its spread."""
+    """Ends of the part between two levels, in shares, where the square of the mean is at most its spread."""
     # Both are quadratic in the share: the difference is positive where the target is rejected.
     step = np.array([-1.0, 1.0])
     a = (mean[1] - mean[0]) ** 2 - step @ spread @ step
@@ -101,8 +101,8 @@ def _kept(mean: np.ndarray, spread: np.ndarray) -> list[float]:
 
 
 def _falls_through_zero(x: np.ndarray, values: np.ndarray) -> float:
-    """Where the line through the values falls through zero; of several such places, that nearest to where
-    the nearest values that nowhere rise do."""
+    """Point at which the line through the values falls through zero; of several, that nearest to the crossing
+    of the closest non-increasing values."""
     falling = isotonic_regression(values, increasing=False)
     if not falling[0] > 0 > falling[-1]:
         return float("nan")

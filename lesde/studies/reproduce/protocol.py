@@ -31,7 +31,7 @@ FREE = ("trials", "clean_trials", "batch", "windows", "confidence", "noise_level
 
 
 class Protocol(StudySettings):
-    """What ``lesde reproduce`` trains and analyses; the defaults are the published protocol.
+    """Settings of ``lesde reproduce``; the defaults are the published protocol.
 
     Source: the experiments of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960). Numbers of
     recordings and of windows are of this package.
@@ -97,7 +97,7 @@ class Protocol(StudySettings):
         return self
 
     def _draws_in(self, windows: int) -> int:
-        """Draws a window must have, so that fewer than one of a hundred such studies is expected to miss a class in one."""
+        """Draws per window, so that fewer than one in a hundred such studies should have a window without some class."""
         every = windows * self.classes * sum(self.trials_at(p) for p in self.noise_levels)
         return math.ceil(math.log(0.01 / every) / math.log1p(-1 / self.classes))
 

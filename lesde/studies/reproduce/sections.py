@@ -106,7 +106,7 @@ def run(
 
 
 def _cells(protocol: Protocol, batches: dict[float, list[Cell]]) -> list[Cell]:
-    """All trainings; what is made of those without label noise; and what each figure keeps."""
+    """Cells of all trainings, of the analyses of those without label noise, and of the data of each figure."""
 
     def clean(progress: Progress, *trained: xr.Dataset) -> xr.Dataset:
         return joined(protocol, 0.0, *trained)
@@ -183,7 +183,7 @@ def _train(trainings: Trainings, runner: Runner, levels: Sequence[float]) -> Non
     whole = duration(each * sum(protocol.trials_at(level) for level in levels))
     print(
         f"to train: {trials} trials, {steps:,} steps, about {duration(each * trials)} of {whole} in all "
-        f"({protocol.iterations / each:,.0f} trial-steps a second now); Ctrl-C keeps every batch of trials that is done",
+        f"({protocol.iterations / each:,.0f} trial-steps per second now); Ctrl-C keeps every batch of trials that is done",
         flush=True,
     )
     runner.compute(every)
@@ -437,7 +437,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def warned(notes: Sequence[str]) -> str:
-    """What the estimates warned of, each note once."""
+    """The warnings of the estimates, each once."""
     lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
     return f"What the estimates warned of:\n\n{lines}" if notes else ""
 

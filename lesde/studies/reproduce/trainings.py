@@ -55,7 +55,7 @@ class Trainings:
         return found
 
     def seconds(self, trials: int) -> float:
-        """How long the training of so many trials takes that train together, from a few steps."""
+        """Expected seconds to train so many trials together, from a few steps."""
         return networks.training_time(
             self.images(),
             self._network,
