@@ -1,8 +1,8 @@
-"""Files and stores that are either whole or not there.
+"""Files and stores that are either complete or absent.
 
-What a command writes is checked first (:meth:`Target.check`), written beside its place and moved there at once
-(:meth:`Target.put`), so that a kill at any moment leaves the old or the new. Datasets become Zarr stores
-(:func:`write`) in which damage shows: every chunk has a checksum, and a missing one is seen. Reading them
+A command checks first that it can write a file (:meth:`Target.check`), writes it beside its final place and moves it there
+in one step (:meth:`Target.put`), so that a kill at any moment leaves the old file or the new one. Datasets become Zarr
+stores (:func:`write`) in which damage is detected: every chunk has a checksum, and missing ones are noticed. Reading them
 (:func:`read`, :func:`open_store`) gives the right data or one error that names the store and the file in it.
 """
 
@@ -67,21 +67,21 @@ __all__ = [
 
 
 # --------------------------------------------------------------------------------------------------
-# Files and folders put in place whole.
+# Files and folders put in place in one step.
 
 _PREFIX = ".lesde-"
 _LOCK = "lesde.lock"
 _UNBORN = 3600.0
-"""Seconds after which a folder without a word about its process is one that was killed as it made it."""
+"""Seconds after which a folder that does not name its process counts as the leftover of a killed one."""
 
 
 @dataclass(frozen=True)
 class Target:
     """A file or folder that is to be written.
 
-    ``name`` is what a message calls it, such as ``--out``; ``folder`` says that it is one, such as a Zarr store.
-    With ``overwrite`` what stands there may be replaced, unless ``foreign`` says why not, in words that follow
-    the path. ``inputs`` are never replaced or written into.
+    ``name`` is its name in messages, such as ``--out``; ``folder`` is true for a folder, such as a Zarr store. With
+    ``overwrite`` an existing file may be replaced, unless ``foreign`` returns a reason not to, in words that follow the
+    path. ``inputs`` are never replaced or written into.
     """
 
     path: Path
@@ -117,7 +117,7 @@ class Target:
             raise self._refused(f"cannot be written ({error.strerror or error})") from None
 
     def put(self, write: Callable[[Path], object]) -> None:
-        """Have it written under another name by ``write``, and move it to its place.
+        """Let ``write`` write it under another name, and move it to its place.
 
         ValueError as from :meth:`check`, and where something was put there meanwhile; OSError where it cannot
         be written, for instance on a full disk. Nothing is left of it then.
@@ -207,7 +207,7 @@ def make_parents(place: Path) -> list[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step, which some systems and file systems can; whether it was done."""
+    """Exchange two names in one step, if the system and file system can; return True if it was done."""
     try:
         library = ctypes.CDLL(None, use_errno=True)
         names = os.fsencode(one), os.fsencode(other)
@@ -226,7 +226,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def lock(path: Path, about: dict[str, Any], wait: bool = False) -> IO[str] | None:
-    """Lock a file until it is closed or the process ends, and write into it whose it is.
+    """Lock a file until it is closed or the process ends, and write the owner into it.
 
     None where another process has it. On a file system without locks nobody is kept out.
     """
@@ -268,7 +268,7 @@ def _take(file: IO[str], wait: bool = False) -> bool | None:
 
 
 def about_lock(path: Path) -> dict[str, Any]:
-    """Whose a locked file is; empty where that cannot be read."""
+    """The owner of a locked file; empty where that cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

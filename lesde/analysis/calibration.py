@@ -61,7 +61,7 @@ def calibrate(
         ``lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})``. Others are held with
         ``model.substitute(b=-0.5)``.
     start : mapping of str to number
-        Where the search starts, for every free name. The likelihood may have several maxima; the
+        Initial value of the search for every free name. The likelihood may have several maxima; the
         one found is near the start.
     noise : {"estimate", "model"}, default "estimate"
         Estimate the size of the noise too, as a factor s of the model's σ, common to all classes, or take
@@ -121,7 +121,7 @@ def calibrate(
             f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {n + profile} "
             f"with errors; give more replicates or times."
         )
-    # With its size estimated, noise goes by the unit of the features; in one of their own size no square leaves the
+    # If its size is estimated, noise scales with the unit of the features; in one of their own size no square leaves the
     # range of floats.
     unit = float(power_of_two(np.abs(means).max())) if profile else 1.0
     means = means / unit
@@ -293,7 +293,7 @@ def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expan
 
     The search is in units of 1/√H_ii at the start, about standard errors.
     """
-    at_start = objective.expand(first)  # errors at the start are the user's to see
+    at_start = objective.expand(first)  # errors at the start are shown to the user
     if objective.profile and objective.misfit(first) == 0.0:
         raise ValueError(
             "paths follow the model at start without any noise, so that the size of the noise cannot be "

@@ -55,8 +55,8 @@ def layer_collapse(
         has the variable ``weights`` and lack the dimension ``layer``; there are none where no layer
         has weights. All have the attributes `lesde.neural_collapse` gives them. Coordinates:
         those of the features; ``width(layer)``, the number of features; ``count([split,] class)``,
-        samples per class. Attribute ``centers`` is the split they are of, or "own"; ``classifier`` the
-        layer whose weights were used.
+        samples per class. Attribute ``centers`` is the split whose centres were used, or "own";
+        ``classifier`` the layer whose weights were used.
 
     Raises
     ------

@@ -114,7 +114,7 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         try:
             phi, noise = _varying(system, times)
         except (ValueError, Diverged) as error:
-            # Asked for at the given times, kernel and noise name the value at fault.
+            # Evaluated at the given times, kernel and noise raise errors that name the value at fault.
             system.check(times)
             if isinstance(error, Diverged):
                 with torch.no_grad():

@@ -80,7 +80,7 @@ def _read_formulas(
 
 
 def _is_open(formula: Formula) -> bool:
-    """True if it is more than a number: it has time, an open name or a callable."""
+    """True if it is more than a number: it contains time, an open name or a callable."""
     return TIME in formula.expression.free_symbols or bool(formula.unresolved())
 
 

@@ -143,7 +143,7 @@ class Ensemble:
         self.parameters = {name: tensor for name, tensor in stacked.items() if name in trained}
         self.fixed = {name: tensor for name, tensor in stacked.items() if name not in trained}
         self.fixed |= {name: tensor.to(device) for name, tensor in buffers.items()}
-        self.evaluate(example.to(device))  # what cannot be recorded is said before training
+        self.evaluate(example.to(device))  # refuse before training what cannot be recorded
 
     def part(self, which: slice) -> Ensemble:
         """Some of the networks; training the part trains them here."""
@@ -202,7 +202,7 @@ class Ensemble:
     def _seen_by_chain(self, x: Tensor, share: Share) -> dict[str, Tensor]:
         """Outputs by layer; ``x`` (replicate, sample, ...), or (1, sample, ...) shared by all."""
         weights, made = self.numbers(x[0, :1])
-        # How many at once is the network's own matter, so that rounding does not depend on its company.
+        # The number at once depends on the network alone, so that rounding does not depend on the others.
         several = max(1, _AT_ONCE // made)
         parts = parts_of(len(self.replicates), weights + several * made, os.cpu_count() or 1)
 

@@ -55,7 +55,7 @@ def measure_impact(
     samples : (array (S, ...), int array (S,)), Dataset or DataLoader
         Inputs and labels of the drawn samples, at which steps are taken; several of every class of the probe.
     probe : (array (n, ...), int array (n,)), Dataset or DataLoader
-        Inputs and labels 0 to K−1 of the samples that are watched.
+        Inputs and labels 0 to K−1 of the samples whose features are compared.
     learning_rate : float
         h, of the step.
     layer : str, default "logits"
@@ -81,7 +81,7 @@ def measure_impact(
 
     Notes
     -----
-    A step and two passes of the drawn sample and one of the probe for each of the S samples. Changes are computed in the
+    The cost for each of the S samples is a step, two passes of the drawn sample and one of the probe. Changes are computed in the
     precision of the model; for small ones convert it before: ``model.double()``. All S × n changes are held at a time.
 
     Examples
@@ -146,7 +146,7 @@ class _Watched:
     """A model's features of one layer, for parameters given in place of its own."""
 
     restore: Callable[[], None]
-    """Makes the model what it was, so that what a pass leaves in it does not meet the next."""
+    """Restores the model, so that a pass does not affect the next."""
 
     def __init__(self, model: nn.Module, layer: str, batch_size: int) -> None:
         names = [name for name, _ in model.named_modules() if name]
@@ -230,7 +230,7 @@ class _Watched:
         return torch.cat(found)
 
     def _run(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs of the model. Buffers are copies, so that what a pass changes of them is lost."""
+        """Outputs of the model. Buffers are copies, so that changes by a pass are lost."""
         buffers = {name: b.clone() for name, b in self._model.named_buffers()}
         try:
             return functional_call(self._model, (dict(parameters), buffers), (x,))

@@ -124,7 +124,7 @@ class MaxPool:
     def forward(self, x: Tensor) -> Tensor:
         self._shape = x.shape
         best, *others = self._places(x)
-        # By how much the number in a place exceeds all in the places before it.
+        # The excess of the number in each place over the largest before it.
         self._leads = []
         for other in others:
             self._leads.append(other - best)
@@ -244,7 +244,7 @@ class Chain:
             x = layer.forward(x)
             if name in wanted:
                 seen[name] = x
-        # What comes before any weights is the same for all, and there once.
+        # Layers before the first weights give the same outputs for all replicates, which are kept once.
         seen = {name: y.expand(len(x), *y.shape[1:]) for name, y in seen.items()}
         return seen | {"logits": x}
 

@@ -46,14 +46,14 @@ class LightningRecorder(_Base):
     end of a batch; where a batch makes several steps, one at most, after the last. With several processes
     the first one records.
 
-    Its clock is saved in checkpoints: a fit that goes on from one records on from there, and with
-    ``resume=True`` drops the records of the store after it. A second fit of the same Trainer records on
-    too. A fit that goes on without the clock (from a checkpoint that was saved without this callback)
+    Its clock is saved in checkpoints: a fit resumed from one continues recording there, and with
+    ``resume=True`` drops later records from the store. A second fit of the same Trainer continues recording
+    too. A fit resumed without the clock (from a checkpoint that was saved without this callback)
     begins at the Trainer's ``global_step``; the steps since the last record at or before it in the store,
-    if any, else since 0, are taken to have had the learning rate of now. Where that cannot be, for the
-    Trainer has a scheduler of the learning rate or several rates, the fit is refused: give the clock by
-    ``recorder.load_state_dict({"iteration": ..., "time": ...})`` before it, ``time`` being the sum of the
-    learning rates so far.
+    if any, else since 0, are assumed to have had the current learning rate. If the Trainer has a scheduler
+    of the learning rate, or several rates, this cannot be assumed and the fit is refused. Then set the clock
+    beforehand with ``recorder.load_state_dict({"iteration": ..., "time": ...})``, where ``time`` is the sum of
+    the learning rates so far.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""One trajectory out of a dataset of paths, axes to look at it along, and the simplex it collapses to."""
+"""One trajectory from a dataset of paths, axes to project it on, and the simplex it collapses to."""
 
 from __future__ import annotations
 
@@ -208,14 +208,14 @@ MOST_EDGES_OF = 5
 def principal_axes(means: np.ndarray, samples: np.ndarray, count: int) -> np.ndarray:
     """Orthonormal directions that show the class means best, shape (count, feature).
 
-    First the principal axes of the centred class means, as many as have any extent. What is left to
-    ``count`` are the principal axes of the deviations within classes, orthogonal to the former.
+    First the principal axes of the centred class means, as many as have any extent. The others, up to
+    ``count``, are the principal axes of the deviations within classes, orthogonal to the former.
     Each sign is such that the largest coordinate of a class mean is positive. ``means`` are (class,
     feature), ``samples`` (sample, feature) the deviations from them.
     """
     centred = means - means.mean(axis=0)
     _, size, vt = np.linalg.svd(centred, full_matrices=False)
-    # A direction along which means differ by rounding only is no direction.
+    # A direction along which means differ only by rounding does not count.
     floor = 1e-12 * max(float(size[0]), float(np.abs(means).max()))
     axes = vt[:count][size[:count] > floor]
     if len(axes) < count:

@@ -1,6 +1,6 @@
 """Paths made of class means and of deviations about them: every sample, or the statistics of each class.
 
-In a LE-SDE whose kernel depends on classes and time, class means and the samples' deviations from them
+In an LE-SDE whose kernel depends on classes and time, class means and the samples' deviations from them
 are independent, and deviations are Gaussian with a known variance. So the means are computed at
 whatever steps their engine needs, and deviations, or what is wanted of them, are drawn at the saved times
 only: :class:`AboutMeans` is what the exact law and the integrator share.

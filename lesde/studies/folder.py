@@ -1,4 +1,4 @@
-"""The folder of a study: one run at a time has it, and replaces only what the study itself wrote."""
+"""The folder of a study: used by one run at a time, which replaces only what the study itself wrote."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class StudyFolder:
 
     @contextmanager
     def taken(self) -> Iterator[StudyFolder]:
-        """Have the folder for as long as this lasts.
+        """Hold the folder for as long as the block runs.
 
         Raises
         ------
         ValueError
-            Where another run has it, or what the study is to write stands there and is not its own.
+            Where another run holds it, or foreign files stand where the study is to write.
         """
         self._check()
         made = make_parents(self.path / _LOCK)
@@ -91,7 +91,7 @@ class StudyFolder:
                 recover(folder)
             self._check()
             if not self._settings_file.exists():
-                # Where there are no locks: of two runs at once that both find none, one fails here.
+                # Without locks: if two runs at once both find none, one of them fails here.
                 held = json.loads(self.study)
                 Target(self._settings_file, "--out").put(lambda new: _write_json(new, held))
             yield self
@@ -152,7 +152,7 @@ class StudyFolder:
             )
 
     def _check_one(self, path: Path) -> None:
-        """Refuse to replace what is not this study's."""
+        """Refuse to replace files that are not this study's."""
         if not path.exists() or path == self._settings_file:
             return
         kind, files = self._held()

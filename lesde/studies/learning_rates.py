@@ -99,7 +99,7 @@ def learning_rate_experiment(
     start, draws, spread, confidence
         As for :func:`compare_learning_rates`.
     saved_times : int, default 24
-        Recordings, denser early; those before ``start`` only show the networks.
+        Recordings, denser early; those before ``start`` are used only to show the networks.
     seed : int, default 0
         Of all randomness.
     progress : bool or callable, default False
@@ -197,7 +197,7 @@ def compare_learning_rates(
           ``network``, a mean over so many replicates. NaN where a path diverges.
         - ``inside (model, kernel, …)``: whether ``network`` is in that interval. ``range_lowest``, ``range_highest``: the longest
           unbroken range of learning rates where it is, NaN where there is none. ``statement``: the same in words, with
-          what is missed by how much; attribute ``statement`` holds all of them.
+          the size of each miss; attribute ``statement`` holds all of them.
         - ``network_path (metric, learning_rate, time)``, ``predicted_path (model, kernel, …)``: geometric means over time from
           ``start`` to ``at``, each with ``_lower`` and ``_upper``.
 
@@ -211,8 +211,8 @@ def compare_learning_rates(
     **Interval.** Each draw gives one mean over the replicates, of a kernel fitted to a resample of the networks. Their scatter
     reflects the uncertainty of kernel and noise and the randomness of the predicted replicates. Limits are those of Student's
     t on the logarithm of a value, with R − 1 degrees of freedom for R fitted replicates. They are for one learning
-    rate at a time: where the LE-SDE is true, 1 in 20 lies outside a 95 % interval by chance, and the fits at one learning rate
-    and replicates with the same number at several may share chance. Where the networks' averages hardly determine a
+    rate at a time: where the LE-SDE is true, 1 in 20 lies outside a 95 % interval by chance, and the results of one fit, or
+    of replicates with the same number at several learning rates, may be correlated. Where the networks' averages hardly determine a
     rate, the intervals are wider than they need be.
 
     **Learning rate.** The LE-SDE itself does not depend on the learning rate; only the noise of drawing samples does. So the
@@ -292,7 +292,7 @@ def compare_learning_rates(
 
 
 def whole_errors(result: xr.Dataset) -> dict[str, tuple[int, float]]:
-    """Of each model, at how many learning rates it diverges, and the mean ``log_error`` over those at which none does."""
+    """For each model, the number of learning rates at which it diverges, and its mean ``log_error`` where none does."""
     error = result["log_error"].transpose("model", "learning_rate").values
     fine = np.isfinite(error)
     common = fine.all(0)
@@ -522,7 +522,7 @@ def _range_words(cell: xr.Dataset, run: tuple[int, int] | None) -> str:
     stretch = f"at h = {h[low]:g}" if low == high else f"from h = {h[low]:g} to {h[high]:g}"
     others = [f"{v:g}" for i, v in enumerate(h) if inside[i] and not low <= i <= high]
     also = f", and at {', '.join(others)}" if others else ""
-    # The widest interval is given, since one that allows anything says nothing.
+    # The widest interval is given, since a very wide one is no evidence.
     upper, predicted = (cell[name].values[inside] for name in ("predicted_upper", "predicted"))
     width = (
         f"within a factor of {(upper / predicted).max():.2f} of the prediction"

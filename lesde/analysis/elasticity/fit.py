@@ -1,4 +1,4 @@
-"""Elasticity from paths: `fit_elasticity`, the kernel that best explains how class means move."""
+"""Elasticity from paths: `fit_elasticity`, the kernel that best explains the motion of class means."""
 
 from __future__ import annotations
 

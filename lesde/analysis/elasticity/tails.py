@@ -1,14 +1,14 @@
-"""Tail indices: how fast elasticity dies out.
+"""Tail indices: the speed at which elasticity dies out.
 
 α ~ t^{−r}. With r < 1 its integral A grows without bound and the classes separate; with r > 1 it does
 not. Two estimates, both by generalised least squares over a tail window:
 
 * from the increments of A, fitted by those of a power law, ΔA_i = c ∫ (t + s)^{−r} dt over interval i. It is
   consistent for every r, and for a rate of either sign. The offset s of the clock may be given or
-  left to the data; over a window of a decade a wrong one moves r by as much as s/t there;
+  fitted; over a window of a decade a wrong one moves r by as much as s/t there;
 * the slope of logarithms r = 1 − d log A / d log t of Zhang, Wang, Su (NeurIPS 2021, arXiv
   2110.05960). An A that only grows has a slope of at least 0, so this one never passes 1, and it
-  approaches r slowly because A remembers what came before the window.
+  approaches r slowly because A includes the time before the window.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def power_tail(
     index, none = best_index(float(offsets[0]))
     s, most = float(offsets[0]), none
     if offset is None:
-        # Indices of the grid are too far apart to compare offsets by.
+        # Indices of the grid are too far apart to compare offsets.
         profile = np.array([best_index(float(s))[1] for s in offsets])
         best, most = _highest(lambda s: best_index(s)[1], profile, offsets, 1e-6)
         if most - none > 2:  # Akaike's price of a parameter

@@ -50,9 +50,10 @@ def crossing(
     Notes
     -----
     Between levels, values are interpolated linearly, each trial's on its own. The estimate is where the means over trials
-    fall through the target; of several such places, that nearest to where their isotonic regression does. The interval holds every level at which a t-test over trials of the interpolated
-    values does not reject the target (Fieller's theorem, piece by piece), and what lies between such levels. For normal values
-    that test is exact however few trials there are, but for the error of interpolating.
+    fall through the target; of several such places, that nearest to where their isotonic regression does. The interval
+    holds every level at which a t-test over trials of the interpolated values does not reject the target (Fieller's theorem,
+    piece by piece), and all levels between these. For normal values that test is exact for any number of trials, up to the
+    error of interpolation.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def _kept(mean: np.ndarray, spread: np.ndarray) -> list[float]:
     b = 2 * (mean[0] * (mean[1] - mean[0]) - spread[0] @ step)
     c = mean[0] ** 2 - spread[0, 0]
     root = b * b - 4 * a * c
-    # Without spread the parabola touches zero, and rounding must not lift it off.
+    # Without spread the parabola touches zero; rounding must not change that.
     root = np.sqrt(root) if root > 0 else (0.0 if root > -1e-9 * b * b else np.nan)
     # The form that does not cancel: q/a and c/q.
     q = -(b + np.copysign(root, b)) / 2
