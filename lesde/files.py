@@ -300,7 +300,7 @@ def recover(parent: Path) -> None:
 
 @contextmanager
 def _scratch(place: Path) -> Iterator[Path]:
-    """A folder beside a place, on the same file system, that goes in the end."""
+    """A folder beside a place, on the same file system, that is removed in the end."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place.parent))
     file = None
     try:
@@ -406,7 +406,7 @@ def never(dtype: np.dtype) -> Any:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Leave an error of Zarr's only when nothing is being written any more.
+    """Raise an error of Zarr's only when nothing is being written any more.
 
     Of the chunks of an array, which Zarr writes at the same time, the first that fails is the error; the others
     would still be written behind it, into what is being removed or written again.

@@ -374,7 +374,7 @@ def refuse_unidentified(
     for name, value, size in zip(labels, diagonal, sizes, strict=False):
         if abs(value) * size**2 < 1e-10:
             raise ValueError(
-                f"the paths say nothing about {name}: their likelihood does not change with it. Hold it "
+                f"the paths do not determine {name}: their likelihood does not change with it. Hold it "
                 f"with model.substitute({name}=...), or use paths on which it acts."
             )
     unit = 1 / np.sqrt(np.abs(diagonal))

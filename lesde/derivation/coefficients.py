@@ -67,7 +67,7 @@ class Coefficients:
         try:
             return table.distinct(times)
         except ValueError:
-            self.entries(times)  # raises in terms of what the user wrote, where that is at fault
+            self.entries(times)  # raises in terms of the user's formulas, where these are at fault
             raise
 
     def kernel_panels(

@@ -221,9 +221,9 @@ class LightningRecorder(_Base):
         several = len({float(group["lr"]) for group in groups}) > 1
         if begun < step and (trainer.lr_scheduler_configs or several):
             raise ValueError(
-                f"the fit goes on at step {step} without the clock of LightningRecorder (its checkpoint "
+                f"the fit continues at step {step} without the clock of LightningRecorder (its checkpoint "
                 f"was saved without the callback), and the learning rate "
-                f"{'has several values' if several else 'follows a scheduler'}, so that the time is "
+                f"{'has several values' if several else 'follows a scheduler'}, so the time is "
                 f"not known. Before the fit call recorder.load_state_dict({{'iteration': {step}, "
                 f"'time': t}}), with t the sum of the learning rates of these steps."
             )

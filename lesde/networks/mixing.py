@@ -103,7 +103,7 @@ def check_each_by_itself(
             )
             if change > _MUCH:
                 raise ValueError(
-                    f"{message}. What is measured would depend on the batch size and the company. "
+                    f"{message}. Results would depend on the batch size and the other samples. "
                     f"Normalise by running statistics (track_running_stats=True), or within each sample "
                     f"(LayerNorm, GroupNorm)."
                 )

@@ -123,7 +123,7 @@ class StoredRecords(Records):
             self._resume(about)
         else:
             raise FileExistsError(
-                f"store {str(path)!r} exists. Give resume=True to go on with it, name another store, or "
+                f"store {str(path)!r} exists. Give resume=True to continue it, name another store, or "
                 f"remove it."
             )
         self._flushed = time.monotonic()

@@ -417,7 +417,9 @@ class Recorder:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("the recorder is closed; make another one with resume=True to go on.")
+            raise ValueError(
+                "the recorder is closed; make another one with resume=True to continue."
+            )
 
     def _begun(self, state: Mapping[str, float] | None) -> Clock:
         """The clock where recording begins or goes on; records after it are dropped."""

@@ -107,7 +107,7 @@ def separation_fan(
     check_integer("max_lines", max_lines)
     check_panels(ax, 1)
     if pair is not None and direction is not None:
-        raise ValueError("direction and pair both say what to project on; give one of them.")
+        raise ValueError("direction and pair both set the projection; give one of them.")
     two = None if pair is None else list(check_pair(pair, frames.n_classes))
     if classes is not None:
         chosen = _classes("classes", classes, frames.n_classes)
@@ -337,7 +337,7 @@ def _coordinates(
 ) -> tuple[np.ndarray, list[str]]:
     """Unit vectors (d, feature) and what the coordinates along them are called."""
     if features is not None and directions is not None:
-        raise ValueError("features and directions both say what to show; give one of them.")
+        raise ValueError("features and directions both set what is shown; give one of them.")
     if directions is not None:
         given = np.atleast_2d(check_finite_array("directions", directions, [(p,), ("d", p)]))
         length = np.linalg.norm(given, axis=1, keepdims=True)

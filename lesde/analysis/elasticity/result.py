@@ -359,8 +359,8 @@ class ElasticityResult:
         later = "t" if end == times[-1] else f"{end:g}"
         of = f" at worst, below {FAR_OFF:g} in {bad} of {len(share)} fits" * (len(share) > 1)
         self.notes.append(
-            f"r_squared = {share[g]:.3g}{of}: the rates explain less than nothing by far, most of it from "
-            f"t = {start:g} to {end:g}. Rates are relative to class means; where these are hardly known, as before "
-            f"the classes stand apart at the start of training, they are noise. Leave those times out, such as "
+            f"r_squared = {share[g]:.3g}{of}: the rates predict far worse than no motion at all, mostly from "
+            f"t = {start:g} to {end:g}. Rates are relative to class means; where these are small compared with "
+            f"their noise, as before the classes stand apart, rates are noise. Leave those times out, for example with "
             f"paths.sel(time=slice({later}, None))."
         )

@@ -127,7 +127,7 @@ class Clusters:
         self._known = bool((self._numbers[1] > 1).all())
         if not self._known:
             warnings.warn(
-                "impact has a class with a single drawn sample, which says nothing of how drawn samples differ, so "
+                "impact has a class with a single drawn sample, so the spread of drawn samples is unknown and "
                 "errors are NaN. Draw at least 2 samples of every class.",
                 UserWarning,
                 stacklevel=3,

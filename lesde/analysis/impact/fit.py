@@ -126,7 +126,7 @@ def fit_impact(
     missing = sorted(set(range(K)) - set(data.labels.tolist()))
     if missing:
         warnings.warn(
-            f"impact has no drawn sample of class {', '.join(map(str, missing))}: what such a step does is "
+            f"impact has no drawn sample of class {', '.join(map(str, missing))}: the effect of such steps is "
             f"NaN, and α and β are those of the other classes. Draw samples of every class.",
             UserWarning,
             stacklevel=2,

@@ -280,7 +280,7 @@ def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> dict[str, Any]:
             tails[f"r_{rate}_{model[0]}"] = levels["tail_index"].sel(model=model, rate=rate)
     beside = _beside_the_paper(levels, crossings, protocol)
     published = "Â − B̂ and tail indices, published inversion"
-    printed = "Beside theory and what the authors print"
+    printed = "Beside theory and the published numbers"
     tables = {
         "validation": _table(
             page, "fig4", "Figure 4: label noise", _by_level(validation, confidence)
@@ -439,7 +439,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def warned(notes: Sequence[str]) -> str:
     """The warnings of the estimates, each once."""
     lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-    return f"What the estimates warned of:\n\n{lines}" if notes else ""
+    return f"Warnings of the estimates:\n\n{lines}" if notes else ""
 
 
 templates.globals |= {"readable": readable, "warned": warned}
