@@ -74,8 +74,8 @@ def fit_elasticity(
         amount ½·step·(growth rate); use it where the times were changed after an integration.
     errors : {"auto", "replicate", "model"}, default "auto"
         ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of freedom: the effective
-        number of replicates less one, fewer where some carry most of the information). It assumes only that replicates are independent:
-        noise may differ between classes, be correlated over classes (sampling noise of SGD) and over time. ``"model"``:
+        number of replicates less one, fewer where some carry most of the information). It assumes only that replicates
+        are independent: noise may differ between classes, and be correlated over classes (sampling noise of SGD) and time. ``"model"``:
         noise σ²/n_k per unit time, independent over classes, features and intervals, as in the LE-SDE, with quantiles of
         Student's t for the residual degrees of freedom of each interval; with none left, errors are inf. ``"auto"``:
         ``"replicate"`` from 8 replicates on.
@@ -112,9 +112,9 @@ def fit_elasticity(
           where the model predicts no better than "nothing moves". Noise counts against it. Far below 0 the rates are noise: see Notes.
         - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates have in common,
           corrected for noise and for overfitting to it: 1 in expectation where the model is right, however large the noise. It
-          looks one interval ahead from the observed means: errors that add up along a path are not in it, so a value near 1
-          does not say that a simulation with these rates stays with the paths. With ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them
-          per interval). It needs replicates whose class means move alike (the same start, or logits of
+          looks one interval ahead from the observed means and leaves out errors that add up along a path, so with a value near
+          1 a simulation with these rates may still drift away from the paths. With ``_se``, ``_lower``, ``_upper`` by
+          jackknife over replicates (without them per interval). It needs replicates whose class means move alike (the same start, or logits of
           networks); where they have nothing in common it is a ratio of noises with a large error, or NaN.
         - ``r_squared_in_sample``, ``r_squared_in_sample_interval``: the same without leaving a replicate out.
         - ``identified (interval[, level or class, class_])``: whether the data determine the raw rate.

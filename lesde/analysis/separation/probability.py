@@ -73,12 +73,12 @@ def separation_probability(
         For "projection". "auto", the default: "ensemble" where the replicates share their directions,
         else "own". They share them where the cosine between the class means (less their mean) of two
         replicates is above 1/2 on average, at the first time or at the last; with fewer than 8
-        replicates, which can be that close by chance, above 0.99. "ensemble": the unit vector along the gap of the class means
-        averaged over replicates, at each time. "own": along each replicate's own gap, for random
+        replicates, which can be that close by chance, above 0.99. "ensemble": the unit vector along the
+        gap of the class means averaged over replicates, at each time. "own": along each replicate's own gap, for random
         initial means, whose average over replicates means nothing. "initial": the ensemble's at the
         first time. With a common direction a replicate whose noise put the classes in the opposite
-        order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair, its sign chosen by the ensemble gap; an
-        array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
+        order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair,
+        its sign chosen by the ensemble gap; an array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
         From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
         gap of the law (the variable ``direction``) rather than an average over the trajectories;
         "auto" is "own" where they do not hold it, or where it is zero and the replicates have no
@@ -131,7 +131,7 @@ def separation_probability(
     8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions 16 replicates
     are enough. Where p/(R n) is not small give the direction, for example from the law's mean gap.
     With a model the direction comes from the first batch alone. Where the expected means coincide it is noise.
-    The direction that statistics hold is not estimated, so there is no such bias with them; make them of
+    The direction that statistics hold is not estimated, so there is no such bias with them; compute them from
     paths with ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
 
     With ``precision`` the number of replicates depends on the counts, so coverage is not exactly that of
@@ -155,7 +155,7 @@ def separation_probability(
     recorded = isinstance(paths, xr.Dataset)
 
     def half_width() -> float:
-        """Half of the widest interval of what was counted so far."""
+        """Half of the widest interval of the counts so far."""
         if not counter.joint:
             raise ValueError(
                 "precision is that of the probability that all pairs are separated, which these "
@@ -279,6 +279,6 @@ def _batch(model: Any, times: np.ndarray, options: dict[str, Any]) -> int:
         kept = options.get("keep") == "statistics"
         numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
         each = 4.0 * rates * np.size(times) * numbers
-    else:  # a process that does not say what it gives is looked at
+    else:  # a process that does not describe its features is observed once
         each = simulate(model, times, replicates=BLOCK, **options).nbytes / BLOCK
     return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))
