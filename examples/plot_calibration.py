@@ -55,9 +55,10 @@ print(f"factor of the noise: {float(fit.noise_scale):.3f} ± {float(fit.noise_sc
 # The likelihood around them
 # --------------------------
 #
-# The likelihood as a function of a and r, with b at its estimate. On the lines twice its logarithm is below the maximum by
-# the quantiles 0.5, 0.95 and 0.99 of χ² with two degrees of freedom, from the inside out. Dashed: the same for the quadratic
-# approximation behind the standard errors. The likelihood leans to one side, so at 99 % the quadratic is only a rough description.
+# The likelihood as a function of a and r, with b at its estimate. On the lines twice its logarithm is below the maximum
+# by the quantiles 0.5, 0.95 and 0.99 of χ² with two degrees of freedom, from the inside out. Dashed: the same for the
+# quadratic approximation behind the standard errors. The likelihood leans to one side, so at 99 % the quadratic is only
+# a rough description.
 
 observed = np.stack(
     [paths.features.values[:, :, model.labels == k].mean(2) for k in range(4)], axis=2
@@ -143,8 +144,8 @@ with lesde.plot.style():
 # -------------------------
 #
 # What follows from the estimates has errors too. ``lesde.tensor_law`` gives the gradient of anything that is computed
-# from the law; with the covariance of the estimates this gives a standard error. Here the expected gap between the first two
-# classes at t = 12, twice as late as the paths end.
+# from the law; with the covariance of the estimates this gives a standard error. Here the expected gap between the
+# first two classes at t = 12, twice as late as the paths end.
 
 theta = torch.tensor(fit.estimate.values, requires_grad=True)
 law = lesde.tensor_law(model,

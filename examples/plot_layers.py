@@ -6,8 +6,8 @@ Neural collapse is measured at the last hidden layer. How far have the layers be
 four hidden layers learn to classify digits; every hidden layer is recorded, on images of the training set
 and on images not trained on.
 
-Two numbers say how well classes are clustered at a layer: the class-distance normalised variance (CDNV;
-Galanti, György, Hutter 2022), which is small when classes are narrow compared with their distance, and the accuracy of the
+Two numbers say how well classes are clustered at a layer: the class-distance normalised variance (CDNV; Galanti,
+György, Hutter 2022), which is small when classes are narrow compared with their distance, and the accuracy of the
 nearest class centre (NCC): the share of images that lie nearest to the mean of their own class (Papyan, Han, Donoho
 2020; through the layers, Ben-Shaul, Dekel 2022).
 """
@@ -83,10 +83,10 @@ for when, time in (("before training", 0), ("at the end", -1)):
         print(f"{when:15s} {part:9s} CDNV times {ratio}   NCC accuracy {gain}")
 
 # %%
-# Before training, depth does harm: every random layer blurs the classes a little more. At the end CDNV falls
-# from layer to layer, on the training images to about 0.4 of that of the first layer, on held-out images to about
-# a half. With depth the two sets differ more and more: the deeper layers tighten the classes of the images they were fitted to
-# more than those of others.
+# Before training, depth does harm: every random layer blurs the classes a little more. At the end CDNV falls from layer
+# to layer, on the training images to about 0.4 of that of the first layer, on held-out images to about a half. With
+# depth the two sets differ more and more: the deeper layers tighten the classes of the images they were fitted to more
+# than those of others.
 
 lesde.plot.layers(result, "nc1_cdnv")
 
@@ -101,8 +101,8 @@ lesde.plot.layers(result, "ncc_accuracy")
 # Over time
 # ---------
 #
-# All layers collapse in the same phase of training. Before it the CDNV of the deeper layers goes up for a while. It is a
-# mean over pairs of classes: half of the pairs come apart steadily, but some pairs of class centres meet first.
+# All layers collapse in the same phase of training. Before it the CDNV of the deeper layers goes up for a while. It is
+# a mean over pairs of classes: half of the pairs come apart steadily, but some pairs of class centres meet first.
 
 train = parts["train"]["penultimate"]
 means = train.features.isel(learning_rate=0).groupby("label").mean("sample").astype(float)

@@ -94,10 +94,11 @@ for name, paths in (("training images", train), ("held-out images", held_out)):
 # Neural collapse
 # ---------------
 #
-# NC1, NC2 and NC3 of the last hidden layer, first of the training images. NC3 needs the classifier's weights, which are in the paths. Time
-# is the sum of the learning rates, as the optimiser holds them. SGD with momentum μ moves the weights by lr/(1−μ) in the long run, which
-# this clock ignores: to compare runs of different momentum give, in place of the optimiser, a function without arguments,
-# ``learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)``. It is called at every step.
+# NC1, NC2 and NC3 of the last hidden layer, first of the training images. NC3 needs the classifier's weights, which are
+# in the paths. Time is the sum of the learning rates, as the optimiser holds them. SGD with momentum μ moves the
+# weights by lr/(1−μ) in the long run, which this clock ignores: to compare runs of different momentum give, in place of
+# the optimiser, a function without arguments, ``learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)``. It
+# is called at every step.
 
 collapse = {
     name: lesde.neural_collapse(recorder.paths("penultimate", name)) for name in recorder.probes

@@ -35,11 +35,11 @@ exact = lesde.moments(model, times, means, learning_rate=rates, process=processe
 # Fluctuations
 # ------------
 #
-# The standard deviation of the gap between two class means. Points are the discrete process itself, simulated.
-# The plain SDE does not depend on h and deviates first, where the sampling noise h C is no longer small compared with the
+# The standard deviation of the gap between two class means. Points are the discrete process itself, simulated. The
+# plain SDE does not depend on h and deviates first, where the sampling noise h C is no longer small compared with the
 # samples' own noise averaged over a class: it misses 6 % already at h = 1/100. The two SDEs with sampling noise follow
-# SGD as long as h times the growth rates is small, and miss 5 % at about h = 0.1. Beyond, growth in continuous
-# time exceeds that in steps, and all that has grown is too large.
+# SGD as long as h times the growth rates is small, and miss 5 % at about h = 0.1. Beyond, growth in continuous time
+# exceeds that in steps, and all that has grown is too large.
 
 paths = lesde.simulate(model, times, means, replicates=1024, learning_rate=rates[2::2], seed=1)
 ax = lesde.plot.sampling_noise(exact, paths)
@@ -64,10 +64,10 @@ for name in processes[1:]:
 # Order
 # -----
 #
-# The distance from the discrete process, in all class means at once. The plain SDE is off by a term of order h in
-# mean and covariance. Sampling noise removes most of that of the covariance, but not the error of the step
-# itself, which is of order h too. The modified equation removes this as well: its error is of order h² at small h, though at
-# large h it is not much better than the other.
+# The distance from the discrete process, in all class means at once. The plain SDE is off by a term of order h in mean
+# and covariance. Sampling noise removes most of that of the covariance, but not the error of the step itself, which is
+# of order h too. The modified equation removes this as well: its error is of order h² at small h, though at large h it
+# is not much better than the other.
 
 with lesde.plot.style():
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))

@@ -1,9 +1,10 @@
 """Files and stores that are either complete or absent.
 
-A command checks first that it can write a file (:meth:`Target.check`), writes it beside its final place and moves it there
-in one step (:meth:`Target.put`), so that a kill at any moment leaves the old file or the new one. Datasets become Zarr
-stores (:func:`write`) in which damage is detected: every chunk has a checksum, and missing ones are noticed. Reading them
-(:func:`read`, :func:`open_store`) gives the right data or one error that names the store and the file in it.
+A command checks first that it can write a file (:meth:`Target.check`), writes it beside its final place and moves it
+there in one step (:meth:`Target.put`), so that a kill at any moment leaves the old file or the new one. Datasets become
+Zarr stores (:func:`write`) in which damage is detected: every chunk has a checksum, and missing ones are noticed.
+Reading them (:func:`read`, :func:`open_store`) gives the right data or one error that names the store and the file in
+it.
 """
 
 from __future__ import annotations

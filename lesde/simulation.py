@@ -1,7 +1,7 @@
 """The loop: a process goes in, a dataset comes out.
 
-It knows blocks of replicates, streams of random numbers, saved times, memory, devices, progress and the
-dataset, and nothing of any equation.
+It handles blocks of replicates, streams of random numbers, saved times, memory, devices, progress and the
+dataset, and no equation.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def simulate(
         changes the result. Default: 80 % of the available memory, where working arrays take at most half of
         what the result leaves.
     progress : bool, default False
-        Whether to show a progress bar.
+        Show a progress bar.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def simulate(
     if rates is not None:
         cells = [at(float(h)) if at else process for h in rates]
     result = _Result(len(cells), replicates, asked, counts, getattr(torch, dtype), statistics)
-    # What cannot fit is refused before anything is computed, where the process says what it takes.
+    # Where the process says how much memory it takes, refuse what cannot fit before anything is computed.
     p = getattr(process, "n_features", None)
     memory = None if p is None else result.room(result.known_shapes(int(p)), limit, on)
     block_bytes = 0.0
@@ -223,7 +223,7 @@ def simulate(
             yield result.seen(one, rng, state, i)
 
     with _one_thread(on) as threads:
-        if memory is None:  # what a process gives is known once it has been seen
+        if memory is None:  # the variables of a process are known after the first observation
             shapes = {name: tuple(v.shape[1:]) for name, v in next(frames(0, blocks[:1])).items()}
             memory = result.room(shapes, limit, on)
             p = shapes["mean" if statistics else "features"][-1]
@@ -235,7 +235,7 @@ def simulate(
         if getattr(cells[0], "parallel", False):
             size = max(1.0, block_bytes * len(groups[0]))
             workers = max(1, min(threads, len(tasks), int(memory // size)))
-        # The first frame says which variables there are.
+        # The first frame shows which variables there are.
         begun = frames(*tasks[0])
         opening = next(begun)
         result.allocate(opening)
@@ -305,7 +305,7 @@ def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
 
 
 def _check_process(process: Any, initial: Any, engine: Any) -> None:
-    """Refuse what is not a process, and what is for a LE-SDE alone."""
+    """Refuse objects that are not processes, and arguments that are for an LE-SDE alone."""
     parts = ("start", "advance", "observe", "counts")
     missing = [part for part in parts if not hasattr(process, part)]
     if missing or isinstance(process, type):

@@ -121,8 +121,8 @@ def calibrate(
             f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {n + profile} "
             f"with errors; give more replicates or times."
         )
-    # If its size is estimated, noise scales with the unit of the features; in one of their own size no square leaves the
-    # range of floats.
+    # If its size is estimated, noise scales with the unit of the features; in one of their own size no square leaves
+    # the range of floats.
     unit = float(power_of_two(np.abs(means).max())) if profile else 1.0
     means = means / unit
     objective = Objective(model, times, means, profile)

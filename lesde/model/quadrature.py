@@ -1,8 +1,8 @@
 """Panels on which functions of time are resolved, and integrals over them, by Gauss and Legendre.
 
 Every integral over time in the exact law goes through :func:`resolve`: given the places where the functions switch, it
-halves the panels between them until the Legendre series of the functions has ended in each, and checks between the nodes
-for features that the series misses.
+halves the panels between them until the Legendre series of the functions has ended in each, and checks between the
+nodes for features that the series misses.
 """
 
 from __future__ import annotations

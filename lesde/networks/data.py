@@ -253,9 +253,10 @@ def take_images(
 ) -> ImageData:
     """Training and probe images of some classes, drawn at random; class k of the result is the k-th of ``classes``.
 
-    ``n_train`` training images are drawn per class, or ``counts``, one number per class, where given. Probe images are the first of the
-    training images, or held out: from ``held_out`` where that is given, else from ``train``. The images of a class depend
-    on the seed and the class alone, and a smaller training set is the beginning of a larger one.
+    ``n_train`` training images are drawn per class, or ``counts``, one number per class, where given. Probe images are
+    the first of the training images, or held out: from ``held_out`` where that is given, else from ``train``. The
+    images of a class depend on the seed and the class alone, and a smaller training set is the beginning of a larger
+    one.
     """
     if counts is None:
         counts = [check_integer("n_train_per_class", n_train)] * len(classes)

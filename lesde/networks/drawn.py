@@ -34,9 +34,9 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     -------
     xarray.Dataset
         ``features ([learning_rate,] replicate, time, sample, feature)``, float64, sample k being class k; ``drawn_count
-        ([learning_rate,] replicate, time, sample)``, the number of draws behind each mean. Coordinates ``label (sample)``, 0 to
-        K−1; ``time``, the mean time of the draws in each window; ``time_start``, ``time_end (time)``, its edges; where ``drawn`` has it,
-        ``iteration ([learning_rate,] time)``, that of the centre, rounded.
+        ([learning_rate,] replicate, time, sample)``, the number of draws behind each mean. Coordinates ``label
+        (sample)``, 0 to K−1; ``time``, the mean time of the draws in each window; ``time_start``, ``time_end (time)``,
+        its edges; where ``drawn`` has it, ``iteration ([learning_rate,] time)``, that of the centre, rounded.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """The records of a recorder, in memory or in a Zarr store, and stores read back and joined over replicates.
 
-A store has one group for each layer of each probe set, whose arrays grow along time. Arrays are written first,
-and then the number of complete records, in one attribute of the store. Readers ignore anything beyond that number, left by
-a kill or a full disk, and the next writer overwrites it. So a write can be interrupted anywhere, and tried again.
+A store has one group for each layer of each probe set, whose arrays grow along time. Arrays are written first, and then
+the number of complete records, in one attribute of the store. Readers ignore anything beyond that number, left by a
+kill or a full disk, and the next writer overwrites it. So a write can be interrupted anywhere, and tried again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training of many networks at once by plain SGD, with the features of a probe set recorded at saved times.
 
-Time is learning rate × iteration, and saved times are rounded to iterations. Each replicate draws its samples in its own
-order. Networks that are chains of known layers step in parts, one thread each.
+Time is learning rate × iteration, and saved times are rounded to iterations. Each replicate draws its samples in its
+own order. Networks that are chains of known layers step in parts, one thread each.
 """
 
 from __future__ import annotations

@@ -213,13 +213,12 @@ def sampling_noise(
     -----
     Both axes are logarithmic. What has no logarithm, such as an error of exactly 0, is left out.
 
-    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE
-    are integrated in steps, and by default `lesde.simulate` takes steps as long as the learning rate
-    h. Such points do not lie on their line; those of ``TorchSDE(noise="sampling")`` lie on the line of SGD, since an
-    Euler step of length h has the first two moments of SGD. Points whose step, attribute ``dt``, is more than h/2 are open and
-    the legend names the scheme and step, unless ``moments`` was made with the same ``dt``. To have
-    points on the line simulate with a smaller ``dt``, say a twentieth of the smallest h; the distance
-    is proportional to ``dt`` for the Euler scheme.
+    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE are integrated in
+    steps, and by default `lesde.simulate` takes steps as long as the learning rate h. Such points do not lie on their
+    line; those of ``TorchSDE(noise="sampling")`` lie on the line of SGD, since an Euler step of length h has the first
+    two moments of SGD. Points whose step, attribute ``dt``, is more than h/2 are open and the legend names the scheme
+    and step, unless ``moments`` was made with the same ``dt``. To have points on the line simulate with a smaller
+    ``dt``, say a twentieth of the smallest h; the distance is proportional to ``dt`` for the Euler scheme.
 
     Examples
     --------

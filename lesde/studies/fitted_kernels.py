@@ -32,10 +32,10 @@ def draw_kernels(
 ) -> Kernels:
     """The kernel fitted to all networks of one learning rate, then one fitted to each resample of them.
 
-    ``weights (draw, replicate)`` says how often each network is in a resample, over their number R. Resamples vary by (R−1)/R
-    of what they should, so their distances from the fit are stretched accordingly. Where the average class means hardly
-    determine a rate (in the L-model the contrasts of scores, if all classes are alike), a resample may determine it worse
-    than all networks do: the draws then vary more than the fit.
+    ``weights (draw, replicate)`` are the counts of each network in a resample, divided by their number R. The variance
+    of resamples is too small by the factor (R−1)/R, so their distances from the fit are stretched accordingly. Where
+    the average class means hardly determine a rate (in the L-model the contrasts of scores, if all classes are alike),
+    a resample may determine it worse than all networks do: the draws then vary more than the fit.
     """
     x = paths["features"].transpose("replicate", "time", "sample", "feature").values.astype(float)
     R, K = len(x), len(counts)
@@ -129,8 +129,9 @@ def frames_of_kernels(
     Every kernel runs from every one of the ``starts (replicate, sample, feature)``, sorted by class; ``iterations`` are those
     done at the saved times. A path that overflows continues as inf or NaN.
 
-    One iteration draws a sample, whose kick is common to a class, and adds independent noise to every sample. Of the latter
-    only that of the drawn sample is needed before the next saved time, so it is brought up to date when it is drawn.
+    One iteration draws a sample, whose kick is common to a class, and adds independent noise to every sample. Of the
+    latter only that of the drawn sample is needed before the next saved time, so it is brought up to date when it is
+    drawn.
     """
     B, R, (N, p), K = len(kernels.alpha), len(starts), starts.shape[1:], len(counts)
     maps, eye, lanes = Transforms(transform), np.eye(K), torch.arange(B * R)

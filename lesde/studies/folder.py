@@ -38,10 +38,10 @@ EVERYTHING = ("report.md", "data/*", "figures/*")
 class StudyFolder:
     """A folder for the data, figures and report of one study, such as ``kind="demo"``.
 
-    A digest of every file is noted in ``.lesde-study.json`` before it is written: a file that is not listed there, or has
-    changed since, belongs to somebody else and is never replaced. Stores record their own study. The settings are kept in
-    ``file``, except those in ``free``, which may differ between runs as they do not affect what is trained. ``writes`` are
-    patterns of the files to be written, which are checked before anything is computed.
+    A digest of every file is noted in ``.lesde-study.json`` before it is written: a file that is not listed there, or
+    has changed since, belongs to somebody else and is never replaced. Stores record their own study. The settings are
+    kept in ``file``, except those in ``free``, which may differ between runs as they do not affect what is trained.
+    ``writes`` are patterns of the files to be written, which are checked before anything is computed.
     """
 
     def __init__(

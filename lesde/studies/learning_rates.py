@@ -181,14 +181,15 @@ def compare_learning_rates(
     xarray.Dataset
         Dimensions ``model``, ``kernel``, ``quantity``, ``metric`` and ``learning_rate`` (increasing).
 
-        - ``model``: "I-model" or "L-model". Attribute ``preferred``: the one that diverges at fewer learning rates, and among
-          equals the one that predicts the held-out networks better over the whole path, by the smaller mean of
+        - ``model``: "I-model" or "L-model". Attribute ``preferred``: the one that diverges at fewer learning rates, and
+          among equals the one that predicts the held-out networks better over the whole path, by the smaller mean of
           ``log_error (model, learning_rate)`` over the learning rates at which no model diverges.
-        - ``log_error (model, learning_rate)``: root of the mean square of log(network/predicted) over metrics and times, with
-          the kernel of the same rate. ``r_squared_common (model, learning_rate)``: the share that the fit explains of the
-          movement from one time to the next that fitted networks have in common; it leaves out errors that add up along the path.
-        - ``kernel``: fitted at "the same rate", or the mean over "the other rates" (weighted by precision), so that only the
-          start is used at the predicted learning rate. In the LE-SDE the kernel is a function of t alone.
+        - ``log_error (model, learning_rate)``: root of the mean square of log(network/predicted) over metrics and
+          times, with the kernel of the same rate. ``r_squared_common (model, learning_rate)``: the share that the fit
+          explains of the movement from one time to the next that fitted networks have in common; it leaves out errors
+          that add up along the path.
+        - ``kernel``: fitted at "the same rate", or the mean over "the other rates" (weighted by precision), so that
+          only the start is used at the predicted learning rate. In the LE-SDE the kernel is a function of t alone.
         - ``quantity``: "value", the geometric mean over replicates at ``at``; "rate", the mean of their rates of exponential
           decay from ``start`` to ``at`` per unit of time, as from `lesde.convergence`.
         - ``network``, ``network_lower``, ``network_upper (quantity, metric, learning_rate)``: of the predicted replicates,
@@ -208,15 +209,15 @@ def compare_learning_rates(
 
     Notes
     -----
-    **Interval.** Each draw gives one mean over the replicates, of a kernel fitted to a resample of the networks. Their scatter
-    reflects the uncertainty of kernel and noise and the randomness of the predicted replicates. Limits are those of Student's
-    t on the logarithm of a value, with R − 1 degrees of freedom for R fitted replicates. They are for one learning
-    rate at a time: where the LE-SDE is true, 1 in 20 lies outside a 95 % interval by chance, and the results of one fit, or
-    of replicates with the same number at several learning rates, may be correlated. Where the networks' averages hardly determine a
-    rate, the intervals are wider than they need be.
+    **Interval.** Each draw gives one mean over the replicates, of a kernel fitted to a resample of the
+    networks. Their scatter reflects the uncertainty of kernel and noise and the randomness of the predicted replicates.
+    Limits are those of Student's t on the logarithm of a value, with R − 1 degrees of freedom for R fitted replicates.
+    They are for one learning rate at a time: where the LE-SDE is true, 1 in 20 lies outside a 95 % interval by chance,
+    and the results of one fit, or of replicates with the same number at several learning rates, may be correlated.
+    Where the networks' averages hardly determine a rate, the intervals are wider than they need be.
 
-    **Learning rate.** The LE-SDE itself does not depend on the learning rate; only the noise of drawing samples does. So the
-    discrete process runs: at every iteration one sample is drawn and moves all others, as with ``engine="sgd"``.
+    **Learning rate.** The LE-SDE itself does not depend on the learning rate; only the noise of drawing samples does.
+    So the discrete process runs: at every iteration one sample is drawn and moves all others, as with ``engine="sgd"``.
 
     Examples
     --------

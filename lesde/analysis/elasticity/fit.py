@@ -54,16 +54,16 @@ def fit_elasticity(
     confidence : float, default 0.95
         Level of all intervals.
     smoothing : {"reml"} or None, default "reml"
-        How ``alpha``, ``beta``, ``E`` are computed from the raw rates, one per interval. "reml": a smoothing spline over
-        the number of the interval, averaged over the amount of smoothing by restricted likelihood, with bands that
+        How ``alpha``, ``beta``, ``E`` are computed from the raw rates, one per interval. "reml": a smoothing spline
+        over the number of the interval, averaged over the amount of smoothing by restricted likelihood, with bands that
         include its bias on average over the curve. None, or fewer than 5 intervals: the raw rates themselves. Integrals
         and tail indices never use smoothed rates.
     tail : float, (float, float) or False, optional
         First time, or first and last, of the window for tail indices; False leaves them out. Default: from √(t₁ t_T) to the last
         time t_T, t₁ the first positive time: the second half in log t.
     tail_offset : float, optional
-        s of the tail (t + s)^−r: 0 for a pure power of time, 1 for 1/(1+t)^r. Default: fitted, between 0 and the last time
-        of the window. The index is then that of the best offset, if by Akaike's criterion it fits better than no
+        s of the tail (t + s)^−r: 0 for a pure power of time, 1 for 1/(1+t)^r. Default: fitted, between 0 and the last
+        time of the window. The index is then that of the best offset, if by Akaike's criterion it fits better than no
         offset; its limits are those over all offsets that the data allow, inf where the data do not bound them.
     scheme : {"auto", "exponential", "discrete"}, default "auto"
         Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m steps of
@@ -75,17 +75,17 @@ def fit_elasticity(
     errors : {"auto", "replicate", "model"}, default "auto"
         ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of freedom: the effective
         number of replicates less one, fewer where some carry most of the information). It assumes only that replicates
-        are independent: noise may differ between classes, and be correlated over classes (sampling noise of SGD) and time. ``"model"``:
-        noise σ²/n_k per unit time, independent over classes, features and intervals, as in the LE-SDE, with quantiles of
-        Student's t for the residual degrees of freedom of each interval; with none left, errors are inf. ``"auto"``:
-        ``"replicate"`` from 8 replicates on.
+        are independent: noise may differ between classes, and be correlated over classes (sampling noise of SGD) and
+        time. ``"model"``: noise σ²/n_k per unit time, independent over classes, features and intervals, as in the
+        LE-SDE, with quantiles of Student's t for the residual degrees of freedom of each interval; with none left,
+        errors are inf. ``"auto"``: ``"replicate"`` from 8 replicates on.
     estimator : {"likelihood", "averages"}, default "likelihood"
         ``"likelihood"``: every replicate is taken for a path of the LE-SDE, which uses the data best if it is one.
-        ``"averages"``: class means are averaged over replicates first, as Zhang, Wang and Su do. Errors are then those of
-        the jackknife over replicates, which also removes the bias of the rates due to noise in the averages (of order 1/R;
-        at most half a standard error is removed). Use it for recorded networks, whose non-linear dynamics pull noise back,
-        which a fit to single networks mistakes for elasticity, and for class means of few samples, such as those of
-        `lesde.networks.drawn_means`. It needs replicates with the same expected means.
+        ``"averages"``: class means are averaged over replicates first, as Zhang, Wang and Su do. Errors are then those
+        of the jackknife over replicates, which also removes the bias of the rates due to noise in the averages (of
+        order 1/R; at most half a standard error is removed). Use it for recorded networks, whose non-linear dynamics
+        pull noise back, which a fit to single networks mistakes for elasticity, and for class means of few samples,
+        such as those of `lesde.networks.drawn_means`. It needs replicates with the same expected means.
 
     Returns
     -------
@@ -98,24 +98,26 @@ def fit_elasticity(
         - ``alpha``, ``beta``, ``alpha_minus_beta (interval)``: smoothed rates; ``alpha_raw``, … are the
           raw ones, averages of the rate over each interval.
         - ``tail_index (level)``: r of the rate ~ (t + s)^{−r}, from the increments of the integral; where s is fitted
-          ``_se`` is half the interval over the quantile. ``tail_offset (level)``: s, without errors; ``tail_offset_weight (level)``:
-          Akaike weight of an offset against none, where it is fitted; ``log_slope_index (level)``: 1 − d log|A|/d log t.
-          ``level`` is ``alpha``, ``beta`` or ``alpha_minus_beta``.
+          ``_se`` is half the interval over the quantile. ``tail_offset (level)``: s, without errors;
+          ``tail_offset_weight (level)``: Akaike weight of an offset against none, where it is fitted; ``log_slope_index
+          (level)``: 1 − d log|A|/d log t. ``level`` is ``alpha``, ``beta`` or ``alpha_minus_beta``.
         - with ``kernel="matrix"``: ``E``, ``E_raw (interval, class, class_)``, ``E_integral (time, class, class_)`` and tail indices
           ``(class, class_)``; first the class moved, then the class drawn.
 
         and without errors:
 
         - ``residual_scale``, ``residual_scale_interval (interval)``: σ̂ of a sample, per √time.
-        - ``r_squared``, ``r_squared_interval (interval)``: share of Σ n_k|ΔX̄^k|² that the fitted rates explain in replicates they
-          were not fitted to (each is predicted with the rates of the others), NaN for one replicate. At most 1; not above 0
-          where the model predicts no better than "nothing moves". Noise counts against it. Far below 0 the rates are noise: see Notes.
-        - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates have in common,
-          corrected for noise and for overfitting to it: 1 in expectation where the model is right, however large the noise. It
-          looks one interval ahead from the observed means and leaves out errors that add up along a path, so with a value near
-          1 a simulation with these rates may still drift away from the paths. With ``_se``, ``_lower``, ``_upper`` by
-          jackknife over replicates (without them per interval). It needs replicates whose class means move alike (the same start, or logits of
-          networks); where they have nothing in common it is a ratio of noises with a large error, or NaN.
+        - ``r_squared``, ``r_squared_interval (interval)``: share of Σ n_k|ΔX̄^k|² that the fitted rates explain in
+          replicates they were not fitted to (each is predicted with the rates of the others), NaN for one replicate. At
+          most 1; not above 0 where the model predicts no better than "nothing moves". Noise counts against it. Far
+          below 0 the rates are noise: see Notes.
+        - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates
+          have in common, corrected for noise and for overfitting to it: 1 in expectation where the model is right,
+          however large the noise. It looks one interval ahead from the observed means and leaves out errors that add up
+          along a path, so with a value near 1 a simulation with these rates may still drift away from the paths. With
+          ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them per interval). It needs replicates
+          whose class means move alike (the same start, or logits of networks); where they have nothing in common it is
+          a ratio of noises with a large error, or NaN.
         - ``r_squared_in_sample``, ``r_squared_in_sample_interval``: the same without leaving a replicate out.
         - ``identified (interval[, level or class, class_])``: whether the data determine the raw rate.
 
@@ -140,17 +142,17 @@ def fit_elasticity(
     the grand mean is near zero β (and α) are poorly determined alone, and their standard errors say so;
     α − β, on which separation depends, is not affected.
 
-    Rates are relative to class means. Before the classes stand apart, as at the start of training, their means are small
-    compared with their noise. The rates are then noise too (``r_squared`` far below 0), and so are all integrals from such
-    a start. Leave out those times: ``paths.sel(time=slice(t, None))``.
+    Rates are relative to class means. Before the classes stand apart, as at the start of training, their means are
+    small compared with their noise. The rates are then noise too (``r_squared`` far below 0), and so are all integrals
+    from such a start. Leave out those times: ``paths.sel(time=slice(t, None))``.
 
     E varying within an interval biases the rates by the order of the squared interval (not at all for
     balanced classes with H = I, where the transitions commute). Errors ``"model"`` take the noise to be
     the same in all directions, which holds while growth within one interval is small.
 
-    A tail index needs a rate that differs significantly from zero over the window, at ``confidence``. ``log_slope_index`` is the
-    definition of Zhang, Wang and Su; it is at most 1 for a positive rate, and approaches r slowly. Use
-    ``tail_index`` to decide whether r < 1.
+    A tail index needs a rate that differs significantly from zero over the window, at ``confidence``.
+    ``log_slope_index`` is the definition of Zhang, Wang and Su; it is at most 1 for a positive rate, and approaches r
+    slowly. Use ``tail_index`` to decide whether r < 1.
 
     References
     ----------

@@ -50,9 +50,9 @@ def log_ratio_elasticity(paths: xr.Dataset, transform: str | None = None) -> xr.
     Returns
     -------
     xarray.Dataset
-        ``A``, ``B (…, time)``, averaged over replicates, over the dimensions of the features other than replicate, sample and feature;
-        ``dropped (…, time)``: the share of ratios that are not positive and finite and so were left out; ``used (…, time)``: the
-        number averaged. NaN where none is left.
+        ``A``, ``B (…, time)``, averaged over replicates, over the dimensions of the features other than replicate,
+        sample and feature; ``dropped (…, time)``: the share of ratios that are not positive and finite and so were left
+        out; ``used (…, time)``: the number averaged. NaN where none is left.
 
     Raises
     ------

@@ -67,8 +67,8 @@ def _share(left: np.ndarray, moved: np.ndarray) -> np.ndarray:
 class ElasticityResult:
     """Puts estimates and their errors into ``dataset``, one kind of quantity at a time.
 
-    Arrays have the axes (group, interval, functional), with the replicate before the functional. Warnings about the data
-    are collected in ``notes``.
+    Arrays have the axes (group, interval, functional), with the replicate before the functional. Warnings about the
+    data are collected in ``notes``.
     """
 
     def __init__(

@@ -6,11 +6,11 @@ motion of z, and Ψ = ∫₀^Δ e^{sN} ds. Class means are weighted by √n_k fr
 size, and so are O and V.
 
 `fit_transitions` treats every replicate as a path of the LE-SDE, which uses the data best if it is one. In a network
-noise and drift are not independent: the non-linear dynamics pull back what noise has moved, and a fit to single networks
-mistakes that for (negative) elasticity. `fit_averages` averages the class means over replicates first, which leaves the
-movement that the networks have in common. Averages of R replicates still contain 1/R of the noise variance of each. Noise
-in the first frame of an interval is gone in its last, so the fit mistakes it for a pull toward zero, of order 1/R. The
-jackknife removes that.
+noise and drift are not independent: the non-linear dynamics pull back what noise has moved, and a fit to single
+networks mistakes that for (negative) elasticity. `fit_averages` averages the class means over replicates first, which
+leaves the movement that the networks have in common. Averages of R replicates still contain 1/R of the noise variance
+of each. Noise in the first frame of an interval is gone in its last, so the fit mistakes it for a pull toward zero, of
+order 1/R. The jackknife removes that.
 
 References
 ----------

@@ -70,19 +70,17 @@ def separation_probability(
     interval : "wilson" or "clopper-pearson"
         See ``binomial_interval``.
     direction : "auto", "ensemble", "own", "initial" or array
-        For "projection". "auto", the default: "ensemble" where the replicates share their directions,
-        else "own". They share them where the cosine between the class means (less their mean) of two
-        replicates is above 1/2 on average, at the first time or at the last; with fewer than 8
-        replicates, which can be that close by chance, above 0.99. "ensemble": the unit vector along the
-        gap of the class means averaged over replicates, at each time. "own": along each replicate's own gap, for random
-        initial means, whose average over replicates means nothing. "initial": the ensemble's at the
-        first time. With a common direction a replicate whose noise put the classes in the opposite
-        order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair,
-        its sign chosen by the ensemble gap; an array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
-        From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
-        gap of the law (the variable ``direction``) rather than an average over the trajectories;
-        "auto" is "own" where they do not hold it, or where it is zero and the replicates have no
-        direction in common.
+        For "projection". "auto", the default: "ensemble" where the replicates share their directions, else "own". They
+        share them where the cosine between the class means (less their mean) of two replicates is above 1/2 on average,
+        at the first time or at the last; with fewer than 8 replicates, which can be that close by chance, above 0.99.
+        "ensemble": the unit vector along the gap of the class means averaged over replicates, at each time. "own":
+        along each replicate's own gap, for random initial means, whose average over replicates means nothing.
+        "initial": the ensemble's at the first time. With a common direction a replicate whose noise put the classes in
+        the opposite order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair,
+        its sign chosen by the ensemble gap; an array (class, class, feature) has at [k, l], k < l, the vector from
+        class l to class k. From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
+        gap of the law (the variable ``direction``) rather than an average over the trajectories; "auto" is "own" where
+        they do not hold it, or where it is zero and the replicates have no direction in common.
     precision : float, optional
         Largest half-width allowed for the widest interval of ``probability`` over times (and learning
         rates). With a model, replicates are added until it is reached; a dataset that is too small

@@ -164,8 +164,8 @@ def ode_errors(
 
     Its square is to second order a quadratic function of the class means, to which their noise adds a bias that the
     jackknife removes. All fits begin where that of all trials does: the error depends on the start, and the interval is
-    for this one. Limits are NaN with fewer than four trials, as fits need three, and where some fit does not determine the
-    rates for as long as that of all trials; the bias is then not removed.
+    for this one. Limits are NaN with fewer than four trials, as fits need three, and where some fit does not determine
+    the rates for as long as that of all trials; the bias is then not removed.
     """
     R, law = paths.sizes["replicate"], reached(law)
     error, end = ode_error(law, paths), law["time"].values[-1]
@@ -199,9 +199,9 @@ def measure_level(trained: xr.Dataset, protocol: Protocol) -> xr.Dataset:
     class means of the validation images, by their right labels; ``tail_index (replicate, model, rate)``, ``A_minus_B
     (replicate, model)``: the published tail indices of Â and B̂, and Â − B̂ in the tail, each trial's own.
 
-    The paper takes these of class means averaged over trials. Where labels carry no information, such averages are noise,
-    and an index is the logarithm of a ratio of noise to noise, as uncertain with a thousand trials as with ten. The indices
-    of single trials have a mean, with an interval.
+    The paper takes these of class means averaged over trials. Where labels carry no information, such averages are
+    noise, and an index is the logarithm of a ratio of noise to noise, as uncertain with a thousand trials as with ten.
+    The indices of single trials have a mean, with an interval.
     """
     paths = drawn_paths(trained, protocol.windows)
     X = trained["validation_mean"].transpose("replicate", "time", "class", "feature").values

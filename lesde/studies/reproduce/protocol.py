@@ -97,7 +97,7 @@ class Protocol(StudySettings):
         return self
 
     def _draws_in(self, windows: int) -> int:
-        """Draws per window, so that fewer than one in a hundred such studies should have a window without some class."""
+        """Draws per window, so that under one in a hundred such studies should have a window without some class."""
         every = windows * self.classes * sum(self.trials_at(p) for p in self.noise_levels)
         return math.ceil(math.log(0.01 / every) / math.log1p(-1 / self.classes))
 

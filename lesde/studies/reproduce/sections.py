@@ -301,10 +301,10 @@ def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing
     """The critical noise level, by validation accuracy, by contrast, and by the tail indices of both models.
 
     Learning the labels raises validation accuracy above chance where a right label is likelier than each wrong one, and
-    lowers it where it is less likely; likewise for the contrast of class means and zero. The critical level is where they
-    cross. The published tail index of α̂ is below 1 where classes part, on both sides of the critical level, as wrong labels
-    carry information again beyond it. The critical level is between the level at which the index, over trials, rises to 1
-    and that at which it falls again, and its interval covers both.
+    lowers it where it is less likely; likewise for the contrast of class means and zero. The critical level is where
+    they cross. The published tail index of α̂ is below 1 where classes part, on both sides of the critical level, as
+    wrong labels carry information again beyond it. The critical level is between the level at which the index, over
+    trials, rises to 1 and that at which it falls again, and its interval covers both.
 
     The contrast ranges in size from that of untrained networks to thousands of times as much, so it is interpolated and
     averaged as arsinh(contrast/s), s being the standard deviation between untrained networks: linear about zero, logarithmic
