@@ -79,7 +79,9 @@ def measure_impact(
         For arguments that are not as above, a network whose features of a sample depend on chance or on the other
         samples of a batch, or inputs or features that are not finite.
 
-    Notes ----- The cost for each of the S samples is a step, two passes of the drawn sample and one of the probe.
+    Notes
+    -----
+    The cost for each of the S samples is a step, two passes of the drawn sample and one of the probe.
     Changes are computed in the precision of the model; for small ones convert it before: ``model.double()``. All S × n
     changes are held at a time.
 

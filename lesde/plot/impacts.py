@@ -313,7 +313,9 @@ def impact_matrix(
     TypeError, ValueError
         For a dataset without the matrix, or axes that are not as many as times.
 
-    Notes ----- Colours of E are symmetric about zero, red above and blue below, on one scale for all times. The scale
+    Notes
+    -----
+    Colours of E are symmetric about zero, red above and blue below, on one scale for all times. The scale
     covers the entries whose interval excludes zero. Others are written in brackets and may lie beyond it, for instance
     at the start of training, when features are near zero. The colour bar shows the part of the scale that is used; with
     an odd number of panels in two columns it takes the free place.

@@ -47,7 +47,9 @@ def crossing(
     -------
     Crossing
 
-    Notes ----- Between levels, values are interpolated linearly, each trial's on its own. The estimate is where the
+    Notes
+    -----
+    Between levels, values are interpolated linearly, each trial's on its own. The estimate is where the
     means over trials fall through the target; of several such places, that nearest to where their isotonic regression
     does. The interval holds every level at which a t-test over trials of the interpolated values does not reject the
     target (Fieller's theorem, piece by piece), and all levels between these. For normal values that test is exact for
