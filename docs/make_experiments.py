@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
         put("protocol", [report.split("\n\n")[1]])
         for number, body in sections:
             picture(folder / "figures" / f"fig{number}.png", f"reproduce-fig{number}.png")
-            put(f"fig{number}", tables(body.split("What the estimates warned of:")[0]))
+            put(f"fig{number}", tables(body.split("Warnings of the estimates:")[0]))
     else:
         picture(folder / "figures" / "the_other_rates.png", "rates.png")
         put("rates", [report.split("\n\n")[1], *tables(report)])

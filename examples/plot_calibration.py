@@ -13,7 +13,7 @@ fewer numbers are estimated and each is sharper.
 # A kernel with open names
 # ------------------------
 #
-# ``None`` leaves a name open. Such a model can be derived; to simulate it, names get numbers from ``substitute``.
+# ``None`` leaves a name open. Such a model can be derived; to simulate it, give the names values with ``substitute``.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,9 +55,10 @@ print(f"factor of the noise: {float(fit.noise_scale):.3f} ± {float(fit.noise_sc
 # The likelihood around them
 # --------------------------
 #
-# The likelihood as a function of a and r, with b at its estimate. Lines are where twice its logarithm has fallen by the
-# quantiles 0.5, 0.95 and 0.99 of χ² with two degrees of freedom, from the inside out. Dashed: the same from the quadratic that the standard
-# errors stand for. The likelihood leans to one side, so at 99 % the quadratic is only a fair description.
+# The likelihood as a function of a and r, with b at its estimate. On the lines twice its logarithm is below the maximum
+# by the quantiles 0.5, 0.95 and 0.99 of χ² with two degrees of freedom, from the inside out. Dashed: the same for the
+# quadratic approximation behind the standard errors. The likelihood leans to one side, so at 99 % the quadratic is only
+# a rough description.
 
 observed = np.stack(
     [paths.features.values[:, :, model.labels == k].mean(2) for k in range(4)], axis=2
@@ -73,7 +74,7 @@ def log_likelihood(a, r):
 
 
 # With b held the covariance of a and r is the inverse of their block of the information. The grid is turned and
-# stretched along it, as a and r are estimated together: a larger one makes up for the other.
+# stretched along it, as the estimates of a and r are correlated: a larger value of one makes up for the other.
 information = np.linalg.inv(fit.covariance.values)
 root = np.linalg.cholesky(np.linalg.inv(information[np.ix_([0, 2], [0, 2])]))
 z = np.linspace(-3.8, 3.8, 17)
@@ -102,8 +103,8 @@ with lesde.plot.style():
 # As functions of time
 # --------------------
 #
-# Bands of α(t) and β(t): kernels with names drawn from the normal distribution of the estimates. Beside them the fit
-# without a formula, interval by interval, which knows nothing of the times before and after.
+# Bands of α(t) and β(t): kernels with values drawn from the normal distribution of the estimates. Beside them the fit
+# without a formula, for each interval by itself.
 
 drawn = np.random.default_rng(2).multivariate_normal(fit.estimate, fit.covariance, size=400)
 fine = np.linspace(0, 6, 61)
@@ -143,8 +144,8 @@ with lesde.plot.style():
 # -------------------------
 #
 # What follows from the estimates has errors too. ``lesde.tensor_law`` gives the gradient of anything that is computed
-# from the law; with the covariance of the estimates it makes a standard error. Here the expected gap between the first two
-# classes at t = 12, twice as late as the paths end.
+# from the law; with the covariance of the estimates this gives a standard error. Here the expected gap between the
+# first two classes at t = 12, twice as late as the paths end.
 
 theta = torch.tensor(fit.estimate.values, requires_grad=True)
 law = lesde.tensor_law(model,

@@ -59,7 +59,7 @@ lesde.plot.collapse(nc_sgd, ["nc1", "nc2_etf"])
 # ----------------
 #
 # :func:`lesde.convergence` fits exponential and power-law decay, with intervals over replicates, and says which
-# the data prefer. Started later and later:
+# the data prefer. With later and later starts of the window:
 
 for start in (5.0, 10.0, 20.0, 30.0):
     fitted = lesde.convergence(nc_sde, ["nc1", "nc2_etf"], against="time", start=start)
@@ -76,7 +76,7 @@ print(f"NC2, theory at late times: {abs(beta) / (K - 1):.4f}")
 # NC2 approaches β/(1−K) from below, because its rate is that of the limit of small errors: a distance
 # that starts at 0.6 is not small, and it also contains what is left of the initial means, which fades
 # faster. The interval does not cover the limit. It is taken over replicates, which share their initial
-# means: it tells how well the slope of the best line is known, and does not hold the curvature.
+# means: it says how well the slope of the best line is known, and does not include the curvature.
 #
 # The floor of SGD
 # ----------------
@@ -139,7 +139,7 @@ with lesde.plot.style():
 # -------------------------------
 #
 # Per unit of time t = h × iterations the rate of NC1 does not depend on h, so per iteration it is
-# proportional to h: an exponent of 1. An exponential fitted to NC2 on its way into the floor has no such
+# proportional to h: an exponent of 1. An exponential fitted to NC2 as it nears its floor has no such
 # meaning; its exponent is printed as a warning. Look at the curves before quoting a rate.
 
 late = lesde.convergence(nc_sgd, ["nc1", "nc2_etf"], against="iteration", start=6.0)

@@ -58,7 +58,7 @@ paths = {
 #
 # At first all three grow alike. Once classes are farther apart than the range they push each other less, so
 # gaps grow more slowly than exponentially, and the collapse of the classes, measured by NC1, slows down
-# with them: a rate that fits the start of a run does not foretell its end.
+# with them: a rate fitted at the start of a run does not predict its end.
 
 with lesde.plot.style():
     figure, axes = plt.subplots(1, 2, figsize=(6.8, 2.6), layout="constrained")

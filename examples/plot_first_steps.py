@@ -35,7 +35,7 @@ derivation = lesde.derive(model)
 print(derivation.text())
 
 # %%
-# The numbers that matter most can be had one by one, as SymPy expressions.
+# The most important quantities are available one by one, as SymPy expressions.
 
 print("growth rate of the gap of two class means:", derivation.separation_rate)
 print("c of α − β = c/t at which separation sets in:", derivation.critical_constant)
@@ -44,7 +44,7 @@ print("c of α − β = c/t at which separation sets in:", derivation.critical_c
 # Simulation
 # ----------
 #
-# All samples of a class start at its mean. With no more said, paths are drawn from the exact law of the
+# All samples of a class start at its mean. By default, paths are drawn from the exact law of the
 # stochastic differential equation, at the saved times only: there is no step size to choose.
 
 times = np.linspace(0.0, 8.0, 33)
@@ -104,8 +104,8 @@ lesde.plot.probability(prob, prediction)
 # Rare failures
 # -------------
 #
-# Where nearly all replicates are separated a frequency says little, but the prediction keeps its
-# digits: it carries the logarithm of the failure probability.
+# Where nearly all replicates are separated a frequency says little, but the prediction remains
+# accurate: it computes the logarithm of the failure probability.
 
 print(f"1 − P at t = 8: {np.exp(float(prediction.log_failure[-1, 0, 1])):.3e}")
 lesde.plot.probability(prob, prediction, pair=(0, 1), failure=True)

@@ -89,7 +89,7 @@ gaps, errors = [], []
 for p in probabilities:
     noisy = model.replace(kernel=lesde.LabelNoise(kernel, float(p)))
     with warnings.catch_warnings():
-        # At the transition α − β cannot be told from zero, so it has no tail index, and the fit says so.
+        # At the transition α − β does not differ significantly from zero, so the fit warns that it has no tail index.
         warnings.filterwarnings("ignore", message="no (tail|log_slope)_index")
         one = lesde.fit_elasticity(
             lesde.simulate(noisy, short, initial=means, replicates=24, seed=4)

@@ -3,11 +3,11 @@ Collapse through the layers
 ===========================
 
 Neural collapse is measured at the last hidden layer. How far have the layers before it come? Here networks with
-four hidden layers learn to tell digits apart; every hidden layer is recorded, on images of the training set
+four hidden layers learn to classify digits; every hidden layer is recorded, on images of the training set
 and on images not trained on.
 
-Two numbers say how well classes are clustered at a layer: the class-distance normalised variance (CDNV;
-Galanti, György, Hutter 2022), which is small when classes are narrow for their distance, and the accuracy of the
+Two numbers say how well classes are clustered at a layer: the class-distance normalised variance (CDNV; Galanti,
+György, Hutter 2022), which is small when classes are narrow compared with their distance, and the accuracy of the
 nearest class centre (NCC): the share of images that lie nearest to the mean of their own class (Papyan, Han, Donoho
 2020; through the layers, Ben-Shaul, Dekel 2022).
 """
@@ -17,7 +17,7 @@ nearest class centre (NCC): the share of images that lie nearest to the mean of 
 # --------------------------------
 #
 # Training does not depend on which images are looked at. So the probe holds training images and held-out ones
-# together, and the records are taken apart afterwards.
+# together, and the records are split afterwards.
 
 import numpy as np
 from scipy import stats
@@ -51,7 +51,7 @@ for part, recorded in parts.items():
 # ----------------------
 #
 # ``layer_collapse`` takes the parts and returns one dataset. The centres of the NCC rule are the class means of the
-# *training* images for both parts: a rule is judged on images it was not made from. CDNV takes means and
+# *training* images for both parts: a rule must be judged on images it was not fitted to. CDNV takes means and
 # variances of the part itself.
 
 result = lesde.layer_collapse(parts)
@@ -65,7 +65,7 @@ for name in ("nc1_cdnv", "ncc_accuracy"):
 
 # %%
 # From the first to the last hidden layer of the same network, the mean change over networks with its 95 % interval
-# (Student's t). The interval is for other networks on these images, not for other images.
+# (Student's t). The interval allows for other networks on these images, not for other images.
 
 
 def change(name, part, time=-1):
@@ -83,17 +83,17 @@ for when, time in (("before training", 0), ("at the end", -1)):
         print(f"{when:15s} {part:9s} CDNV times {ratio}   NCC accuracy {gain}")
 
 # %%
-# Before training, depth does harm: every random layer blurs the classes a little more. At the end CDNV falls
-# from layer to layer, on the training images to about 0.4 of that of the first layer, on held-out images to about
-# a half. With depth the two sets part: the deeper layers tighten the classes of the images they were fitted to
-# more than those of others.
+# Before training, depth does harm: every random layer blurs the classes a little more. At the end CDNV falls from layer
+# to layer, on the training images to about 0.4 of that of the first layer, on held-out images to about a half. With
+# depth the two sets differ more and more: the deeper layers tighten the classes of the images they were fitted to more
+# than those of others.
 
 lesde.plot.layers(result, "nc1_cdnv")
 
 # %%
 # The accuracy of the nearest centre says more about held-out images. On training images it rises with depth by one or
 # two in a hundred. On held-out images it does not rise; here it falls by about as much. So classes that are
-# tighter on average are not easier to tell apart on new images.
+# tighter on average are not easier to distinguish on new images.
 
 lesde.plot.layers(result, "ncc_accuracy")
 
@@ -101,8 +101,8 @@ lesde.plot.layers(result, "ncc_accuracy")
 # Over time
 # ---------
 #
-# All layers collapse in the same spell of training. Before it the CDNV of the deeper layers goes up for a while. It is a
-# mean over pairs of classes: half of the pairs come apart steadily, but some pairs of class centres meet on the way.
+# All layers collapse in the same phase of training. Before it the CDNV of the deeper layers goes up for a while. It is
+# a mean over pairs of classes: half of the pairs come apart steadily, but some pairs of class centres meet first.
 
 train = parts["train"]["penultimate"]
 means = train.features.isel(learning_rate=0).groupby("label").mean("sample").astype(float)
@@ -128,7 +128,7 @@ lesde.plot.layers_over_time(result, "nc1_cdnv")
 # NC3 and NC4 compare the class means with the classifier on top: they are far more alike than at first, and the
 # classifier mostly decides as the nearest centre does, a little less so on held-out images. The class means are no
 # nearer to a simplex frame (NC2) than they were: these networks were stopped soon after the training images are
-# told apart, and the frame comes later, if it does.
+# classified correctly, and the frame comes later, if at all.
 
 for name in ("nc1", "nc2_etf", "nc3", "nc3_duality", "nc4"):
     values = result[name].isel(learning_rate=0)

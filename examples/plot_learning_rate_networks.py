@@ -15,9 +15,9 @@ This is a small version. The full one is ``lesde rates``: seven learning rates, 
 # One call
 # --------
 #
-# The interval of the prediction holds the uncertainty of the fit (kernels fitted to resamples of the networks) and the randomness of the
-# predicted networks (each of these kernels runs once from every start, with the noise of drawing samples, on which alone
-# the learning rate acts in the model).
+# The interval of the prediction reflects the uncertainty of the fit (kernels fitted to resamples of the networks) and
+# the randomness of the predicted networks (each of these kernels runs once from every start, with the noise of drawing
+# samples, the only part of the model that depends on the learning rate).
 
 import numpy as np
 
@@ -51,8 +51,8 @@ lesde.plot.collapse(lesde.neural_collapse(experiment.logits, ["nc1", "nc2_etf"])
 lesde.plot.learning_rate_range(found)
 
 # %%
-# In words, for the L-model, with what is missed by how much. An interval that reaches far holds anything: how far is said with it.
-# The I-model cannot change the shape of the class means, so its NC2 stays where it was.
+# In words, for the L-model, with the size of each miss. A wide interval contains almost anything, so its width is given
+# too. The I-model cannot change the shape of the class means, so its NC2 stays where it was.
 
 same = found.sel(model="L-model", kernel="the same rate")
 for quantity in ("value", "rate"):
@@ -74,7 +74,7 @@ for h in rates:
 # ---------------------------------
 #
 # In the LE-SDE the kernel is a function of time alone. So a stricter question is whether the kernel of the *other*
-# learning rates predicts this one, of which nothing but the start is then used.
+# learning rates predicts this one, of which only the start is then used.
 
 lesde.plot.learning_rate_range(found.sel(model=["L-model"]), kernel="the other rates")
 
@@ -82,9 +82,9 @@ lesde.plot.learning_rate_range(found.sel(model=["L-model"]), kernel="the other r
 # The spread within classes
 # -------------------------
 #
-# In the LE-SDE as published one number σ drives the spread of the samples within their class. In networks it grows faster
-# early than late, and mostly in the directions that tell classes apart. The comparison above takes the covariance with which it
-# grows. The one number puts NC1 too low where the kernel is known well, at small learning rates.
+# In the LE-SDE as published one number σ drives the spread of the samples within their class. In networks it grows
+# faster early than late, and mostly in the directions that distinguish classes. The comparison above uses the
+# covariance of its growth. The single number puts NC1 too low where the kernel is known well, at small learning rates.
 
 constant = compare_learning_rates(
     experiment.logits, start=2.0, transforms="logits", draws=10, spread="constant"
@@ -98,8 +98,9 @@ for name, each in (("covariance", found), ("constant", constant)):
 # The full setting
 # ----------------
 #
-# ``lesde rates`` in a terminal, or ``learning_rate_experiment()``: seven learning rates from 0.002 to 0.128, 16 networks fitted and 16
-# predicted at each, t from 2 to 32, 40 draws. What it says is in :doc:`the published experiments </experiments>`, with its figure.
+# ``lesde rates`` in a terminal, or ``learning_rate_experiment()``: seven learning rates from 0.002 to 0.128, 16
+# networks fitted and 16 predicted at each, t from 2 to 32, 40 draws. Its results are in :doc:`the published experiments
+# </experiments>`, with the figure.
 #
 # What the model lacks at large learning rates is that the gradient of a sample vanishes once it is classified well. Its noise of drawing
 # samples grows with the features instead, and with h, and slows the fall of NC1 and NC2.

@@ -44,8 +44,8 @@ for k, l in np.ndindex(3, 3):
 # -------------------
 #
 # Sixteen networks with one hidden layer. At thirteen times, a copy of each takes one step at each of 20 training
-# samples, five of every class, and the change of the logits of 120 images is noted. The networks that train go on as if
-# nothing had been.
+# samples, five of every class, and the change of the logits of 120 images is noted. The training
+# itself is not affected.
 
 K, h = 4, 0.005
 data = digits(classes=4, n_train_per_class=100, n_probe_per_class=30, scaling="standard")
@@ -64,8 +64,8 @@ for t in range(len(times)):
     )
 
 # %%
-# At the start nothing tells α̂ from β̂. Then α̂ − β̂ rises well above zero, while the networks learn to tell the classes
-# apart, and falls as they become sure: a sample that is already right moves nobody.
+# At the start α̂ and β̂ hardly differ. Then α̂ − β̂ rises well above zero, while the networks learn to distinguish the
+# classes, and falls as they become sure: a sample that is already classified correctly moves no other.
 
 lesde.plot.impact(fit)
 
@@ -107,7 +107,7 @@ lesde.plot.impact_by_distance(strength, lesde.FeatureKernel(decay.attrs["formula
 
 # %%
 # One decay is a rough description, as the sum of squares says: it is well above its degrees of freedom. The measured
-# points are enough for this, though: at one and the same distance a sample of another class is moved no less than one of
+# points do show this, though: at the same distance a sample of another class is moved no less than one of
 # the same class. α̂ > β̂ because samples of one class are nearer to each other, and that is what the networks learn.
 
 # %%
@@ -155,9 +155,9 @@ for i, middle in enumerate(means.interval.values):
 # %%
 # The sum agrees with the class means: both measure the same thing. The other columns differ because a network is not
 # the model, in which all are equal. One by one, steps give far less than the class means early on: most of ‖u_J‖² is then
-# scatter about the class mean, which tells nothing of how a step moves others, but counts in the denominator of the
+# scatter about the class mean, which does not affect how a step moves others, but counts in the denominator of the
 # regression. Averaged class by class, the changes give more than the class means late in training: steps of
-# different classes then move a class against each other, and of what is left in the sum less lies along u.
+# different classes then move a class in opposite directions, and less of the remaining sum lies along u.
 
 with lesde.plot.style():
     figure, ax = plt.subplots()

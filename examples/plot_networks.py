@@ -15,7 +15,7 @@ simulates the fitted equations, and writes a report.
 # --------
 #
 # Sixteen networks with one hidden layer, batch size 1, no momentum. Time is t = learning rate × iteration. The
-# features are the logits, and those of the last hidden layer, of 30 fixed training images a class.
+# features are the logits, and those of the last hidden layer, of 30 fixed training images per class.
 
 import warnings
 
@@ -56,7 +56,7 @@ lesde.plot.probability(prob)
 # Collapse
 # --------
 #
-# Of the last hidden layer, whose dataset carries the weights of the classifier, so NC3 and NC4 come along.
+# The last hidden layer. Its dataset contains the weights of the classifier, so NC3 and NC4 are computed too.
 
 nc = lesde.neural_collapse(hidden)
 for name in ("nc1", "nc1_cdnv", "nc2_etf", "nc3", "nc4"):
@@ -68,8 +68,8 @@ lesde.plot.collapse(nc, ["nc1", "nc2_etf", "nc3"])
 # Elasticity
 # ----------
 #
-# Fitted to the logits from t = 1 on, in the I-model and in the L-model. The default estimator takes every network
-# for a path of the LE-SDE. In a network the loss pulls noise back, and such a fit takes that for elasticity. With
+# Fitted to the logits from t = 1 on, in the I-model and in the L-model. The default estimator treats every network
+# as a path of the LE-SDE. In a network the loss pulls noise back, and such a fit mistakes that for elasticity. With
 # ``estimator="averages"`` the class means are averaged over networks first, as Zhang, Wang and Su (arXiv
 # 2110.05960) do. For each fit, run the fitted LE-ODE from the networks' average state at t = 1 and see how far
 # its class means are from theirs.

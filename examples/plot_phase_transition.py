@@ -51,7 +51,7 @@ data = xr.concat([run.probability for run in runs], xr.IndexVariable("c", consta
 data.attrs["n_classes"] = K
 
 # %%
-# How fast the picture sharpens can be said as well. Two samples of n standard normals each separate
+# The speed at which the picture sharpens is known too. Two samples of n standard normals each separate
 # with probability 1/2 when their means are :math:`a_n` apart. The gap over the spread is
 # :math:`(\Delta_0/\sigma)\, t^{c/K} / \sqrt{t-1}`, so it passes :math:`a_n` at
 #
@@ -59,7 +59,7 @@ data.attrs["n_classes"] = K
 #           \;\approx\; \frac12 + \frac{\log(a_n \sigma/\Delta_0)}{\log t} .
 #
 # At any finite time the line P = 1/2 is off K/2 by a term that falls as slowly as 1/log t. A transition
-# read off an experiment at one time is read off at the wrong place, by that much.
+# read off an experiment at one time is misplaced by that much.
 
 a_n = brentq(lambda gap: separation_function(gap, n, n).probability - 0.5, 0.0, 20.0)
 later = data.time.values > 1.0
@@ -70,8 +70,8 @@ data["transition"] = ("time", half)
 lesde.plot.phase_diagram(data.isel(time=slice(1, None)))
 
 # %%
-# White: where the probability is 1/2. Dashed: the formula above. Dotted: the critical line c = K/2, where
-# both go as t grows. A regression of the crossing on 1/log t finds the line's end:
+# White: where the probability is 1/2. Dashed: the formula above. Dotted: the critical line c = K/2, to which
+# both tend as t grows. A regression of the crossing on 1/log t finds the limit:
 
 crossing = []
 for t in times[-15:]:

@@ -3,7 +3,7 @@ A model and a loop of your own
 ==============================
 
 The analyses take the features of any ``torch.nn.Module``, trained in any way. `lesde.record` looks at a model once; `lesde.Recorder`
-rides along in a training loop. Here a small convolutional network with batch normalisation learns six digits with Adam, a
+runs inside a training loop. Here a small convolutional network with batch normalisation learns six digits with Adam, a
 learning rate that decays, and weight decay: nothing the package trains itself.
 """
 
@@ -48,8 +48,8 @@ x, y = torch.tensor(data.train_x), torch.tensor(data.train_y)
 loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
 
 # %%
-# One look
-# --------
+# One record
+# ----------
 #
 # The features of three layers before training. The result is a dataset of paths with one time; ``"penultimate"`` is what the
 # last linear layer reads, and brings that layer's weights along.
@@ -94,10 +94,11 @@ for name, paths in (("training images", train), ("held-out images", held_out)):
 # Neural collapse
 # ---------------
 #
-# NC1, NC2 and NC3 of the last hidden layer, first of the training images. NC3 needs the classifier's weights, which are in the paths. Time
-# is the sum of the learning rates, as the optimiser holds them. SGD with momentum μ moves the weights by lr/(1−μ) in the long run, which
-# this clock does not know: to compare runs of different momentum give, in place of the optimiser, a function of no arguments,
-# ``learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)``. It is called at every step.
+# NC1, NC2 and NC3 of the last hidden layer, first of the training images. NC3 needs the classifier's weights, which are
+# in the paths. Time is the sum of the learning rates, as the optimiser holds them. SGD with momentum μ moves the
+# weights by lr/(1−μ) in the long run, which this clock ignores: to compare runs of different momentum give, in place of
+# the optimiser, a function without arguments, ``learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)``. It
+# is called at every step.
 
 collapse = {
     name: lesde.neural_collapse(recorder.paths("penultimate", name)) for name in recorder.probes
@@ -116,7 +117,7 @@ depth = lesde.layer_collapse(recorder.records())
 lesde.plot.layers(depth, "nc1_cdnv")
 
 # %%
-# The training images of three classes in the plane of their class means: before, on the way and at the end.
+# The training images of three classes in the plane of their class means: before training, midway and at the end.
 
 lesde.plot.simplex(train.isel(sample=train.label < 3))
 

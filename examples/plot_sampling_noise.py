@@ -2,10 +2,10 @@ r"""
 The noise of drawing samples
 ============================
 
-At learning rate h the discrete process differs from the locally elastic SDE in two ways: its steps are
-finite, and which sample is drawn is random. The second is a noise of its own, with covariance h C a unit of
-time. How far do we get with an SDE that has it, and with one that is also corrected for the steps? The first
-two moments of all of them are known without simulation, so the question has an exact answer.
+At learning rate h the discrete process differs from the locally elastic SDE in two respects: its steps are
+finite, and which sample is drawn is random. The second adds noise with covariance h C per unit of time. How
+accurate is an SDE with this noise, and one that is also corrected for the steps? The first two moments of all
+of them are known without simulation, so the question has an exact answer.
 """
 
 # %%
@@ -35,11 +35,11 @@ exact = lesde.moments(model, times, means, learning_rate=rates, process=processe
 # Fluctuations
 # ------------
 #
-# The standard deviation of the gap between two class means. Points are the discrete process itself, simulated.
-# The plain SDE knows nothing of h and parts first, where the sampling noise h C is no longer small beside the
+# The standard deviation of the gap between two class means. Points are the discrete process itself, simulated. The
+# plain SDE does not depend on h and deviates first, where the sampling noise h C is no longer small compared with the
 # samples' own noise averaged over a class: it misses 6 % already at h = 1/100. The two SDEs with sampling noise follow
-# SGD as long as h times the growth rates is small, and miss 5 % at about h = 0.1. Beyond, growth in continuous
-# time exceeds that in steps, and all that has grown is too large.
+# SGD as long as h times the growth rates is small, and miss 5 % at about h = 0.1. Beyond, growth in continuous time
+# exceeds that in steps, and all that has grown is too large.
 
 paths = lesde.simulate(model, times, means, replicates=1024, learning_rate=rates[2::2], seed=1)
 ax = lesde.plot.sampling_noise(exact, paths)
@@ -64,10 +64,10 @@ for name in processes[1:]:
 # Order
 # -----
 #
-# The distance from the discrete process, in all class means at once. The plain SDE is off by a term of order h in
-# mean and covariance. Sampling noise takes away most of that of the covariance, but not the error of the step
-# itself, which is of order h too. It is gone from the modified equation, whose error is of order h² at small h; at
-# large h it is not much better than the other.
+# The distance from the discrete process, in all class means at once. The plain SDE is off by a term of order h in mean
+# and covariance. Sampling noise removes most of that of the covariance, but not the error of the step itself, which is
+# of order h too. The modified equation removes this as well: its error is of order h² at small h, though at large h it
+# is not much better than the other.
 
 with lesde.plot.style():
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.6))
@@ -86,7 +86,7 @@ for variable in ("mean", "covariance"):
 # The same by steps
 # -----------------
 #
-# The SDE with sampling noise and the discrete process part only because time is continuous in one of them. An
+# The SDE with sampling noise and the discrete process differ only because time is continuous in one of them. An
 # Euler step of length h has the mean and covariance of one iteration, exactly. So the Euler scheme with
 # ``dt`` equal to h has the first and second moments of SGD at any h, however large.
 
@@ -97,6 +97,6 @@ for h in (0.5, 0.1):
     print(f"h = {h}: largest difference of the covariances, relative: {off:.0e}")
 
 # %%
-# It has not the same law: the kicks of SGD are one of N vectors, those of the Euler scheme are Gaussian. And
-# note what no such noise reaches: the spread within a class is that of the plain SDE, because all samples of a
+# Its law is still different: the kicks of SGD are one of N vectors, those of the Euler scheme are Gaussian. And
+# no such noise changes the spread within a class, which is that of the plain SDE, because all samples of a
 # class get the same kick.

@@ -95,7 +95,7 @@ with lesde.plot.style():
 # Separation
 # ----------
 #
-# What the two descriptions say about the question one asks in the end. The prediction is for the SDE.
+# The probability of separation in both descriptions. The prediction is for the SDE.
 
 prob = lesde.separation_probability(sgd)
 prediction = float(lesde.predict_separation(model, times, initial=means).probability[-1])

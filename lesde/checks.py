@@ -208,7 +208,7 @@ def real_array(name: str, value: Any) -> np.ndarray:
 
 
 def bare_array(name: str, value: Any) -> np.ndarray:
-    """An array of anything, out of a tensor, nested sequences or a masked array that masks nothing."""
+    """An array of anything, from a tensor, nested sequences or a masked array that masks nothing."""
     parts = value if isinstance(value, list | tuple) else (value,)
     if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
         raise ValueError(
@@ -272,7 +272,7 @@ def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
 
 
 def power_of_two(sizes: Any) -> np.ndarray:
-    """The powers of two at or below positive numbers, 1 for 0: units in which no square leaves the range of floats.
+    """The powers of two at or below positive numbers, 1 for 0: units in which squares stay in the range of floats.
 
     Dividing by one changes no digit.
     """

@@ -1,9 +1,10 @@
-"""Files and stores that are either whole or not there.
+"""Files and stores that are either complete or absent.
 
-What a command writes is checked first (:meth:`Target.check`), written beside its place and moved there at once
-(:meth:`Target.put`), so that a kill at any moment leaves the old or the new. Datasets become Zarr stores
-(:func:`write`) in which damage shows: every chunk has a checksum, and a missing one is seen. Reading them
-(:func:`read`, :func:`open_store`) gives the right data or one error that names the store and the file in it.
+A command checks first that it can write a file (:meth:`Target.check`), writes it beside its final place and moves it
+there in one step (:meth:`Target.put`), so that a kill at any moment leaves the old file or the new one. Datasets become
+Zarr stores (:func:`write`) in which damage is detected: every chunk has a checksum, and missing ones are noticed.
+Reading them (:func:`read`, :func:`open_store`) gives the right data or one error that names the store and the file in
+it.
 """
 
 from __future__ import annotations
@@ -67,21 +68,21 @@ __all__ = [
 
 
 # --------------------------------------------------------------------------------------------------
-# Files and folders put in place whole.
+# Files and folders put in place in one step.
 
 _PREFIX = ".lesde-"
 _LOCK = "lesde.lock"
 _UNBORN = 3600.0
-"""Seconds after which a folder without a word about its process is one that was killed as it made it."""
+"""Seconds after which a folder that does not name its process counts as the leftover of a killed one."""
 
 
 @dataclass(frozen=True)
 class Target:
     """A file or folder that is to be written.
 
-    ``name`` is what a message calls it, such as ``--out``; ``folder`` says that it is one, such as a Zarr store.
-    With ``overwrite`` what stands there may be replaced, unless ``foreign`` says why not, in words that follow
-    the path. ``inputs`` are never replaced or written into.
+    ``name`` is its name in messages, such as ``--out``; ``folder`` is true for a folder, such as a Zarr store. With
+    ``overwrite`` an existing file may be replaced, unless ``foreign`` returns a reason not to, in words that follow the
+    path. ``inputs`` are never replaced or written into.
     """
 
     path: Path
@@ -93,7 +94,7 @@ class Target:
 
     @property
     def place(self) -> Path:
-        """Where it is, links followed: a link stays one."""
+        """Its real path, with links followed, so that a link stays one."""
         return Path(os.path.realpath(self.path))
 
     def check(self) -> None:
@@ -117,10 +118,10 @@ class Target:
             raise self._refused(f"cannot be written ({error.strerror or error})") from None
 
     def put(self, write: Callable[[Path], object]) -> None:
-        """Have it written under another name by ``write``, and move it to its place.
+        """Let ``write`` write it under another name, and move it to its place.
 
-        ValueError as of :meth:`check`, and where something came to stand there meanwhile; OSError where it cannot
-        be written, for instance on a full disk. Nothing of it stays then.
+        ValueError as from :meth:`check`, and where something was put there meanwhile; OSError where it cannot
+        be written, for instance on a full disk. Nothing is left of it then.
         """
         self.check()
         place = self.place
@@ -207,7 +208,7 @@ def make_parents(place: Path) -> list[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step, which some systems and file systems can; whether it was done."""
+    """Exchange two names in one step, if the system and file system can; return True if it was done."""
     try:
         library = ctypes.CDLL(None, use_errno=True)
         names = os.fsencode(one), os.fsencode(other)
@@ -226,7 +227,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def lock(path: Path, about: dict[str, Any], wait: bool = False) -> IO[str] | None:
-    """Lock a file until it is closed or the process ends, and write into it whose it is.
+    """Lock a file until it is closed or the process ends, and write the owner into it.
 
     None where another process has it. On a file system without locks nobody is kept out.
     """
@@ -268,7 +269,7 @@ def _take(file: IO[str], wait: bool = False) -> bool | None:
 
 
 def about_lock(path: Path) -> dict[str, Any]:
-    """Whose a locked file is; empty where that cannot be read."""
+    """The owner of a locked file; empty where that cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -300,7 +301,7 @@ def recover(parent: Path) -> None:
 
 @contextmanager
 def _scratch(place: Path) -> Iterator[Path]:
-    """A folder beside a place, on the same file system, that goes in the end."""
+    """A folder beside a place, on the same file system, that is removed in the end."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place.parent))
     file = None
     try:
@@ -406,7 +407,7 @@ def never(dtype: np.dtype) -> Any:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Leave an error of Zarr's only when nothing is being written any more.
+    """Raise an error of Zarr's only when nothing is being written any more.
 
     Of the chunks of an array, which Zarr writes at the same time, the first that fails is the error; the others
     would still be written behind it, into what is being removed or written again.
@@ -447,7 +448,7 @@ def _seal(path: Path) -> str:
 
 
 def why_foreign(path: Path, study: str | None = None) -> str | None:
-    """Why a folder may not be replaced by a store, in words that follow its name; None where it may."""
+    """The reason that a folder may not be replaced by a store, in words that follow its name; None where it may."""
     if study is not None and not any(path.iterdir()):
         return None  # what was in it was removed, to be made anew
     try:
@@ -472,7 +473,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def _why_other(held: Any, study: str) -> str | None:
-    """Why a store is not of a study with these settings; None where it is."""
+    """The reason that a store is not of a study with these settings; None where it is."""
     try:
         different = difference(json.loads(held), json.loads(study))
     except (TypeError, ValueError, AttributeError):
@@ -509,7 +510,7 @@ def damaged_of_store(path: str | os.PathLike[str], found: str = "") -> ValueErro
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a store into memory; ValueError as of :func:`open_store`."""
+    """Read a store into memory; ValueError as from :func:`open_store`."""
     return open_store(path).load()
 
 
@@ -691,7 +692,7 @@ class _Part(BackendArray):
 
 @contextmanager
 def telling(place: Path, inside: str = "", *, always: bool = False) -> Iterator[None]:
-    """Turn an error in here into one that names the damaged file of the store.
+    """Turn an error inside the block into one that names the damaged file of the store.
 
     Where no file is damaged, the store is not at fault: the error stays as it is, unless ``always`` says that
     the store was only opened here.

@@ -193,13 +193,7 @@ MOST_STEPS = 10**8
 
 
 def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
-    """Iterations done at every saved time, (time,) of int: the nearest to (t − t₀)/h.
-
-    Raises
-    ------
-    ValueError
-        When two saved times fall on one iteration, or there are too many iterations to do.
-    """
+    """Iterations done at every saved time, (time,) of int: the nearest to (t − t₀)/h, each time another."""
     rounded = np.rint((times - times[0]) / rate)
     if not rounded[-1] <= MOST_ITERATIONS:
         raise ValueError(
@@ -220,7 +214,7 @@ def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
 
 
 class _Column:
-    """Begins or widths of steps, worked out where they are asked for: there may be 10⁸ of them."""
+    """Begins or widths of steps, computed on demand, as there may be 10⁸ of them."""
 
     def __init__(self, grid: StepGrid, begins: bool):
         self._grid, self._begins = grid, begins
@@ -277,11 +271,11 @@ class StepGrid:
 
     @property
     def widths(self) -> _Column:
-        """Duration of every step, in the same way."""
+        """Duration of every step, likewise."""
         return _Column(self, False)
 
     def stretches(self, length: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-        """Runs of at most ``length`` steps, as (first, end, saved).
+        """Stretches of at most ``length`` steps, as (first, end, saved).
 
         ``saved`` lists (steps done, index of the saved time) for the saved times that end in the run.
         """
@@ -574,8 +568,8 @@ def from_arrays(
     Parameters
     ----------
     features : array or tensor, shape ([learning_rate,] [replicate,] [time,] sample, feature)
-        Real and finite. A leading axis is there where the argument of its name, below, is a sequence;
-        one axis more, beside at least one of those, is that of replicates.
+        Real and finite. A leading axis is present where the argument of its name, below, is a sequence;
+        one more axis beside these is that of replicates.
     labels : array, shape (sample,), or one-hot (sample, class)
         The class of each sample, in any order: integers, texts, or anything else that sorts.
     times : float or sequence of float, default 0
@@ -584,7 +578,7 @@ def from_arrays(
     replicate : sequence, optional
         Names of independent copies, such as the seeds of networks. Default: 0 to R−1.
     learning_rate : float or sequence of float, optional
-        A number is noted beside the paths.
+        A single number becomes a scalar coordinate.
     weights : array, shape (class, feature), optional
         The linear classifier on top of the features, for NC3 and NC4: a row per class, in the order of
         ``classes`` (below). It may have the leading axes of the features too.
@@ -597,8 +591,8 @@ def from_arrays(
         ``features ([learning_rate,] replicate, time, sample, feature)``, samples in the order given
         and in their own floating dtype (float64 for integers); ``weights`` and ``bias`` where given;
         coordinates ``replicate``, ``time``, ``label(sample)``, integers 0 to K−1, and
-        ``learning_rate`` where given. Attribute ``classes``: what class k was called in ``labels``,
-        the distinct labels in sorted order, or the numbers of the one-hot columns that occur.
+        ``learning_rate`` where given. Attribute ``classes``: the name of class k in ``labels``,
+        that is the distinct labels in sorted order, or the numbers of the one-hot columns that occur.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """The loop: a process goes in, a dataset comes out.
 
-It knows blocks of replicates, streams of random numbers, saved times, memory, devices, progress and the
-dataset, and nothing of any equation.
+It handles blocks of replicates, streams of random numbers, saved times, memory, devices, progress and the
+dataset, and no equation.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def simulate(
     memory_limit: float | str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Simulate replicates of a process: a LE-SDE, or a dynamics of your own.
+    """Simulate replicates of a process: an LE-SDE, or your own dynamics.
 
     Parameters
     ----------
     process : LESDE, or any process
         A process is an object with ``start``, ``advance``, ``observe`` and ``counts``; see
-        :class:`lesde.simulation.Process`. It knows its own start and steps, so ``initial`` and ``engine``
-        are not for it.
+        :class:`lesde.simulation.Process`. It knows its own start and steps, so it takes
+        neither ``initial`` nor ``engine``.
     times : array, shape (time,)
         Saved times, strictly increasing; ``times[0]`` is the time of the initial state.
     initial : None or array, optional
@@ -113,16 +113,16 @@ def simulate(
         covariances and the reach of classes toward each other, which is what the analyses need. Where
         kernel and noise let them be drawn directly ("exact", and "torchsde", for kernels of classes
         and time, from initial class means) the cost does not depend on the number of samples.
-        Otherwise samples are simulated and reduced time by time. Class means and covariances have the
-        law of samples either way, at all times together. Reaches drawn directly (attribute
-        ``reach_paths`` 0) have that of samples at each time, given the class means there, but are drawn
-        anew at every time and independently of the covariances: do not follow the reach of one replicate
-        through time, as for the first time at which it is separated; keep the features for that.
+        Otherwise samples are simulated and reduced time by time. Either way the class means and
+        covariances have the same law as those of samples, jointly over time. Reaches drawn directly
+        (attribute ``reach_paths`` 0) have the right law at each time, given the class means there, but are
+        drawn anew at every time and independently of the covariances. So do not follow the reach of one
+        replicate through time, for example to find when it first separates; keep the features for that.
     seed : int, default 0
         Same seed, same result: the noise depends on the seed, the index of the learning rate and the
         number of the replicate, not on how many replicates are asked for. Learning rates have
         independent noise, random initial means included: give ``initial`` to compare them from one start.
-        So do "float32" and "float64" where samples are drawn; see ``dtype``.
+        Where samples are drawn, "float32" and "float64" have independent noise too; see ``dtype``.
     first_replicate : int, default 0
         A multiple of 32. Starts the stream there: ``replicates=64`` equals ``replicates=32`` followed
         by ``replicates=32, first_replicate=32``.
@@ -134,12 +134,12 @@ def simulate(
         same law. Only class means of "exact", and of "torchsde" for a plain SDE with a kernel of classes and
         time, are drawn in double precision always and agree between the two.
     memory_limit : float or str, optional
-        Bytes, or a text such as "500 MB", that the result and working arrays, tables over pairs of classes
-        among them, may take; it decides how many blocks of replicates are worked on side by side and
-        never changes the result. Default: 80 % of what is available, at most half of the rest after the
-        result for working arrays.
+        Bytes, or a text such as "500 MB", that the result and the working arrays may take, including tables
+        over pairs of classes. It sets how many blocks of replicates are advanced side by side and never
+        changes the result. Default: 80 % of the available memory, where working arrays take at most half of
+        what the result leaves.
     progress : bool, default False
-        Whether to show a progress bar.
+        Show a progress bar.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def simulate(
     if rates is not None:
         cells = [at(float(h)) if at else process for h in rates]
     result = _Result(len(cells), replicates, asked, counts, getattr(torch, dtype), statistics)
-    # What cannot fit is refused before anything is computed, where the process says what it takes.
+    # Where the process says how much memory it takes, refuse what cannot fit before anything is computed.
     p = getattr(process, "n_features", None)
     memory = None if p is None else result.room(result.known_shapes(int(p)), limit, on)
     block_bytes = 0.0
@@ -223,7 +223,7 @@ def simulate(
             yield result.seen(one, rng, state, i)
 
     with _one_thread(on) as threads:
-        if memory is None:  # what a process gives is known once it has been seen
+        if memory is None:  # the variables of a process are known after the first observation
             shapes = {name: tuple(v.shape[1:]) for name, v in next(frames(0, blocks[:1])).items()}
             memory = result.room(shapes, limit, on)
             p = shapes["mean" if statistics else "features"][-1]
@@ -235,7 +235,7 @@ def simulate(
         if getattr(cells[0], "parallel", False):
             size = max(1.0, block_bytes * len(groups[0]))
             workers = max(1, min(threads, len(tasks), int(memory // size)))
-        # The first frame says which variables there are.
+        # The first frame shows which variables there are.
         begun = frames(*tasks[0])
         opening = next(begun)
         result.allocate(opening)
@@ -305,7 +305,7 @@ def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
 
 
 def _check_process(process: Any, initial: Any, engine: Any) -> None:
-    """Refuse what is not a process, and what is for a LE-SDE alone."""
+    """Refuse objects that are not processes, and arguments that are for an LE-SDE alone."""
     parts = ("start", "advance", "observe", "counts")
     missing = [part for part in parts if not hasattr(process, part)]
     if missing or isinstance(process, type):

@@ -54,14 +54,14 @@ def calibrate(
     Parameters
     ----------
     paths : xarray.Dataset
-        Features, or statistics as of ``lesde.simulate(..., keep="statistics")``, of the size of the
+        Features, or statistics from ``lesde.simulate(..., keep="statistics")``, of the size of the
         model; one set of replicates.
     model : LESDE
         Its free names are estimated: those that formulas of kernel or noise leave open, as in
         ``lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})``. Others are held with
         ``model.substitute(b=-0.5)``.
     start : mapping of str to number
-        Where the search starts, for every free name. The likelihood may have several maxima; the
+        Initial value of the search for every free name. The likelihood may have several maxima; the
         one found is near the start.
     noise : {"estimate", "model"}, default "estimate"
         Estimate the size of the noise too, as a factor s of the model's σ, common to all classes, or take
@@ -121,8 +121,8 @@ def calibrate(
             f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {n + profile} "
             f"with errors; give more replicates or times."
         )
-    # With its size estimated, noise goes by the unit of the features; in one of their own size no square leaves the
-    # range of floats.
+    # If its size is estimated, noise scales with the unit of the features; in one of their own size no square leaves
+    # the range of floats.
     unit = float(power_of_two(np.abs(means).max())) if profile else 1.0
     means = means / unit
     objective = Objective(model, times, means, profile)
@@ -183,7 +183,7 @@ def calibrate(
 
 
 def _start(model: LESDE, start: Any) -> np.ndarray:
-    """Where the search starts, in the order of the model's free names."""
+    """Initial point of the search, in the order of the model's free names."""
     names = model.free_parameters
     if not isinstance(start, Mapping):
         raise TypeError(
@@ -293,7 +293,7 @@ def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expan
 
     The search is in units of 1/√H_ii at the start, about standard errors.
     """
-    at_start = objective.expand(first)  # errors at the start are the user's to see
+    at_start = objective.expand(first)  # errors at the start are shown to the user
     if objective.profile and objective.misfit(first) == 0.0:
         raise ValueError(
             "paths follow the model at start without any noise, so that the size of the noise cannot be "
@@ -332,7 +332,7 @@ def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expan
     )
     theta, steps = first + unit * found.x, int(found.nit)
     at = objective.expand(theta)
-    # Near the optimum values differ by less than their rounding; gradients still show the way.
+    # Near the optimum values differ by less than their rounding; gradients still give a direction.
     for _ in range(POLISHING):
         if not CLOSE * 1e-3 < newton_distance(at) < 1.0:
             break
@@ -374,7 +374,7 @@ def refuse_unidentified(
     for name, value, size in zip(labels, diagonal, sizes, strict=False):
         if abs(value) * size**2 < 1e-10:
             raise ValueError(
-                f"the paths say nothing about {name}: their likelihood does not change with it. Hold it "
+                f"the paths do not determine {name}: their likelihood does not change with it. Hold it "
                 f"with model.substitute({name}=...), or use paths on which it acts."
             )
     unit = 1 / np.sqrt(np.abs(diagonal))

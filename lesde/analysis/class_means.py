@@ -47,7 +47,7 @@ class ClassMeans(NamedTuple):
 def class_averages(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Class means (..., class, feature) in float64 of samples (..., sample, feature).
 
-    Where a value is not finite all means of its frame may be none.
+    Where a value is not finite, no mean of its frame need be finite.
     """
     counts = np.bincount(labels)
     shares = np.eye(len(counts))[labels] / counts

@@ -1,4 +1,4 @@
-"""How fast the collapse metrics decay: rates, exponents, preferred law, time to a threshold."""
+"""Speed at which the collapse metrics decay: rates, exponents, preferred law, time to a threshold."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def convergence(
     offset: float = 0.0,
     confidence: float = 0.95,
 ) -> xr.Dataset:
-    """Fit exponential and power-law decay to collapse metrics and say which one the data prefer.
+    """Fit exponential and power-law decay to collapse metrics and report which one the data prefer.
 
     Parameters
     ----------
@@ -112,10 +112,9 @@ def convergence(
         - ``exponent``, ``exponent_lower``, ``exponent_upper``, ``amplitude_power_law``: y = a
           u^(−q).
         - ``law``: ``"exponential"``, ``"power law"``, or ``"none"`` where neither a rate nor an
-          exponent is positive at the given confidence: no decay was seen, whatever the weight
-          says.
+          exponent is positive at the given confidence: no decay was seen, whatever the weight.
         - ``weight_exponential``: Akaike weight of the exponential; 1 minus it is that of the
-          power law. Near ½ the data do not decide.
+          power law. Near ½ the data do not favour either.
         - ``r_squared_exponential``, ``r_squared_power_law``: of the lines through log y. Both
           low: neither law describes the curve.
         - ``time_to_threshold`` with ``_lower``, ``_upper``: median over replicates of the first
@@ -124,8 +123,8 @@ def convergence(
           with fewer than 6 replicates (at 95%). ``reached``: share of the replicates that got
           there. ``time_to_threshold_fitted``: where the preferred law crosses, an extrapolation
           if beyond the record; NaN for ``"none"``.
-        - ``window_start``, ``window_stop`` (on the time clock), ``frames``, ``replicates``: what
-          the fit rests on.
+        - ``window_start``, ``window_stop`` (on the time clock), ``frames``, ``replicates``: the
+          data used in the fit.
         - with three learning rates or more, ``learning_rate_exponent``, ``_lower``, ``_upper``,
           over the other dimensions: slope c of log r on log h, r ~ h^c, with the t interval of
           its residuals; only where all rates are positive. A rate per iteration that is h times a
@@ -141,12 +140,12 @@ def convergence(
     **Fit.** Least squares of log y on x and on log u, frames weighted equally. Values
     that are 0, NaN or infinite have no logarithm and are left out: paths that start at their
     class means have NC1 = 0 at the first time. With three replicates or more each is fitted by
-    itself and the interval is the t interval over replicates: the correlation within a trajectory
-    is accounted for, by being in the scatter of the slopes. With one or two the residuals are taken for an
-    AR(1) process over frames and the interval of the same slope is averaged over its unknown correlation: wide
-    where the curve is no line, since its departures look like noise that wanders. In both
-    cases the interval is that of the slope of the best line over the window: it does not hold the
-    bias of fitting a line to what is none. ``amplitude_*`` is the geometric mean.
+    itself and the interval is the t interval over replicates: the scatter of the slopes includes the
+    effect of correlation within a trajectory. With one or two the residuals are taken for an
+    AR(1) process over frames and the interval of the same slope is averaged over its unknown correlation: it is wide
+    where the curve is not a line, since its departures look like noise that wanders. In both
+    cases the interval is that of the slope of the best line over the window: it does not include the
+    bias of fitting a line to a curve. ``amplitude_*`` is the geometric mean.
 
     **Evidence.** Both laws have the same number of parameters, so AICc and BIC differ by the same
     amount, twice the log-likelihood ratio; the likelihood is that of the geometric mean over
@@ -374,8 +373,8 @@ def fit_line(x: np.ndarray, z: np.ndarray, confidence: float) -> Line:
 
     One ordinary least-squares line per replicate of z (replicate, time), NaN where missing, and the
     means of their slopes and intercepts; a replicate with fewer than three values is left out. With three
-    replicates or more, the t interval of the slopes (R − 1 degrees of freedom): whatever correlation one
-    trajectory has, it is in their scatter. With one or two, the interval marginalised over the
+    replicates or more, the t interval of the slopes (R − 1 degrees of freedom), whose scatter includes the
+    effect of correlation within a trajectory. With one or two, the interval marginalised over the
     autocorrelation of AR(1) residuals (`_marginal_interval`).
     """
     z = z[np.isfinite(z).sum(axis=1) >= 3]
@@ -449,8 +448,8 @@ def _marginal_interval(
     Given φ the estimate has about a t distribution, with the residuals' variance from generalised least squares. The interval is
     that of the mixture of these over φ, weighted by the restricted likelihood times the prior
     1/(1 − φ) on (0, 1 − 10⁻⁴). On simulated AR(1) noise, 20 to 200 frames, its 95% interval
-    covers the slope in 94 to 100% of cases for φ ≤ 0.98, and in 87 to 95% for a random walk. A curve that is no
-    straight line has residuals that wander as those of a random walk do: the interval is wide there, about
+    covers the slope in 94 to 100% of cases for φ ≤ 0.98, and in 87 to 95% for a random walk. A curve that is
+    not a straight line has residuals that wander like a random walk: its interval is wide, about
     the same best line as with more replicates.
     """
     sums, rss, count = _sums(x, z)
@@ -491,14 +490,14 @@ def decay_window(abscissas: list[np.ndarray], z: np.ndarray) -> tuple[int, int]:
     from j on. The transient, the constant or both may be absent. Least squares over all frames, and the
     pair that minimises a BIC with n_eff = n(1−ρ)/(1+ρ) observations in place of n, ρ ≥ 0 being the
     lag-one autocorrelation of the residuals of the best of all these lines, and with three times the
-    usual penalty: a wandering curve must earn its breaks. A transient costs two parameters (slope and
+    usual penalty, so that a wandering curve does not get breaks by chance. A transient costs two parameters (slope and
     position), a constant one (position). A window holds at least max(8, n/10) frames; i and j are sought
     among 25 positions. On plain laws of 80 frames in AR(1) noise it cut none of 60 for an autocorrelation
     up to 0.5 and 3% for 0.8 and 0.95.
 
-    The rule finds one transient, one decay and one floor. It does not see a law that bends slowly
-    into a floor for what it is, and the intervals of rates fitted in the window do not include
-    the uncertainty of the choice. Where the window matters, set it by hand.
+    The rule finds one transient, one decay and one floor. It does not recognise a law that bends slowly
+    into a floor, and the intervals of rates fitted in the window do not include the uncertainty of the choice.
+    Where the window matters, set it by hand.
     """
     n = len(z)
     fewest = max(FEWEST, n // 10)
@@ -539,7 +538,7 @@ def decay_window(abscissas: list[np.ndarray], z: np.ndarray) -> tuple[int, int]:
 
 
 def first_passage(x: np.ndarray, y: np.ndarray, threshold: float) -> np.ndarray:
-    """When each replicate first falls to a threshold, by interpolation of log y between frames, (R,).
+    """Time at which each replicate first falls to a threshold, by interpolation of log y between frames, (R,).
 
     From y (replicate, time), non-negative, NaN where missing (passed over): the first *downward*
     crossing, from a frame above the threshold to the next one at or below it. A replicate that is never

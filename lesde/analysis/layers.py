@@ -55,13 +55,13 @@ def layer_collapse(
         has the variable ``weights`` and lack the dimension ``layer``; there are none where no layer
         has weights. All have the attributes `lesde.neural_collapse` gives them. Coordinates:
         those of the features; ``width(layer)``, the number of features; ``count([split,] class)``,
-        samples per class. Attribute ``centers`` is the split they are of, or "own"; ``classifier`` the
-        layer whose weights were used.
+        samples per class. Attribute ``centers`` is the split whose centres were used, or "own";
+        ``classifier`` the layer whose weights were used.
 
     Raises
     ------
     TypeError, ValueError
-        For records that are no mapping of datasets, layers that are not in all of them or do not go
+        For records that are not a mapping of datasets, layers that are not in all of them or do not go
         together, unknown metrics, or paths that `lesde.neural_collapse` refuses.
 
     Notes
@@ -69,9 +69,9 @@ def layer_collapse(
     The nearest-class-centre rule through the layers is that of Ben-Shaul, Dekel (2022, arXiv
     2201.08924), the class-distance normalised variance (CDNV) that of Galanti, György, Hutter (2022).
     For a held-out split CDNV, NC1, NC2 and NC3 take means and variances of the held-out features; the
-    nearest class centre is that of the training features, since a rule is judged on data it was not
-    made from. With centres of its own the accuracy of a split is biased upward, the more so the fewer
-    samples a class has and the wider the layer.
+    nearest class centre is that of the training features, since a rule must be judged on data that it was not
+    fitted to. With its own centres the accuracy of a split is biased upward, the more so the fewer
+    samples there are per class and the wider the layer.
 
     Examples
     --------

@@ -20,7 +20,7 @@ __all__ = ["statistics"]
 
 # Feature values read at once: 32 MB in float64.
 READ_VALUES = 2**22
-# Bytes of a result from which it is asked whether they are there.
+# Bytes of a result from which the available memory is checked.
 LOOK_FROM = 5e8
 
 ABOUT = {
@@ -35,9 +35,8 @@ ABOUT = {
 def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     """Reduce paths, recorded or simulated, to statistics of the classes.
 
-    What `lesde.neural_collapse`, `lesde.separation_probability` and `lesde.fit_elasticity` read off
-    paths takes K(p + p² + K) numbers a frame in place of Np: far fewer for many samples in few
-    dimensions.
+    `lesde.neural_collapse`, `lesde.separation_probability` and `lesde.fit_elasticity` accept them in place of
+    paths. They take K(p + p² + K) numbers per frame rather than Np: far fewer for many samples in few dimensions.
 
     Parameters
     ----------
@@ -61,7 +60,7 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
         - ``mean (…, class, feature)``: class means;
         - ``within (…, class, feature, feature_)``: covariance within each class, divisor n_k;
         - ``reach (…, class, class_)``: the largest (μ_k − x)·u_kl over the samples x of class k, with
-          u_kl the unit vector from μ_l to μ_k: how far class k reaches toward class l. Classes are
+          u_kl the unit vector from μ_l to μ_k: the reach of class k toward class l. Classes are
           separated along the gap of their means iff reach[k, l] + reach[l, k] < ‖μ_k − μ_l‖, and by
           the nearest mean iff both are less than half of it. NaN on the diagonal and where the means
           coincide;
@@ -82,8 +81,8 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
 
     Notes
     -----
-    What is lost: the criterion ``"linear"``, directions chosen afterwards, ``nc4``, and the figures that
-    draw samples. Memory beyond the result is about 100 MB, or one frame if that is larger.
+    Statistics do not serve the criterion ``"linear"``, directions chosen afterwards, ``nc4``, and the figures
+    that draw samples. Memory beyond the result is about 100 MB, or one frame if that is larger.
 
     Examples
     --------

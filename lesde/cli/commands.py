@@ -25,7 +25,7 @@ app = typer.Typer(
 
 
 def _on_terminal() -> bool:
-    """Whether somebody sees a progress bar."""
+    """True if a progress bar would be seen."""
     return sys.stderr.isatty()
 
 

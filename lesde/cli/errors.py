@@ -1,4 +1,4 @@
-"""The package's messages in the words of the command line, and how a command ends with one."""
+"""The package's messages in the words of the command line, and the end of a command with one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def say(text: str, *, err: bool = False, fg: str | None = None) -> None:
 
 @contextmanager
 def ending(study: Path | None = None) -> Iterator[None]:
-    """End a command that goes wrong with one line on what was wrong.
+    """End a failing command with one line that says what was wrong.
 
     ``study`` is the folder of a study, whose settings keep the names that they have in its file; after Ctrl-C
     the line says that what was done is there.

@@ -59,7 +59,7 @@ def _table(dataset: xr.Dataset, variables: Sequence[str]) -> pd.DataFrame:
 
 
 def table_target(path: Path | None, overwrite: bool, paths: Path) -> Target | None:
-    """Where `write_table` is to write what is made of ``paths``; refused before anything is computed."""
+    """The target for `write_table`, None without a path; an unusable one is refused before anything is computed."""
     if path is None:
         return None
     if path.suffix not in (".csv", ".zarr"):

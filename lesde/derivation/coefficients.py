@@ -67,7 +67,7 @@ class Coefficients:
         try:
             return table.distinct(times)
         except ValueError:
-            self.entries(times)  # raises in terms of what the user wrote, where that is at fault
+            self.entries(times)  # raises in terms of the user's formulas, where these are at fault
             raise
 
     def kernel_panels(
@@ -157,11 +157,11 @@ class FeatureCoefficients:
         return self.transform.n_features
 
     def weights(self, times: np.ndarray) -> NoReturn:
-        """Not there: the drift is no matrix of classes."""
+        """Not available: the drift is not a matrix of classes."""
         raise no_linear_drift("the class matrix of the drift")
 
     def kicks(self, times: np.ndarray) -> NoReturn:
-        """Not there: the kicks are no table of classes."""
+        """Not available: the kicks are not a table of classes."""
         raise no_linear_drift("the table of kicks")
 
 

@@ -56,7 +56,7 @@ class Diffusion:
     ----------
     model : LESDE
     second : callable (k, m, l)
-        What stands between H_l and H_lᵀ for the drawn class l, with its factor.
+        The factor between H_l and H_lᵀ for the drawn class l, with its coefficient.
     """
 
     model: LESDE
@@ -209,7 +209,7 @@ class Derivation(_Reported):
     def modes(self) -> tuple[Mode, ...]:
         """Modes with rates and multiplicities.
 
-        Those that symmetry gives are always there; what remains coupled is there only where its
+        Those that follow from symmetry are always included; the others only where their
         eigenvectors do not change in time (see :attr:`is_closed`).
         """
         return () if self.tree is None else tuple(list_modes(self.tree, self.model.transform))
@@ -378,17 +378,7 @@ class FeatureDerivation(_Reported):
         return self.strength.at(k == l).subs(swaps)
 
     def mean_drift(self, means: Any, t: float) -> np.ndarray:
-        """The right side of :attr:`mean_ode` in numbers.
-
-        Parameters
-        ----------
-        means : array, shape (..., class, feature)
-        t : float
-
-        Returns
-        -------
-        ndarray, shape (..., class, feature), float64
-        """
+        """The right side of :attr:`mean_ode` in numbers, for ``means`` (..., class, feature)."""
         K, p = self.model.n_classes, self.model.n_features
         means = np.asarray(means, dtype=np.float64)
         check_finite_array("means", means, [("...",) * (means.ndim - 2) + (K, p)])
@@ -413,7 +403,7 @@ class FeatureDerivation(_Reported):
 
     @property
     def class_matrix(self) -> NoReturn:
-        """Not there: the drift is not linear in the class means."""
+        """Not available: the drift is not linear in the class means."""
         raise no_linear_drift("class_matrix")
 
     def _sections(self) -> list[Any]:

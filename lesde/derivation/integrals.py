@@ -91,7 +91,7 @@ def _integrate_one(function: sp.Expr, start: sp.Expr) -> sp.Expr:
     if function.atoms(AppliedUndef) or function.has(sp.Integral):
         return standing
     if _count_terms(function) > MANY_TERMS:
-        return standing  # what is found, after a long search, nobody would print
+        return standing  # a long search would find only what nobody would print
     try:
         value = bounded(_definite, function, start)
     except (*GIVEN_UP, Unfinished):
@@ -108,7 +108,7 @@ GIVEN_UP = (
     TypeError,
     ValueError,
 )
-"""Ways of SymPy to give up an integral; it then stands as it is."""
+"""Errors with which SymPy gives up an integral, which is then left as it is."""
 
 
 def _definite(function: sp.Expr, start: sp.Expr) -> sp.Expr | None:

@@ -197,7 +197,7 @@ def _modes(derivation: Any) -> Section:
         section.notes.append(f"lambda_{i}: {mode.name}, multiplicity {mode.multiplicity}")
     if not derivation.is_closed:
         section.notes.append(
-            "What symmetry leaves coupled has no eigenvectors that are constant in time: there is no "
+            "The part that symmetry leaves coupled has no eigenvectors that are constant in time: there is no "
             "closed form, and the law integrates it numerically."
         )
     return section

@@ -1,4 +1,4 @@
-"""The microscopic rule of one iteration, and what its expectation over the drawn sample leaves.
+"""The microscopic rule of one iteration, and its expectation over the drawn sample.
 
 :func:`increment` is the rule. :func:`rule` takes from it, once, the factors of the kick, the drift, the
 sampling covariance and the noise; tables of kernels, reports and engines apply these. The numbers that

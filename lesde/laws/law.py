@@ -61,7 +61,7 @@ def law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -
         ``mean`` (time, class, feature); ``covariance`` (time, class, feature, class_, feature_) of
         the class means; ``centred_mean`` and ``centred_covariance``, the same of the class means less
         the (unweighted) grand mean: where contrasts do not mix with the grand mean they keep their own
-        digits, however much faster that grows, so gaps between classes are to be taken from these;
+        digits, however much faster it grows, so take gaps between classes from these;
         ``within`` (time, class, feature, feature_), the covariance of a sample
         about its class's process mean that noise has built up. The empirical covariance of n_k
         samples (divisor n_k) has expectation (1 − 1/n_k) of it, plus that of the initial
@@ -122,7 +122,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
         Strictly increasing; no gradient.
     initial : None, tensor or array, optional
         (class, feature) class means or (sample, feature) samples; a tensor keeps its graph. None, the
-        default: random means N(0, I/p), as of :func:`lesde.law.law`.
+        default: random means N(0, I/p), as for :func:`lesde.law.law`.
     parameters : mapping of str to number or 0-d tensor
         A value for every name in ``model.free_parameters``; tensors keep their graph.
 
@@ -168,8 +168,8 @@ class TensorLaw:
     covariance : tensor (time, class, feature, class, feature)
         Of the class means.
     centred_mean, centred_covariance : tensors of the same shapes
-        The same of the class means less the grand mean: gaps between classes are to be taken from
-        these, which keep their digits however much faster the grand mean grows.
+        The same of the class means less the grand mean: take gaps between classes from these, which
+        keep their digits however much faster the grand mean grows.
     within : tensor (time, class, feature, feature)
         Covariance of a sample about its class's process mean that noise has built up.
     """
@@ -232,7 +232,7 @@ class TensorLaw:
         return path_likelihood(self._steps, observed).value()
 
     def dataset(self) -> xr.Dataset:
-        """The same law as :func:`lesde.law` gives it, without gradients, computed anew by it."""
+        """The same law without gradients, computed anew by :func:`lesde.law`."""
         return law(self._model, self.times.numpy(), self._initial)
 
 

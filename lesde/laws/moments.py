@@ -141,7 +141,9 @@ def moments(
         iterations = [iteration_counts(asked, rate) for rate in steps]
         saved = seen_times(asked, steps, iterations)
     if "sgd" in names or "modified" in names or dt is not None:
-        coefficients.weights(saved)  # a kernel that is not finite there says so by name
+        coefficients.weights(
+            saved
+        )  # a kernel that is not finite there raises an error with its name
     coefficients.noise.factor(saved)
 
     cells: list[Moments] = []
@@ -452,7 +454,7 @@ class MomentEquations:
             at = np.clip([t], *inside)
             return self.derivative(self.rates(at)(0), state.unpacked(y * unit)).packed() / unit
 
-        # The solver squares what it estimates: in units of a power of two it does not overflow with that.
+        # The solver squares its estimates: in units of a power of two these squares do not overflow.
         unit = np.exp2(np.floor(np.log2(self._scale(state, start, end))))
         if not np.isfinite(unit).all():
             raise Diverged(end, "the moments", "end `times` earlier or weaken kernel and noise")

@@ -1,6 +1,6 @@
 """The microscopic rule in numbers: drift, kicks and sampling noise, of torch tensors (or NumPy arrays).
 
-Whatever moves class means or samples, the law, the moments, the engines and the fits, takes its equations
+The law, the moments, the engines and the fits, all of which move class means or samples, take their equations
 from here. Factors come from the derivation's tables: ``coefficients.weights(times)`` is w_l E_kl(t), the
 class matrix of the drift, and ``coefficients.kicks(times)`` is E_kl(t), the factor of a kick. Everything
 works on any leading batch, in float32 or float64 (the dtype of what is given), on the CPU or a GPU, and
@@ -235,7 +235,7 @@ def sampling_noise(
     """C^{1/2} applied to normals: the sampling noise of every class, without a matrix of classes and features.
 
     Σ_l √w_l [E_kl H_l (X̄^l z_l + d_l) − b_k z_l] has covariance C, for independent z_l ~ N(0, 1) and d_l ~
-    N(0, W_l), W_l the covariance within class l. With one normal ξ_j a sample, z_l = n_l^{-1/2} Σ_j ξ_j and
+    N(0, W_l), W_l the covariance within class l. With one normal ξ_j per sample, z_l = n_l^{-1/2} Σ_j ξ_j and
     d_l = n_l^{-1/2} Σ_j Y_j ξ_j are such, Y_j the deviations of the samples of class l from its mean. Every
     sample of class k gets the same increment, √(h dt) times this.
 

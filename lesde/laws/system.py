@@ -45,7 +45,7 @@ def contrast_basis(n_classes: int) -> np.ndarray:
 
 
 def clean(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices (item, …) with what is only rounding set to zero, so that what is decoupled stays so.
+    """Matrices (item, …) with entries that are only rounding set to zero, so that decoupled parts stay decoupled.
 
     Gradients are kept: a strength that happens to be zero now must still be able to move.
     """
@@ -60,12 +60,6 @@ class MeanSystem:
 
     The space has n = K dimensions where the transform is the identity, and every feature obeys the same
     system; else n = K·p, and W and V have the rank of the H_l.
-
-    Parameters
-    ----------
-    coefficients : Coefficients
-    values : mapping of str to 0-d tensor, optional
-        For the free names of kernel and noise.
 
     Attributes
     ----------
@@ -158,7 +152,7 @@ class MeanSystem:
         try:
             return self.drift.distinct(times)
         except ValueError:
-            self._entries(times)  # raises in terms of what the user wrote, where that is at fault
+            self._entries(times)  # raises in terms of the user's formulas, where these are at fault
             raise
 
     def outer(self, times: np.ndarray) -> torch.Tensor:

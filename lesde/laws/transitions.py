@@ -101,15 +101,7 @@ def left(matrix: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 
 def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
-    """The transitions between successive times; see :meth:`MeanTransitions.check_finite` for overflow.
-
-    Raises
-    ------
-    ValueError
-        Where kernel or noise are not finite at some time, or change too abruptly or too often to integrate.
-    Diverged
-        Where the noise overflows.
-    """
+    """The transitions between successive times; see :meth:`MeanTransitions.check_finite` for overflow."""
     if len(times) == 1:
         n, (parts, m) = system.right.shape[1], system.noise_shape
         phi, noise = system.basis.new_zeros(0, n, n), system.basis.new_zeros(0, parts, m, m)
@@ -122,7 +114,7 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         try:
             phi, noise = _varying(system, times)
         except (ValueError, Diverged) as error:
-            # Asked for at the given times, kernel and noise name the value at fault.
+            # Evaluated at the given times, kernel and noise raise errors that name the value at fault.
             system.check(times)
             if isinstance(error, Diverged):
                 with torch.no_grad():

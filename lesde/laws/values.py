@@ -25,19 +25,7 @@ MOST_VALUES = 2**22
 
 
 def read_parameters(model: LESDE, parameters: Any) -> dict[str, torch.Tensor]:
-    """Values for the free names of a model, still part of the graph of the tensors given.
-
-    Parameters
-    ----------
-    model : LESDE
-    parameters : mapping of str to number or 0-d tensor, or None
-        One value for every name in ``model.free_parameters``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For names that have no value or are not in the model, and values that are no finite numbers.
-    """
+    """Values for the free names of a model, still part of the graph of the tensors given."""
     given = {} if parameters is None else parameters
     if not isinstance(given, Mapping):
         raise TypeError(
@@ -86,16 +74,7 @@ def numbers_of(values: Values) -> dict[str, float]:
 
 
 class BoundTable:
-    """A table of formulas of time whose free names have values.
-
-    Parameters
-    ----------
-    table : EntryTable
-        Its index may have any shape.
-    values : mapping of str to 0-d tensor
-    name : str
-        For error messages, where the entries have no names of their own.
-    """
+    """A table of formulas of time whose free names have values; ``name`` is for errors of entries without names."""
 
     def __init__(self, table: EntryTable, values: Values, name: str):
         self.table, self.values, self.name = table, values, name
@@ -141,13 +120,7 @@ class BoundTable:
 
 
 class BoundNoise:
-    """σ_k(t) of a model's noise, with values for its free names.
-
-    Parameters
-    ----------
-    noise : Noise
-    values : mapping of str to 0-d tensor
-    """
+    """σ_k(t) of a model's noise, with values for its free names."""
 
     def __init__(self, noise: Noise, values: Values):
         self.noise, self.values = noise, values
@@ -178,7 +151,7 @@ class BoundNoise:
 
     @torch.no_grad()
     def panels(self, windows: np.ndarray, kept: np.ndarray | None = None) -> Panels:
-        """Panels on which σσᵀ is resolved at the current values, as of :meth:`lesde.model.noise.Noise.panels`."""
+        """Panels on which σσᵀ is resolved at the current values, as from :meth:`lesde.model.noise.Noise.panels`."""
 
         def square(times: np.ndarray) -> np.ndarray:
             found = self.square(times)

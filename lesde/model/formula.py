@@ -891,7 +891,7 @@ class EntryTable:
     def places(
         self, start: float, end: float, values: Mapping[str, float] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where the values may jump or have a kink between two times, and where a narrow peak may be.
+        """Points between two times at which the values may jump or have a kink, and those of possible narrow peaks.
 
         ``values`` are those of free names.
         """
@@ -979,7 +979,7 @@ def _coefficients(expression: sp.Expr, values: Mapping[str, float]) -> np.ndarra
 def _turns(
     expression: sp.Expr, start: float, end: float, values: Mapping[str, float]
 ) -> np.ndarray:
-    """Where a polynomial or its slope is zero, or nearly: real parts of their roots."""
+    """Points at which a polynomial or its slope is zero, or nearly: real parts of their roots."""
     coefficients = _coefficients(expression, values)
     if coefficients is None or len(coefficients) < 2:
         return np.empty(0)
@@ -997,7 +997,7 @@ def _changes(
     end: float,
     values: Mapping[str, float],
 ) -> np.ndarray:
-    """Where the sign of an expression, or the integer below it, changes."""
+    """Points at which the sign of an expression, or the integer below it, changes."""
     names = sorted(expression.free_symbols - {TIME}, key=str)
     function = compiled(expression, [TIME, *names], functions=functions)
     numbers = [values[str(name)] for name in names]
@@ -1046,7 +1046,7 @@ def _changes(
 
 
 def _near_zeros(amount: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
-    """Where |g| is least between samples of one sign: it may cross zero twice there. By trisection."""
+    """Minima of |g| between samples of one sign, where g may cross zero twice. By trisection."""
     size = np.abs(amount(samples))
     inner = (size[1:-1] <= size[:-2]) & (size[1:-1] <= size[2:])
     left, right = samples[:-2][inner], samples[2:][inner]

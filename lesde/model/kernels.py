@@ -1,4 +1,4 @@
-"""Elasticity kernels: how strongly an SGD step on a sample of one class moves the samples of each class.
+"""Elasticity kernels: the strength with which an SGD step on a sample of one class moves each class.
 
 A new kernel subclasses :class:`Kernel` and returns its table of strengths; derivation, laws, engines and fits work
 from the table. Only :class:`FeatureKernel`, which depends on the features themselves, has none.
@@ -87,7 +87,7 @@ class Kernel(ABC):
 
 
 class _NamedFormulas(Kernel):
-    """A kernel of formulas with names, and a rule that says which of them stands where."""
+    """A kernel of named formulas, with a rule for the place of each."""
 
     formulas: dict[str, Formula]
 
@@ -146,7 +146,7 @@ class ClassMatrix(_NamedFormulas):
     Parameters
     ----------
     matrix : K×K nested sequence, array or SymPy matrix of values
-        Entry (k, l): how a step on class l moves class k. Each entry is a number, a formula in t, a
+        Entry (k, l): the strength with which a step on class l moves class k. Each entry is a number, a formula in t, a
         callable of t, or None for an unevaluated function.
     parameters : mapping, optional
         Values of named parameters in the formulas.
@@ -231,7 +231,7 @@ class Hierarchical(_NamedFormulas):
 
 
 class LabelNoise(Kernel):
-    """The kernel that training with wrong labels amounts to.
+    """The effective kernel of training with wrong labels.
 
     A training label is wrong with probability p, uniformly over the other classes, so a step on a
     sample of class l acts as one on class m with probability Q_lm, Q = (1−p)I + p/(K−1)(11ᵀ−I), and
@@ -310,7 +310,7 @@ class _FunctionKernel(Kernel):
     def _entry(self, k: int, l: int) -> Formula:
         name = f"kernel({k}, {l}, t)"
         given = getattr(self.function, "__name__", "E")
-        # A lambda's name is no identifier, which the symbol of a callable has to be.
+        # A lambda's name is not an identifier, as the symbol of a callable must be.
         symbol = f"{given if given.isidentifier() else 'E'}_{k + 1}_{l + 1}"
         try:
             return parse_formula(name, self.function(k, l, TIME), self.parameters, symbol)
@@ -419,7 +419,7 @@ class FeatureKernel(Kernel):
 
 
 def no_linear_drift(what: str) -> ValueError:
-    """The error for what needs a drift that is linear in the features."""
+    """The error where a drift that is linear in the features is needed."""
     return ValueError(
         f"{what} needs a kernel of classes and time; this model's FeatureKernel depends on the features, "
         f"so its drift is not linear. Simulate it with lesde.simulate(model, ..., engine='torchsde') or "

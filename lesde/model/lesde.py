@@ -91,7 +91,7 @@ class LESDE:
         self.noise_table: Noise = read_noise(noise, self.n_classes, self.n_features, parameters)
         self.noise: np.ndarray = self.noise_table.given
         self.parameters: dict[str, float | None] = dict(parameters or {})
-        # As it was given, for replace(parameters=...): names in formulas are values by now.
+        # As given, for replace(parameters=...): in the formulas the names have been replaced by values.
         numbers = bare_array("noise", noise).dtype.kind in "biuf"
         self._given_noise = self.noise_table.describe() if numbers else deepcopy(noise)
         # A kernel that depends on the features has no table; callers ask for that first.
@@ -102,7 +102,7 @@ class LESDE:
         object.__setattr__(self, "_frozen", True)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # cached_property writes to __dict__ and does not come here.
+        # cached_property writes to __dict__ and bypasses this.
         if getattr(self, "_frozen", False):
             raise AttributeError(
                 f"a LESDE is immutable, so {name} cannot be set; make another with model.replace"

@@ -80,7 +80,7 @@ def _read_formulas(
 
 
 def _is_open(formula: Formula) -> bool:
-    """True if it is more than a number: it has time, an open name or a callable."""
+    """True if it is more than a number: it contains time, an open name or a callable."""
     return TIME in formula.expression.free_symbols or bool(formula.unresolved())
 
 
@@ -262,7 +262,7 @@ class Noise:
         values: Mapping[str, float] | None = None,
         square: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Panels:
-        """Panels on which σσᵀ is resolved; arguments and errors as of :func:`lesde.model.quadrature.resolve`.
+        """Panels on which σσᵀ is resolved; arguments and errors as for :func:`lesde.model.quadrature.resolve`.
 
         Free names have the given values, with which ``square`` evaluates σσᵀ. Diverged, with the end of the
         window, where it overflows.
@@ -288,7 +288,7 @@ class Noise:
     def places(
         self, start: float, end: float, values: Mapping[str, float] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Switches and peaks of the formulas, as of :meth:`EntryTable.places`."""
+        """Switches and peaks of the formulas, as from :meth:`EntryTable.places`."""
         return self.table.places(start, end, values)
 
     def _name(self, k: int, _: int = 0) -> str:

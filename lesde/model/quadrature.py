@@ -1,8 +1,8 @@
 """Panels on which functions of time are resolved, and integrals over them, by Gauss and Legendre.
 
-Every integral over time in the exact law goes through :func:`resolve`: given where the functions switch, it halves
-the panels between these places until the Legendre series of the functions has ended in each, and looks between the
-nodes for what may hide there.
+Every integral over time in the exact law goes through :func:`resolve`: given the places where the functions switch, it
+halves the panels between them until the Legendre series of the functions has ended in each, and checks between the
+nodes for features that the series misses.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _measure_some(
 
 
 def _rounding_floor(function: Function, times: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How much of the error can be due to the rounding of the times alone, (panel, group).
+    """Largest part of the error that can be due to the rounding of the times alone, (panel, group).
 
     At large times a fast formula, such as sin(1000*t), cannot be smoother than what moving the time
     to the next floating-point number changes. Zero where that change is a jump rather than rounding.
@@ -274,7 +274,7 @@ def _hidden(
 
 
 def integrate(function: Function, panels: Panels, intervals: int) -> np.ndarray:
-    """Integrals of a function over the panels that :func:`resolve` made of it, (interval, group, entry)."""
+    """Integrals of a function over the panels that :func:`resolve` found for it, (interval, group, entry)."""
     nodes = panels.nodes
     shape = function(nodes[0, :1]).shape[1:]
     total = np.zeros((intervals, *shape))

@@ -1,4 +1,4 @@
-"""Networks to train. Any ``torch.nn.Module`` whose forward gives logits will do; this makes some."""
+"""Ready-made networks to train; any ``torch.nn.Module`` whose forward returns logits will do as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which features a model's logits are an affine map of, and that map: W and b with logits = h Wᵀ + b."""
+"""The features of which a model's logits are an affine map, and that map: W and b with logits = h Wᵀ + b."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Call:
-    """The last call of a linear layer: what it read, as it was then, and what its weight and bias make of it."""
+    """The last call of a linear layer: a copy of its input, and the output of its weight and bias."""
 
     module: nn.Linear
     read: Tensor

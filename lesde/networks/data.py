@@ -138,16 +138,16 @@ def digits(
     classes : int or sequence of int
         The digits to separate: a number K for the digits 0..K-1, or the digits themselves. Class
         k is the k-th of them. Use at least 4: with 3 classes every contrast of class means in the
-        logit model is an equiangular frame already, so NC2 says nothing.
+        logit model is an equiangular frame already, so NC2 is always 0.
     n_train_per_class : int
         Training images of each class.
     n_probe_per_class : int
         Probe images of each class, sorted by class.
     class_counts : sequence of int, optional
-        Training images of each class one by one, in place of ``n_train_per_class``, for an
+        Number of training images of each class, in place of ``n_train_per_class``, for an
         imbalanced training set.
     probe : {"train", "held_out"}
-        Probe images that are the first of the training images (what the theory speaks of), or images
+        Probe images that are the first of the training images (as in the theory), or images
         not trained on.
     scaling : {"unit", "standard"}
         ``"unit"`` puts pixels in [0, 1] (divides by 16). ``"standard"`` then subtracts the mean and
@@ -208,13 +208,7 @@ def digits(
 def chosen_classes(
     classes: int | Sequence[int], available: int, what: str = "classes"
 ) -> list[int]:
-    """The classes that are asked for: the first so many, or those named; ``what`` they are called.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where there are fewer than two, one twice, or one that does not exist.
-    """
+    """The classes asked for, by number (the first so many) or by name; ``what`` names them in errors."""
     if isinstance(classes, numbers.Integral):
         number = check_integer("classes", classes, 2)
         chosen = list(range(number)) if number <= available else []
@@ -259,9 +253,10 @@ def take_images(
 ) -> ImageData:
     """Training and probe images of some classes, drawn at random; class k of the result is the k-th of ``classes``.
 
-    ``n_train`` are the training images of each class, ``counts``, where given, of each its own number. Probe images are the first of the
-    training images, or held out: from ``held_out`` where that is given, else from ``train``. The images of a class depend
-    on the seed and the class alone, and a smaller training set is the beginning of a larger one.
+    ``n_train`` training images are drawn per class, or ``counts``, one number per class, where given. Probe images are
+    the first of the training images, or held out: from ``held_out`` where that is given, else from ``train``. The
+    images of a class depend on the seed and the class alone, and a smaller training set is the beginning of a larger
+    one.
     """
     if counts is None:
         counts = [check_integer("n_train_per_class", n_train)] * len(classes)
@@ -318,7 +313,7 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
     ----------
     data : ImageData
     share : float
-        Of the training labels, from 0 to 1. At (K-1)/K labels say nothing.
+        Of the training labels, from 0 to 1. At (K-1)/K labels carry no information.
     seed : int, default 0
         Which labels are changed, and to what. Those changed at a smaller share are among those
         changed at a larger one.

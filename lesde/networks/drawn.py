@@ -14,10 +14,10 @@ __all__ = ["drawn_means"]
 
 
 def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -> xr.Dataset:
-    """Paths with one sample per class: the mean of what each network drew of it in each window of training.
+    """Paths with one sample per class: the mean of the logits that each network drew of it in each window of training.
 
-    A step of SGD on one sample shows the logits of that sample only. Averages over a window of steps give
-    every network a mean of every class, which `lesde.fit_elasticity` takes.
+    A step of SGD on one sample shows the logits of that sample only. Averages over a window of steps give every
+    network a mean per class, which `lesde.fit_elasticity` accepts.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     -------
     xarray.Dataset
         ``features ([learning_rate,] replicate, time, sample, feature)``, float64, sample k being class k; ``drawn_count
-        ([learning_rate,] replicate, time, sample)``, how many draws each is the mean of. Coordinates ``label (sample)``, 0 to
-        K−1; ``time``, the mean time of the draws in each window; ``time_start``, ``time_end (time)``, its edges; where ``drawn`` has it,
-        ``iteration ([learning_rate,] time)``, that of the centre, rounded.
+        ([learning_rate,] replicate, time, sample)``, the number of draws behind each mean. Coordinates ``label
+        (sample)``, 0 to K−1; ``time``, the mean time of the draws in each window; ``time_start``, ``time_end (time)``,
+        its edges; where ``drawn`` has it, ``iteration ([learning_rate,] time)``, that of the centre, rounded.
 
     Raises
     ------
     TypeError
         If ``drawn`` is no dataset, its labels are no integers, or ``times`` is no whole number or list of numbers.
     ValueError
-        If dimensions or coordinates are missing; if a class was never drawn, of which logits have one each; if features of a
+        If dimensions or coordinates are missing; if some class of the logits was never drawn; if features of a
         draw are not finite; if a network drew no sample of some class in some window (the message says how long windows must
         be); if learning rates differ in their times.
 
@@ -134,7 +134,7 @@ def _checked(drawn: Any) -> tuple[np.ndarray, np.ndarray]:
     if labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
         check_labels("drawn.label", labels.ravel())  # says what labels must be
     K = int(labels.max()) + 1
-    # Logits have a feature for each class; features of a layer that is named otherwise say nothing of how many.
+    # Logits have a feature for each class; features of other layers do not determine the number.
     if drawn.attrs.get("layer", "logits") == "logits":
         K = max(K, drawn.sizes["feature"])
     missing = np.setdiff1d(np.arange(K), labels)

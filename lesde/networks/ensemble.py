@@ -1,9 +1,9 @@
 """Many networks of one architecture, their parameters stacked along a leading replicate axis.
 
-They are initialised each from its own seed, looked at, and moved together by one step of plain SGD. A step goes
-one of two ways. :func:`mapped_step` takes any architecture through ``torch.func``. :func:`chain_step` takes chains
-of known layers (:mod:`lesde.networks.layers`): for small networks and batches nearly all of the time of the first
-way is the overhead of the transformations, and the second is many times faster.
+Each is initialised from its own seed; they are observed, and moved together by one step of plain SGD. There are two
+kinds of step. :func:`mapped_step` takes any architecture through ``torch.func``. :func:`chain_step` takes chains of
+known layers (:mod:`lesde.networks.layers`). For small networks and batches it is many times faster, since nearly all
+of the time of the first is the overhead of the transformations.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from lesde.networks.quiet import Kept, kept_randomness
 
 __all__ = ["LOSSES", "Ensemble", "Evaluation", "Share", "child_seed", "layer_names", "make_step"]
 
-# Numbers that the networks stepped together hold, weights and what an input makes of itself: at most as
-# many as the processor's cache takes, and no fewer than fill the time in which another thread prepares
-# its next operation.
+# Numbers held by the networks stepped together (weights, and the values computed for an input). They should fit
+# into the processor's cache, but be enough to keep a thread busy while another prepares its next operation.
 _MOST, _LEAST = 2**21, 2**18
 
-# Numbers that a network makes of the inputs it evaluates at once; more do not fit into the cache.
+# Values that a network computes for the inputs it evaluates at once; more do not fit into the cache.
 _AT_ONCE = 2**19
 
 Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -144,7 +143,7 @@ class Ensemble:
         self.parameters = {name: tensor for name, tensor in stacked.items() if name in trained}
         self.fixed = {name: tensor for name, tensor in stacked.items() if name not in trained}
         self.fixed |= {name: tensor.to(device) for name, tensor in buffers.items()}
-        self.evaluate(example.to(device))  # what cannot be recorded is said before training
+        self.evaluate(example.to(device))  # refuse before training what cannot be recorded
 
     def part(self, which: slice) -> Ensemble:
         """Some of the networks; training the part trains them here."""
@@ -170,7 +169,7 @@ class Ensemble:
 
     @torch.no_grad()
     def numbers(self, x: Tensor) -> tuple[int, int]:
-        """How many numbers one network of a chain holds, and makes of one input (1, ...)."""
+        """Number of weights of one network of a chain, and of values that it computes for one input (1, ...)."""
         chain = self.part(slice(1)).chain()
         assert chain is not None
         return chain.numbers(x[None])
@@ -203,7 +202,7 @@ class Ensemble:
     def _seen_by_chain(self, x: Tensor, share: Share) -> dict[str, Tensor]:
         """Outputs by layer; ``x`` (replicate, sample, ...), or (1, sample, ...) shared by all."""
         weights, made = self.numbers(x[0, :1])
-        # How many at once is the network's own matter, so that rounding does not depend on its company.
+        # The number at once depends on the network alone, so that rounding does not depend on the others.
         several = max(1, _AT_ONCE // made)
         parts = parts_of(len(self.replicates), weights + several * made, os.cpu_count() or 1)
 

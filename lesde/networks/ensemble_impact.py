@@ -52,7 +52,7 @@ def measure_impact(
     At every saved time, for every network and each of some drawn training samples, a copy of the network
     takes one step of plain SGD at that sample alone, and the change of the features of all probe samples
     is reduced to what `lesde.fit_impact` needs. The networks that train never see it: they are the same to
-    the last bit as without measuring. For a network of your own, as it is now, see `lesde.measure_impact`.
+    the last bit as without measuring. For your own network, in its current state, see `lesde.measure_impact`.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def measure_impact(
 
 
 class _Probe:
-    """Measures an ensemble whenever it is called, and keeps what it found of one learning rate."""
+    """Measures an ensemble whenever it is called, and keeps the measurements at one learning rate."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class _Probe:
 
 
 def _at_once(ensemble: Ensemble, samples: int, example: Tensor) -> int:
-    """How many copies to step together, so that they and their layers' outputs stay within bounds."""
+    """Number of copies to step together, so that they and their layers' outputs stay within bounds."""
     outputs = [example.numel()]
     handles = [
         module.register_forward_hook(

@@ -105,17 +105,6 @@ def draw_shapes(shape: str, count: int, rng: np.random.Generator) -> np.ndarray:
     Each is filled with 1 on 0, turned by 0° to 176° (linear interpolation) and blurred by a Gaussian
     of standard deviation uniform in [0.9, 1.1].
 
-    Parameters
-    ----------
-    shape : {"triangle", "rectangle", "ellipse"}
-    count : int
-    rng : numpy.random.Generator
-        Draws the widths of the blur.
-
-    Returns
-    -------
-    float32 array (count, 32, 32)
-
     Examples
     --------
     >>> draw_shapes("ellipse", 3, np.random.default_rng(0)).shape

@@ -55,7 +55,7 @@ def measure_impact(
     samples : (array (S, ...), int array (S,)), Dataset or DataLoader
         Inputs and labels of the drawn samples, at which steps are taken; several of every class of the probe.
     probe : (array (n, ...), int array (n,)), Dataset or DataLoader
-        Inputs and labels 0 to K−1 of the samples that are watched.
+        Inputs and labels 0 to K−1 of the samples whose features are compared.
     learning_rate : float
         h, of the step.
     layer : str, default "logits"
@@ -81,8 +81,9 @@ def measure_impact(
 
     Notes
     -----
-    A step and two passes of the drawn sample and one of the probe for each of the S samples. Changes are computed in the
-    precision of the model; for small ones convert it before: ``model.double()``. All S × n changes are held at a time.
+    The cost for each of the S samples is a step, two passes of the drawn sample and one of the probe.
+    Changes are computed in the precision of the model; for small ones convert it before: ``model.double()``. All S × n
+    changes are held at a time.
 
     Examples
     --------
@@ -95,8 +96,8 @@ def measure_impact(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model must be a torch.nn.Module; got {shown(model)}. To train networks on ImageData and measure "
-            f"them on the way, use lesde.networks.measure_impact(data, architecture, learning_rates, "
+            f"model must be a torch.nn.Module; got {shown(model)}. To measure networks while they "
+            f"train on ImageData, use lesde.networks.measure_impact(data, architecture, learning_rates, "
             f"replicates, times)."
         )
     rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
@@ -146,7 +147,7 @@ class _Watched:
     """A model's features of one layer, for parameters given in place of its own."""
 
     restore: Callable[[], None]
-    """Makes the model what it was, so that what a pass leaves in it does not meet the next."""
+    """Restores the model, so that a pass does not affect the next."""
 
     def __init__(self, model: nn.Module, layer: str, batch_size: int) -> None:
         names = [name for name, _ in model.named_modules() if name]
@@ -230,7 +231,7 @@ class _Watched:
         return torch.cat(found)
 
     def _run(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs of the model. Buffers are copies, so that what a pass changes of them is lost."""
+        """Outputs of the model. Buffers are copies, so that changes by a pass are lost."""
         buffers = {name: b.clone() for name, b in self._model.named_buffers()}
         try:
             return functional_call(self._model, (dict(parameters), buffers), (x,))

@@ -124,7 +124,7 @@ class MaxPool:
     def forward(self, x: Tensor) -> Tensor:
         self._shape = x.shape
         best, *others = self._places(x)
-        # By how much the number in a place exceeds all in the places before it.
+        # The excess of the number in each place over the largest before it.
         self._leads = []
         for other in others:
             self._leads.append(other - best)
@@ -244,12 +244,12 @@ class Chain:
             x = layer.forward(x)
             if name in wanted:
                 seen[name] = x
-        # What comes before any weights is the same for all, and there once.
+        # Layers before the first weights give the same outputs for all replicates, which are kept once.
         seen = {name: y.expand(len(x), *y.shape[1:]) for name, y in seen.items()}
         return seen | {"logits": x}
 
     def numbers(self, x: Tensor) -> tuple[int, int]:
-        """How many numbers one replicate's weights are, and how many its layers make of one input (1, 1, ...)."""
+        """Number of weights of one replicate, and of values that its layers compute for one input (1, 1, ...)."""
         weights = made = 0
         for layer in self.layers.values():
             x = layer.forward(x)
@@ -274,7 +274,7 @@ def chain_of(
         assert module is not None
         own = {name: parameters[f"{child}.{name}"] for name, _ in module.named_parameters()}
         layer = _stacked(module, own)
-        # A linear layer reads the last axis alone, so images that were not flattened are for the other way.
+        # A linear layer reads the last axis alone, so images that were not flattened take the other method.
         flat = flat or isinstance(layer, Linear)
         if layer is None or (flat and not isinstance(layer, Linear | Activation)):
             return None

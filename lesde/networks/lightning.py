@@ -46,14 +46,14 @@ class LightningRecorder(_Base):
     end of a batch; where a batch makes several steps, one at most, after the last. With several processes
     the first one records.
 
-    Its clock is saved in checkpoints: a fit that goes on from one records on from there, and with
-    ``resume=True`` drops the records of the store after it. A second fit of the same Trainer records on
-    too. A fit that goes on without the clock (from a checkpoint that was saved without this callback)
+    Its clock is saved in checkpoints: a fit resumed from one continues recording there, and with
+    ``resume=True`` drops later records from the store. A second fit of the same Trainer continues recording
+    too. A fit resumed without the clock (from a checkpoint that was saved without this callback)
     begins at the Trainer's ``global_step``; the steps since the last record at or before it in the store,
-    if any, else since 0, are taken to have had the learning rate of now. Where that cannot be, for the
-    Trainer has a scheduler of the learning rate or several rates, the fit is refused: give the clock by
-    ``recorder.load_state_dict({"iteration": ..., "time": ...})`` before it, ``time`` being the sum of the
-    learning rates so far.
+    if any, else since 0, are assumed to have had the current learning rate. If the Trainer has a scheduler
+    of the learning rate, or several rates, this cannot be assumed and the fit is refused. Then set the clock
+    beforehand with ``recorder.load_state_dict({"iteration": ..., "time": ...})``, where ``time`` is the sum of
+    the learning rates so far.
 
     Parameters
     ----------
@@ -221,9 +221,9 @@ class LightningRecorder(_Base):
         several = len({float(group["lr"]) for group in groups}) > 1
         if begun < step and (trainer.lr_scheduler_configs or several):
             raise ValueError(
-                f"the fit goes on at step {step} without the clock of LightningRecorder (its checkpoint "
+                f"the fit continues at step {step} without the clock of LightningRecorder (its checkpoint "
                 f"was saved without the callback), and the learning rate "
-                f"{'has several values' if several else 'follows a scheduler'}, so that the time is "
+                f"{'has several values' if several else 'follows a scheduler'}, so the time is "
                 f"not known. Before the fit call recorder.load_state_dict({{'iteration': {step}, "
                 f"'time': t}}), with t the sum of the learning rates of these steps."
             )

@@ -69,8 +69,8 @@ class _Sheet:
 class Looker:
     """Takes the features of chosen layers of one model; arguments are those of :func:`lesde.record`.
 
-    A few samples of ``example`` are passed through at once, to see that the model takes them each by itself and where
-    its classifier reads. ``readable`` are the layers that are what the classifier reads: its weights are recorded
+    A few samples of ``example`` are passed through at once, to check that the model maps each by itself and to find
+    the input of its classifier. ``readable`` are the layers that are this input: the classifier's weights are recorded
     with them.
     """
 
@@ -111,7 +111,7 @@ class Looker:
         try:
             self._try(example, trial_rows(len(example), self._batch), len(example))
         except _Refused:
-            # Said of a batch as it will be; a model that takes no other is tried on it alone.
+            # Checked on a batch of the final size; a model that accepts no other size is tried on it alone.
             rows, _ = next(example.batches(self._batch))
             self._try(example, rows.tolist(), 1)
 
@@ -345,10 +345,10 @@ class Looker:
         return read
 
     def _try(self, example: ProbeSet, batch: Sequence[int], count: int) -> None:
-        """See on a few samples that the model takes them each by itself, and where its classifier is.
+        """Check on a few samples that the model maps each by itself, and find its classifier.
 
-        It runs with parameters a little away from its own, so that a part that does nothing yet, since it
-        begins at zero (a gate, the second factor of an adapter), shows too.
+        It runs with parameters a little away from its own, so that a part without effect so far, since it
+        begins at zero (a gate, the second factor of an adapter), is noticed too.
         """
         probe = self._here(example)
         moved = moved_parameters(self.model)

@@ -18,16 +18,14 @@ Run = Callable[[Sequence[int]], dict[str, Tensor]]
 same random numbers; the first axis is the sample."""
 
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
-"""Errors by which a model refuses a batch."""
+"""Errors with which a model refuses a batch."""
 
-_MUCH = (
-    0.05  # of the spread of the samples: what moves features by more is refused, by less warned of
-)
+_MUCH = 0.05  # of the spread of the samples: a larger change of the features is refused, a smaller one warned of
 _FAR_LESS = 0.05
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """By how much two ways to compute the same numbers may differ, relative to the largest."""
+    """Largest difference of two computations of the same numbers, relative to the largest number."""
     epsilon = torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps
     return max(4 * epsilon, epsilon**0.5) if epsilon < 1e-5 else 4 * epsilon
 
@@ -58,7 +56,7 @@ def check_each_by_itself(
     """The outputs of a model for a batch; refuse a model whose answer for a sample depends on the others in it.
 
     The small half of the batch is also run in the company of its smallest sample in place of the large
-    half, and the large half in that of its largest: what is taken over a batch, a mean or a largest value,
+    half, and the large half in that of its largest: a statistic of the batch, a mean or a largest value,
     then changes for one of them at least. Shapes, places, state and random numbers are the same, so that
     rounding, chance and counters cannot be mistaken for it. The small half is then run alone, in a shorter
     batch, if the model takes it. A change by more than a twentieth of the spread of the samples is an error, a
@@ -105,7 +103,7 @@ def check_each_by_itself(
             )
             if change > _MUCH:
                 raise ValueError(
-                    f"{message}. What is measured would depend on the batch size and the company. "
+                    f"{message}. Results would depend on the batch size and the other samples. "
                     f"Normalise by running statistics (track_running_stats=True), or within each sample "
                     f"(LayerNorm, GroupNorm)."
                 )
@@ -115,7 +113,7 @@ def check_each_by_itself(
 
 
 def _change(one: Tensor, other: Tensor, tolerance: float = 0.0) -> float:
-    """By how much the samples differ, relative to their spread; 0 within the tolerance of their size."""
+    """Difference of the samples, relative to their spread; 0 within the tolerance of their size."""
     if one.shape != other.shape:
         return np.inf
     a, b = (
@@ -170,7 +168,7 @@ def _culprit(
         if not x or len(x) != len(x2) or not y or len(y) != len(y2):
             continue
         before, after = (max(map(_change, *pair)) for pair in ((x, x2), (y, y2)))
-        # A weak mixing is a little over the rounding here and a little under there.
+        # A weak mixing is slightly above the rounding in one module and slightly below it in another.
         if after > _FAR_LESS * change and before < _FAR_LESS * after:
             kind = type(module).__name__
             return f"the module {name!r} ({kind})" if name else f"the forward of {kind}"

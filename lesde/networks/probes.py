@@ -43,7 +43,7 @@ class ProbeSet:
         return len(self.labels)
 
     def digest(self) -> str:
-        """A fingerprint of inputs and labels, by which two probe sets are known to be the same."""
+        """A fingerprint of inputs and labels, the same for equal probe sets."""
         found = hashlib.sha256(self.classes[self.labels].tobytes())
         for tensor in tensors_in(self.inputs):
             found.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
@@ -64,7 +64,7 @@ class ProbeSet:
         return each(self.inputs, lambda tensor: tensor[torch.as_tensor(rows)])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
-        """Rows, and the inputs in them: about as many in every batch, and of every class its share."""
+        """Rows and their inputs, batch by batch: batches are about equally long, with the same share of each class."""
         counts = np.bincount(self.labels)
         place = np.arange(len(self)) - (np.cumsum(counts) - counts)[self.labels]
         order = np.lexsort((self.labels, (place + 0.5) / counts[self.labels]))

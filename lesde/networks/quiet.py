@@ -27,7 +27,7 @@ __all__ = [
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of a model is; the CPU for a model without any."""
+    """Device of the first parameter or buffer of a model; the CPU for a model without any."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -1,8 +1,8 @@
 """The records of a recorder, in memory or in a Zarr store, and stores read back and joined over replicates.
 
 A store has one group for each layer of each probe set, whose arrays grow along time. Arrays are written first, and then
-how many records are whole, in one attribute of the store: what lies behind that count, after a kill or on a full disk, is
-not there for a reader and is overwritten by the next writer. So a write can be cut off anywhere, and tried again.
+the number of complete records, in one attribute of the store. Readers ignore anything beyond that number, left by a
+kill or a full disk, and the next writer overwrites it. So a write can be interrupted anywhere, and tried again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _PATIENCE = 30.0  # seconds after which records are written though a chunk is no
 
 
 class Records:
-    """The records of one recorder, in memory."""
+    """The records of one recorder, kept in memory."""
 
     def __init__(self, contents: Contents, replicate: int) -> None:
         self._contents, self._replicate = contents, replicate
@@ -123,7 +123,7 @@ class StoredRecords(Records):
             self._resume(about)
         else:
             raise FileExistsError(
-                f"store {str(path)!r} exists. Give resume=True to go on with it, name another store, or "
+                f"store {str(path)!r} exists. Give resume=True to continue it, name another store, or "
                 f"remove it."
             )
         self._flushed = time.monotonic()
@@ -148,12 +148,12 @@ class StoredRecords(Records):
                 name: cast(zarr.Array, self._root[f"{inside}/{name}"])
                 for name in _whole_arrays(self.path, inside, known)
             }
-            # What the next write reads, to write it with more, and what is small: damage is better said before.
+            # Read what the next write will extend, and what is small, so that damage is reported beforehand.
             with quiet_zarr(), telling(self.path, inside):
                 for array in arrays.values():
                     array[(0, self.written - 1) if array.ndim > 1 else slice(None)]
             self._arrays[key] = arrays
-        # What Zarr writes takes its name when it is whole; a kill leaves it under another, for ever.
+        # Zarr renames a file when it is complete; after a kill it keeps its temporary name for ever.
         for left in self.path.rglob("*.partial"):
             left.unlink()
 
@@ -162,7 +162,7 @@ class StoredRecords(Records):
 
     @property
     def waiting(self) -> str:
-        """How many records are not on disk, in words."""
+        """Number of records that are not on disk, in words."""
         number = super().__len__()
         return f"{number} record{' is' if number == 1 else 's are'}"
 
@@ -227,7 +227,7 @@ class StoredRecords(Records):
         _dropped.append(self)
 
     def _write(self, key: Key, end: int) -> None:
-        """Write what waits in one group, from the last whole record on."""
+        """Write what waits in one group, from the last complete record on."""
         dataset = self._pack(key).drop_vars("learning_rate", errors="ignore")
         arrays, several = self._arrays[key], _records_a_chunk(dataset["features"].values[0, 0])
         if not self.written:
@@ -288,7 +288,7 @@ def write_dropped() -> None:
 
 
 def _flush_all() -> None:
-    """Write all that is not written, at the end of the program; where that fails, say what is lost.
+    """Write all that is not written, at the end of the program; where that fails, report what is lost.
 
     Nothing that runs at the end of a program can set its exit status, and leaving at once (``os._exit``) would take
     the end from everybody else: other exit handlers, notebooks, pytest. But Python itself ends with status

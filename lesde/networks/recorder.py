@@ -54,7 +54,7 @@ class Clock:
 def _schedule(
     every: int | None, iterations: Any, times: Any, counts: bool
 ) -> Callable[[Clock], bool]:
-    """A function, to be asked after every step, that says if a record is due; ``counts``: time counts iterations."""
+    """A function that returns, after every step, if a record is due; ``counts``: time counts iterations."""
     given = {"every": every, "iterations": iterations, "times": times}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
@@ -139,7 +139,7 @@ def _returned(function: Callable[[], Any]) -> float:
 
 
 def _named(value: Any) -> str:
-    """A plain value as it is; of anything larger its kind, for what it prints says little."""
+    """A plain value as it is, and the type of anything larger, whose printed form is of little use."""
     plain = isinstance(value, str | bool | int | float | list | tuple | dict)
     return shown(value) if plain else type(value).__name__
 
@@ -158,9 +158,9 @@ class Recorder:
     program that is killed loses what it recorded since the last write; all else stays readable. Chunks
     are not compressed, for speed, but have a checksum.
 
-    Records that cannot be written (on a full disk, say) are an error that names the store, and wait in
-    memory to be written by a later :meth:`flush` or :meth:`close`. Where they cannot be written when the
-    program ends either, that is said on stderr, and the exit status is 120.
+    If records cannot be written (on a full disk, say), an error names the store, and they wait in memory
+    for a later :meth:`flush` or :meth:`close`. If they still cannot be written when the program ends, a
+    message goes to stderr and the exit status is 120.
 
     Parameters
     ----------
@@ -177,20 +177,19 @@ class Recorder:
         Times on the clock; each is recorded at the nearest iteration. Whole numbers where no
         ``learning_rate`` is given. :func:`lesde.networks.saving_times` makes them.
     learning_rate : float, torch.optim.Optimizer or callable, optional
-        What a step adds to the clock. Of an optimiser the rate is read at every step (an error where its
-        groups have several, also later on), so call
-        :meth:`step` before that of a scheduler of the learning rate; a callable takes nothing, is
-        called once when the recorder is made and at every :meth:`step`, and returns the rate of the step
-        just taken. Default: 1, time counts iterations.
+        What a step adds to the clock. The rate of an optimiser is read at every step (an error where its
+        groups have several), so call :meth:`step` before the step of a learning-rate scheduler. A callable
+        takes no arguments and returns the rate of the step just taken; it is called once when the recorder
+        is made and at every :meth:`step`. Default: 1, time counts iterations.
     replicate : int, default 0
         Number of this run among repeated ones; :func:`lesde.networks.open_records` joins recorders, or
         their stores, over it.
     resume : bool, default False
-        Go on with an existing store, at its last record; the model is to be as it was there. Without it
+        Continue an existing store at its last record; the model must be in the state it had there. If False,
         an existing store is an error.
     state : dict, optional
-        What :meth:`state_dict` gave when the model was saved, to go on from there. Records after it
-        are dropped from the store, for the training to come makes them again.
+        What :meth:`state_dict` returned when the model was saved, to continue from there. Later records
+        are dropped from the store, since training will make them again.
 
     Raises
     ------
@@ -206,13 +205,13 @@ class Recorder:
 
     Notes
     -----
-    A record costs one forward pass over the probe set. Training costs about three a sample, so R records
-    of n probe samples cost less than a tenth of it where it sees more than about 4 R n samples in all. A
-    record at which the clock has not moved since the last (a learning rate of 0) is left out.
+    A record costs one forward pass over the probe set. Training costs about three passes per sample, so R
+    records of n probe samples cost less than a tenth of a training on more than about 4 R n samples in all.
+    A record at which the clock has not moved since the last (a learning rate of 0) is left out.
 
-    The clock adds the learning rate as the optimiser holds it. With momentum μ (without dampening) a
-    gradient goes on to act in later steps, and in all moves the parameters by lr/(1-μ) of it: at the same
-    time on this clock a run with μ = 0.9 is about ten times as far as one without momentum. To compare
+    The clock adds the optimiser's learning rate. With momentum μ (without dampening) a gradient also acts
+    in later steps, and moves the parameters by lr/(1-μ) times itself in total: at the same time on this
+    clock a run with μ = 0.9 is about ten times as far as one without momentum. To compare
     runs of different momentum let a callable return lr/(1-μ)::
 
         learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)
@@ -317,7 +316,7 @@ class Recorder:
         self._advance([self._checked_rate()])
 
     def record(self) -> None:
-        """Record now, whatever the schedule says; nothing where this iteration has been recorded."""
+        """Record now, whatever the schedule, unless this iteration has been recorded."""
         self._check_open()
         now, iteration = self._clock.time, self._clock.iteration
         if self._last is not None and now <= self._last:
@@ -418,7 +417,9 @@ class Recorder:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("the recorder is closed; make another one with resume=True to go on.")
+            raise ValueError(
+                "the recorder is closed; make another one with resume=True to continue."
+            )
 
     def _begun(self, state: Mapping[str, float] | None) -> Clock:
         """The clock where recording begins or goes on; records after it are dropped."""
@@ -443,6 +444,6 @@ class Recorder:
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:
-    """The first of many names, and how many they are."""
+    """The first of many names, and their number."""
     more = f", … ({len(names)})" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -42,21 +42,21 @@ def record(
     """Features of named layers of a model on a probe set, as it is now.
 
     Any ``torch.nn.Module``, trained in any way. It runs once over the probe set, in evaluation mode and
-    without gradients, and over a few samples to see what it is. Afterwards all is as before: parameters,
+    without gradients, and over a few samples to find its structure. Afterwards all is as before: parameters,
     buffers, gradients, the mode and the attributes of every submodule (numbers, tensors, arrays, generators,
     lists, sets and dicts of these), hooks, and the random numbers of torch, numpy and Python. Every batch meets
     the model as it was before the first. Hooks of your own run, for they may be part of the model (pruning,
-    weight normalisation); the variables that they count or collect in are put back too. What is not: attributes
-    that are objects of other classes, global variables that a ``forward`` changes, plain attributes of scripted
-    modules, and files.
+    weight normalisation); the variables that they count or collect in are restored too. Not restored are
+    attributes that are objects of other classes, global variables that a ``forward`` changes, plain attributes of
+    scripted modules, and files.
 
     Parameters
     ----------
     model : torch.nn.Module
         Returns logits (sample, class): a tensor, a tuple that begins with it, or something with
         ``logits`` (a dict must name them so). For layers alone, with ``loss=None``, it may return anything.
-        A tuple is refused where a later entry of as many columns, or of one for each class, is made with all
-        weights that the first is made with and with more, as the logits are of features.
+        A tuple is refused where a later entry looks like the logits of the first: it has as many columns, or one
+        per class, and depends on all weights that the first depends on and on more.
         In evaluation mode it maps each sample by itself, whatever the others in the batch and however many:
         batch normalisation needs running statistics.
     layers : str or sequence of str
@@ -67,10 +67,9 @@ def record(
         the last to run, with a warning.
     probe : DataLoader, Dataset, (inputs, labels), ImageData, or dict of str to these
         Labelled inputs; a dict names several, such as ``{"train": ..., "held_out": ...}``, of the same
-        classes. Labels are integers that number the outputs of the model, the last entry of each item.
-        Inputs are moved to the
-        model's device and floating ones to its dtype; a tuple of inputs is passed as arguments, a dict
-        as keywords. A loader that shuffles gives the same samples at every call.
+        classes. Labels, the last entry of each item, are integers that number the outputs of the model.
+        Inputs are moved to the model's device and floating ones to its dtype; a tuple of inputs is passed
+        as arguments, a dict as keywords. A loader that shuffles gives the same samples at every call.
     loss : {"cross_entropy", "mse"}, callable or None, default "cross_entropy"
         Loss to record; ``"mse"`` is half the squared distance to the one-hot label. A callable takes the
         float64 logits (sample, class) and labels (sample,) of the whole probe set. None records neither
@@ -80,7 +79,7 @@ def record(
         all axes after the second one (feature maps (sample, channel, height, width) become (sample,
         channel)). A callable takes the tensor and returns one with the samples first.
     dtype : {"float32", "float16", "float64"}
-        Of what is kept; the model computes in its own.
+        Of the recorded features; the model computes in its own.
     batch_size : int, default 256
         Inputs that pass through the model at once, at most; batches are about equally long, and each
         class has its share of each.
@@ -100,11 +99,10 @@ def record(
         - ``features (replicate, time, sample, feature)``, both leading axes of length 1;
         - ``loss``, ``accuracy (replicate, time)`` on the probe set;
         - ``weights (replicate, time, class, feature_in)`` and ``bias (replicate, time, class)`` of the
-          classifier, for ``"penultimate"`` and any other layer whose features are what it reads, so that
-          logits = features weightsᵀ + bias, to rounding; those of the classes of the probe set. They are
-          those of the linear layer, or where more than it makes the logits (an adapter beside it, a
-          temperature after it) the derivative of the logits. NaN, with a warning, where they do not give
-          the logits of the moment.
+          classifier, for ``"penultimate"`` and any other layer whose features are its input, so that
+          logits = features weightsᵀ + bias, to rounding, for the classes of the probe set. They are those of
+          the linear layer; where something else contributes to the logits (an adapter beside it, a temperature
+          after it), the derivative of the logits. NaN, with a warning, where they do not give the logits.
 
         Coordinates ``replicate``, ``time``, ``iteration(time)`` and ``label(sample)``; attribute
         ``classes`` holds the labels as they were given, and ``classifier`` the name of the linear layer that
@@ -114,8 +112,8 @@ def record(
     ------
     TypeError, ValueError
         If there is no such layer, or it never runs; if the model does not take the inputs, its features of a
-        sample depend on the other samples of the batch (by less than a twentieth of their spread is a
-        warning), or it returns something else before its logits; if the labels do not number its outputs.
+        sample depend on the other samples of the batch (only a warning below a twentieth of their
+        spread), or it returns something else before its logits; if the labels do not number its outputs.
     Diverged
         If a feature is not finite.
 

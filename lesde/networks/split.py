@@ -18,7 +18,7 @@ __all__ = ["probe_both", "split_records"]
 def probe_both(
     data: ImageData, n_per_class: int | None = None, names: Sequence[str] = ("train", "held_out")
 ) -> tuple[ImageData, np.ndarray]:
-    """Data whose probe holds training images and then the held-out images of the probe there was.
+    """Data whose probe holds training images, followed by the held-out images of the original probe.
 
     Training does not depend on the probe, so one training serves both; `split_records` takes the
     records apart.
@@ -28,9 +28,8 @@ def probe_both(
     data : ImageData
         With a probe of held-out images, as ``digits(..., probe="held_out")`` gives.
     n_per_class : int, optional
-        Training images of each class in the probe, the first ones, with the labels they are trained
-        with (wrong ones included). Default: as many of each class as
-        the probe holds of it, or all there are.
+        Training images per class in the probe: the first ones, with the labels they are trained with
+        (wrong ones included). Default: as many of each class as the probe holds, or all there are.
     names : sequence of two str
         What the two parts are called.
 

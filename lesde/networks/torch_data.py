@@ -57,7 +57,7 @@ def from_dataset(
     Returns
     -------
     ImageData
-        :func:`with_label_noise` and :func:`with_class_counts` make wrong labels and uneven classes of it.
+        :func:`with_label_noise` and :func:`with_class_counts` give it wrong labels and uneven classes.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Training of many networks at once by plain SGD, with the features of a probe set recorded as it goes.
+"""Training of many networks at once by plain SGD, with the features of a probe set recorded at saved times.
 
-Time is learning rate × iteration. From saved times come iterations; each replicate draws its samples in an order of its
-own; networks that are chains of known layers step in parts, one thread each.
+Time is learning rate × iteration, and saved times are rounded to iterations. Each replicate draws its samples in its
+own order. Networks that are chains of known layers step in parts, one thread each.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 SAMPLING = ("uniform", "epochs")
 MOST_AT_ONCE = 10**6
-"""Networks that train together, and samples of a step: more is a slip of the pen."""
+"""Networks that train together, and samples per step: more is surely a mistake."""
 
 _DRAWS = 4096  # samples drawn at once; part of what a seed means, so not to be tuned
 
@@ -400,7 +400,7 @@ def train_ensemble(
     times : array (T,)
         When features are recorded; the first is 0, before training. Each is recorded at the nearest
         iteration, and the time of that iteration is kept with the record. Several learning rates must be
-        seen at the same times: :func:`lesde.networks.saving_times` makes such.
+        recorded at the same times: :func:`lesde.networks.saving_times` gives such times.
     layers : sequence of str
         ``"logits"``, ``"penultimate"`` (what the last linear layer reads) or names of submodules.
     loss : {"cross_entropy", "mse"}
@@ -418,8 +418,8 @@ def train_ensemble(
         Where networks train, ``"cpu"`` or ``"cuda"``; the CPU by default. Initialisation and order of samples
         are drawn on the CPU, so devices train the same networks, to rounding.
     labels : int array (replicate, sample), optional
-        Training labels of every replicate's own, in place of ``data.train_y``: label noise drawn anew
-        for each, for example.
+        Training labels of each replicate, in place of ``data.train_y``: for example with label noise drawn
+        anew for each.
     drawn : bool
         Keep the logits of every drawn training sample before the step on it, with its label,
         as the experiments of Zhang, Wang and Su (2021) do.
@@ -450,10 +450,10 @@ def train_ensemble(
     Chains (``torch.nn.Sequential``) of linear layers, convolutions with steps of one pixel, maxima over
     tiles and activations take a hand-written backward pass of batched matrix products; on the CPU they are
     cut into parts that train in as many threads as PyTorch is set to use (``torch.set_num_threads``), and
-    the numbers of a replicate are the same to the last bit whichever train beside it and in however many
-    threads. Other networks take ``torch.func.vmap`` of the gradient, where rounding differs a little with the
-    number of replicates in the stack, and training amplifies it. The two ways agree to rounding. Ctrl-C is
-    heard every few hundred steps.
+    the numbers of a replicate are the same to the last bit whichever others train beside it and in however
+    many threads. Other networks take ``torch.func.vmap`` of the gradient, where rounding differs a little with
+    the number of replicates in the stack, and training amplifies it. The two methods agree to rounding. Ctrl-C
+    takes effect within a few hundred steps.
 
     Examples
     --------
@@ -498,7 +498,7 @@ def train_ensemble(
         drawn=check_flag("drawn", drawn),
         observe=observe,
     )
-    job.ensemble(job.replicates[:1])  # what is wrong with the architecture is said now
+    job.ensemble(job.replicates[:1])  # report a wrong architecture now
     return _train_all(job, list(zip(rates, iterations, strict=True)), progress)
 
 
@@ -659,7 +659,7 @@ def training_time(
     Returns
     -------
     float
-        Seconds: of making the networks, of ``iterations`` steps and of ``saved`` records.
+        Seconds to make the networks, take ``iterations`` steps and take ``saved`` records.
 
     Raises
     ------
@@ -680,7 +680,7 @@ def training_time(
     )
 
     def seconds(images: ImageData, steps: Sequence[int]) -> list[float]:
-        """Of making the networks and a first record, then of some steps and a record, again and again."""
+        """Seconds to make the networks and a first record, then repeatedly for some steps and a record."""
         seen = [time.perf_counter()]
         times = rate * np.cumsum([0, *steps])
         runs = train_ensemble(

@@ -4,7 +4,7 @@
 `separation_fan`       projections of samples against time
 `simplex`              snapshots in the plane of the class means, with the target simplex
 `simplex3d`            the same in three dimensions
-`logit_paths`          ways of the class means through three features, as they are
+`logit_paths`          trajectories of the class means in three features, as they are
 `collapse`             NC metrics against time, by learning rate
 `layers`               NC metrics and the nearest class centre against depth, by time
 `layers_over_time`     the same against time, by layer
@@ -17,10 +17,10 @@
 `class_means`          LE-ODE against observed class means
 `collapse_rate`        collapse rate against learning rate
 `learning_rate_range`  networks and fitted models against learning rate, and where they agree
-`sampling_noise`       where SGD and the SDEs part as the learning rate grows
+`sampling_noise`       difference of SGD and the SDEs as the learning rate grows
 `animate`              the collapse as a GIF
 `save`                 PDF and PNG of any of these
-`style`                the look of the figures, for axes of your own
+`style`                the look of the figures, for your own axes
 =====================  ============================================================================
 
 Figures are one column (3.4 in) wide. They are registered with pyplot, so a notebook shows them and

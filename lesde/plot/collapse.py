@@ -59,7 +59,7 @@ AWAY = {"nc4": "NC4  1 − agreement", "ncc_accuracy": "nearest-centre error"}
 
 
 def metric_label(nc: xr.Dataset, metric: str) -> str:
-    """What an axis says of a metric: its distance to the target where that is not 0."""
+    """Label of a metric's axis: its distance to the target where that is not 0."""
     label = SHORT.get(metric) or title_of(nc[metric], metric)
     target = target_of(nc[metric])
     if target == 0:
@@ -84,8 +84,8 @@ def collapse(
     nc : xarray.Dataset
         As `lesde.neural_collapse` returns: metrics over time and possibly learning rate, replicate.
     metrics : str or sequence of str, optional
-        One panel each, one below the other. Default: ``nc1`` and ``nc2_etf``, or that of them which
-        ``nc`` holds; where it holds neither, all metrics it has over time.
+        One panel each, one below the other. Default: ``nc1`` and ``nc2_etf``, as far as ``nc`` holds
+        them; if it holds neither, all its metrics over time.
     against : {"time", "iteration"}, default "time"
         Horizontal axis; ``"iteration"`` needs the coordinate of that name.
     learning_rate : float, optional
@@ -112,7 +112,7 @@ def collapse(
     NaN or infinite have no place on a logarithmic axis and are left out: paths that start with all
     samples at their class mean have NC1 = 0 at first. A metric with no positive value gets a linear
     axis. A logarithmic axis spans at least a factor of 2, so that a metric that hardly changes looks
-    like one; all panels have the same horizontal limits.
+    nearly constant; all panels have the same horizontal limits.
 
     Examples
     --------
@@ -173,7 +173,7 @@ def _held(nc: Any) -> list[str]:
 
 
 def _curve(ax: Axes, cell: RateCell, name: str, against: str, spread: float, several: bool) -> bool:
-    """Draw one metric at one learning rate; whether anything of it is positive."""
+    """Draw one metric at one learning rate; return True if any value is positive."""
     variable = cell.data[name]
     target = target_of(variable)
     if "replicate" not in variable.dims:
@@ -408,7 +408,7 @@ def learning_rate_range(
 
 
 def _colours(models: list[str]) -> dict[str, str]:
-    """A model has one colour whichever others are shown."""
+    """Colour of a model, whichever others are shown."""
     names = [*ORDER, *(name for name in models if name not in ORDER)]
     colours = dict(zip(names, palette(len(names)), strict=True))
     return {name: colours[name] for name in models}

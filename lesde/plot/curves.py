@@ -22,7 +22,7 @@ MOST_ENTRIES = 8
 
 
 class RateCell(NamedTuple):
-    """What is drawn in one colour."""
+    """The curves drawn in one colour."""
 
     rate: float | None
     data: xr.Dataset
@@ -114,7 +114,7 @@ def rate_key(
         for cell, line in zip(cells, styles, strict=True)
         if cell.rate is not None
     ]
-    # Dashes need room to be told apart.
+    # Dashes need room to be distinguished.
     length = 3.0 if any(line != "-" for line in styles) else None
     if entries and handles:
         # One title cannot serve both kinds of entry, so the first rate says what the numbers are.

@@ -66,7 +66,7 @@ def true_elasticity(truth: Any, fit: xr.Dataset) -> dict[str, tuple[np.ndarray, 
         return np.stack([values[:, 0, 0], values[:, 0, 1]]).reshape(2, *at.shape)
 
     # Five Gauss points in every gap of the fine grid: exact to rounding for smooth rates, and jumps
-    # at saved times, which kernels made of a fit have, stand between gaps.
+    # at saved times, such as those of a fitted kernel, fall between gaps.
     middle, half = (fine[1:] + fine[:-1]) / 2, np.diff(fine) / 2
     nodes = middle[:, None] + half[:, None] * NODES
     steps = (levels(nodes) * WEIGHTS).sum(-1) * half
@@ -147,11 +147,10 @@ def elasticity(
 
     Notes
     -----
-    Bands are the fit's confidence limits. Where a rate is not identified (infinite standard error)
-    there is neither line nor band, and the panel says so. The vertical axis shows all of the bands, but not where
-    a band reaches beyond its curve by more than four times both the range of the curves and the usual
-    (median) reach of the bands: there it is cut off, and so may be its curve, so that it does not flatten the rest. The axis
-    spans at least half of the largest value shown, so that a constant looks like one.
+    Bands are the fit's confidence limits. Where a rate is not identified (infinite standard error) there is
+    neither line nor band, and the panel says so. A band that extends beyond its curve by more than four times both the
+    range of the curves and the usual (median) extent of the bands is cut off, perhaps with its curve, so that it does
+    not flatten the rest. The axis spans at least half of the largest value shown, so that a constant looks flat.
 
     Examples
     --------
@@ -213,7 +212,7 @@ def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
 
 
 def _note_unknown(ax: Axes, cells: list[RateCell], name: str) -> None:
-    """Say in the panel from where on an estimate has no band, or that it has none at some times."""
+    """Write into the panel from when on an estimate has no band, or that it has none at some times."""
     notes = []
     for cell in cells:
         variable = cell.data[name]
@@ -228,7 +227,7 @@ def _note_unknown(ax: Axes, cells: list[RateCell], name: str) -> None:
         span = f"from t = {number(float(x[first]))}" if first > (variable.dims[0] == "time") else ""
         notes.append(span if after else f"at {int(unknown.sum())} of {len(x)} times")
     if notes:
-        # Panels are narrow: where rates differ, the key to them is in the figure and not in words.
+        # Panels are narrow: where learning rates differ, the figure shows which, and the text does not.
         same = len(set(notes)) == 1
         lines = ["not identified", notes[0] if same else ""]
         if len(notes) < len(cells) or not same:

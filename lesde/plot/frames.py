@@ -1,4 +1,4 @@
-"""One trajectory out of a dataset of paths, axes to look at it along, and the simplex it collapses to."""
+"""One trajectory from a dataset of paths, axes to project it on, and the simplex it collapses to."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Frames:
 
         ``origin`` (time, feature) or (feature,) is subtracted.
         """
-        # Origins come off after projecting: d numbers a sample rather than p.
+        # Origins come off after projecting: d numbers per sample rather than p.
         shift = np.broadcast_to(origin, (len(self.times), self.n_features)) @ axes.T
         return np.stack(
             [frame[samples] @ axes.T - s for frame, s in zip(self.features, shift, strict=True)]
@@ -208,14 +208,14 @@ MOST_EDGES_OF = 5
 def principal_axes(means: np.ndarray, samples: np.ndarray, count: int) -> np.ndarray:
     """Orthonormal directions that show the class means best, shape (count, feature).
 
-    First the principal axes of the centred class means, as many as have any extent. What is left to
-    ``count`` are the principal axes of the deviations within classes, orthogonal to the former.
+    First the principal axes of the centred class means, as many as have any extent. The others, up to
+    ``count``, are the principal axes of the deviations within classes, orthogonal to the former.
     Each sign is such that the largest coordinate of a class mean is positive. ``means`` are (class,
     feature), ``samples`` (sample, feature) the deviations from them.
     """
     centred = means - means.mean(axis=0)
     _, size, vt = np.linalg.svd(centred, full_matrices=False)
-    # A direction along which means differ by rounding only is no direction.
+    # A direction along which means differ only by rounding does not count.
     floor = 1e-12 * max(float(size[0]), float(np.abs(means).max()))
     axes = vt[:count][size[:count] > floor]
     if len(axes) < count:
@@ -231,7 +231,7 @@ def principal_axes(means: np.ndarray, samples: np.ndarray, count: int) -> np.nda
 
 
 def principal_names(n_classes: int, count: int) -> list[str]:
-    """What the directions of `principal_axes` are called on an axis, for as many features as needed."""
+    """Names of the directions of `principal_axes` on an axis, for as many features as needed."""
     if n_classes == 2:
         return ["along the mean gap", *(f"within classes, PC {i + 1}" for i in range(count - 1))]
     if n_classes == 3:

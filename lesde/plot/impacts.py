@@ -48,7 +48,7 @@ __all__ = ["impact", "impact_by_distance", "impact_matrix"]
 
 
 BETWEEN: Any = (0, (4, 2))
-"""Line of what is between classes where colours are those of learning rates."""
+"""Line style of values between classes where colours are those of learning rates."""
 
 CURVES = {"alpha": "$\\hat{\\alpha}$, within class", "beta": "$\\hat{\\beta}$, between classes"}
 POINTS = 200
@@ -79,8 +79,8 @@ def impact(fit: xr.Dataset, *, learning_rate: float | None = None, ax: Any = Non
     Notes
     -----
     Local elasticity has emerged where the band of α̂ − β̂ is above zero; those of α̂ and β̂ may overlap even then, as their
-    errors go together. The vertical axes show all curves and bands, but where a band is more than four times as wide as
-    usual, as early in training, when features are near zero, they may be cut off.
+    errors are correlated. Where a band is more than four times as wide as usual, for instance early in training, when
+    features are near zero, the vertical axes may cut it off.
 
     Examples
     --------
@@ -178,9 +178,9 @@ def impact_by_distance(
 
     Notes
     -----
-    Bars are the confidence limits. A bin that a single drawn sample (or replicate) has pairs in has no error, and
-    an empty mark. The vertical axis shows all bars but those more than four times as long as usual, as of bins of few
-    pairs, which may be cut off. A kernel that is the same within classes and between them is one black line.
+    Bars are the confidence limits. A bin with pairs of a single drawn sample (or replicate) has no error, and an empty
+    mark. The vertical axis may cut off bars more than four times as long as usual, such as those of bins of few pairs.
+    A kernel that is the same within classes and between them is one black line.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def impact_by_distance(
         target.set_xscale("log")
     if kernel is not None and reach[1] >= reach[0]:
         lines = _kernel_lines(target, kernel, str(strength.attrs.get("by")), reach, scale, at)
-        # A kernel has no bars, which those of the bins could be measured by.
+        # A kernel has no bars with which to compare those of the bins.
         none = np.full(POINTS, np.nan)
         drawn += [(np.asarray(line.get_ydata()), none, none) for line in lines]
         labels = ("kernel, same", "kernel, other") if len(lines) > 1 else ("kernel",)
@@ -315,10 +315,10 @@ def impact_matrix(
 
     Notes
     -----
-    Colours of E are symmetric about zero, red above and blue below, on one scale for all times. It reaches as far as entries
-    whose interval leaves out zero; others are written in brackets and may lie beyond it, as those of features near zero do
-    at the start of training. The colour bar shows the part of the scale that is used, and stands in the place that an odd
-    number of panels in two columns leaves.
+    Colours of E are symmetric about zero, red above and blue below, on one scale for all times. The scale
+    covers the entries whose interval excludes zero. Others are written in brackets and may lie beyond it, for instance
+    at the start of training, when features are near zero. The colour bar shows the part of the scale that is used; with
+    an odd number of panels in two columns it takes the free place.
 
     Examples
     --------
@@ -365,12 +365,12 @@ def _chosen(clock: np.ndarray, times: Any, n_classes: int) -> list[int]:
 
 
 def _clear(data: xr.Dataset, variable: str, order: tuple[str, ...]) -> np.ndarray:
-    """Which entries' intervals leave out zero; all where there are no intervals."""
+    """Mask of the entries whose intervals exclude zero; all where there are no intervals."""
     ends = [f"{variable}_lower", f"{variable}_upper"]
     if variable != "E" or any(end not in data for end in ends):
         return np.ones(data[variable].transpose(*order).shape, bool)
     low, high = (data[end].transpose(*order).values for end in ends)
-    # Where errors are not known nothing says that an entry may be 0.
+    # Without known errors no entry counts as possibly 0.
     return (low > 0) | (high < 0) | ~np.isfinite(high - low)
 
 
@@ -412,7 +412,7 @@ def _colour_bar(
 
 
 def _axes(ax: Any, count: int, n_classes: int) -> tuple[np.ndarray, Axes | None]:
-    """One axes per time, side by side for few classes, one below the other for many; and one that is left."""
+    """One axes per time, side by side for few classes, one below the other for many; and a free one, if any."""
     if ax is not None:
         return np.asarray(ax, dtype=object).ravel(), None
     import matplotlib.pyplot as plt

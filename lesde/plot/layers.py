@@ -188,9 +188,9 @@ def _grow(ax: Axes, inches: float) -> None:
 def key(
     ax: Axes, curves: LayerCurves, entries: Sequence[Artist], title: str | None, own: bool
 ) -> None:
-    """Legend of the splits and of what the colours mean, above the axes.
+    """Legend of the splits and the colours, above the axes.
 
-    Where the colours mean many things, they are in a colour bar beside the axes.
+    With many colours, a colour bar beside the axes explains them.
     """
     splits = [
         Line2D([], [], color=INK, linestyle=curves.line(i), label=name.replace("_", " "))
@@ -212,7 +212,7 @@ def key(
 
 
 USUAL_TIMES = 4
-"""Times shown where none are asked for."""
+"""Times shown by default."""
 
 
 @style()

@@ -187,7 +187,7 @@ def _counted(
 
 
 def _explain(prob: xr.Dataset, cells: list[RateCell]) -> list[Artist]:
-    """What line and band are, in words."""
+    """Legend entries that explain line and band."""
     level = prob.attrs.get("confidence")
     band = "interval" if level is None else f"{100 * float(level):.3g}% interval"
     several = len(cells) > 1
@@ -270,7 +270,7 @@ def _draw_prediction(
 
 
 def _floor(prob: xr.Dataset, names: Sequence[str], predicted: Curves | None) -> float:
-    """Where the logarithmic axis of failures ends."""
+    """Lower end of the logarithmic axis of failures."""
     seen = [positive(1 - prob[n].values) for n in names]
     if "trials" in prob:
         seen = [np.array([0.6 / float(prob["trials"].max())])]
@@ -299,15 +299,15 @@ def phase_diagram(
     ----------
     dataset : xarray.Dataset
         Variable ``probability`` over ``y`` and one other numeric dimension, such as ``c`` of
-        α − β = c/t. Optional variable ``transition``, over either dimension: where the probability
-        passes ½ in theory, drawn as a dashed line. ``probability`` is what
-        `lesde.separation_probability` or `lesde.predict_separation` gave for each parameter.
+        α − β = c/t, as returned by `lesde.separation_probability` or `lesde.predict_separation` for
+        each parameter. Optional variable ``transition``, over either dimension: where the probability
+        passes ½ in theory, drawn as a dashed line.
     x : str, optional
         Dimension on the horizontal axis. Default: the one that is not ``y``.
     y : str, default "time"
         Dimension on the vertical axis.
     critical : float, optional
-        Where to draw the critical line on the horizontal axis. Default: the dataset's variable,
+        Position of the critical line on the horizontal axis. Default: the dataset's variable,
         coordinate or attribute ``critical``; else K/2 for a dimension ``c`` with attribute
         ``n_classes``, and ½ for a dimension ``c_over_K``; else none. (With α − β = c/t the classes of
         the I-model separate in the limit iff c > K/2.)
@@ -326,7 +326,7 @@ def phase_diagram(
     Notes
     -----
     A coordinate that is positive and spans a factor of more than 30 is on a logarithmic axis; a first
-    value of 0 (the time of the initial state) is then left out if the rest is so. Cells are bounded
+    value of 0 (the time of the initial state) is left out if the rest is positive. Cells are bounded
     midway between neighbours, in the scale of the axis.
 
     Examples

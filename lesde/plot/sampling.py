@@ -1,4 +1,4 @@
-"""Where SGD and the SDEs that approximate it part, as the learning rate grows."""
+"""Figures of the difference between SGD and the SDEs that approximate it, as the learning rate grows."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def _steps(paths: xr.Dataset, h: np.ndarray) -> np.ndarray | None:
     if paths.attrs.get("engine") != "torchsde" or "dt" not in paths.attrs:
         return None
     steps = np.atleast_1d(np.asarray(paths.attrs["dt"], dtype=np.float64))
-    # Learning rates chosen from a dataset leave its attribute as it was: the largest step is then
-    # the safe one to speak of.
+    # A selection of learning rates leaves the attribute of the dataset unchanged: the largest step is
+    # then the safe one to report.
     return steps if len(steps) == len(h) else np.full(len(h), steps.max())
 
 
 def coarse_steps(paths: xr.Dataset, h: np.ndarray, known: Any = None) -> np.ndarray:
-    """Which points are of steps longer than half the learning rate, (learning_rate,) of bool.
+    """Mask of the learning rates at which a step is longer than half the learning rate, (learning_rate,).
 
-    ``known`` is the step that the moments beside them are of, if any: points of it are not off.
+    ``known`` is the step for which moments are shown beside them, if any; rates with that step are left out.
     """
     steps = _steps(paths, h)
     if steps is None:
@@ -213,13 +213,12 @@ def sampling_noise(
     -----
     Both axes are logarithmic. What has no logarithm, such as an error of exactly 0, is left out.
 
-    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE
-    are integrated in steps, and by default `lesde.simulate` takes steps as long as the learning rate
-    h: such points lie off their line, for ``TorchSDE(noise="sampling")`` on that of SGD, whose first two moments
-    an Euler step of length h has. Points whose step, attribute ``dt``, is more than h/2 are open and
-    the legend names the scheme and step, unless ``moments`` was made with the same ``dt``. To have
-    points on the line simulate with a smaller ``dt``, say a twentieth of the smallest h; the distance
-    is proportional to ``dt`` for the Euler scheme.
+    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE are integrated in
+    steps, and by default `lesde.simulate` takes steps as long as the learning rate h. Such points do not lie on their
+    line; those of ``TorchSDE(noise="sampling")`` lie on the line of SGD, since an Euler step of length h has the first
+    two moments of SGD. Points whose step, attribute ``dt``, is more than h/2 are open and the legend names the scheme
+    and step, unless ``moments`` was made with the same ``dt``. To have points on the line simulate with a smaller
+    ``dt``, say a twentieth of the smallest h; the distance is proportional to ``dt`` for the Euler scheme.
 
     Examples
     --------

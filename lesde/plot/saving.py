@@ -33,10 +33,10 @@ def save(
     Parameters
     ----------
     figure : matplotlib Figure, Axes or array of Axes
-        What a figure function returned.
+        The result of a figure function.
     path : str or path
-        File name; folders are made, and a file that is there is replaced, whole. With the ending of a known format only that one is written,
-        without it one file per entry of ``formats``.
+        File name. Folders are made, and an existing file is replaced as a whole. With the ending of a known format only
+        that one is written, without it one file per entry of ``formats``.
     formats : str or sequence of str, default ("pdf", "png")
         Of "pdf", "png", "svg", "eps". Text in PDF and EPS is embedded as TrueType (type 42).
     dpi : float, default 300

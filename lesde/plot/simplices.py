@@ -317,15 +317,15 @@ def animate(
     """Samples moving in the plane of the class means, in units of the size of the simplex.
 
     Coordinates are divided by the root mean square distance of the class means from their centre, so
-    that growth does not run out of the picture: what is seen is the spread within classes shrinking
-    against the distance between them, and the means taking their places.
+    that growth does not leave the picture: it shows the spread within classes shrink relative to
+    the distance between them, and the means take their places.
 
     Parameters
     ----------
     paths : xarray.Dataset
         As for `lesde.plot.separation_fan`; at least two features and two times.
     file : str or path, optional
-        GIF to write; folders are made, and a file that is there is replaced, whole. Default: none is written.
+        GIF to write. Folders are made, and an existing file is replaced as a whole. Default: none is written.
     replicate : int, default 0
         Position of the replicate shown.
     learning_rate : float, optional
@@ -375,7 +375,7 @@ def animate(
     indices = np.arange(len(times))
     if len(times) > frames:
         indices = np.array(at_times(times, None, frames))
-    # The scale: how far class means are from their centre.
+    # The scale: the distance of class means from their centre.
     centred = trajectory.means - trajectory.means.mean(axis=1, keepdims=True)
     size = np.sqrt((centred**2).sum(-1).mean(-1))
     floor = 1e-12 * np.abs(trajectory.means).max(axis=(1, 2))

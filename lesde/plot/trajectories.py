@@ -107,7 +107,7 @@ def separation_fan(
     check_integer("max_lines", max_lines)
     check_panels(ax, 1)
     if pair is not None and direction is not None:
-        raise ValueError("direction and pair both say what to project on; give one of them.")
+        raise ValueError("direction and pair both set the projection; give one of them.")
     two = None if pair is None else list(check_pair(pair, frames.n_classes))
     if classes is not None:
         chosen = _classes("classes", classes, frames.n_classes)
@@ -335,9 +335,9 @@ def _average(dataset: xr.Dataset, name: str, learning_rate: float | None) -> tup
 def _coordinates(
     features: Any, directions: Any, last: np.ndarray, p: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Unit vectors (d, feature) and what the coordinates along them are called."""
+    """Unit vectors (d, feature) and the names of the coordinates along them."""
     if features is not None and directions is not None:
-        raise ValueError("features and directions both say what to show; give one of them.")
+        raise ValueError("features and directions both set what is shown; give one of them.")
     if directions is not None:
         given = np.atleast_2d(check_finite_array("directions", directions, [(p,), ("d", p)]))
         length = np.linalg.norm(given, axis=1, keepdims=True)
@@ -410,9 +410,9 @@ def logit_paths(
     features : three ints, default (0, 1, 2)
         Which features.
     snapshots : int, default 4
-        How many times the means are joined at, the last shown among them.
+        Number of times at which the means are joined, including the last one shown.
     reach : float, optional
-        Axes go from −reach to reach. Default: what holds everything shown.
+        Axes go from −reach to reach. Default: large enough for everything shown.
     elevation, azimuth : float, default 24, 45
         Where it is seen from, in degrees.
     legend : bool, default True

@@ -1,4 +1,4 @@
-"""Engines: how a LE-SDE becomes a process. Each carries its own settings."""
+"""Engines, which turn an LE-SDE into a process. Each carries its own settings."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class TorchSDE:
         order 1; "srk" (Rößler's SRA1) has strong order 1.5, for linear drifts 2, and weak order 2. Other
         noise depends on the state and needs "euler".
     dt : float, optional
-        Largest integration step; every saved interval is divided evenly. By default the learning rate,
-        where there is one; else such that the class means' growth over the run is right to about 1 %, and
-        at least 100 steps (for a kernel that depends on features: 100 steps).
+        Largest integration step; every saved interval is divided evenly. Default: the learning rate, where
+        there is one; else a step with which the growth of the class means over the run is accurate to about
+        1 %, at most a hundredth of the run (for a kernel that depends on features: a hundredth of the run).
     noise : {"plain", "sampling", "modified"}
         The SDE that is integrated. "plain": the LE-SDE, the limit of small learning rates. "sampling":
         with the sampling noise √(hC) of SGD at learning rate h as a further diffusion; an Euler step of

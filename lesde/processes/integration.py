@@ -61,7 +61,7 @@ def integrate(
 
 
 def default_step(coefficients: Any, times: np.ndarray, method: str) -> float:
-    """A step at which the class means' growth is right to about 1 %.
+    """A step at which the growth of the class means is accurate to about 1 %.
 
     With the rate ρ(t) = ‖w E(t)‖ max‖H_l‖, a bound on the norm of the drift's matrix, the relative
     error of the growth over the run is about dt/2 ∫ρ² for methods of first order and dt²/6 ∫ρ³ for

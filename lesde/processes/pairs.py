@@ -1,4 +1,4 @@
-"""How all samples move each other under a kernel of the features: drift, sampling noise and kicks.
+"""Interaction of all samples under a kernel of the features: drift, sampling noise and kicks.
 
 The drift of sample i is b_i = (1/N) Σ_j κ_ij H_j X_j, a sum over all samples j, and its sampling noise is such a
 sum too. The N×N strengths κ are never held at once: the samples are cut into blocks, and for every two blocks a
@@ -267,7 +267,7 @@ read_strength = lru_cache(Strength)
 
 
 def value(expression: sp.Expr, time: float) -> float:
-    """What depends on time alone, at a time."""
+    """Value of an expression that depends on time alone, at a time."""
     return _value(expression, time if expression.has(TIME) else 0.0)
 
 

@@ -1,7 +1,7 @@
-"""Processes that carry every sample: for kernels of the features, and where the samples steer the noise.
+"""Processes that carry every sample: for kernels of the features, and where the noise depends on the samples.
 
 Where the kernel depends on classes and time only, cheaper processes have the same law (see `torchsde` and `sgd`);
-these serve what is left. The samples (replicate, sample, feature) are all there is of a state, so with statistics
+these serve the other cases. A state consists of the samples (replicate, sample, feature) alone, so with statistics
 kept the memory does not grow with the saved times.
 """
 
@@ -41,7 +41,7 @@ CHECKED = 64
 
 
 class ClassInteraction:
-    """How all samples move each other under a kernel of classes and time, with the names of `PairInteraction`.
+    """Interaction of all samples under a kernel of classes and time, with the names of `PairInteraction`.
 
     With a learning rate ``rate``, drift and noise are those of the modified equation between the ``times``.
     """

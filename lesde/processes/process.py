@@ -2,7 +2,7 @@
 
 Replicates are simulated in blocks of 32, each with generators of its own, so that a result does not
 depend on how many replicates are asked for, nor on grouping, memory, threads or the order of work.
-Within a block, what is drawn for different ends (the start, class means, deviations, ...) comes from
+Within a block, numbers for different purposes (the start, class means, deviations, ...) come from
 different streams: class means, for example, are the same whether samples or statistics are kept.
 """
 
@@ -36,7 +36,7 @@ class Process(Protocol):
 
     Notes
     -----
-    Optional, for what the process means:
+    Optional, for the meaning of the process:
 
     - ``at(learning_rate)`` returns the process at a learning rate. Without it the rates of a batch are
       independent copies.
@@ -46,23 +46,23 @@ class Process(Protocol):
       ``reach_expected``, the reach along ``directions`` (below).
     - ``describe()`` returns a dict for the dataset's attribute ``model``.
     - ``attributes`` is a dict of further attributes of the dataset, such as ``engine``, or ``joint``,
-      0 where ``reduce`` draws the reaches of one class toward several others independently. What
-      differs between learning rates becomes a list.
-    - ``remedy`` is what to do where a path stops being finite, for the message.
+      0 where ``reduce`` draws the reaches of one class toward several others independently. Values
+      that differ between learning rates become a list.
+    - ``remedy``, for the message where a path stops being finite, says what the user can do.
 
     Optional, for speed and memory:
 
     - ``prepare(times, statistics)`` returns the process for these saved times, to be reduced rather
       than observed where ``statistics`` is true. It is called once, after ``at``; its result is
       observed (or reduced) at every saved time in order, so that it may tabulate transitions and
-      draw for several times at once. It may have ``iterations (time,)``, the whole steps of length
-      learning rate done at the saved times, which then become the dataset's clock, and ``directions
+      draw for several times at once. It may have ``iterations (time,)``, the number of SGD steps
+      done at the saved times, which then becomes the dataset's clock, and ``directions
       (time, class, class, feature)``, unit vectors along which the reach is taken too.
     - ``memory(times, statistics, replicates)`` returns the bytes of tables held throughout, and those
-      that a block of 32 replicates, or so many as are asked for, works with; as many blocks are put side
-      by side as fit.
-    - ``most_blocks``, how many blocks side by side are worth it; by default so many that a frame has
-      about a million numbers.
+      that one block needs, of 32 replicates or as many as are asked for. As many blocks as fit are
+      advanced side by side.
+    - ``most_blocks``, the largest useful number of blocks side by side; by default a frame has about
+      a million numbers.
     - ``parallel``, true where groups of blocks may be advanced in several threads at a time.
     """
 
@@ -75,7 +75,7 @@ class Process(Protocol):
         """Return the state at ``t1``, in as many steps as the process likes."""
 
     def observe(self, rng: Random, state: Any) -> dict[str, torch.Tensor]:
-        """Return what is seen of a state.
+        """Return what can be observed of a state.
 
         ``features (replicate, sample, feature)``; ``weights (replicate, class, feature)`` and ``bias
         (replicate, class)`` where there is a classifier; under any other name one number per replicate.
@@ -85,18 +85,18 @@ class Process(Protocol):
 class Random:
     """Random numbers of the replicates at hand, each from its own block's stream.
 
-    The first axis of what is drawn is that of the replicates, all of them: a replicate gets the same
-    numbers whatever others are worked on beside it.
+    The first axis of an array that is drawn is that of all replicates at hand: a replicate gets the same
+    numbers whatever others are advanced with it.
 
     Attributes
     ----------
     replicates : int
-        How many replicates are at hand, a multiple of 32.
+        Number of replicates at hand, a multiple of 32.
     wanted : int
-        How many of them, the first, were asked for: the others of the last block are dropped, and a
-        process whose replicates cost more than their random numbers may leave them out of its state.
+        Number of them, the first ones, that were asked for: the others fill the last block and are dropped.
+        A process whose replicates cost more than their random numbers may leave them out of its state.
     first : int
-        The place of the first of them among all the replicates of the call.
+        Position of the first of them among all replicates of the call.
     device, dtype
         Where the numbers are, and their precision.
     blocks : list of BlockNoise

@@ -1,10 +1,9 @@
-"""How far each class reaches toward the others, at a cost that does not depend on its size.
+"""Reach of each class toward the others, at a cost that does not depend on its size.
 
-The deviations of n samples from their own mean are Y_i = A (Z_i − Z̄), Z_i standard normal. What
-separation needs of them is how far they reach against the unit vectors u_d to the other classes,
-max_i (−u_d·Y_i). With a_d = −Aᵀu_d = |a_d| b_d that is |a_d| times the largest of b_d·(Z_i − Z̄).
+The deviations of n samples from their own mean are Y_i = A (Z_i − Z̄), Z_i standard normal. Separation
+depends on their reach against the unit vectors u_d to the other classes, max_i (−u_d·Y_i). With a_d = −Aᵀu_d = |a_d| b_d that is |a_d| times the largest of b_d·(Z_i − Z̄).
 
-Wanted, then, are M_d = max_i b_d·(Z_i − Z̄) for D unit vectors b_d, jointly over d.
+So these are needed: M_d = max_i b_d·(Z_i − Z̄) for D unit vectors b_d, jointly over d.
 
 **The maxima.** Let T(z) = max_d b_d·z. The points are made in the order of falling T, and no further one
 can raise a maximum once T has fallen to the least of the maxima found: after D (log D + 0.6) points
@@ -25,7 +24,7 @@ known: those of θ²/2 + log(1 − Σ_d Φ̄(t − b_d·θ)). The first three ar
 plus a quadratic form of it, after Cornish and Fisher); the fourth and the later ones are those of
 the normal law.
 
-**Accuracy.** What the missing cumulants change falls as n⁻⁴. The distribution function of one maximum is
+**Accuracy.** The error from the missing cumulants falls as n⁻⁴. The distribution function of one maximum is
 off by at most 2e-7 for D = 1 and n = 147, the least n for which this route is taken, and 4e-8 at
 n = 256; by 3e-7 for D = 2 and n = 160, and 5e-7 for D = 9 and n = 272 (random class means; averages
 of the difference of the two transforms over the points above t). Smaller samples are drawn in full
@@ -273,9 +272,9 @@ def is_joint(count: int, n_classes: int, n_features: int) -> bool:
 
 
 def draw_reach(noise: BlockNoise, counts: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """One draw, for every replicate, of how far each class reaches toward each other one.
+    """One draw, for every replicate, of the reach of each class toward each other one.
 
-    Exact in law up to what is said above, jointly over the other classes where :func:`is_joint` says so,
+    Exact in law up to the errors stated above, jointly over the other classes where :func:`is_joint` says so,
     else each with its own law. Different classes, and different replicates, are independent. So are two
     calls: the joint law of one class at two times is not that of a path.
 

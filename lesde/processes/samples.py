@@ -1,9 +1,9 @@
 """Paths made of class means and of deviations about them: every sample, or the statistics of each class.
 
-In a LE-SDE whose kernel depends on classes and time, class means and the samples' deviations from them
-are independent, and deviations are Gaussian with a known variance. So the means are computed at
-whatever steps their engine needs, and deviations, or what is wanted of them, are drawn at the saved times
-only: :class:`AboutMeans` is what the exact law and the integrator share.
+In an LE-SDE whose kernel depends on classes and time, class means and the samples' deviations from them
+are independent, and deviations are Gaussian with a known variance. So the means are computed with
+the steps that their engine needs, and deviations, or their statistics, are drawn at the saved times only:
+:class:`AboutMeans` is common to the exact law and the integrator.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def expected_directions(model: LESDE, initial: Initial, times: np.ndarray) -> np
 
 
 # --------------------------------------------------------------------------------------------------
-# What noise adds to a sample over the intervals between saved times.
+# The noise added to a sample over the intervals between saved times.
 
 STEPS = 2**12
 """Steps at which noise is tabulated at once."""
@@ -294,7 +294,7 @@ ROW = 32
 
 @dataclass
 class _State:
-    """Where some blocks are: what is drawn ahead at the saved times ``first``, ``first + 1``, …"""
+    """State of some blocks: what has been drawn ahead for the saved times ``first``, ``first + 1``, …"""
 
     path: Iterator[tuple[torch.Tensor, np.ndarray | None]]
     own: Any
@@ -308,10 +308,10 @@ class _State:
 
 
 class AboutMeans:
-    """A LE-SDE whose class means follow ``path`` and whose deviations are drawn about them.
+    """An LE-SDE whose class means follow ``path`` and whose deviations are drawn about them.
 
-    What inherits from it tabulates for the times at hand in ``tabulate``, which returns what noise adds
-    to a sample between them, and yields the class means in ``path``.
+    Subclasses tabulate for the times at hand in ``tabulate``, which returns the noise added to a sample
+    between them, and yield the class means in ``path``.
     """
 
     most_blocks = 8

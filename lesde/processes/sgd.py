@@ -3,11 +3,11 @@
 An iteration moves every sample i of every class k by h E_kL(t) H_L X_J + √h σ_k ζ_i. All samples of a
 class get the same kick, so a replicate is its class displacements D (class, feature) and the samples'
 own Brownian parts. Of the latter only the drawn sample's is needed, and since its last visit it has
-grown by one Gaussian: p normals an iteration instead of N·p, and the law is exactly the same. All
+grown by one Gaussian: p normals per iteration instead of N·p, and the law is exactly the same. All
 samples are brought up to date at the saved times.
 
-The own parts do not depend on D. So those of many iterations are prepared at once, and what is left
-to do one by one is D ← D + h E_·L ⊗ H_L (D_L + own part of X_J).
+The own parts do not depend on D. So those of many iterations are prepared at once, and only
+D ← D + h E_·L ⊗ H_L (D_L + own part of X_J) is done one by one.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ class SGDPaths:
         """H_l x for rows of the classes (row,), bit for bit whatever the number of blocks."""
         transforms = self.transforms
         if transforms.matrices is not None and transforms.is_shared:
-            # One product a block: the rounding of a longer one depends on its length.
+            # One product per block: the rounding of a longer one depends on its length.
             turned = transforms.matrices[0].T
             blocks = rows.view(-1, BLOCK, rows.shape[-1])
             return torch.bmm(blocks, turned.expand(len(blocks), -1, -1)).view_as(rows)

@@ -279,7 +279,9 @@ class IntegratedPaths(AboutMeans):
 
     def tabulate(self, times: np.ndarray) -> IntervalNoise:
         coefficients = self.coefficients = derive(self.model).coefficients()
-        coefficients.weights(times)  # a kernel that is not finite there says so by name
+        coefficients.weights(
+            times
+        )  # a kernel that is not finite there raises an error with its name
         coefficients.noise.factor(times[:1])
         step = self.dt or self.rate or default_step(coefficients, times, self.method)
         self.grid = StepGrid.regular(times, step)

@@ -1,7 +1,7 @@
 """Whole studies, from data to a report: `demo`, `rates` and `reproduce`, and the runner on which a new one is declared.
 
-Each has a function ``run(settings, folder)`` and a command of its name. A study of your own is cells and sections, given to
-:class:`lesde.studies.runner.Runner`; ``rates.py`` is the shortest to copy.
+Each has a function ``run(settings, folder)`` and a command of its name. Your own study consists of cells and sections,
+given to :class:`lesde.studies.runner.Runner`; ``rates.py`` is the shortest to copy.
 """
 
 from importlib import import_module

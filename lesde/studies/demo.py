@@ -44,7 +44,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
     config : DemoConfig
     out : path
         Folder; ``data`` (Zarr), ``figures`` (PNG and PDF), ``report.md``. What an earlier run with the same settings
-        stored is read back; training goes on learning rate by learning rate.
+        stored is read back; training continues learning rate by learning rate.
 
     Returns
     -------
@@ -209,7 +209,7 @@ def simulate(
 def compare(
     config: DemoConfig, progress: Progress, law: xr.Dataset, network: xr.Dataset, *fits: xr.Dataset
 ) -> xr.Dataset:
-    """Numbers for how well the linear model describes the networks, over ``model`` and ``learning_rate``.
+    """Measures of how well the linear model describes the networks, over ``model`` and ``learning_rate``.
 
     - ``r_squared``: share of the class means' increments that the fitted rates explain in networks they were not fitted to;
       ``r_squared_common``, with ``_se``: the same for the movement that the networks have in common.

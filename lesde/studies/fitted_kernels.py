@@ -32,10 +32,10 @@ def draw_kernels(
 ) -> Kernels:
     """The kernel fitted to all networks of one learning rate, then one fitted to each resample of them.
 
-    ``weights (draw, replicate)`` says how often each network is in a resample, over their number R. Resamples vary by (R−1)/R
-    of what they should, so their distances from the fit are stretched accordingly. Where the average class means hardly
-    determine a rate (in the L-model the contrasts of scores, if all classes are alike), a resample may determine it worse
-    than all networks do: the draws then vary more than the fit.
+    ``weights (draw, replicate)`` are the counts of each network in a resample, divided by their number R. The variance
+    of resamples is too small by the factor (R−1)/R, so their distances from the fit are stretched accordingly. Where
+    the average class means hardly determine a rate (in the L-model the contrasts of scores, if all classes are alike),
+    a resample may determine it worse than all networks do: the draws then vary more than the fit.
     """
     x = paths["features"].transpose("replicate", "time", "sample", "feature").values.astype(float)
     R, K = len(x), len(counts)
@@ -89,7 +89,7 @@ def average_kernels(kernels: list[Kernels]) -> Kernels:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """S with S Sᵀ the covariance; a draw may leave the non-negative matrices, and is taken back to them."""
+    """S with S Sᵀ the covariance; a draw that is not a non-negative matrix is replaced by the nearest one."""
     values, vectors = np.linalg.eigh(covariance)
     return vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
 
@@ -104,8 +104,8 @@ def _growth(within: np.ndarray, times: np.ndarray, spread: str) -> np.ndarray:
         slope = np.maximum(grown @ elapsed / (elapsed @ elapsed), 0.0)
         each = slope[:, None, None, None] * np.eye(p)
         return np.broadcast_to(each, (len(slope), len(width), p, p))
-    # The noise of the LE-SDE only adds. What the networks take back is made up for later, so that
-    # the covariance is theirs wherever it can be.
+    # The noise of the LE-SDE can only increase the covariance. A decrease in the networks is offset against
+    # later increases, so that the covariance matches theirs wherever possible.
     reached, rates = within[:, 0].copy(), []
     for j, dt in enumerate(width):
         values, vectors = np.linalg.eigh(within[:, j + 1] - reached)
@@ -127,10 +127,11 @@ def frames_of_kernels(
     """Features (draw, replicate, sample, feature) of the discrete process at each saved time.
 
     Every kernel runs from every one of the ``starts (replicate, sample, feature)``, sorted by class; ``iterations`` are those
-    done at the saved times. A path that overflows goes on as inf or NaN.
+    done at the saved times. A path that overflows continues as inf or NaN.
 
-    One iteration draws a sample, whose kick is common to a class, and gives every sample noise of its own. Of the latter
-    only that of the drawn sample is needed before the next saved time, so it is brought up to date when it is drawn.
+    One iteration draws a sample, whose kick is common to a class, and adds independent noise to every sample. Of the
+    latter only that of the drawn sample is needed before the next saved time, so it is brought up to date when it is
+    drawn.
     """
     B, R, (N, p), K = len(kernels.alpha), len(starts), starts.shape[1:], len(counts)
     maps, eye, lanes = Transforms(transform), np.eye(K), torch.arange(B * R)

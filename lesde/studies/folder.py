@@ -1,4 +1,4 @@
-"""The folder of a study: one run at a time has it, and replaces only what the study itself wrote."""
+"""The folder of a study: used by one run at a time, which replaces only what the study itself wrote."""
 
 from __future__ import annotations
 
@@ -36,23 +36,12 @@ EVERYTHING = ("report.md", "data/*", "figures/*")
 
 
 class StudyFolder:
-    """A folder for data, figures and report that a run of a study has for itself.
+    """A folder for the data, figures and report of one study, such as ``kind="demo"``.
 
-    Of every file that is written, ``.lesde-study.json`` notes a digest beforehand: a file that it does not list, or that was
-    changed since, is somebody else's and is never replaced. Stores say themselves whose they are.
-
-    Parameters
-    ----------
-    path : path
-    kind : str
-        The study, such as "demo".
-    settings : BaseModel
-    free : sequence of str
-        Settings that may differ between two runs in the folder, as they do not decide what is trained.
-    file : str
-        Where in the folder the other settings are kept.
-    writes : sequence of str
-        Patterns of what the run will write, which are looked at before anything is computed.
+    A digest of every file is noted in ``.lesde-study.json`` before it is written: a file that is not listed there, or
+    has changed since, belongs to somebody else and is never replaced. Stores record their own study. The settings are
+    kept in ``file``, except those in ``free``, which may differ between runs as they do not affect what is trained.
+    ``writes`` are patterns of the files to be written, which are checked before anything is computed.
     """
 
     def __init__(
@@ -74,12 +63,12 @@ class StudyFolder:
 
     @contextmanager
     def taken(self) -> Iterator[StudyFolder]:
-        """Have the folder for as long as this lasts.
+        """Hold the folder for as long as the block runs.
 
         Raises
         ------
         ValueError
-            Where another run has it, or what the study is to write stands there and is not its own.
+            Where another run holds it, or foreign files stand where the study is to write.
         """
         self._check()
         made = make_parents(self.path / _LOCK)
@@ -102,7 +91,7 @@ class StudyFolder:
                 recover(folder)
             self._check()
             if not self._settings_file.exists():
-                # Where there are no locks: of two runs at once that both find none, one fails here.
+                # Without locks: if two runs at once both find none, one of them fails here.
                 held = json.loads(self.study)
                 Target(self._settings_file, "--out").put(lambda new: _write_json(new, held))
             yield self
@@ -163,7 +152,7 @@ class StudyFolder:
             )
 
     def _check_one(self, path: Path) -> None:
-        """Refuse to replace what is not this study's."""
+        """Refuse to replace files that are not this study's."""
         if not path.exists() or path == self._settings_file:
             return
         kind, files = self._held()
@@ -181,7 +170,7 @@ class StudyFolder:
             )
 
     def _held(self) -> tuple[str, dict[str, list[str]]]:
-        """Which study noted its files, and the digests of each."""
+        """The study that recorded its files, and the digests of each."""
         try:
             held = json.loads((self.path / _FILES).read_text(encoding="utf-8"))
             return str(held["kind"]), dict(held["files"])

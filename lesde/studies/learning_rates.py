@@ -48,14 +48,14 @@ HUGE = 1e100
 
 
 class LearningRateExperiment(NamedTuple):
-    """What `learning_rate_experiment` returns.
+    """Result of `learning_rate_experiment`.
 
     Attributes
     ----------
     logits, penultimate : xarray.Dataset
         Recorded features of the probe images, as :func:`lesde.networks.record_ensemble` makes them.
     comparison : xarray.Dataset
-        As :func:`compare_learning_rates` makes of the logits.
+        Result of :func:`compare_learning_rates` for the logits.
     """
 
     logits: xr.Dataset
@@ -99,7 +99,7 @@ def learning_rate_experiment(
     start, draws, spread, confidence
         As for :func:`compare_learning_rates`.
     saved_times : int, default 24
-        Recordings, denser early; those before ``start`` only show the networks.
+        Recordings, denser early; those before ``start`` are used only to show the networks.
     seed : int, default 0
         Of all randomness.
     progress : bool or callable, default False
@@ -151,15 +151,15 @@ def compare_learning_rates(
 ) -> xr.Dataset:
     """NC1 and NC2 of recorded paths at each learning rate, beside what the fitted LE-SDE predicts for them.
 
-    The kernel and the noise are fitted to the first half of the replicates. From the recorded state of
-    each of the others at ``start`` the discrete process with that kernel runs, at the learning rate of the paths.
+    The kernel and the noise are fitted to the first half of the replicates. The discrete process with that kernel then
+    runs from the recorded state of each of the others at ``start``, at the learning rate of the paths.
 
     Parameters
     ----------
     paths : xarray.Dataset
         ``features`` with dimensions ``learning_rate`` (at least 2), ``replicate`` (at least 8), ``time``, ``sample``,
-        ``feature``; coordinates ``time``, ``label(sample)`` and ``iteration(learning_rate, time)``, as of
-        :func:`lesde.networks.record_ensemble` and of `lesde.simulate` with ``engine="sgd"``.
+        ``feature``; coordinates ``time``, ``label(sample)`` and ``iteration(learning_rate, time)``, as from
+        :func:`lesde.networks.record_ensemble` and from `lesde.simulate` with ``engine="sgd"``.
     start : float, optional
         Time from which the kernel is fitted and the model runs. Default: the first recorded.
     at : float, optional
@@ -167,8 +167,8 @@ def compare_learning_rates(
     transforms : {"identity", "logits"} or sequence of them, optional
         Models to fit. Default: both, "identity" alone unless there is a feature for every class.
     spread : {"covariance", "constant"}, default "covariance"
-        Noise of a sample. "covariance": that with which the pooled covariance within classes of the networks
-        grows, interval by interval, wherever it does. "constant": one number, σ of the LE-SDE as published.
+        Noise of a sample. "covariance": the growth of the networks' pooled covariance within classes in each
+        interval, where it grows. "constant": one number, σ of the LE-SDE as published.
     draws : int, default 40
         Kernels fitted to resamples of the networks, each of which runs once from every start.
     confidence : float, default 0.95
@@ -181,23 +181,24 @@ def compare_learning_rates(
     xarray.Dataset
         Dimensions ``model``, ``kernel``, ``quantity``, ``metric`` and ``learning_rate`` (increasing).
 
-        - ``model``: "I-model" or "L-model". Attribute ``preferred``: that which predicts the held-out networks better over the
-          whole path, by the smaller mean of ``log_error (model, learning_rate)`` over the learning rates at which no model diverges; before that, the
-          one that diverges at fewer.
-        - ``log_error (model, learning_rate)``: root of the mean square of log(network/predicted) over metrics and times, with
-          the kernel of the same rate. ``r_squared_common (model, learning_rate)``: of the movement from one time to the next that
-          fitted networks have in common, the share that the fit explains; errors that add up along the path are not in it.
-        - ``kernel``: fitted at "the same rate", or the mean over "the other rates" (weighted by precision), so that nothing
-          at the predicted learning rate is used but the start. In the LE-SDE the kernel is a function of t alone.
+        - ``model``: "I-model" or "L-model". Attribute ``preferred``: the one that diverges at fewer learning rates, and
+          among equals the one that predicts the held-out networks better over the whole path, by the smaller mean of
+          ``log_error (model, learning_rate)`` over the learning rates at which no model diverges.
+        - ``log_error (model, learning_rate)``: root of the mean square of log(network/predicted) over metrics and
+          times, with the kernel of the same rate. ``r_squared_common (model, learning_rate)``: the share that the fit
+          explains of the movement from one time to the next that fitted networks have in common; it leaves out errors
+          that add up along the path.
+        - ``kernel``: fitted at "the same rate", or the mean over "the other rates" (weighted by precision), so that
+          only the start is used at the predicted learning rate. In the LE-SDE the kernel is a function of t alone.
         - ``quantity``: "value", the geometric mean over replicates at ``at``; "rate", the mean of their rates of exponential
-          decay from ``start`` to ``at`` per unit of time, as of `lesde.convergence`.
+          decay from ``start`` to ``at`` per unit of time, as from `lesde.convergence`.
         - ``network``, ``network_lower``, ``network_upper (quantity, metric, learning_rate)``: of the predicted replicates,
           with the t interval over them.
         - ``predicted``, ``predicted_lower``, ``predicted_upper (model, kernel, …)``: the model's, with the interval in which it puts
           ``network``, a mean over so many replicates. NaN where a path diverges.
         - ``inside (model, kernel, …)``: whether ``network`` is in that interval. ``range_lowest``, ``range_highest``: the longest
           unbroken range of learning rates where it is, NaN where there is none. ``statement``: the same in words, with
-          what is missed by how much; attribute ``statement`` holds all of them.
+          the size of each miss; attribute ``statement`` holds all of them.
         - ``network_path (metric, learning_rate, time)``, ``predicted_path (model, kernel, …)``: geometric means over time from
           ``start`` to ``at``, each with ``_lower`` and ``_upper``.
 
@@ -208,16 +209,15 @@ def compare_learning_rates(
 
     Notes
     -----
-    **Interval.** Each draw gives one mean over the replicates, of a kernel fitted to a resample of the networks. Their scatter
-    holds the uncertainty of kernel and noise and the randomness of the predicted replicates. Limits are those of Student's
-    t on the logarithm of a value, with R − 1 degrees of freedom for R fitted replicates. They are for one learning
-    rate at a time: where the LE-SDE is true, 1 in 20 lies outside a 95 % interval by chance, and the fits at one learning rate
-    and replicates with the same number at several may share chance. Where the networks' averages hardly determine a
-    rate, the intervals are wider than they need be.
+    **Interval.** Each draw gives one mean over the replicates, of a kernel fitted to a resample of the
+    networks. Their scatter reflects the uncertainty of kernel and noise and the randomness of the predicted replicates.
+    Limits are those of Student's t on the logarithm of a value, with R − 1 degrees of freedom for R fitted replicates.
+    They are for one learning rate at a time: where the LE-SDE is true, 1 in 20 lies outside a 95 % interval by chance,
+    and the results of one fit, or of replicates with the same number at several learning rates, may be correlated.
+    Where the networks' averages hardly determine a rate, the intervals are wider than they need be.
 
-    **Learning rate.** The LE-SDE itself does not know the learning rate. What depends on it in the model is the noise of
-    drawing samples, so it is the discrete process that runs: at every iteration one sample is drawn and moves all others,
-    as with ``engine="sgd"``.
+    **Learning rate.** The LE-SDE itself does not depend on the learning rate; only the noise of drawing samples does.
+    So the discrete process runs: at every iteration one sample is drawn and moves all others, as with ``engine="sgd"``.
 
     Examples
     --------
@@ -293,7 +293,7 @@ def compare_learning_rates(
 
 
 def whole_errors(result: xr.Dataset) -> dict[str, tuple[int, float]]:
-    """Of each model, at how many learning rates it diverges, and the mean ``log_error`` over those at which none does."""
+    """For each model, the number of learning rates at which it diverges, and its mean ``log_error`` where none does."""
     error = result["log_error"].transpose("model", "learning_rate").values
     fine = np.isfinite(error)
     common = fine.all(0)
@@ -523,7 +523,7 @@ def _range_words(cell: xr.Dataset, run: tuple[int, int] | None) -> str:
     stretch = f"at h = {h[low]:g}" if low == high else f"from h = {h[low]:g} to {h[high]:g}"
     others = [f"{v:g}" for i, v in enumerate(h) if inside[i] and not low <= i <= high]
     also = f", and at {', '.join(others)}" if others else ""
-    # The widest interval is given, since one that allows anything says nothing.
+    # The widest interval is given, since a very wide one is no evidence.
     upper, predicted = (cell[name].values[inside] for name in ("predicted_upper", "predicted"))
     width = (
         f"within a factor of {(upper / predicted).max():.2f} of the prediction"

@@ -29,7 +29,7 @@ def run(config: RateConfig, out: str | Path) -> Path:
     config : RateConfig
     out : path
         Folder; ``data`` (Zarr, and the table as CSV), ``figures`` (PNG and PDF), ``report.md``. What an
-        earlier run with the same settings stored is read back; training goes on learning rate by learning rate.
+        earlier run with the same settings stored is read back; training continues learning rate by learning rate.
 
     Returns
     -------

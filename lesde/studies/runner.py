@@ -3,7 +3,7 @@
 A **cell** is a dataset: the cells it is made from, a function that makes it, and the store that keeps it. A **section** of the report is
 a function of datasets that draws figures and returns what the text needs, and a block of its name in the template. The runner computes
 what a section needs and what is not stored yet, shows progress, and rewrites the report after every section, so that an
-interrupt leaves whole stores and a readable report, and the next run in the folder goes on from there.
+interrupt leaves complete stores and a readable report, and the next run in the folder continues from there.
 
     with StudyFolder(out, "mine", settings).taken() as folder:
         return Runner(folder, cells).report(template, sections)
@@ -56,13 +56,13 @@ class Cell:
     cost: float = 1.0
     """Its share of that bar."""
     words: str = ""
-    """What a log says is stored, where no terminal shows the bar."""
+    """Name of the data in the log, where no terminal shows the bar."""
     trained: bool = False
     """For data of trainings: no number may be missing, all runs in the folder share them, and they are not held in memory."""
     check: Callable[[xr.Dataset], str] = lambda _: ""
-    """Says what is wrong with a stored training, if anything is."""
+    """Returns what is wrong with a stored training, if anything is."""
     kept: bool = True
-    """False for what is quickly made again, such as the datasets of several cells joined."""
+    """False for data that are quickly made again, such as the datasets of several cells joined."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ class Section:
 
 
 class Page:
-    """Saves what a section draws and lists."""
+    """Saves the figures and tables of a section."""
 
     def __init__(self, folder: StudyFolder):
         self.folder = folder
@@ -128,7 +128,7 @@ class Runner:
         return [cell for cell in self.cells if cell.kept and missing.intersection(cell.names)]
 
     def compute(self, names: Sequence[str] | None = None) -> None:
-        """Compute and store what is missing for these names."""
+        """Compute and store the missing cells for these names."""
         for title, group in groupby(self.missing(names), key=lambda cell: cell.title):
             cells = list(group)
             done, total, began = 0.0, sum(cell.cost for cell in cells), time.monotonic()
@@ -233,7 +233,7 @@ class Runner:
         )
 
     def _time(self, name: str) -> int:
-        """When a dataset was stored, 0 where it is not."""
+        """Time at which a dataset was stored, 0 where it is not."""
         cell = self._cell_of[name]
         if not cell.kept:
             return max(map(self._time, cell.inputs), default=0)

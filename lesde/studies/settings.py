@@ -69,7 +69,7 @@ class DigitNetworks(StudySettings):
 
 
 class DemoConfig(DigitNetworks):
-    """What ``lesde demo`` does. The defaults take under four minutes on two cores."""
+    """Settings of ``lesde demo``. The defaults take under four minutes on two cores."""
 
     # Recordings that an interval of the fit spans; simulated trajectories from each network's start;
     # times of the analytic prediction.
@@ -82,7 +82,7 @@ RATES = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 
 
 class RateConfig(DigitNetworks):
-    """What ``lesde rates`` does. The defaults take about two minutes."""
+    """Settings of ``lesde rates``. The defaults take about two minutes."""
 
     widths: Annotated[tuple[int, ...], Field(min_length=1)] = (32,)
     learning_rates: Annotated[tuple[float, ...], Field(min_length=2)] = RATES

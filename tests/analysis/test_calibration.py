@@ -233,7 +233,7 @@ def small(kernel=None):
         ),
         (
             TwoLevel("a", "b*max(t - 5, 0)", AB),
-            r"the paths say nothing about b: .*model\.substitute\(b=\.\.\.\)",
+            r"the paths do not determine b: .*model\.substitute\(b=\.\.\.\)",
         ),
     ],
 )

@@ -97,7 +97,7 @@ def test_rates_that_explain_less_than_nothing_are_told():
     share = float(found.r_squared)
     assert share < -1
     (message,) = (m for m in told(early, estimator="averages", tail=False) if "r_squared" in m)
-    assert f"r_squared = {share:.3g}: the rates explain less than nothing" in message
+    assert f"r_squared = {share:.3g}: the rates predict far worse than no motion at all" in message
     assert "from t = 0.25 to 0.5." in message
     assert "paths.sel(time=slice(0.5, None))" in message
     both = xr.concat([early, later, early], "set")

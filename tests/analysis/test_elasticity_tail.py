@@ -100,7 +100,9 @@ def test_no_index_where_elasticity_is_zero():
         lambda t: np.zeros((K, K)), projections("identity", K, K), np.full(K, 20),
         rng.standard_normal((K, K)) + 1, times, 0.5, (10,), rng,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"no tail_index: the rate there cannot be told from zero"):
+    with pytest.warns(
+        UserWarning, match=r"no tail_index: the rate there does not differ significantly from zero"
+    ):
         fit = fit_elasticity(dataset(means, times))
     assert np.isnan(fit.tail_index).all()
     assert np.isnan(fit.tail_index_lower).all()

@@ -73,7 +73,7 @@ def metric(
 
     Notes
     -----
-    The function gets ``frames``, of which `lesde.analysis.collapse.frames.Frames` says what they know, and
+    The function gets ``frames``, a `lesde.analysis.collapse.frames.Frames`, and
     returns a value for each. Lengths are in units of two to the power ``frames.exponent``, which is 0 for
     features between about 1e-50 and 1e50 in size.
 
@@ -81,8 +81,8 @@ def metric(
     -------
     decorator
         Gives a function ``(features, labels) -> ndarray`` for ``features`` of shape (..., sample,
-        feature), or ``(features, labels, weights, bias=None)`` for a classifier's metric; with the
-        keyword ``centers=None`` besides, of shape (..., class, feature), where it has centres.
+        feature), or ``(features, labels, weights, bias=None)`` for a classifier's metric; metrics with
+        centres also have the keyword ``centers=None``, of shape (..., class, feature).
 
     Examples
     --------
@@ -190,14 +190,14 @@ def neural_collapse(
 
     Notes
     -----
-    Definitions, conventions for unbalanced classes and degenerate cases stand with
-    each metric, for example `lesde.analysis.collapse.nc1`. In short: the centre is the mean of
+    The docstring of each metric, for example `lesde.analysis.collapse.nc1`, has its definition, its
+    convention for unbalanced classes and its degenerate cases. In short: the centre is the mean of
     the class means, and ratios are inf where class means coincide. No metric is ever negative.
     Paths that start with every sample at its class mean have NC1 = 0 at the first time.
 
     All metrics are ratios, and the same at every scale that the dtype holds. Class means coincide
-    where they differ by no more than the rounding of the *features*, so that classes each centred to
-    0 have coinciding means whatever rounding left of them.
+    where they differ by no more than the rounding of the *features*: if each class is centred to 0, their
+    means coincide, whatever rounding errors remain.
 
     From statistics the metrics are the same up to rounding: that of the dtype they are stored in,
     times the ratio of the spread in all directions to that along the class means for NC1, and of the

@@ -1,4 +1,4 @@
-"""What the collapse metrics read off a batch of frames: class means, spread, what of both is rounding.
+"""The quantities that collapse metrics take from a batch of frames: class means, spread, and their rounding.
 
 A *frame* is one (sample, feature) array: the features of all samples at one time of one replicate.
 `Frames` holds what follows from the means and variances of its classes. `SampleFrames` takes these
@@ -106,7 +106,7 @@ class Frames(ABC):
 
     @cached_property
     def rounding(self) -> np.ndarray:
-        """Square of what a class mean is off by for its sum, (F, K, p): up to n roundings of n numbers.
+        """Squared error of a class mean from summation, (F, K, p): up to n roundings of n numbers.
 
         In proportion to the *features*, not to their means, which may cancel.
         """
@@ -161,7 +161,7 @@ class Frames(ABC):
 
         A column is zero where s_j is not above the rounding of the means: the pseudo-inverse.
         Rounding that is independent from mean to mean and feature to feature has singular values up
-        to √K + √p times that of one number, √K times of which the noise along a direction holds.
+        to √K + √p times that of one number; the noise along a direction includes √K times it.
         """
         _, s, vt = np.linalg.svd(self.centred, full_matrices=False)
         rank = min(self.n_classes - 1, self.n_features)
@@ -381,5 +381,5 @@ class StatisticsFrames(Frames):
             refuse_not_finite("paths.within", self._within, self._batch)
         within = np.ldexp(within, -2 * self.exponent[:, None, None, None])
         along = np.einsum("fkpr,fpr->fk", within @ axes[:, None], axes)
-        # a covariance without spread along these axes may come out below 0 by its rounding
+        # rounding may make a covariance without spread along these axes slightly negative
         return np.maximum(along, 0.0) @ self.counts

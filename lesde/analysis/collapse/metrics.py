@@ -38,8 +38,8 @@ def nc1(frames: Frames) -> np.ndarray:
     Singular values are kept up to rank min(K−1, p) and while they are above the rounding of the
     class means along v_j. A mean of n_k samples is taken to be off, in each feature, by 4ε + max(n_k,
     p)·2.2e-16 of the root mean square of that feature in the class, with ε that of the precision the
-    features were stored in: the layer that computed them rounded as well as the store. Over K means
-    and p features √K(1 + √(p/K)) times that is the most that independent rounding reaches.
+    features were stored in: both the layer that computed them and the store rounded them. Over K means
+    and p features independent rounding adds up to at most √K(1 + √(p/K)) times that.
     Directions below are dropped, as in the pseudo-inverse: scatter there does not count. A spread
     within the rounding of the sums (ε left out) counts as 0. Where all class means coincide within
     their rounding the value is inf (NaN when there is no scatter either).

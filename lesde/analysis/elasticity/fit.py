@@ -1,4 +1,4 @@
-"""Elasticity from paths: `fit_elasticity`, the kernel that best explains how class means move."""
+"""Elasticity from paths: `fit_elasticity`, the kernel that best explains the motion of class means."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def fit_elasticity(
     confidence : float, default 0.95
         Level of all intervals.
     smoothing : {"reml"} or None, default "reml"
-        How ``alpha``, ``beta``, ``E`` are made of the raw rates, one an interval: a smoothing spline over the number of the
-        interval, averaged over its amount by restricted likelihood, with bands that include its bias on average over
-        the curve; or the raw rates themselves (also for fewer than 5 intervals). Integrals and tail indices
-        never use smoothed rates.
+        How ``alpha``, ``beta``, ``E`` are computed from the raw rates, one per interval. "reml": a smoothing spline
+        over the number of the interval, averaged over the amount of smoothing by restricted likelihood, with bands that
+        include its bias on average over the curve. None, or fewer than 5 intervals: the raw rates themselves. Integrals
+        and tail indices never use smoothed rates.
     tail : float, (float, float) or False, optional
         First time, or first and last, of the window for tail indices; False leaves them out. Default: from √(t₁ t_T) to the last
         time t_T, t₁ the first positive time: the second half in log t.
     tail_offset : float, optional
-        s of the tail (t + s)^−r: 0 for a pure power of time, 1 for 1/(1+t)^r. Default: left to the data, between 0 and the last time
-        of the window. The index is then that of the offset that fits best, where by Akaike's criterion it fits
-        better than none; its limits are those over all offsets that the data allow, inf where they set none.
+        s of the tail (t + s)^−r: 0 for a pure power of time, 1 for 1/(1+t)^r. Default: fitted, between 0 and the last
+        time of the window. The index is then that of the best offset, if by Akaike's criterion it fits better than no
+        offset; its limits are those over all offsets that the data allow, inf where the data do not bound them.
     scheme : {"auto", "exponential", "discrete"}, default "auto"
         Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m steps of
         SGD or of Euler's scheme. ``"auto"`` is discrete where ``paths`` has the coordinate ``iteration``, or attributes
@@ -73,19 +73,19 @@ def fit_elasticity(
         equation at learning rate h are 1 + x − (h m/2Δ) x². Taking exp for such paths makes rates too small by the relative
         amount ½·step·(growth rate); use it where the times were changed after an integration.
     errors : {"auto", "replicate", "model"}, default "auto"
-        ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of
-        freedom: the effective number of replicates less one, fewer where some carry most of the information). It needs nothing but independent replicates:
-        noise may differ between classes, be correlated over classes (sampling noise of SGD) and over time. ``"model"``:
-        noise σ²/n_k per unit time, independent over classes, features and intervals, as in the LE-SDE, with quantiles of
-        Student's t for the residual degrees of freedom of each interval; with none left, errors are inf. ``"auto"``:
-        ``"replicate"`` from 8 replicates on.
+        ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of freedom: the effective
+        number of replicates less one, fewer where some carry most of the information). It assumes only that replicates
+        are independent: noise may differ between classes, and be correlated over classes (sampling noise of SGD) and
+        time. ``"model"``: noise σ²/n_k per unit time, independent over classes, features and intervals, as in the
+        LE-SDE, with quantiles of Student's t for the residual degrees of freedom of each interval; with none left,
+        errors are inf. ``"auto"``: ``"replicate"`` from 8 replicates on.
     estimator : {"likelihood", "averages"}, default "likelihood"
-        ``"likelihood"``: every replicate is a path of the LE-SDE, the best use of the data where that is so. ``"averages"``: class
-        means are averaged over replicates first, as Zhang, Wang and Su do, and errors are those of the jackknife over
-        replicates, which also takes off the bias of rates that noise in the averages makes (of order 1/R, and by at most half a
-        standard error). For recorded networks, where noise is pulled back by the non-linear dynamics, which a fit to single
-        networks takes for elasticity, and for class means of few samples, as `lesde.networks.drawn_means` gives. Needs replicates
-        with the same expected means.
+        ``"likelihood"``: every replicate is taken for a path of the LE-SDE, which uses the data best if it is one.
+        ``"averages"``: class means are averaged over replicates first, as Zhang, Wang and Su do. Errors are then those
+        of the jackknife over replicates, which also removes the bias of the rates due to noise in the averages (of
+        order 1/R; at most half a standard error is removed). Use it for recorded networks, whose non-linear dynamics
+        pull noise back, which a fit to single networks mistakes for elasticity, and for class means of few samples,
+        such as those of `lesde.networks.drawn_means`. It needs replicates with the same expected means.
 
     Returns
     -------
@@ -97,25 +97,27 @@ def fit_elasticity(
         - ``A``, ``B``, ``A_minus_B (time)``: integrals from the first saved time, never smoothed.
         - ``alpha``, ``beta``, ``alpha_minus_beta (interval)``: smoothed rates; ``alpha_raw``, … are the
           raw ones, averages of the rate over each interval.
-        - ``tail_index (level)``: r of the rate ~ (t + s)^{−r}, from the increments of the integral; where s is left to the data
-          ``_se`` is half the interval over the quantile. ``tail_offset (level)``: s, without errors; ``tail_offset_weight (level)``:
-          Akaike weight of an offset against none, where it is left to the data; ``log_slope_index (level)``: 1 − d log|A|/d log t.
-          ``level`` is ``alpha``, ``beta`` or ``alpha_minus_beta``.
+        - ``tail_index (level)``: r of the rate ~ (t + s)^{−r}, from the increments of the integral; where s is fitted
+          ``_se`` is half the interval over the quantile. ``tail_offset (level)``: s, without errors;
+          ``tail_offset_weight (level)``: Akaike weight of an offset against none, where it is fitted; ``log_slope_index
+          (level)``: 1 − d log|A|/d log t. ``level`` is ``alpha``, ``beta`` or ``alpha_minus_beta``.
         - with ``kernel="matrix"``: ``E``, ``E_raw (interval, class, class_)``, ``E_integral (time, class, class_)`` and tail indices
           ``(class, class_)``; first the class moved, then the class drawn.
 
         and without errors:
 
         - ``residual_scale``, ``residual_scale_interval (interval)``: σ̂ of a sample, per √time.
-        - ``r_squared``, ``r_squared_interval (interval)``: share of Σ n_k|ΔX̄^k|² that the fitted rates explain in replicates they
-          were not fitted to (each is predicted with the rates of the others), NaN for one replicate. At most 1; not above 0
-          where the model predicts no better than "nothing moves". Noise counts against it. Far below 0 rates are noise: see Notes.
-        - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates have in common,
-          with noise and the fit's own use of it taken off: 1 in expectation where the model is right, however large the noise. It
-          looks one interval ahead from the observed means: errors that add up along a path are not in it, so a value near 1
-          does not say that a simulation with these rates stays with the paths. With ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them
-          per interval). It needs replicates whose class means move alike (the same start, or logits of
-          networks); where they have nothing in common it is a ratio of noises, with an error to match, or NaN.
+        - ``r_squared``, ``r_squared_interval (interval)``: share of Σ n_k|ΔX̄^k|² that the fitted rates explain in
+          replicates they were not fitted to (each is predicted with the rates of the others), NaN for one replicate. At
+          most 1; not above 0 where the model predicts no better than "nothing moves". Noise counts against it. Far
+          below 0 the rates are noise: see Notes.
+        - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates
+          have in common, corrected for noise and for overfitting to it: 1 in expectation where the model is right,
+          however large the noise. It looks one interval ahead from the observed means and leaves out errors that add up
+          along a path, so with a value near 1 a simulation with these rates may still drift away from the paths. With
+          ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them per interval). It needs replicates
+          whose class means move alike (the same start, or logits of networks); where they have nothing in common it is
+          a ratio of noises with a large error, or NaN.
         - ``r_squared_in_sample``, ``r_squared_in_sample_interval``: the same without leaving a replicate out.
         - ``identified (interval[, level or class, class_])``: whether the data determine the raw rate.
 
@@ -126,7 +128,7 @@ def fit_elasticity(
     UserWarning
         When a rate is not identified in some interval (its standard error is inf there, and that of its integral from there
         on), when no tail index can be given (NaN), when ``r_squared`` is below −1 in some group,
-        when standard errors rest on the model because replicates are few,
+        when standard errors rely on the model because replicates are few,
         when ``transform`` is not that of the recorded model, and when that has a kernel that depends on the features.
 
     Raises
@@ -140,17 +142,17 @@ def fit_elasticity(
     the grand mean is near zero β (and α) are poorly determined alone, and their standard errors say so;
     α − β, on which separation depends, is not affected.
 
-    Rates are relative to class means. Before the classes stand apart, as at the start of training, their means are hardly
-    known relative to their noise, rates are noise too (``r_squared`` far below 0), and integrals carry it along. Leave out
-    those times: ``paths.sel(time=slice(t, None))``.
+    Rates are relative to class means. Before the classes stand apart, as at the start of training, their means are
+    small compared with their noise. The rates are then noise too (``r_squared`` far below 0), and so are all integrals
+    from such a start. Leave out those times: ``paths.sel(time=slice(t, None))``.
 
     E varying within an interval biases the rates by the order of the squared interval (not at all for
     balanced classes with H = I, where the transitions commute). Errors ``"model"`` take the noise to be
     the same in all directions, which holds while growth within one interval is small.
 
-    A tail index needs a rate that can be told from zero over the window at ``confidence``. ``log_slope_index`` is the
-    definition of Zhang, Wang and Su; it is at most 1 for a positive rate, and approaches r slowly. Use
-    ``tail_index`` to decide whether r < 1.
+    A tail index needs a rate that differs significantly from zero over the window, at ``confidence``.
+    ``log_slope_index`` is the definition of Zhang, Wang and Su; it is at most 1 for a positive rate, and approaches r
+    slowly. Use ``tail_index`` to decide whether r < 1.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""From a fit back to a kernel, so that what was fitted can be simulated and compared."""
+"""From a fit back to a kernel, which can be simulated and compared with the data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StepFunction:
 def fitted_kernel(
     fit: xr.Dataset, learning_rate: float | None = None, *, smooth: bool = False
 ) -> Kernel:
-    """The kernel that a fit found, piecewise constant in time.
+    """The fitted kernel, piecewise constant in time.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def fitted_kernel(
     -------
     TwoLevel or ClassMatrix
         Its strengths are step functions of t, right-continuous at saved times, that print and compare by their edges and
-        values. They are defined from the first saved time to the last and raise ValueError elsewhere: a fit says nothing
-        about other times.
+        values. They are defined from the first saved time to the last and raise ValueError elsewhere, as a fit does not
+        cover other times.
 
     Raises
     ------

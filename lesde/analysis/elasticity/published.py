@@ -1,7 +1,7 @@
 """The published estimators of A and B: logarithms of ratios of features or class means.
 
-They are here to be compared with: at the noise of real networks the first class means, to which every
-ratio is taken, rest on a few draws each, so their noise stays in A and B at all times.
+They serve as a baseline: at the noise of real networks the first class means, the denominators of all ratios, are
+averages of a few draws each, so their noise stays in A and B at all times.
 
 References
 ----------
@@ -50,9 +50,9 @@ def log_ratio_elasticity(paths: xr.Dataset, transform: str | None = None) -> xr.
     Returns
     -------
     xarray.Dataset
-        ``A``, ``B (…, time)``, averaged over replicates, over the dimensions of the features other than replicate, sample and feature;
-        ``dropped (…, time)``: the share of ratios that are not positive and finite and so were left out; ``used (…, time)``: how
-        many were averaged. NaN where none is left.
+        ``A``, ``B (…, time)``, averaged over replicates, over the dimensions of the features other than replicate,
+        sample and feature; ``dropped (…, time)``: the share of ratios that are not positive and finite and so were left
+        out; ``used (…, time)``: the number averaged. NaN where none is left.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""What paths record of how they were made, as far as class means alone do not determine it.
+"""Reads from the attributes of paths how they were made, as far as class means do not determine it.
 
-The transform H, the steps of an integration, and whether the strength depended on the features.
+That is the transform H, the steps of an integration, and whether the strength depended on the features.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def warn_of_features(paths: xr.Dataset) -> None:
         if FeatureKernel(kernel["strength"]).class_kernel is not None:
             return
     except (KeyError, TypeError, ValueError):
-        pass  # it cannot be read again, so nothing says that it is a kernel of classes
+        pass  # it cannot be read back, so it may not be a kernel of classes
     warnings.warn(
         "these paths were made by a model with a FeatureKernel, whose strength depends on the features: "
         "their class means do not obey the linear law that is fitted. α, β or E are then those of the "

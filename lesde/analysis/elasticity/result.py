@@ -22,7 +22,7 @@ TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
 RATES = ["alpha", "beta", "alpha_minus_beta"]
 INTEGRALS = ["A", "B", "A_minus_B"]
 FAR_OFF = -1.0
-"""r_squared below which rates predict so badly that they say nothing: twice as far off as "nothing moves"."""
+"""r_squared below which rates are noise: they predict twice as badly as "nothing moves"."""
 
 Total = Callable[[np.ndarray], np.ndarray]
 """Sums over intervals, axis 1: all, none or cumulative."""
@@ -31,7 +31,7 @@ Total = Callable[[np.ndarray], np.ndarray]
 def pooled_noise(
     noise: np.ndarray, unit: np.ndarray, freedom: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Noise of each interval drawn toward that of all, as far as their scatter is that of estimates.
+    """Noise of each interval shrunk toward that of all, as far as their scatter is estimation error.
 
     Weights made of few degrees of freedom would favour the intervals whose noise happened to come out small. log σ̂²
     with ν degrees of freedom has bias ψ(ν/2) − log(ν/2) and variance ψ′(ν/2); what it varies more is kept (Stein's
@@ -67,8 +67,8 @@ def _share(left: np.ndarray, moved: np.ndarray) -> np.ndarray:
 class ElasticityResult:
     """Puts estimates and their errors into ``dataset``, one kind of quantity at a time.
 
-    Arrays have the axes (group, interval, functional), with the replicate before the functional. What has to be said of the
-    data is collected in ``notes``.
+    Arrays have the axes (group, interval, functional), with the replicate before the functional. Warnings about the
+    data are collected in ``notes``.
     """
 
     def __init__(
@@ -346,7 +346,7 @@ class ElasticityResult:
         )
 
     def _note_noise(self, left: np.ndarray, moved: np.ndarray, relative: np.ndarray) -> None:
-        """Note where the rates of some group predict far worse than that nothing moves."""
+        """Note where the rates of some group predict far worse than no motion at all."""
         share = _share(left, moved)
         bad = int((share < FAR_OFF).sum())
         if not bad:
@@ -359,8 +359,8 @@ class ElasticityResult:
         later = "t" if end == times[-1] else f"{end:g}"
         of = f" at worst, below {FAR_OFF:g} in {bad} of {len(share)} fits" * (len(share) > 1)
         self.notes.append(
-            f"r_squared = {share[g]:.3g}{of}: the rates explain less than nothing by far, most of it from "
-            f"t = {start:g} to {end:g}. Rates are relative to class means; where these are hardly known, as before "
-            f"the classes stand apart at the start of training, they are noise. Leave those times out, such as "
+            f"r_squared = {share[g]:.3g}{of}: the rates predict far worse than no motion at all, mostly from "
+            f"t = {start:g} to {end:g}. Rates are relative to class means; where these are small compared with "
+            f"their noise, as before the classes stand apart, rates are noise. Leave those times out, for example with "
             f"paths.sel(time=slice({later}, None))."
         )

@@ -1,4 +1,4 @@
-"""Smooth rates from noisy ones: a penalised least-squares smoother, averaged over its amount."""
+"""Smooth rates from noisy ones: a penalised least-squares smoother, averaged over the amount of smoothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MINIMUM_INTERVALS = 5
 ORDER = 2
 # log λ from raw rates, relative to the least precision, to nearly a straight line, relative to the greatest (n
 # intervals, order 2: λ ~ n⁴). Further up all curves are lines and equally likely: weight there would hide curvature
-# that is weaker than the noise, and bands would cover less than they say.
+# that is weaker than the noise, and bands would cover less than stated.
 LEAST, MOST = -8.0, -8.0
 COARSE, POINTS = 2.0, 13
 """Distance of points over all of that, and number of points over where the weight is found to be."""

@@ -1,14 +1,14 @@
-"""Tail indices: how fast elasticity dies out.
+"""Tail indices: the speed at which elasticity dies out.
 
 α ~ t^{−r}. With r < 1 its integral A grows without bound and the classes separate; with r > 1 it does
 not. Two estimates, both by generalised least squares over a tail window:
 
 * from the increments of A, fitted by those of a power law, ΔA_i = c ∫ (t + s)^{−r} dt over interval i. It is
   consistent for every r, and for a rate of either sign. The offset s of the clock may be given or
-  left to the data; over a window of a decade a wrong one moves r by as much as s/t there;
+  fitted; over a window of a decade a wrong one moves r by as much as s/t there;
 * the slope of logarithms r = 1 − d log A / d log t of Zhang, Wang, Su (NeurIPS 2021, arXiv
   2110.05960). An A that only grows has a slope of at least 0, so this one never passes 1, and it
-  approaches r slowly because A remembers what came before the window.
+  approaches r slowly because A includes the time before the window.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OFFSETS = 17
 
 @dataclass(frozen=True)
 class TailEstimate:
-    """A tail index and what its variance is made of."""
+    """A tail index, with the weights of its variance."""
 
     index: float  # r, NaN where it cannot be estimated
     weights: np.ndarray  # derivative of r with respect to the increment of A in every interval
@@ -53,7 +53,7 @@ def tail_window(times: np.ndarray, tail: float | tuple[float, float] | None) -> 
 
 
 def _inside(times: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Which intervals are in the window."""
+    """Mask of the intervals in the window."""
     slack = 1e-9 * abs(window[1])
     return (times[:-1] >= window[0] - slack) & (times[1:] <= window[1] + slack) & (times[:-1] > 0)
 
@@ -67,7 +67,7 @@ def _power_integral(start: np.ndarray, end: np.ndarray, index: np.ndarray | floa
 def _highest(
     function: Callable[[float], float], values: np.ndarray, grid: np.ndarray, tolerance: float
 ) -> tuple[float, float]:
-    """Where a function with these values on a grid is highest, at its ends or between, and how high."""
+    """Place and value of the maximum of a function with these values on a grid, at its ends or between."""
     i = int(np.argmax(values))
     low, high = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
     found = minimize_scalar(
@@ -114,7 +114,9 @@ def power_tail(
     gains = gain(grid[:, None], offsets)
     tops = gains.argmax(0)
     if gains.max() < threshold**2:
-        return TailEstimate(np.nan, weights, "the rate there cannot be told from zero")
+        return TailEstimate(
+            np.nan, weights, "the rate there does not differ significantly from zero"
+        )
 
     def best_index(s: float) -> tuple[float, float]:
         """The best index at an offset, and its gain; NaN at the ends of the search."""
@@ -131,7 +133,7 @@ def power_tail(
     index, none = best_index(float(offsets[0]))
     s, most = float(offsets[0]), none
     if offset is None:
-        # Indices of the grid are too far apart to compare offsets by.
+        # Indices of the grid are too far apart to compare offsets.
         profile = np.array([best_index(float(s))[1] for s in offsets])
         best, most = _highest(lambda s: best_index(s)[1], profile, offsets, 1e-6)
         if most - none > 2:  # Akaike's price of a parameter

@@ -5,12 +5,12 @@ through which class means act, and L = G Ψ, where G = Σ_j θ_j O_j is the drif
 motion of z, and Ψ = ∫₀^Δ e^{sN} ds. Class means are weighted by √n_k from here on, so that their noise has one
 size, and so are O and V.
 
-`fit_transitions` takes every replicate for a path of the LE-SDE, the best use of the data where it is one. In a network
-noise and drift are not independent: what noise moved is pulled back by the non-linear dynamics, and a fit to
-single networks takes that for (negative) elasticity. `fit_averages` averages the class means over replicates first,
-which leaves the movement that the networks have in common. Averages of R replicates still hold 1/R of what is noise in
-each, and since noise in the first frame of an interval is gone in its last, the fit takes it for a pull toward zero, of
-order 1/R. The jackknife takes that off.
+`fit_transitions` treats every replicate as a path of the LE-SDE, which uses the data best if it is one. In a network
+noise and drift are not independent: the non-linear dynamics pull back what noise has moved, and a fit to single
+networks mistakes that for (negative) elasticity. `fit_averages` averages the class means over replicates first, which
+leaves the movement that the networks have in common. Averages of R replicates still contain 1/R of the noise variance
+of each. Noise in the first frame of an interval is gone in its last, so the fit mistakes it for a pull toward zero, of
+order 1/R. The jackknife removes that.
 
 References
 ----------
@@ -371,7 +371,7 @@ def _in_common(values: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 
 def _growth(basis: RateBasis, theta: np.ndarray, clock: Clock) -> np.ndarray:
-    """By how much growth within an interval enlarges the noise, on average over directions, (b,)."""
+    """Factor by which growth within an interval enlarges the noise, on average over directions, (b,)."""
     nodes, shares = np.polynomial.legendre.leggauss(3)
     n, total = len(basis.roots), np.zeros(len(theta))
     for x, share in zip((1 + nodes) / 2, shares / 2, strict=True):
@@ -389,9 +389,9 @@ def _delete_one(
     kept: np.ndarray,
     influence: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What changes when one replicate is left out, to first order (one Gauss-Newton step).
+    """Change of the estimates when one replicate is left out, to first order (one Gauss-Newton step).
 
-    θ̂ less θ̂ without the replicate (b, r, q); by how much Σ|e|² of the replicate rises when it is predicted with the
+    θ̂ less θ̂ without the replicate (b, r, q); the rise of Σ|e|² of the replicate when it is predicted with the
     rates of the others (b, r); its part in the variance of functionals with this ``influence`` (b, r, f).
     """
     b, R = zz.shape[:2]
@@ -467,7 +467,7 @@ def fit_averages(
 
 
 def _correction(deleted: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """What the jackknife adds to the rates (g, t, f) against a bias of order 1/R.
+    """Correction that the jackknife adds to the rates (g, t, f) against a bias of order 1/R.
 
     Where it is large against the standard error the bias is not of that order (the first frame is mostly noise), and it
     would add more noise than it removes; so it goes no further than ``LARGEST_CORRECTION``. All functionals of an

@@ -1,1 +1,1 @@
-"""Elasticity measured by what single SGD steps do to the features of others."""
+"""Elasticity measured by the effect of single SGD steps on the features of other samples."""

@@ -127,7 +127,7 @@ class Clusters:
         self._known = bool((self._numbers[1] > 1).all())
         if not self._known:
             warnings.warn(
-                "impact has a class with a single drawn sample, which says nothing of how drawn samples differ, so "
+                "impact has a class with a single drawn sample, so the spread of drawn samples is unknown and "
                 "errors are NaN. Draw at least 2 samples of every class.",
                 UserWarning,
                 stacklevel=3,
@@ -149,7 +149,7 @@ class Clusters:
         return np.sqrt((self.deviations(values) ** 2).sum(0))
 
     def deviations(self, values: np.ndarray) -> np.ndarray:
-        """What each unit adds to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
+        """Contribution of each unit to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
         without = values[1:]
         if not self._known:
             return np.full_like(without, np.nan)

@@ -26,7 +26,7 @@ APART = 1e6
 NEARBY = (0.1, 10.0, 0.01, 100.0)
 """Factors of the starts of a search beside the one asked for."""
 FELT, FAR = 1e-5, 1e3
-"""Share of the strengths that a parameter must move, and how far from its start it then may be all the same."""
+"""Least relative effect on the strengths, required of a parameter beyond this many times its start."""
 
 
 def impact_by_distance(
@@ -137,13 +137,13 @@ def fit_feature_kernel(
     Parameters
     ----------
     strength : xarray.Dataset
-        As `lesde.impact_by_distance` returns, by "r2" or "cosine" of features, at one time: select others away with
+        As `lesde.impact_by_distance` returns, by "r2" or "cosine" of features, at one time: select it with
         ``strength.isel(time=...)``.
     formula : str or sympy.Expr
         In ``r2`` (or ``c``, where ``strength`` is by cosine), ``s``, and the parameters.
     start : mapping of str to float
-        The parameters and where to start their search. It starts also with each of them ten and a hundred times
-        larger and smaller, and the best fit is taken: of formulas that are not linear in them, least squares has several ends.
+        Initial values of the parameters. The search also starts with each of them ten and a hundred times larger and
+        smaller, and the best fit is taken: for formulas that are not linear in them, least squares has several minima.
     confidence : float, default 0.95
 
     Returns
@@ -191,7 +191,7 @@ def fit_feature_kernel(
             f"{len(names)}; it has {int(known.sum())}."
         )
     y, error, x, s = y[known], error[known], x[known], s[known]
-    # A bin of few pairs does not know its own error well enough to be weighted by it.
+    # The error of a bin of few pairs is not known well enough to weight the bin by it.
     root = np.sqrt(weight[known] / weight[known].mean())
 
     def residual(values: np.ndarray) -> np.ndarray:
@@ -241,7 +241,7 @@ def fit_feature_kernel(
 
 
 def _search(residual: Any, begin: np.ndarray) -> Any:
-    """The best of the least-squares fits from several starts that come to an end; None where none does."""
+    """The best of the least-squares fits from several starts that converge; None where none does."""
     starts = [begin]
     for i in np.flatnonzero(begin):
         for factor in NEARBY:

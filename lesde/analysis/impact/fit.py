@@ -1,4 +1,4 @@
-"""Elasticity measured directly: `fit_impact`, from what single SGD steps do to the features."""
+"""Elasticity measured directly: `fit_impact`, from the effect of single SGD steps on the features."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def fit_impact(
         first averaged over the drawn samples of a class and over replicates, Ê_kL = ⟨mean ΔX̄^k, mean u⟩ / (h
         ‖mean u‖²): the coefficient of the drift of the class means, what ``fit_elasticity(...,
         estimator="averages")`` is after. Both are E_kL where the model holds. In a network
-        ``"draws"`` gives less: the scatter of u_J about its mean says little of how a step moves others (or even less where u_J
-        is large, since of such a sample the network is sure), but counts in ‖u_J‖².
+        ``"draws"`` gives smaller values: the scatter of u_J about its mean hardly affects how a step moves others, but
+        counts in ‖u_J‖².
     errors : {"auto", "replicate", "draw"}, default "auto"
         Jackknife over replicates, or over drawn samples (within their class), with quantiles of Student's t. Errors over
-        drawn samples are those for these very networks. ``"auto"``: over replicates from 8 on. Neither counts the
-        choice of the samples that are watched, which all draws share.
+        drawn samples hold for these networks only. ``"auto"``: over replicates from 8 on. Neither includes the
+        choice of the watched samples, which all draws share.
     kernel : {"two-level", "matrix"}, default "two-level"
-        Which of them `lesde.fitted_kernel` makes a kernel of; both are estimated.
+        The one that `lesde.fitted_kernel` turns into a kernel; both are estimated.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def fit_impact(
     missing = sorted(set(range(K)) - set(data.labels.tolist()))
     if missing:
         warnings.warn(
-            f"impact has no drawn sample of class {', '.join(map(str, missing))}: what such a step does is "
+            f"impact has no drawn sample of class {', '.join(map(str, missing))}: the effect of such steps is "
             f"NaN, and α and β are those of the other classes. Draw samples of every class.",
             UserWarning,
             stacklevel=2,
@@ -134,7 +134,7 @@ def fit_impact(
     u, unit = data.drivers(H)
     change = data.array("change", ("draw", "class", "feature")) / unit[..., None]
     square = data.array("square", ("draw", "class"))
-    # A square that left the range of floats says nothing.
+    # A square beyond the range of floats is of no use.
     held = (square > np.finfo(float).tiny) & (square < np.inf) | (change == 0).all(-1)
     square = np.where(held, square, np.nan) / unit / unit
     relative = data.array("relative", ("draw", "class")) if "relative" in impact else None
@@ -215,7 +215,7 @@ def _at_one_time(
     step: float,
     estimator: str,
 ) -> Estimates:
-    """E, α, β and what they explain at one time.
+    """E, α, β and the share that they explain, at one time.
 
     From mean changes (replicate, draw, moved class, feature), mean squared changes (replicate, draw, moved class)
     and u_J (replicate, draw, feature).

@@ -1,8 +1,8 @@
-"""What single SGD steps do to features, reduced to a few numbers a step: the impact dataset.
+"""The impact dataset: the effect of single SGD steps on features, reduced to a few numbers per step.
 
-A step at one drawn sample J moves every other sample i by ΔX_i. What the estimates of elasticity need
-of that is the mean change of every class, as a vector, and mean squares; the changes themselves can
-then be forgotten. No transform H is chosen here, so one measurement serves them all.
+A step at one drawn sample J moves every other sample i by ΔX_i. The estimates of elasticity need only
+the mean change of every class, as a vector, and mean squares; the changes themselves are not kept.
+No transform H is chosen here, so one measurement serves them all.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ DISTANCES = {
     "input_r2": "squared distance of inputs",
     "input_cosine": "cosine of inputs",
 }
-"""By which pairs of samples may be sorted."""
+"""Distances by which pairs of samples may be sorted."""
 
 PAIRS = ("same", "other")
-"""Whether the sample that is moved is of the class of the sample that is drawn."""
+"""Relation of the moved sample's class to the drawn sample's."""
 
 VARIABLES = {
     "change": (("class", "feature"), "mean change of the features of a class by one step"),
@@ -149,7 +149,7 @@ def bin_changes(
 def reduce_changes(
     changes: np.ndarray, labels: np.ndarray, own: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Class by class, what some steps did to samples, from changes (draw, sample, feature).
+    """Effect of some steps on samples, by class, from changes (draw, sample, feature).
 
     ``change`` (draw, class, feature), ``square`` and, with |ΔX_J| of the drawn samples (draw,), ``relative`` (draw,
     class); the last is NaN where the drawn sample did not move.

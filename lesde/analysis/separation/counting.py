@@ -44,7 +44,7 @@ class _Replicates:
         self._values = self._arranged(source, *ends)
         self.lead, self.n_replicates = self._values.shape[:-3], self._values.shape[-3]
         self.n_features = self._values.shape[-1]
-        # Where nothing says so, the reaches of a class toward several others do not go together.
+        # By default, the reaches of a class toward several others are not taken to be joint.
         self.joint = not self.reduced or bool(paths.attrs.get("joint", 0))
         if self.reduced:
             self._reach = self._arranged(paths["reach"], *of_pairs)

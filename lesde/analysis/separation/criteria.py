@@ -1,4 +1,4 @@
-"""When two classes are separated: one function for each criterion, on samples or on their statistics.
+"""Criteria of separation of two classes: one function for each criterion, on samples or on their statistics.
 
 To add a criterion, copy one: it maps a `Frame` to a score for each pair of classes.
 """
@@ -35,7 +35,7 @@ class Frame:
     ``means`` (R, K, p) are the class means; ``direction`` (K, K, p) unit vectors from class l to class k,
     or None where each replicate has its own, along the gap of its means; ``margin`` says that scores must
     be margins, not only of the right sign. Either ``features`` (R, N, p) with ``labels`` (N,) are given,
-    or ``means`` with ``reach`` (R, K, K): how far class k reaches from its mean toward class l, stored
+    or ``means`` with ``reach`` (R, K, K), the reach of class k from its mean toward class l, stored
     with the relative rounding ``precision``. ``exact_direction(k, l)`` is a vector along
     ``direction[k, l]`` in exact numbers.
     """
@@ -128,7 +128,7 @@ class Frame:
         if self._reach is not None:
             return None
         both = [self.classes[c][replicate] for c in (k, l)]
-        # from 2**53 every number is whole, so that this says nothing
+        # from 2**53 every number is whole, which means nothing
         if any(((x != np.rint(x)) | (np.abs(x) >= 2.0**53)).any() for x in both):
             return None
         first, second = (np.array([list(map(int, row)) for row in x], dtype=object) for x in both)
@@ -160,7 +160,7 @@ class Frame:
 
 
 class Criterion(NamedTuple):
-    """A registered criterion, and what `criterion` was given."""
+    """A registered criterion, and the arguments of `criterion`."""
 
     scores: Callable[[Any], np.ndarray]
     directed: bool
@@ -176,7 +176,7 @@ def criterion(name: str, directed: bool = False, samples: bool = False) -> Calla
     Parameters
     ----------
     name : str
-        What ``separation_probability(paths, criterion=...)`` knows it by.
+        Its name in ``separation_probability(paths, criterion=...)``.
     directed : bool, default False
         The criterion compares classes along ``frame.direction``, which the argument ``direction`` sets.
     samples : bool, default False

@@ -54,8 +54,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def in_common(first: np.ndarray, last: np.ndarray) -> bool:
     """True where replicates share their directions, from class means (C, R, K, p) at two times.
 
-    They do where they start alike, or end alike as the outputs of trained networks do, which random
-    starts leave to chance. Chance puts the means of a few replicates within 60° of each other.
+    They do where they start alike, or end alike as the outputs of trained networks do; with random starts this
+    happens only by chance, which can bring the means of a few replicates within 60° of each other.
     """
     enough = 0.5 if first.shape[1] >= 8 else 0.99
     return _agreement(first) > enough or _agreement(last) > enough

@@ -223,7 +223,7 @@ def _cumulants(problem: _Problem, tilt: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _saddle(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Where the integrand is least along the real axis, on the side of the rarer event.
+    """Point of the real axis where the integrand is least, on the side of the rarer event.
 
     Any point of that side gives the same integral, so a rough one serves. Newton's method in
     the logarithm of |c|, kept inside a bracket.

@@ -28,12 +28,12 @@ def linear_margins(first: np.ndarray, second: np.ndarray, exact: bool = False) -
 
     Two things keep programs few and small. Sets that the mean gap or Fisher's discriminant already
     separates need none unless the margin is wanted. The others start from the few points that
-    lie deepest in the other set: where these cannot be separated nothing can, else the points that
-    their plane puts wrongly are added and the program is solved again. A positive answer is checked
+    lie deepest in the other set: if these cannot be separated, the sets cannot. Otherwise the points on
+    the wrong side of their plane are added and the program is solved again. A positive answer is checked
     on all points. Programs of several data sets are solved as one block-diagonal program by HiGHS.
 
     From points (R, n, p) and (R, m, p): positive where separable, else 0, shape (R,). Unless ``exact``
-    only the sign of the result has a meaning. Separations narrower than 1e-9 of the root-mean-square
+    only the sign of the result is meaningful. Separations narrower than 1e-9 of the root-mean-square
     spread of the points (1e-6 where HiGHS does not reach its finest tolerance) can be missed, and
     those within the rounding of the points are none.
     """

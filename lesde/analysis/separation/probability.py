@@ -1,4 +1,4 @@
-"""How often the classes of an ensemble of trajectories are separated: `separation_probability`."""
+"""Probability that the classes of an ensemble of trajectories are separated: `separation_probability`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def separation_probability(
         "projection": all samples of one class lie beyond all samples of the other along
         ``direction``. "linear": some hyperplane separates them. "nearest_center": each sample is
         nearer to its own class's mean than to the other's. All classes are separated at once where
-        every pair is. Statistics do not determine "linear". Classes that touch are not separated: a gap
+        every pair is separated. Statistics do not determine "linear". Classes that touch are not separated: a gap
         within the rounding of float64 is none, and for "projection" and "nearest_center" whole
         numbers are judged without rounding.
     confidence : float
@@ -70,27 +70,25 @@ def separation_probability(
     interval : "wilson" or "clopper-pearson"
         See ``binomial_interval``.
     direction : "auto", "ensemble", "own", "initial" or array
-        For "projection". "auto", the default: "ensemble" where the replicates have their directions in
-        common, else "own". They have where the cosine between the class means (less their mean) of two
-        replicates is above 1/2 on average, at the first time or at the last; of fewer than 8
-        replicates, which chance can bring that close, above 0.99. "ensemble": the unit vector along the gap of the class means
-        averaged over replicates, at each time. "own": along each replicate's own gap, for random
-        initial means, whose average over replicates says nothing. "initial": the ensemble's at the
-        first time. With a common direction a replicate whose noise put the classes in the opposite
-        order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair, its sign chosen by the ensemble gap; an
-        array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
-        From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
-        gap of the law (the variable ``direction``) rather than an average over the trajectories;
-        "auto" is "own" where they do not hold it, or where it is zero and the replicates have no
-        direction in common.
+        For "projection". "auto", the default: "ensemble" where the replicates share their directions, else "own". They
+        share them where the cosine between the class means (less their mean) of two replicates is above 1/2 on average,
+        at the first time or at the last; with fewer than 8 replicates, which can be that close by chance, above 0.99.
+        "ensemble": the unit vector along the gap of the class means averaged over replicates, at each time. "own":
+        along each replicate's own gap, for random initial means, whose average over replicates means nothing.
+        "initial": the ensemble's at the first time. With a common direction a replicate whose noise put the classes in
+        the opposite order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair,
+        its sign chosen by the ensemble gap; an array (class, class, feature) has at [k, l], k < l, the vector from
+        class l to class k. From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
+        gap of the law (the variable ``direction``) rather than an average over the trajectories; "auto" is "own" where
+        they do not hold it, or where it is zero and the replicates have no direction in common.
     precision : float, optional
-        Half-width wanted for the widest interval of ``probability`` over times (and learning
+        Largest half-width allowed for the widest interval of ``probability`` over times (and learning
         rates). With a model, replicates are added until it is reached; a dataset that is too small
         is refused.
     max_replicates : int
-        Where adding stops, with a warning.
+        Number at which adding stops, with a warning.
     margin : bool
-        Also return by how much: see Returns.
+        Also return by how much they are separated: see Returns.
     progress : bool
         Show a bar over replicates (models only).
     **simulation
@@ -110,7 +108,7 @@ def separation_probability(
         ("linear"), the least distance of a sample to the plane between the means
         ("nearest_center"); negative, or 0 for "linear", where the pair is not separated. Statistics of
         more than two classes whose attribute ``joint`` is 0 hold the law of each pair only:
-        ``probability`` and what belongs to it, ``successes`` included, are then NaN.
+        ``probability``, its interval and ``successes`` are then NaN.
 
     Raises
     ------
@@ -130,12 +128,12 @@ def separation_probability(
     estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true probability of 0.119,
     8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions 16 replicates
     are enough. Where p/(R n) is not small give the direction, for example from the law's mean gap.
-    With a model it comes from the first batch alone. Where the expected means coincide it is noise.
-    The direction that statistics hold is not estimated, so there is no such bias with them; make them of
+    With a model the direction comes from the first batch alone. Where the expected means coincide it is noise.
+    The direction that statistics hold is not estimated, so there is no such bias with them; compute them from
     paths with ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
 
-    Stopping once an interval is narrow looks at the counts, so coverage is not exactly that of a
-    fixed number of replicates; the tests compute it.
+    With ``precision`` the number of replicates depends on the counts, so coverage is not exactly that of
+    a fixed number of replicates; the tests compute it.
 
     Examples
     --------
@@ -155,7 +153,7 @@ def separation_probability(
     recorded = isinstance(paths, xr.Dataset)
 
     def half_width() -> float:
-        """Half of the widest interval of what was counted so far."""
+        """Half of the widest interval of the counts so far."""
         if not counter.joint:
             raise ValueError(
                 "precision is that of the probability that all pairs are separated, which these "
@@ -279,6 +277,6 @@ def _batch(model: Any, times: np.ndarray, options: dict[str, Any]) -> int:
         kept = options.get("keep") == "statistics"
         numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
         each = 4.0 * rates * np.size(times) * numbers
-    else:  # a process that does not say what it gives is looked at
+    else:  # a process that does not describe its features is observed once
         each = simulate(model, times, replicates=BLOCK, **options).nbytes / BLOCK
     return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))

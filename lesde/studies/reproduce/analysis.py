@@ -1,4 +1,4 @@
-"""What the figures of the published experiments show, computed from the trainings."""
+"""Data of the figures of the published experiments, computed from the trainings."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def contrast(means: np.ndarray) -> np.ndarray:
 def first_known(paths: xr.Dataset) -> tuple[int, bool]:
     """The first window from which on the classes' contrast is well beyond its spread between trials.
 
-    Rates are relative to the class means, so that nothing can be said of them before these differ by more
-    than chance; and while some trials have left the plateau at the start and others have not, their average is the
-    path of none. However many trials there are, it is the same window but for chance; where there is none in the first
-    half, that in the middle, and False.
+    Rates are relative to the class means, so they cannot be estimated before these differ by more than chance; and
+    while only some trials have left the plateau at the start, their average is not the path of any trial. The window
+    does not depend systematically on the number of trials. If there is none in the first half, the result is the
+    window in the middle, and False.
     """
     values = contrast(class_means(paths))
     unknown = np.flatnonzero(values.mean(0) <= SPREAD * values.std(0, ddof=1))
@@ -83,7 +83,7 @@ def fit(
     first: int | None = None,
     tail: bool | None = None,
 ) -> xr.Dataset:
-    """The kernel fitted to class means from window ``first`` on, by default `first_known`; attribute ``notes``: what was warned of."""
+    """The kernel fitted to class means from window ``first`` on, by default `first_known`; attribute ``notes`` holds the warnings."""
     start = first_known(paths)[0] if first is None else first
     with noted() as notes:
         found = lesde.fit_elasticity(
@@ -97,10 +97,10 @@ def fit(
 
 
 def determined(fit: xr.Dataset) -> int:
-    """How many of the first intervals of a fit have rates with which an LE-ODE can run through them.
+    """Number of first intervals of a fit through which an LE-ODE can run with the fitted rates.
 
     That is where the standard errors of both rates, times the interval, are at most 1: class means then change by a factor
-    that is known to a factor of about e.
+    that is known up to a factor of about e.
     """
     width = np.diff(fit["time"].values)
     error = np.maximum(fit["alpha_se"].values, fit["beta_se"].values) * width
@@ -128,7 +128,7 @@ def ode(fit: xr.Dataset, paths: xr.Dataset, model: str) -> xr.Dataset:
 
 
 def reached(law: xr.Dataset) -> xr.Dataset:
-    """The LE-ODE as far as its rates are determined."""
+    """The LE-ODE up to the last time at which its rates are determined."""
     known = np.isfinite(law["mean"].transpose("time", ...).values).all((1, 2))
     return law.isel(time=known)
 
@@ -162,10 +162,10 @@ def ode_errors(
 ) -> tuple[float, float, float]:
     """`ode_error` of a model's LE-ODE with its interval: the jackknife over trials, or :data:`GROUPS` groups of more than twice as many.
 
-    Its square is to second order a quadratic function of the class means, to which their noise adds: the jackknife takes that
-    off. All fits begin where that of all trials does: the error depends on the start, and the interval is for this
-    one. Limits are NaN with fewer than four trials, as fits need three, and where some fit does not determine the rates as long
-    as that of all trials; the noise then is not taken off.
+    Its square is to second order a quadratic function of the class means, to which their noise adds a bias that the
+    jackknife removes. All fits begin where that of all trials does: the error depends on the start, and the interval is
+    for this one. Limits are NaN with fewer than four trials, as fits need three, and where some fit does not determine
+    the rates for as long as that of all trials; the bias is then not removed.
     """
     R, law = paths.sizes["replicate"], reached(law)
     error, end = ode_error(law, paths), law["time"].values[-1]
@@ -193,15 +193,15 @@ def ode_errors(
 
 
 def measure_level(trained: xr.Dataset, protocol: Protocol) -> xr.Dataset:
-    """What figure 4 shows of one noise level, each trial's; attribute ``notes``: what was warned of.
+    """Data of figure 4 for one noise level and each trial; attribute ``notes`` holds the warnings.
 
     ``loss``, ``accuracy (replicate, time)`` on the validation images; ``contrast (replicate, time)`` of the
     class means of the validation images, by their right labels; ``tail_index (replicate, model, rate)``, ``A_minus_B
     (replicate, model)``: the published tail indices of Â and B̂, and Â − B̂ in the tail, each trial's own.
 
-    The paper takes these of class means averaged over trials. Where labels say nothing, such averages are noise, and an index
-    is the logarithm of a ratio of noise to noise, which is as uncertain with a thousand trials as with ten. Those of single trials
-    have a mean, and an interval for it.
+    The paper takes these of class means averaged over trials. Where labels carry no information, such averages are
+    noise, and an index is the logarithm of a ratio of noise to noise, as uncertain with a thousand trials as with ten.
+    The indices of single trials have a mean, with an interval.
     """
     paths = drawn_paths(trained, protocol.windows)
     X = trained["validation_mean"].transpose("replicate", "time", "class", "feature").values
@@ -243,7 +243,7 @@ def mean_interval(
 
 @contextmanager
 def noted() -> Iterator[list[str]]:
-    """Collect the warnings of the package, each once, for the report; others go their way."""
+    """Collect the warnings of the package, each once, for the report; others are issued as usual."""
     said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -49,10 +49,11 @@ def crossing(
 
     Notes
     -----
-    Between levels, values are interpolated linearly, each trial's on its own. The estimate is where the means over trials
-    fall through the target; of several such places, that nearest to where their isotonic regression does. The interval holds every level at which a t-test over trials of the interpolated
-    values does not reject the target (Fieller's theorem, piece by piece), and what lies between such levels. For normal values
-    that test is exact however few trials there are, but for the error of interpolating.
+    Between levels, values are interpolated linearly, each trial's on its own. The estimate is where the
+    means over trials fall through the target; of several such places, that nearest to where their isotonic regression
+    does. The interval holds every level at which a t-test over trials of the interpolated values does not reject the
+    target (Fieller's theorem, piece by piece), and all levels between these. For normal values that test is exact for
+    any number of trials, up to the error of interpolation.
 
     Raises
     ------
@@ -82,14 +83,14 @@ def crossing(
 
 
 def _kept(mean: np.ndarray, spread: np.ndarray) -> list[float]:
-    """Ends of the shares of the way between two levels where the square of the mean is at most its spread."""
+    """Ends of the part between two levels, in shares, where the square of the mean is at most its spread."""
     # Both are quadratic in the share: the difference is positive where the target is rejected.
     step = np.array([-1.0, 1.0])
     a = (mean[1] - mean[0]) ** 2 - step @ spread @ step
     b = 2 * (mean[0] * (mean[1] - mean[0]) - spread[0] @ step)
     c = mean[0] ** 2 - spread[0, 0]
     root = b * b - 4 * a * c
-    # Without spread the parabola touches zero, and rounding must not lift it off.
+    # Without spread the parabola touches zero; rounding must not change that.
     root = np.sqrt(root) if root > 0 else (0.0 if root > -1e-9 * b * b else np.nan)
     # The form that does not cancel: q/a and c/q.
     q = -(b + np.copysign(root, b)) / 2
@@ -101,8 +102,8 @@ def _kept(mean: np.ndarray, spread: np.ndarray) -> list[float]:
 
 
 def _falls_through_zero(x: np.ndarray, values: np.ndarray) -> float:
-    """Where the line through the values falls through zero; of several such places, that nearest to where
-    the nearest values that nowhere rise do."""
+    """Point at which the line through the values falls through zero; of several, that nearest to the crossing
+    of the closest non-increasing values."""
     falling = isotonic_regression(values, increasing=False)
     if not falling[0] > 0 > falling[-1]:
         return float("nan")

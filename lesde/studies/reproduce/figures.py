@@ -94,7 +94,7 @@ def _projections(ax: Any, paths: xr.Dataset, direction: np.ndarray) -> None:
     K = values.shape[-1]
     for k in range(K):
         colour = palette(K)[k]
-        # Many trials are a shade, on which the mean still shows.
+        # Many trials merge into a shade, on which the mean remains visible.
         faint = min(0.35, 8 / len(values))
         ax.plot(time, values[..., k].T, color=colour, linewidth=0.4, alpha=faint)
         ax.plot(
@@ -259,7 +259,7 @@ def _by_model(
         own = values.sel(model=model).transpose("noise_level", "replicate").values
         _against_level(ax, p + (2 * i - 1) * aside, own, confidence, linestyle="none", **look)
     ax.axhline(level, **DOTTED)
-    # Limits by the means: bars of what nothing determines would flatten the rest.
+    # Limits by the means: the bars of undetermined values would flatten the rest.
     means = values.mean("replicate").values
     seen = np.append(means[np.isfinite(means)], level)
     room = 0.25 * max(float(np.ptp(seen)), 0.1)
@@ -270,7 +270,7 @@ def _mark(ax: Any, found: Crossing | None, critical: float) -> None:
     """The critical line of the theory, and the measured interval."""
     ax.axvline(critical, linewidth=0.8, zorder=1, **DASHED)
     low, high = ax.get_xlim()
-    # A shade over most of the panel would say nothing.
+    # A shade over most of the panel would be of no use.
     if found is not None and found.bounded and found.upper - found.lower < 0.5 * (high - low):
         ax.axvspan(found.lower, found.upper, color=LEVELS["beta"], alpha=0.3, linewidth=0, zorder=0)
 

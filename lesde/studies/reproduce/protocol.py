@@ -27,11 +27,11 @@ LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 0.8)
 """Published, for three classes."""
 
 FREE = ("trials", "clean_trials", "batch", "windows", "confidence", "noise_levels")
-"""What may differ between two runs in one folder: more trials are added, the rest is analysis."""
+"""Settings that may differ between two runs in one folder: more trials are added, the rest is analysis."""
 
 
 class Protocol(StudySettings):
-    """What ``lesde reproduce`` trains and analyses; the defaults are the published protocol.
+    """Settings of ``lesde reproduce``; the defaults are the published protocol.
 
     Source: the experiments of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960). Numbers of
     recordings and of windows are of this package.
@@ -97,7 +97,7 @@ class Protocol(StudySettings):
         return self
 
     def _draws_in(self, windows: int) -> int:
-        """Draws a window must have, so that fewer than one of a hundred such studies is expected to miss a class in one."""
+        """Draws per window, so that under one in a hundred such studies should have a window without some class."""
         every = windows * self.classes * sum(self.trials_at(p) for p in self.noise_levels)
         return math.ceil(math.log(0.01 / every) / math.log1p(-1 / self.classes))
 
@@ -107,7 +107,7 @@ class Protocol(StudySettings):
 
     @property
     def critical(self) -> float:
-        """(K−1)/K, the share of wrong labels at which labels say nothing."""
+        """(K−1)/K, the share of wrong labels at which labels carry no information."""
         return (self.classes - 1) / self.classes
 
 
@@ -115,7 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "quick": {"trials": 12, "batch": 12, "windows": 40},
 }
-"""What differs from the published protocol: ``quick`` has fewer trials, and class means over fewer windows."""
+"""Differences from the published protocol: ``quick`` has fewer trials, and class means over fewer windows."""
 
 CIFAR = {"train_per_class": 2000, "learning_rate": 0.001, "iterations": 30_000}
 """The protocol on CIFAR-10."""

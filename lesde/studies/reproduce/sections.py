@@ -106,7 +106,7 @@ def run(
 
 
 def _cells(protocol: Protocol, batches: dict[float, list[Cell]]) -> list[Cell]:
-    """All trainings; what is made of those without label noise; and what each figure keeps."""
+    """Cells of all trainings, of the analyses of those without label noise, and of the data of each figure."""
 
     def clean(progress: Progress, *trained: xr.Dataset) -> xr.Dataset:
         return joined(protocol, 0.0, *trained)
@@ -169,7 +169,7 @@ def _sections(protocol: Protocol) -> list[Section]:
 
 
 def _train(trainings: Trainings, runner: Runner, levels: Sequence[float]) -> None:
-    """Say how long training takes, and train."""
+    """Report how long training will take, and train."""
     protocol = trainings.protocol
     every = [name for cell in runner.cells if cell.trained for name in cell.names]
     missing = runner.missing(every)
@@ -183,7 +183,7 @@ def _train(trainings: Trainings, runner: Runner, levels: Sequence[float]) -> Non
     whole = duration(each * sum(protocol.trials_at(level) for level in levels))
     print(
         f"to train: {trials} trials, {steps:,} steps, about {duration(each * trials)} of {whole} in all "
-        f"({protocol.iterations / each:,.0f} trial-steps a second now); Ctrl-C keeps every batch of trials that is done",
+        f"({protocol.iterations / each:,.0f} trial-steps per second now); Ctrl-C keeps every batch of trials that is done",
         flush=True,
     )
     runner.compute(every)
@@ -280,7 +280,7 @@ def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> dict[str, Any]:
             tails[f"r_{rate}_{model[0]}"] = levels["tail_index"].sel(model=model, rate=rate)
     beside = _beside_the_paper(levels, crossings, protocol)
     published = "Â − B̂ and tail indices, published inversion"
-    printed = "Beside theory and what the authors print"
+    printed = "Beside theory and the published numbers"
     tables = {
         "validation": _table(
             page, "fig4", "Figure 4: label noise", _by_level(validation, confidence)
@@ -300,13 +300,13 @@ def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> dict[str, Any]:
 def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing]:
     """The critical noise level, by validation accuracy, by contrast, and by the tail indices of both models.
 
-    Learning the labels drives validation accuracy from chance up where a right label is likelier than each wrong one, and
-    down where it is less likely, and the contrast of class means from zero likewise: the critical level is where they
-    cross. The published tail index of α̂ is below 1 where classes part, on both sides of the critical level, as wrong labels
-    say something again beyond it: the critical level is between the levels at which the index, over trials, rises to 1 and
-    those at which it falls from there, and the interval reaches over both.
+    Learning the labels raises validation accuracy above chance where a right label is likelier than each wrong one, and
+    lowers it where it is less likely; likewise for the contrast of class means and zero. The critical level is where
+    they cross. The published tail index of α̂ is below 1 where classes part, on both sides of the critical level, as
+    wrong labels carry information again beyond it. The critical level is between the level at which the index, over
+    trials, rises to 1 and that at which it falls again, and its interval covers both.
 
-    The contrast is of every size from that of untrained networks to thousands of times it, so that it is interpolated and
+    The contrast ranges in size from that of untrained networks to thousands of times as much, so it is interpolated and
     averaged as arsinh(contrast/s), s being the standard deviation between untrained networks: linear about zero, logarithmic
     beyond.
     """
@@ -344,7 +344,7 @@ def _by_level(quantities: dict[str, xr.DataArray], confidence: float) -> list[di
 def _beside_the_paper(
     levels: xr.Dataset, crossings: dict[str, Crossing], protocol: Protocol
 ) -> list[dict[str, Any]]:
-    """Numbers of the paper, its data or its theory, and what was measured."""
+    """Numbers of the paper, its data or its theory, beside the measured ones."""
     start = levels.isel(time=0).sel(noise_level=0.0)
     rows = []
     for name, theory in (("loss", np.log(protocol.classes)), ("accuracy", 1 / protocol.classes)):
@@ -427,7 +427,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             ends = table[[column, f"{column}_lower", f"{column}_upper"]].to_numpy()
             shown[label] = [with_interval(*each) for each in ends]
         elif column in ("theory", "published"):
-            # As many digits as what is beside it.
+            # As many digits as the value beside it.
             shown[label] = [
                 f"{value:.5g}" if np.isfinite(value) else "–" for value in table[column]
             ]
@@ -437,9 +437,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def warned(notes: Sequence[str]) -> str:
-    """What the estimates warned of, each note once."""
+    """The warnings of the estimates, each once."""
     lines = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-    return f"What the estimates warned of:\n\n{lines}" if notes else ""
+    return f"Warnings of the estimates:\n\n{lines}" if notes else ""
 
 
 templates.globals |= {"readable": readable, "warned": warned}

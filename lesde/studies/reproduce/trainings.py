@@ -1,7 +1,7 @@
 """Trainings of the published protocol, in batches of trials that are stored as they finish.
 
-A trial depends on the seed, its number and its noise level, not on the batch that it trained in, so that trials can be
-added to a folder, and an interrupted run loses the batch it was in at most.
+A trial depends on the seed, its number and its noise level, not on the batch that it trained in. So trials can be added
+to a folder, and an interrupted run loses at most the current batch.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Trainings:
         return found
 
     def seconds(self, trials: int) -> float:
-        """How long the training of so many trials takes that train together, from a few steps."""
+        """Expected seconds to train so many trials together, from a few steps."""
         return networks.training_time(
             self.images(),
             self._network,
@@ -121,7 +121,7 @@ class Trainings:
         drawn = record["drawn"].isel(learning_rate=0)
         valid = record["logits"].isel(learning_rate=0)
         means = valid["features"].groupby("label").mean("sample")
-        # What the analyses need: drawn logits, validation, and class means of the validation images.
+        # The data for the analyses: drawn logits, validation, and class means of the validation images.
         return xr.Dataset(
             {
                 "drawn_logits": (("replicate", "draw", "feature"), drawn["features"].values),
