@@ -471,3 +471,14 @@ def test_tail_as_an_array_of_one_number_is_refused_by_name():
     paths = lesde.from_arrays(features, [0, 0, 0, 1, 1, 1], [0, 1, 2, 3])
     with pytest.raises(TypeError, match="tail must be a real number"):
         fit_elasticity(paths, tail=np.array(3))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rates_of_paths_far_from_the_origin_are_found(seed):
+    """An offset of 1000 leaves their contrasts as they are: what is identified does not hang on rounding."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(5, 5)) + rng.normal(size=(3, 4, 5, 5)) + 1000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = fit_elasticity(lesde.from_arrays(features, np.arange(5), [0, 1, 2, 3]))
+    assert fit.identified.all()
