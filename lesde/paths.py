@@ -683,8 +683,8 @@ def _coordinates(times: Any, replicate: Any, learning_rate: Any) -> dict[str, An
                 f"learning_rate must hold distinct positive numbers; got {shown(learning_rate.tolist())}."
             )
     if replicate is not None:
-        names = np.asarray(replicate)
-        if names.ndim != 1 or len(np.unique(names)) < len(names):
+        names = bare_array("replicate", replicate)
+        if names.ndim != 1 or len(set(map(str, names))) < len(names):
             raise ValueError(
                 f"replicate must be a sequence of distinct names, one for each; got {shown(replicate)}."
             )

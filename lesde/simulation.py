@@ -21,6 +21,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from lesde.checks import (
+    bare_array,
     check_choice,
     check_finite_array,
     check_flag,
@@ -285,7 +286,9 @@ def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
     """Learning rates (cell,), and whether they are a dimension of the result."""
     if value is None:
         return None, False
-    if isinstance(value, str) or (not isinstance(value, Sequence) and np.ndim(value) == 0):
+    if isinstance(value, str) or (
+        not isinstance(value, Sequence) and bare_array("learning_rate", value).ndim == 0
+    ):
         value = value.item() if isinstance(value, np.ndarray) else value
         return np.array([check_real("learning_rate", value, 0.0, open_minimum=True)]), False
     rates = check_finite_array("learning_rate", value, [("L",)])

@@ -289,3 +289,14 @@ def test_settings_of_studies(tmp_path, text, message):
     found = run("rates", "--config", file, "--show-config")
     assert found.exit_code == 2
     assert re.search(message, " ".join(found.output.split())), found.output
+
+
+def test_a_dataset_or_ragged_tensors_for_numbers_are_refused_by_name():
+    model = lesde.LESDE(lesde.TwoLevel(2, -1), 2, 2, 3)
+    with pytest.raises(TypeError, match="learning_rate must be"):
+        lesde.simulate(model, [0, 1], replicates=2, learning_rate=xr.Dataset())
+    with pytest.raises(TypeError, match="learning_rate must be"):
+        lesde.moments(model, [0, 1], learning_rate=xr.Dataset())
+    for noise in (xr.Dataset(), (torch.zeros(12, 4), torch.zeros(12))):
+        with pytest.raises(TypeError, match="noise must be"):
+            lesde.LESDE(lesde.TwoLevel(2, -1), 2, 2, 3, noise=noise)

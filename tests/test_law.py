@@ -464,3 +464,10 @@ def test_a_pole_between_saved_times_names_the_value(engine):
         ValueError, match=r"alpha = 1/\(1 - t\) (is not finite|changes too abruptly)"
     ):
         lesde.simulate(model, [0, 2], np.eye(2), replicates=2, engine=engine)
+
+
+@pytest.mark.parametrize("verb", [lesde.law, lesde.tensor_law, lesde.tensor_paths])
+@pytest.mark.parametrize("given", [None, "model", TwoLevel(2, -1)])
+def test_what_is_no_model_is_refused_by_name(verb, given):
+    with pytest.raises(TypeError, match=r"model must be a lesde\.LESDE; got"):
+        verb(given, [0, 1], [[1.0], [0.0]])

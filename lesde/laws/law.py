@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lesde.checks import check_times, shown
+from lesde.checks import check_instance, check_times, shown
 from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.system import MeanSystem
@@ -77,6 +77,7 @@ def law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -
     Diverged
         Where the growth overflows.
     """
+    check_instance("model", model, LESDE, "a lesde.LESDE")
     if parameters is not None:
         model = model.substitute(**numbers_of(read_parameters(model, parameters)))
     start = read_initial(model, initial)
@@ -150,6 +151,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
     >>> round(float(a.grad), 6)
     1.359141
     """
+    check_instance("model", model, LESDE, "a lesde.LESDE")
     refuse_feature_kernel(model)
     return _solved(model, times, initial, read_parameters(model, parameters))
 

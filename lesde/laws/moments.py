@@ -22,7 +22,14 @@ import numpy as np
 import xarray as xr
 from scipy.integrate import solve_ivp
 
-from lesde.checks import check_choice, check_finite_array, check_real, check_times, shown
+from lesde.checks import (
+    bare_array,
+    check_choice,
+    check_finite_array,
+    check_real,
+    check_times,
+    shown,
+)
 from lesde.derivation import derive
 from lesde.derivation.coefficients import Coefficients
 from lesde.errors import Diverged
@@ -223,7 +230,7 @@ def _rates(value: Any, names: list[str]) -> tuple[list[float | None], bool]:
                 f"learning rates, has none."
             )
         return [None], False
-    if not isinstance(value, Sequence) and np.ndim(value) == 0:
+    if not isinstance(value, Sequence) and bare_array("learning_rate", value).ndim == 0:
         value = value.item() if isinstance(value, np.ndarray | np.generic) else value
         return [check_real("learning_rate", value, 0.0, open_minimum=True)], False
     array = check_finite_array("learning_rate", value, [("L",)])

@@ -28,7 +28,12 @@ def read_noise(value: Any, n_classes: int, n_features: int, parameters: Paramete
     try:
         entries = bare_array("noise", given)
     except TypeError:  # rows of unequal length, or too many levels
-        entries = np.array(given, dtype=object)
+        try:
+            entries = np.array(given, dtype=object)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"noise must be a number, a formula or a callable, or an array of them; got {shown(given)}."
+            ) from None
     if entries.dtype.kind not in "biufc":
         # From the original: an array of texts and numbers holds the numbers as texts.
         entries = np.array(given, dtype=object)

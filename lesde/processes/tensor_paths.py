@@ -12,6 +12,7 @@ import xarray as xr
 
 from lesde.checks import (
     check_choice,
+    check_instance,
     check_integer,
     check_real,
     check_seed,
@@ -121,6 +122,7 @@ def tensor_paths(
     >>> float(a.grad)
     0.75
     """
+    check_instance("model", model, LESDE, "a lesde.LESDE")
     refuse_feature_kernel(model)
     engine = TorchSDE() if isinstance(engine, str) and engine == "torchsde" else engine
     if not isinstance(engine, TorchSDE) or engine.noise != "plain":

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+import lesde
 from lesde.analysis import fit_elasticity
 from tests.analysis.test_elasticity_paths import (
     dataset,
@@ -463,3 +464,21 @@ def test_ten_classes_ten_features_take_seconds():
     fit = fit_elasticity(dataset(means, times), kernel="matrix")
     z = ((fit.E_integral[-1] - E) / fit.E_integral_se[-1]).values
     assert np.sqrt((z**2).mean()) == pytest.approx(np.sqrt(15 / 13), rel=0.35)
+
+
+def test_tail_as_an_array_of_one_number_is_refused_by_name():
+    features = np.random.default_rng(0).normal(size=(2, 4, 6, 2))
+    paths = lesde.from_arrays(features, [0, 0, 0, 1, 1, 1], [0, 1, 2, 3])
+    with pytest.raises(TypeError, match="tail must be a real number"):
+        fit_elasticity(paths, tail=np.array(3))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rates_of_paths_far_from_the_origin_are_found(seed):
+    """An offset of 1000 leaves their contrasts as they are: what is identified does not hang on rounding."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(5, 5)) + rng.normal(size=(3, 4, 5, 5)) + 1000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = fit_elasticity(lesde.from_arrays(features, np.arange(5), [0, 1, 2, 3]))
+    assert fit.identified.all()

@@ -237,7 +237,7 @@ def fit_elasticity(
 def _check_tail(tail: Any) -> float | tuple[float, float] | None:
     if tail is None:
         return None
-    if isinstance(tail, list | tuple | np.ndarray):
+    if isinstance(tail, list | tuple) or (isinstance(tail, np.ndarray) and tail.ndim):
         if len(tail) != 2:
             raise ValueError(f"tail must be one time or a pair of times; got {shown(tail)}.")
         ends = check_finite_array("tail", tail, [(2,)])

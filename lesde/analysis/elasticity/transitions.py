@@ -227,12 +227,15 @@ def gauss_newton(
         # Done when the step is rounding, or would change the loss by less than rounding.
         done = (growth < 1e-12) | ((along**2 * values).sum(1) <= 1e-15 * loss[todo])
         accepted = np.zeros(len(todo), dtype=bool)
+        # Far from the origin the sums of products are large, and a rise of the loss below their rounding means nothing.
+        sizes = losses(-np.abs(L), np.abs(zz[todo]), np.abs(yz[todo]), yy[todo])
+        slack = 1e-13 * yy[todo] + 1e-15 * sizes
         for _ in range(12):
             trial = theta[todo] + step
             with np.errstate(over="ignore", invalid="ignore"):
                 L = drift_map(basis, trial, own)
                 new = losses(L, zz[todo], yz[todo], yy[todo])
-            better = np.isfinite(new) & (new <= loss[todo] + 1e-13 * yy[todo])
+            better = np.isfinite(new) & (new <= loss[todo] + slack)
             take = better & ~accepted
             theta[todo[take]], loss[todo[take]] = trial[take], new[take]
             accepted |= take
