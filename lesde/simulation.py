@@ -85,7 +85,7 @@ def simulate(
     ----------
     process : LESDE, or any process
         A process is an object with ``start``, ``advance``, ``observe`` and ``counts``; see
-        :class:`lesde.simulation.Process`. It knows its own start and steps, so ``initial`` and ``engine``
+        :class:`lesde.processes.process.Process`. It knows its own start and steps, so ``initial`` and ``engine``
         are not for it.
     times : array, shape (time,)
         Saved times, strictly increasing; ``times[0]`` is the time of the initial state.

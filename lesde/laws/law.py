@@ -122,7 +122,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
         Strictly increasing; no gradient.
     initial : None, tensor or array, optional
         (class, feature) class means or (sample, feature) samples; a tensor keeps its graph. None, the
-        default: random means N(0, I/p), as of :func:`lesde.law.law`.
+        default: random means N(0, I/p), as of :func:`lesde.law`.
     parameters : mapping of str to number or 0-d tensor
         A value for every name in ``model.free_parameters``; tensors keep their graph.
 
@@ -135,7 +135,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
     ------
     TypeError, ValueError
         For parameters that are missing or not in the model, formulas without a gradient (a switch
-        whose place depends on a parameter that requires one), and whatever ``model.law`` refuses.
+        whose place depends on a parameter that requires one), and whatever ``lesde.law`` refuses.
     Diverged
         Where the growth overflows.
 
@@ -156,7 +156,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
 
 @dataclass(frozen=True, eq=False)
 class TensorLaw:
-    """The law of :func:`lesde.law.law` as float64 tensors that are part of a graph.
+    """The law of :func:`lesde.law` as float64 tensors that are part of a graph.
 
     Made by ``lesde.tensor_law(model, times, initial, parameters={...})``.
 
