@@ -76,6 +76,14 @@ def law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -
         cannot be integrated, such as one with a pole; names its entry.
     Diverged
         Where the growth overflows.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel(alpha=2, beta=-1), n_classes=2, n_features=1, noise=0.5)
+    >>> law = lesde.law(model, [0, 1], initial=[[1.0], [-1.0]])
+    >>> float(law["mean"][1, 0, 0].round(3))  # exp((α − β)/K) at t = 1
+    4.482
     """
     if parameters is not None:
         model = model.substitute(**numbers_of(read_parameters(model, parameters)))

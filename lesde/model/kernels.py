@@ -245,6 +245,13 @@ class LabelNoise(Kernel):
         The kernel of clean labels.
     p : float or sympy.Symbol
         Probability of a wrong label, in [0, 1]; a symbol leaves it free.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> noisy = lesde.LabelNoise(lesde.TwoLevel(alpha=2, beta=-1), 0.25)
+    >>> lesde.derive(lesde.LESDE(noisy, n_classes=2, n_features=2)).separation_rate  # 3/2 where all are right
+    3/4
     """
 
     p: sp.Expr
