@@ -509,7 +509,7 @@ def damaged_of_store(path: str | os.PathLike[str], found: str = "") -> ValueErro
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a store into memory; ValueError as of :func:`open_store`."""
+    """Read a store into memory; ValueError as of ``open_store``."""
     return open_store(path).load()
 
 

@@ -117,7 +117,7 @@ class TwoLevel(_NamedFormulas):
         derived, not simulated.
     parameters : mapping, optional
         Values of named parameters in the formulas; None leaves a name free, for
-        :func:`lesde.calibrate` to find or :meth:`with_parameters` to set.
+        :func:`lesde.calibrate` to find or :meth:`~lesde.model.kernels.Kernel.with_parameters` to set.
 
     Examples
     --------

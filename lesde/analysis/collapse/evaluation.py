@@ -191,7 +191,7 @@ def neural_collapse(
     Notes
     -----
     Definitions, conventions for unbalanced classes and degenerate cases stand with
-    each metric, for example `lesde.analysis.collapse.nc1`. In short: the centre is the mean of
+    each metric, for example `lesde.analysis.collapse.metrics.nc1`. In short: the centre is the mean of
     the class means, and ratios are inf where class means coincide. No metric is ever negative.
     Paths that start with every sample at its class mean have NC1 = 0 at the first time.
 
