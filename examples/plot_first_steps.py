@@ -27,7 +27,7 @@ print(model)
 # What follows from it
 # --------------------
 #
-# :meth:`~lesde.LESDE.derive` takes the microscopic rule of a single step and works out drift and
+# :func:`lesde.derive` takes the microscopic rule of a single step and works out drift and
 # diffusion, the modes of the class means, their closed forms, and the rates of separation and
 # collapse. ``derivation.latex(document=True)`` gives the same as an article that compiles.
 

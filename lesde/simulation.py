@@ -86,7 +86,7 @@ def simulate(
     ----------
     process : LESDE, or any process
         A process is an object with ``start``, ``advance``, ``observe`` and ``counts``; see
-        :class:`lesde.simulation.Process`. It knows its own start and steps, so it takes
+        :class:`lesde.processes.process.Process`. It knows its own start and steps, so it takes
         neither ``initial`` nor ``engine``.
     times : array, shape (time,)
         Saved times, strictly increasing; ``times[0]`` is the time of the initial state.

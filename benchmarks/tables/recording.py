@@ -109,7 +109,9 @@ def rows(
             unchanged,
         ),
         row(
-            "recorder, nothing due", lambda: train(network, shape, steps, iterations=[]), unchanged
+            "recorder, nothing due",
+            lambda: train(network, shape, steps, iterations=[steps + 1]),
+            unchanged,
         ),
     ]
 

@@ -30,7 +30,7 @@ def layer_collapse(
     Parameters
     ----------
     records : mapping
-        From the name of a layer to its paths, as `lesde.networks.collect` and `lesde.networks.record`
+        From the name of a layer to its paths, as `lesde.networks.collect` and `lesde.record`
         return: variable ``features`` over ``sample``, ``feature`` and any others, the same others for
         all layers; coordinate ``label(sample)``. Layers may differ in width. Or a mapping from the name of a split to such a
         mapping, ``{"train": ..., "held_out": ...}``: the same networks seen on several sets of

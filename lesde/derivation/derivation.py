@@ -274,7 +274,7 @@ class FeatureDerivation(_Reported):
     """Drift and diffusion of a model with a :class:`lesde.FeatureKernel`, derived symbolically.
 
     Made by :func:`lesde.derive`. It has the names of :class:`Derivation`; those that need a linear drift
-    are empty or None, for the reason in :attr:`why_open`.
+    are empty or None, for the reason in ``why_open``.
 
     Parameters
     ----------

@@ -76,6 +76,14 @@ def law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -
         cannot be integrated, such as one with a pole; names its entry.
     Diverged
         Where the growth overflows.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel(alpha=2, beta=-1), n_classes=2, n_features=1, noise=0.5)
+    >>> law = lesde.law(model, [0, 1], initial=[[1.0], [-1.0]])
+    >>> float(law["mean"][1, 0, 0].round(3))  # exp((α − β)/K) at t = 1
+    4.482
     """
     check_instance("model", model, LESDE, "a lesde.LESDE")
     if parameters is not None:
@@ -123,7 +131,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
         Strictly increasing; no gradient.
     initial : None, tensor or array, optional
         (class, feature) class means or (sample, feature) samples; a tensor keeps its graph. None, the
-        default: random means N(0, I/p), as for :func:`lesde.law.law`.
+        default: random means N(0, I/p), as for :func:`lesde.law`.
     parameters : mapping of str to number or 0-d tensor
         A value for every name in ``model.free_parameters``; tensors keep their graph.
 
@@ -136,7 +144,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
     ------
     TypeError, ValueError
         For parameters that are missing or not in the model, formulas without a gradient (a switch
-        whose place depends on a parameter that requires one), and whatever ``model.law`` refuses.
+        whose place depends on a parameter that requires one), and whatever ``lesde.law`` refuses.
     Diverged
         Where the growth overflows.
 
@@ -158,7 +166,7 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
 
 @dataclass(frozen=True, eq=False)
 class TensorLaw:
-    """The law of :func:`lesde.law.law` as float64 tensors that are part of a graph.
+    """The law of :func:`lesde.law` as float64 tensors that are part of a graph.
 
     Made by ``lesde.tensor_law(model, times, initial, parameters={...})``.
 

@@ -117,7 +117,7 @@ class TwoLevel(_NamedFormulas):
         derived, not simulated.
     parameters : mapping, optional
         Values of named parameters in the formulas; None leaves a name free, for
-        :func:`lesde.calibrate` to find or :meth:`with_parameters` to set.
+        :func:`lesde.calibrate` to find or :meth:`~lesde.model.kernels.Kernel.with_parameters` to set.
 
     Examples
     --------
@@ -245,6 +245,13 @@ class LabelNoise(Kernel):
         The kernel of clean labels.
     p : float or sympy.Symbol
         Probability of a wrong label, in [0, 1]; a symbol leaves it free.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> noisy = lesde.LabelNoise(lesde.TwoLevel(alpha=2, beta=-1), 0.25)
+    >>> lesde.derive(lesde.LESDE(noisy, n_classes=2, n_features=2)).separation_rate  # 3/2 where all are right
+    3/4
     """
 
     p: sp.Expr

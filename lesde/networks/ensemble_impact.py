@@ -97,6 +97,7 @@ def measure_impact(
 
     Examples
     --------
+    >>> import lesde
     >>> from lesde.networks import digits, measure_impact, mlp
     >>> data = digits(classes=4)
     >>> (record,) = measure_impact(data, lambda: mlp(64, (32,), 4), 0.02, 8, [0, 1, 2, 4], draws=3)

@@ -87,6 +87,7 @@ def measure_impact(
 
     Examples
     --------
+    >>> import lesde
     >>> network = lesde.networks.mlp(64, (32,), 4)
     >>> data = lesde.networks.digits(classes=4)
     >>> drawn = (data.train_x[::20], data.train_y[::20])

@@ -307,8 +307,8 @@ def _average(dataset: xr.Dataset, name: str, learning_rate: float | None) -> tup
     if isinstance(dataset, xr.Dataset) and "learning_rate" not in dataset.coords:
         wanted = None
     if not isinstance(dataset, xr.Dataset) or not {"mean", "features"} & set(dataset.data_vars):
-        check_dataset(name, dataset, ["mean"], "model.law, or paths with features,")
-    check_dataset(name, dataset, ["mean" if "mean" in dataset else "features"], "model.law")
+        check_dataset(name, dataset, ["mean"], "lesde.law, or paths with features,")
+    check_dataset(name, dataset, ["mean" if "mean" in dataset else "features"], "lesde.law")
     dataset, note = select_rate(dataset, wanted, name)
     variable = dataset["mean" if "mean" in dataset else "features"]
     last = ("class", "feature") if variable.name == "mean" else ("sample", "feature")

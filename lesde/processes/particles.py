@@ -316,7 +316,8 @@ class ParticleSGD(_Particles):
     def prepare(self, times: np.ndarray, statistics: bool) -> Any:
         if self.rate is None:
             raise ValueError(
-                "learning_rate is the step of engine='sgd'; got None. Give a number or a sequence."
+                "learning_rate is the step of engine='sgd'; got learning_rate=None. Give a number or a "
+                "sequence."
             )
         iterations = iteration_counts(times, self.rate)
         made = super().prepare(seen_times(times, [self.rate], [iterations]), statistics)

@@ -212,8 +212,8 @@ class SGDPaths:
     def _iterations(self, times: np.ndarray) -> np.ndarray:
         if self.rate is None:
             raise ValueError(
-                "learning_rate is the step of engine='sgd'; got None. Give a number or a sequence, or use "
-                "engine='exact' for the limit of small learning rates."
+                "learning_rate is the step of engine='sgd'; got learning_rate=None. Give a number or a "
+                "sequence, or use engine='exact' for the limit of small learning rates."
             )
         return iteration_counts(times, self.rate)
 

@@ -48,14 +48,14 @@ HUGE = 1e100
 
 
 class LearningRateExperiment(NamedTuple):
-    """Result of `learning_rate_experiment`.
+    """Result of :func:`lesde.studies.learning_rate_experiment`.
 
     Attributes
     ----------
     logits, penultimate : xarray.Dataset
         Recorded features of the probe images, as :func:`lesde.networks.record_ensemble` makes them.
     comparison : xarray.Dataset
-        Result of :func:`compare_learning_rates` for the logits.
+        Result of :func:`lesde.studies.compare_learning_rates` for the logits.
     """
 
     logits: xr.Dataset
@@ -97,7 +97,7 @@ def learning_rate_experiment(
     widths : sequence of int, default (32,)
         Hidden layers.
     start, draws, spread, confidence
-        As for :func:`compare_learning_rates`.
+        As for :func:`lesde.studies.compare_learning_rates`.
     saved_times : int, default 24
         Recordings, denser early; those before ``start`` are used only to show the networks.
     seed : int, default 0
@@ -112,7 +112,7 @@ def learning_rate_experiment(
     Raises
     ------
     TypeError, ValueError, Diverged
-        As :func:`lesde.networks.record_ensemble` and :func:`compare_learning_rates`.
+        As :func:`lesde.networks.record_ensemble` and :func:`lesde.studies.compare_learning_rates`.
 
     Examples
     --------

@@ -91,7 +91,7 @@ def test_refusals():
     law = make_law(paths)
     with pytest.raises(ValueError, match=r"same classes and features; got \(3, 3\) and \(3, 2\)"):
         plot.class_means(paths, law.isel(feature=[0, 1]))
-    with pytest.raises(ValueError, match=r"law must hold .*mean.*as model\.law"):
+    with pytest.raises(ValueError, match=r"law must hold .*mean.*as lesde\.law"):
         plot.class_means(paths, law.rename(mean="average"))
     with pytest.raises(ValueError, match="features and directions both say"):
         plot.class_means(paths, law, features=0, directions=[1, 0, 0])

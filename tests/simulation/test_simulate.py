@@ -235,7 +235,7 @@ BAD = {
     "no rates": ({"learning_rate": []}, "learning_rate must hold at least one value"),
     "same rates": ({"learning_rate": [0.1, 0.1]}, "learning_rate must hold distinct values"),
     "nan rates": ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite; got nan"),
-    "sgd without rate": ({"engine": "sgd"}, "learning_rate is the step of engine='sgd'; got None"),
+    "sgd without rate": ({"engine": "sgd"}, "learning_rate is the step of engine='sgd'; got learning_rate=None"),
     "first": ({"first_replicate": 16}, "first_replicate must be a multiple of 32.*got 16"),
     "device": (
         {"device": "gpu0"},

@@ -190,7 +190,7 @@ def neural_collapse(
 
     Notes
     -----
-    The docstring of each metric, for example `lesde.analysis.collapse.nc1`, has its definition, its
+    The docstring of each metric, for example `lesde.analysis.collapse.metrics.nc1`, has its definition, its
     convention for unbalanced classes and its degenerate cases. In short: the centre is the mean of
     the class means, and ratios are inf where class means coincide. No metric is ever negative.
     Paths that start with every sample at its class mean have NC1 = 0 at the first time.

@@ -220,6 +220,7 @@ def impact_from_changes(
 
     Examples
     --------
+    >>> import lesde, numpy as np
     >>> rng = np.random.default_rng(0)
     >>> labels, x = np.repeat([0, 1], 20), rng.normal(size=(40, 3))
     >>> E = np.array([[2.0, -1.0], [-0.5, 1.0]])

@@ -46,6 +46,14 @@ def predict_separation(
     -------
     xarray.Dataset
         As ``predict_from_law``.
+
+    Examples
+    --------
+    >>> import lesde
+    >>> model = lesde.LESDE(lesde.TwoLevel(alpha=2, beta=-1), 2, 2, n_per_class=20, noise=3.0)
+    >>> prediction = lesde.predict_separation(model, [0, 1, 2], initial=[[1, 0], [-1, 0]])
+    >>> prediction.probability.values.round(3)
+    array([1.   , 0.239, 0.984])
     """
     if not isinstance(model, LESDE):
         raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
