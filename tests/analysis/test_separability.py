@@ -11,13 +11,8 @@ import xarray as xr
 from scipy.optimize import linprog
 
 import lesde
-from lesde.analysis.separation import (
-    CRITERIA,
-    binomial_interval,
-    criterion,
-    probability,
-    separation_probability,
-)
+from lesde import separation_probability
+from lesde.analysis.separation import CRITERIA, binomial_interval, criterion, probability
 
 GAPS = np.array([0.5, 2.0, 4.0])
 

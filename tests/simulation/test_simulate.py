@@ -12,11 +12,8 @@ import pytest
 import torch
 
 import lesde
+from lesde import LESDE, ClassMatrix, Diverged, TwoLevel, simulate
 from lesde import paths as result
-from lesde import simulate
-from lesde.errors import Diverged
-from lesde.model.kernels import ClassMatrix, TwoLevel
-from lesde.model.lesde import LESDE
 from lesde.processes.samples import _shifted, spread
 from tests.simulation.systems import MEANS, make_system, moments_by_class
 
