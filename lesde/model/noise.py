@@ -128,7 +128,7 @@ class Noise:
             return Noise(self.given * float(factor), self.n_classes, self.n_features)
         given = np.empty(self.given.shape, dtype=object)
         for index in np.ndindex(given.shape):
-            formula = self.given[index]
+            formula = self.given.item(*index)
             given[index] = Formula(factor * formula.expression, formula.functions)
         return Noise(given, self.n_classes, self.n_features)
 

@@ -60,7 +60,7 @@ class Process(Protocol):
       (time, class, class, feature)``, unit vectors along which the reach is taken too.
     - ``memory(times, statistics, replicates)`` returns the bytes of tables held throughout, and those
       that a block of 32 replicates, or so many as are asked for, works with; as many blocks are put side
-      by side as fit.
+      by side as fit. It is asked where the process has ``n_features``, the number of features, too.
     - ``most_blocks``, how many blocks side by side are worth it; by default so many that a frame has
       about a million numbers.
     - ``parallel``, true where groups of blocks may be advanced in several threads at a time.

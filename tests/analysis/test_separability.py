@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +170,7 @@ def fake(monkeypatch):
         return xr.concat(one, "replicate")
 
     monkeypatch.setattr(probability, "simulate", simulate)
-    model = SimpleNamespace(kernel=None, n_classes=2, n_features=3, counts=np.array([6, 6]))
+    model = lesde.LESDE(lesde.TwoLevel(1, 0), n_classes=2, n_features=3, n_per_class=6)
     return model, calls
 
 
