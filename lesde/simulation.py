@@ -197,11 +197,11 @@ def simulate(
     if rates is not None:
         cells = [at(float(h)) if at else process for h in rates]
     result = _Result(len(cells), replicates, asked, counts, getattr(torch, dtype), statistics)
-    # Where the process says how much memory it takes, refuse what cannot fit before anything is computed.
-    p = getattr(process, "n_features", None)
+    # What cannot fit is refused before anything is computed, where the process says what it takes.
+    p = getattr(process, "n_features", None) if hasattr(process, "memory") else None
     memory = None if p is None else result.room(result.known_shapes(int(p)), limit, on)
     block_bytes = 0.0
-    if memory is not None and hasattr(process, "memory"):
+    if memory is not None:
         sizes = [one.memory(asked, statistics, replicates) for one in cells]
         tables, block_bytes = (max(column) for column in zip(*sizes, strict=True))
         memory = _beside_tables(memory, tables, block_bytes, len(counts))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lesde import checks, paths
-from lesde.errors import Diverged
+from lesde import Diverged, checks, paths
 
 
 def test_values_come_back_in_the_form_the_package_uses():

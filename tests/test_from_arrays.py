@@ -172,7 +172,9 @@ def test_errors_name_argument_and_remedy(changed, error, words):
         lesde.from_arrays(**arguments)
 
 
-@pytest.mark.parametrize("names", [[[1, 2], [3]], [{}, {}], [1, 1], torch.zeros(2, requires_grad=True)])
+@pytest.mark.parametrize(
+    "names", [[[1, 2], [3]], [{}, {}], [1, 1], torch.zeros(2, requires_grad=True)]
+)
 def test_names_of_replicates_that_are_not_distinct_are_refused_by_name(names):
     with pytest.raises((TypeError, ValueError), match="replicate must be"):
         lesde.from_arrays(np.zeros((2, 4, 2)), [0, 0, 1, 1], replicate=names)

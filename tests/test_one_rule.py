@@ -1,13 +1,15 @@
 """The microscopic rule stands once: changed there, everything follows as if the kernel were changed so.
 
-A rule with c times the strength is the rule for a kernel c times as strong. Each route to a result is asked twice: with
-the changed rule, and with the plain rule for the changed kernel.
+A rule with c times the strength is the rule for a kernel c times as strong, and one with c times the noise ζ that for
+c times the noise σ. Each route to a result is asked twice: with the changed rule, and with the plain rule for the
+changed model.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import sympy as sp
 
 import lesde
 from lesde.derivation import rule as microscopic
@@ -24,6 +26,20 @@ def classes(factor: float, transform: str = "identity") -> lesde.LESDE:
 def pairs(factor: float) -> lesde.LESDE:
     kernel = lesde.FeatureKernel(f"{factor}*(s*exp(-r2/8) - 0.3*(1-s)*c)")
     return lesde.LESDE(kernel, 3, 3, [4, 6, 5], noise=0.2)
+
+
+def noisy_classes(factor: float) -> lesde.LESDE:
+    return lesde.LESDE(lesde.TwoLevel("1.5/(1+t)", -0.5), 3, 3, [4, 6, 5], noise=factor * 0.2)
+
+
+def changing_noise(factor: float) -> lesde.LESDE:
+    kernel = lesde.TwoLevel("1.5/(1+t)", -0.5)
+    return lesde.LESDE(kernel, 3, 3, [4, 6, 5], noise=f"{factor}*(0.2 + 0.1*t)")
+
+
+def noisy_pairs(factor: float) -> lesde.LESDE:
+    kernel = lesde.FeatureKernel("s*exp(-r2/8) - 0.3*(1-s)*c")
+    return lesde.LESDE(kernel, 3, 3, [4, 6, 5], noise=factor * 0.2)
 
 
 def simulated(model: lesde.LESDE, **settings) -> np.ndarray:
@@ -61,6 +77,10 @@ CLASS_ROUTES = {
     "torchsde engine": lambda model: simulated(model, engine="torchsde", learning_rate=0.05),
     "sgd": lambda model: simulated(model, engine="sgd", learning_rate=0.05),
 }
+for kind in ("sampling", "modified"):
+    CLASS_ROUTES[f"torchsde engine, {kind}"] = lambda model, kind=kind: simulated(
+        model, engine=lesde.TorchSDE(noise=kind, dt=0.05), learning_rate=0.05
+    )
 PAIR_ROUTES = {
     "mean drift": lambda model: lesde.derive(model).mean_drift(MEANS, 0.3),
     "torchsde engine": lambda model: simulated(model, engine="torchsde", learning_rate=0.05),
@@ -76,6 +96,25 @@ def change(monkeypatch):
     def change(factor: float) -> None:
         monkeypatch.setattr(
             microscopic, "increment", lambda E, side="i": original(int(factor) * E, side)
+        )
+        microscopic.rule.cache_clear()
+
+    yield change
+    microscopic.rule.cache_clear()
+
+
+@pytest.fixture
+def change_noise(monkeypatch):
+    """A function that multiplies the noise in the rule, until the test ends."""
+    original = microscopic.increment
+
+    def louder(factor: float, E: sp.Expr, side: str) -> sp.Expr:
+        zeta = microscopic.ZETA[side][0]
+        return original(E, side).subs(zeta, factor * zeta)
+
+    def change(factor: float) -> None:
+        monkeypatch.setattr(
+            microscopic, "increment", lambda E, side="i": louder(int(factor), E, side)
         )
         microscopic.rule.cache_clear()
 
@@ -117,3 +156,23 @@ def test_logits_and_closed_forms_follow_the_rule(factor, change):
         return lesde.LESDE(lesde.TwoLevel(factor * 1.5, factor * -0.5), 3, 3, 5, "logits", 0.2)
 
     follows(of_solution, logits, change, factor)
+
+
+NOISE_ROUTES = {name: route for name, route in CLASS_ROUTES.items() if name != "derivation"}
+
+
+@pytest.mark.parametrize("make", [noisy_classes, changing_noise])
+@pytest.mark.parametrize("route", NOISE_ROUTES)
+def test_noise_follows_the_rule(route, make, change_noise):
+    follows(NOISE_ROUTES[route], make, change_noise, 2)
+
+
+@pytest.mark.parametrize("route", [name for name in PAIR_ROUTES if name != "mean drift"])
+def test_noise_about_feature_kernels_follows_the_rule(route, change_noise):
+    follows(PAIR_ROUTES[route], noisy_pairs, change_noise, 2)
+
+
+def test_derived_noise_follows_the_rule(change_noise):
+    assert float(lesde.derive(noisy_classes(1)).diffusion.noise) == 1
+    change_noise(2)
+    assert float(lesde.derive(noisy_classes(1)).diffusion.noise) == 4

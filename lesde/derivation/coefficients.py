@@ -41,7 +41,7 @@ class Coefficients:
     transform : Transform
         The matrices H_l, with their structure.
     noise : Noise
-        σ_k of a sample, per square root of time, as a function of time.
+        σ_k of a sample, per square root of time, as a function of time, with the rule's factor.
     counts : ndarray of int, shape (class,)
         Samples per class.
     """
@@ -123,8 +123,16 @@ def derive_coefficients(model: LESDE) -> Coefficients:
     columns = np.broadcast_to(model.counts[None, :], model.entries.index.shape)
     drift = model.entries.combine(columns, lambda E, n: factors.drift(sp.Rational(n, N), E))
     return Coefficients(
-        model.entries, drift, kicks, model.transform, model.noise_table, model.counts
+        model.entries, drift, kicks, model.transform, _derived_noise(model), model.counts
     )
+
+
+def _derived_noise(model: LESDE) -> Noise:
+    """The model's σ_k with the factor that the derived rule gives it, which is 1 for the published rule."""
+    factors = rule()
+    if factors.noise_between != 0:
+        raise NotImplementedError("a rule whose samples share their noise has no engine.")
+    return model.noise_table.scaled(sp.sqrt(factors.noise))
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class FeatureCoefficients:
     transform : Transform
         The matrices H_l, with their structure.
     noise : Noise
-        σ_k of a sample, per square root of time, as a function of time.
+        σ_k of a sample, per square root of time, as a function of time, with the rule's factor.
     counts : ndarray of int, shape (class,)
         Samples per class.
     """
@@ -168,4 +176,4 @@ class FeatureCoefficients:
 def derive_feature_coefficients(model: LESDE) -> FeatureCoefficients:
     """Apply the derived rule to the strength of a model with a feature kernel."""
     strength = PairFormula(rule().kick(model.kernel.formula.expression))  # type: ignore[attr-defined]
-    return FeatureCoefficients(strength, model.transform, model.noise_table, model.counts)
+    return FeatureCoefficients(strength, model.transform, _derived_noise(model), model.counts)

@@ -17,6 +17,7 @@ import sympy as sp
 from lesde.derivation.coefficients import Coefficients, derive_coefficients
 from lesde.derivation.integrals import DUMMY, expand_terms, time_terms
 from lesde.derivation.modes import Tree, mode_tree, reduced_table, tidy
+from lesde.derivation.rule import rule
 from lesde.derivation.solution import Solution
 from lesde.model.formula import TIME, Unfinished, bounded
 from lesde.model.lesde import LESDE
@@ -196,7 +197,7 @@ def within_rate(coefficients: Coefficients) -> sp.Expr:
     if not coefficients.noise.is_constant:
         squared = sp.Function("sigma", real=True)(DUMMY) ** 2
         grown = sp.Integral(squared, (DUMMY, start, TIME))
-    variance = spread**2 + grown
+    variance = spread**2 + rule().noise * grown
     return sp.diff(sp.log(variance), TIME)
 
 

@@ -162,6 +162,8 @@ def kick(
 ) -> torch.Tensor:
     """The kick E_kL H_L x_J that every class k gets from the sample drawn; SGD's step is h times this.
 
+    With strengths κ_iJ of samples in place of classes it is the kick that every sample gets.
+
     Parameters
     ----------
     transforms : Transforms

@@ -125,6 +125,18 @@ class Noise:
     n_classes: int
     n_features: int
 
+    def scaled(self, factor: sp.Expr) -> Noise:
+        """The noise factor·σ_k, for a number without free symbols."""
+        if factor == 1:
+            return self
+        if self.is_numeric:
+            return Noise(self.given * float(factor), self.n_classes, self.n_features)
+        given = np.empty(self.given.shape, dtype=object)
+        for index in np.ndindex(given.shape):
+            formula = self.given.item(*index)
+            given[index] = Formula(factor * formula.expression, formula.functions)
+        return Noise(given, self.n_classes, self.n_features)
+
     @property
     def is_numeric(self) -> bool:
         """True if the factors are plain numbers."""

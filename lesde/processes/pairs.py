@@ -18,7 +18,7 @@ import numpy as np
 import sympy as sp
 import torch
 
-from lesde.laws.rule import Transforms
+from lesde.laws.rule import Transforms, kick
 from lesde.model.formula import FEATURE_VARIABLES, TIME, Formula, compiled
 from lesde.processes.process import BLOCK
 from lesde.processes.samples import class_means, spread
@@ -125,7 +125,7 @@ class PairInteraction:
             strength.scale(time) * strength(variables, time) for strength in self.strengths.values()
         )
         kappa = torch.where(self.labels == classes.unsqueeze(1), same, different)
-        return kappa.unsqueeze(-1) * self.transforms.rows(chosen, classes).unsqueeze(1)
+        return kick(self.transforms, kappa, chosen, classes)
 
     def _sums(
         self, samples: torch.Tensor, time: float, normals: torch.Tensor | None = None

@@ -154,6 +154,7 @@ class _Particles:
     modified: float | None = None
     """The learning rate of the modified equation, where that is what is integrated."""
     times: np.ndarray
+    noise: Any
     directions: np.ndarray | None = None
     draws = 2
     """Arrays of random numbers that are alive at a time."""
@@ -181,7 +182,8 @@ class _Particles:
     def prepare(self, times: np.ndarray, statistics: bool) -> Any:
         made = copy.copy(self)
         made.times = times
-        self.model.noise_table.factor(times[:1])
+        made.noise = derive(self.model).coefficients().noise
+        made.noise.factor(times[:1])
         if not self.pairs:
             derive(self.model).coefficients().weights(times)  # not finite there: says so by name
         if statistics:
@@ -227,7 +229,6 @@ class IntegratedParticles(_Particles):
     """The SDE of all samples by Euler's method, or by Rößler's SRA1 (method "srk"), as torchsde has them."""
 
     grid: StepGrid
-    noise: Any
 
     def __init__(self, model: LESDE, initial: Initial, method: str, dt: float | None, noise: str):
         super().__init__(model, initial, "torchsde")
@@ -242,7 +243,6 @@ class IntegratedParticles(_Particles):
         made.attributes = {**self.attributes, "method": self.method, "dt": step}
         if self.kind != "plain":
             made.attributes["sde"] = self.kind
-        made.noise = self.model.noise_table
         if self.kind == "modified":
             made.modified = self.rate
             if not made.noise.is_constant:
@@ -329,7 +329,7 @@ class ParticleSGD(_Particles):
         rng, rate, x = rng.stream("means"), self.rate or 0.0, state.samples.clone()
         for begin in range(first, end, CHECKED):
             times = self.times[0] + rate * np.arange(begin, min(begin + CHECKED, end))
-            sigma = OwnNoise(self.model.noise_table, times, self.counts)
+            sigma = OwnNoise(self.noise, times, self.counts)
             if not self.pairs:
                 state.interaction.prepare(times)
             for i, time in enumerate(times.tolist()):

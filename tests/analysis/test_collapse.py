@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from lesde import neural_collapse
 from lesde.analysis import class_means
 from lesde.analysis.collapse import (
     METRICS,
@@ -22,7 +23,6 @@ from lesde.analysis.collapse import (
     nc2_norm_cv,
     nc3,
     nc4,
-    neural_collapse,
 )
 
 PLAIN = [nc1, nc1_trace, nc1_cdnv, nc2_etf, nc2_norm_cv, nc2_angle_std]

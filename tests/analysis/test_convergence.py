@@ -10,14 +10,8 @@ import pytest
 import xarray as xr
 from scipy import integrate, signal, stats
 
-from lesde.analysis.collapse import neural_collapse
-from lesde.analysis.convergence import (
-    convergence,
-    decay_window,
-    first_passage,
-    fit_line,
-    median_interval,
-)
+from lesde import convergence, neural_collapse
+from lesde.analysis.convergence import decay_window, first_passage, fit_line, median_interval
 
 Z = 5  # tolerance of a statistical test, in standard errors
 

@@ -10,10 +10,9 @@ import pytest
 from scipy.integrate import quad
 
 import lesde
+from lesde import LESDE, ClassMatrix, TwoLevel
 from lesde.analysis import fit_elasticity, fitted_kernel
 from lesde.laws.transitions import transitions
-from lesde.model.kernels import ClassMatrix, TwoLevel
-from lesde.model.lesde import LESDE
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

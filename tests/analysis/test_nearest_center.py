@@ -10,15 +10,9 @@ import xarray as xr
 from sklearn.neighbors import NearestCentroid
 
 import lesde
+from lesde import neural_collapse
 from lesde.analysis import class_means
-from lesde.analysis.collapse import (
-    METRICS,
-    nc3,
-    nc3_duality,
-    nc4,
-    ncc_accuracy,
-    neural_collapse,
-)
+from lesde.analysis.collapse import METRICS, nc3, nc3_duality, nc4, ncc_accuracy
 
 
 def make(seed, counts, p, leading=(), spread=1.0):

@@ -9,8 +9,9 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 import lesde
+from lesde import predict_separation
 from lesde.analysis import separation_function
-from lesde.analysis.separation import predict_from_law, predict_separation
+from lesde.analysis.separation import predict_from_law
 
 
 def make_law(mean, covariance, within, count, offset=None):

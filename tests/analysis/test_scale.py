@@ -334,3 +334,20 @@ def test_simulated_statistics_whose_spread_underflows_are_refused():
     )
     found, expected = (lesde.neural_collapse(one).nc1_trace[:, 1] for one in (kept, large))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_many_rounded_features_leave_no_direction_of_their_own():
+    """Class means on a line in 20,000 dimensions: rounding to float32 spreads them off it, √p times as far as each.
+
+    With deviations of a class that cancel, all that the means have off the line is rounding.
+    """
+    p = 20_000
+    rng = np.random.default_rng(0)
+    means = np.outer([-1.0, 0.3, 1.2], rng.normal(size=p))
+    away = 0.1 * rng.normal(size=(3, p))
+    x = np.concatenate([means + away, means - away])
+    labels = np.tile(np.arange(3), 2)
+    centred = means - means.mean(0)
+    _, s, vt = np.linalg.svd(centred, full_matrices=False)
+    expected = 2 * ((away @ vt[0]) ** 2).sum() / s[0] ** 2 / len(x)
+    np.testing.assert_allclose(nc1(x.astype(np.float32), labels), expected, rtol=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +10,8 @@ import xarray as xr
 from scipy.optimize import linprog
 
 import lesde
-from lesde.analysis.separation import (
-    CRITERIA,
-    binomial_interval,
-    criterion,
-    probability,
-    separation_probability,
-)
+from lesde import separation_probability
+from lesde.analysis.separation import CRITERIA, binomial_interval, criterion, probability
 
 GAPS = np.array([0.5, 2.0, 4.0])
 
@@ -176,7 +170,7 @@ def fake(monkeypatch):
         return xr.concat(one, "replicate")
 
     monkeypatch.setattr(probability, "simulate", simulate)
-    model = SimpleNamespace(kernel=None, n_classes=2, n_features=3, counts=np.array([6, 6]))
+    model = lesde.LESDE(lesde.TwoLevel(1, 0), n_classes=2, n_features=3, n_per_class=6)
     return model, calls
 
 

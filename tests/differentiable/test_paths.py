@@ -8,8 +8,7 @@ import torch
 from torch.autograd import gradcheck
 
 import lesde
-from lesde import LESDE, ClassMatrix, Diverged, TwoLevel
-from lesde.processes.tensor_paths import tensor_paths
+from lesde import LESDE, ClassMatrix, Diverged, TwoLevel, tensor_paths
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.normal(size=(3, 3, 3)) * 0.5

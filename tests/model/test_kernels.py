@@ -7,8 +7,9 @@ import pytest
 import sympy as sp
 
 import lesde
+from lesde import ClassMatrix, Hierarchical, LabelNoise, TwoLevel
 from lesde.model.formula import TIME
-from lesde.model.kernels import ClassMatrix, Hierarchical, Kernel, LabelNoise, TwoLevel
+from lesde.model.kernels import Kernel
 
 TIMES = np.array([0.0, 0.7, 3.0])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesde.errors import Diverged
+from lesde import Diverged
 from lesde.networks import (
     ImageData,
     collect,

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 
-from lesde.model.kernels import ClassMatrix
-from lesde.model.lesde import LESDE
+from lesde import LESDE, ClassMatrix
 from lesde.processes.integration import StepIncrements
 
 CONSTANT = [["1.2", "-0.6", "0.3"], ["-0.4", "0.9", "-0.5"], ["0.2", "-0.8", "1.1"]]

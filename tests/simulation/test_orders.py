@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import lesde
-from lesde.model.kernels import ClassMatrix
-from lesde.model.lesde import LESDE
+from lesde import LESDE, ClassMatrix
 from lesde.paths import StepGrid
 from lesde.processes.integration import integrate
 from lesde.processes.process import BLOCK

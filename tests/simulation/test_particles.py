@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import lesde
+from lesde import simulate
 from lesde.model.lesde import Initial, read_initial
 from lesde.processes.integration import integrate
 from lesde.processes.particles import IntegratedParticles, ParticleSGD
-from lesde.simulation import simulate
 from tests.simulation.systems import MATRICES, MEANS, GivenIncrements
 from tests.simulation.test_orders import slope_of
 

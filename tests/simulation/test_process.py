@@ -142,6 +142,15 @@ def test_separation_adds_replicates_until_the_interval_is_narrow():
     np.testing.assert_array_equal(lesde.separation_probability(paths).successes, found.successes)
 
 
+def test_other_attributes_of_a_process_have_no_meaning():
+    """A dynamics may call what it likes n_features, say of its inputs: its observations decide."""
+    given = {"times": [0, 1, 2], "precision": 0.1, "learning_rate": [0.1, 0.2]}
+    plain, other = ExactPull(), ExactPull()
+    other.n_features = 10**12
+    found = [lesde.separation_probability(process, **given) for process in (plain, other)]
+    np.testing.assert_array_equal(*(each.successes for each in found))
+
+
 class Broken(ExactPull):
     """What is given in place of the features."""
 

@@ -147,6 +147,32 @@ def test_learning_rates_have_noise_of_their_own(run):
     assert not np.allclose(a, b)
 
 
+NEARLY = [0.02, 0.02 * (1 + 1e-12)]
+"""Learning rates that are as good as equal: with the same noise their paths would be as well."""
+
+
+@pytest.mark.parametrize("keep", ["features", "statistics"])
+@pytest.mark.parametrize("run", RUNS)
+def test_equal_learning_rates_have_independent_noise(run, keep):
+    """Null: correlation 0 over 64 replicates, whose standard error is 1/8; 5 of them."""
+    settings = {k: v for k, v in RUNS[run].items() if k != "learning_rate"}
+    model = make_system(*CASES[1]).model
+    paths = simulate(model, TIMES, MEANS, 64, learning_rate=NEARLY, keep=keep, **settings)
+    for name in {"features": ["features"], "statistics": ["mean", "within", "reach"]}[keep]:
+        last = paths[name].isel(time=-1).values.reshape(2, 64, -1).astype(float)
+        column = np.flatnonzero(np.isfinite(last).all((0, 1)) & (last.std(1) > 0).all(0))[0]
+        assert abs(np.corrcoef(last[:, :, column])[0, 1]) < 0.625, name
+
+
+@pytest.mark.parametrize("engine", ["torchsde", "sgd"])
+def test_feature_kernels_have_noise_of_their_own_at_each_learning_rate(engine):
+    """Null: as above."""
+    model = lesde.LESDE(lesde.FeatureKernel("s*exp(-r2)"), 2, 2, [3, 4], noise=0.3)
+    paths = simulate(model, [0, 0.4], replicates=64, learning_rate=NEARLY, engine=engine)
+    last = paths.features.values[:, :, -1, 0, 0].astype(float)
+    assert abs(np.corrcoef(last)[0, 1]) < 0.625
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_global_random_state_is_left_alone(run):
     torch.manual_seed(3)

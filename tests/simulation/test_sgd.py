@@ -197,8 +197,7 @@ def test_times_closer_than_the_learning_rate_are_refused():
 
 
 def test_kernel_is_not_evaluated_beyond_the_last_iteration():
-    from lesde.model.kernels import TwoLevel
-    from lesde.model.lesde import LESDE
+    from lesde import LESDE, TwoLevel
 
     model = LESDE(TwoLevel("sqrt(1-t)", 0), 2, 2, 3)
     paths = simulate(model, [0, 1], np.eye(2), 32, learning_rate=0.1)
@@ -207,8 +206,7 @@ def test_kernel_is_not_evaluated_beyond_the_last_iteration():
 
 def test_time_starts_at_the_first_saved_time():
     # A kernel that is zero before t = 5 acts at once when times start there.
-    from lesde.model.kernels import TwoLevel
-    from lesde.model.lesde import LESDE
+    from lesde import LESDE, TwoLevel
 
     model = LESDE(TwoLevel("t-5", 0), 2, 2, 3, noise=0.0)
     paths = simulate(model, [5, 5.2], np.eye(2), 4096, learning_rate=0.1, dtype="float64")

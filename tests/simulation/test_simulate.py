@@ -12,11 +12,8 @@ import pytest
 import torch
 
 import lesde
+from lesde import LESDE, ClassMatrix, Diverged, TwoLevel, simulate
 from lesde import paths as result
-from lesde import simulate
-from lesde.errors import Diverged
-from lesde.model.kernels import ClassMatrix, TwoLevel
-from lesde.model.lesde import LESDE
 from lesde.processes.samples import _shifted, spread
 from tests.simulation.systems import MEANS, make_system, moments_by_class
 
@@ -235,7 +232,10 @@ BAD = {
     "no rates": ({"learning_rate": []}, "learning_rate must hold at least one value"),
     "same rates": ({"learning_rate": [0.1, 0.1]}, "learning_rate must hold distinct values"),
     "nan rates": ({"learning_rate": [0.1, np.nan]}, "learning_rate must be finite; got nan"),
-    "sgd without rate": ({"engine": "sgd"}, "learning_rate is the step of engine='sgd'; got learning_rate=None"),
+    "sgd without rate": (
+        {"engine": "sgd"},
+        "learning_rate is the step of engine='sgd'; got learning_rate=None",
+    ),
     "first": ({"first_replicate": 16}, "first_replicate must be a multiple of 32.*got 16"),
     "device": (
         {"device": "gpu0"},

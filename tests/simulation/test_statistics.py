@@ -7,10 +7,7 @@ import pytest
 from scipy.stats import chi2, ks_2samp, kstest
 
 import lesde
-from lesde import simulate
-from lesde.laws.moments import moments
-from lesde.model.kernels import TwoLevel
-from lesde.model.lesde import LESDE
+from lesde import LESDE, TwoLevel, moments, simulate
 from lesde.paths import reduce_frame
 from tests.simulation.systems import MEANS, make_system
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ class _Replicates:
             precision = float(np.finfo(reach.dtype).eps) if reach.dtype.kind == "f" else 0.0
             known = {"means": self.means(index), "reach": reach.astype(np.float64)}
             return Frame(unit, margin, precision=precision, **known)
-        exact = None if unit is None else partial(self._exact, index, direction, unit)
+        exact = None if unit is None else cache(partial(self._exact, index, direction, unit))
         features = self._values[index].astype(np.float64)
         return Frame(unit, margin, features=features, labels=self._labels, exact_direction=exact)
 

@@ -128,7 +128,9 @@ class Frame:
         if self._reach is not None:
             return None
         both = [self.classes[c][replicate] for c in (k, l)]
-        # from 2**53 every number is whole, which means nothing
+        if all((x == both[0][0]).all() for x in both):  # all samples at one point
+            return np.zeros(1), np.zeros(1)
+        # from 2**53 every number is whole, so that this says nothing
         if any(((x != np.rint(x)) | (np.abs(x) >= 2.0**53)).any() for x in both):
             return None
         first, second = (np.array([list(map(int, row)) for row in x], dtype=object) for x in both)

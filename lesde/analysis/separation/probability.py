@@ -22,6 +22,7 @@ from lesde.checks import (
     check_times,
     shown,
 )
+from lesde.model.lesde import LESDE
 from lesde.simulation import simulate
 
 __all__ = ["separation_probability"]
@@ -271,12 +272,14 @@ def _simulate(
 
 def _batch(model: Any, times: np.ndarray, options: dict[str, Any]) -> int:
     """Replicates per call, in whole blocks, so that a batch stays within ``BATCH_BYTES``."""
-    if hasattr(model, "n_features"):
+    if isinstance(model, LESDE):
         rates = max(1, np.size(options.get("learning_rate", 1)))
-        K, p = len(model.counts), model.n_features
+        K, p = model.n_classes, model.n_features
         kept = options.get("keep") == "statistics"
         numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
         each = 4.0 * rates * np.size(times) * numbers
-    else:  # a process that does not describe its features is observed once
-        each = simulate(model, times, replicates=BLOCK, **options).nbytes / BLOCK
+    else:  # a process says nothing of its sizes: a short run shows them
+        seen = times[:2]
+        size = simulate(model, seen, replicates=BLOCK, **options).nbytes / BLOCK
+        each = size * len(times) / len(seen)
     return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))
