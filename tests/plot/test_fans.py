@@ -98,7 +98,7 @@ def test_without_replicate_and_as_float32():
         ({"replicate": 1.0}, "replicate must be an integer"),
         ({"direction": [0.0, 0.0, 0.0]}, "direction must not be zero"),
         ({"direction": [1.0]}, r"direction must have shape \(3\)"),
-        ({"direction": [1, 0, 0], "pair": (0, 1)}, "direction and pair both say"),
+        ({"direction": [1, 0, 0], "pair": (0, 1)}, "direction and pair both set the projection"),
         ({"pair": (1, 1)}, "pair must be two different classes"),
         ({"pair": (0, 3)}, "pair must be two different classes from 0 to 2"),
         ({"classes": []}, "classes must be a sequence of classes"),

@@ -93,7 +93,7 @@ def test_refusals():
         plot.class_means(paths, law.isel(feature=[0, 1]))
     with pytest.raises(ValueError, match=r"law must hold .*mean.*as lesde\.law"):
         plot.class_means(paths, law.rename(mean="average"))
-    with pytest.raises(ValueError, match="features and directions both say"):
+    with pytest.raises(ValueError, match="features and directions both set what is shown"):
         plot.class_means(paths, law, features=0, directions=[1, 0, 0])
     with pytest.raises(ValueError, match="features must hold integers from 0 to 2"):
         plot.class_means(paths, law, features=[3])
