@@ -26,51 +26,44 @@ BLOCK = 32
 class Process(Protocol):
     """A dynamics as `lesde.simulate` takes it: any object with these three methods and ``counts``.
 
-        A *state* is whatever the process likes, and ``advance`` may change it in place. Tensors that are
-        observed have a leading replicate axis, on any device.
+    A *state* is whatever the process likes, and ``advance`` may change it in place. Tensors that are
+    observed have a leading replicate axis, on any device.
 
-        Attributes
-        ----------
-        counts : sequence of int
-            Samples per class; features are sorted by class.
+    Attributes
+    ----------
+    counts : sequence of int
+        Samples per class; features are sorted by class.
 
-        Notes
-        -----
-        Optional, for the meaning of the process:
+    Notes
+    -----
+    Optional, for the meaning of the process:
 
-        - ``at(learning_rate)`` returns the process at a learning rate. Without it the rates of a batch are
-          independent copies.
-        - ``reduce(rng, state)`` returns ``mean (replicate, class, feature)``, ``within (replicate, class,
-          feature, feature)`` and ``reach (replicate, class, class)`` as `lesde.statistics` defines them,
-          for a process that can draw them without particles; other names are one number per replicate, or
-          ``reach_expected``, the reach along ``directions`` (below).
-        - ``describe()`` returns a dict for the dataset's attribute ``model``.
-        - ``attributes`` is a dict of further attributes of the dataset, such as ``engine``, or ``joint``,
-          0 where ``reduce`` draws the reaches of one class toward several others independently. Values
-          that differ between learning rates become a list.
-        - ``remedy``, for the message where a path stops being finite, says what the user can do.
+    - ``at(learning_rate)`` returns the process at a learning rate. Without it the rates of a batch are
+      independent copies.
+    - ``reduce(rng, state)`` returns ``mean (replicate, class, feature)``, ``within (replicate, class,
+      feature, feature)`` and ``reach (replicate, class, class)`` as `lesde.statistics` defines them,
+      for a process that can draw them without particles; other names are one number per replicate, or
+      ``reach_expected``, the reach along ``directions`` (below).
+    - ``describe()`` returns a dict for the dataset's attribute ``model``.
+    - ``attributes`` is a dict of further attributes of the dataset, such as ``engine``, or ``joint``,
+      0 where ``reduce`` draws the reaches of one class toward several others independently. Values
+      that differ between learning rates become a list.
+    - ``remedy``, for the message where a path stops being finite, says what the user can do.
 
-        Optional, for speed and memory:
+    Optional, for speed and memory:
 
-        - ``prepare(times, statistics)`` returns the process for these saved times, to be reduced rather
-          than observed where ``statistics`` is true. It is called once, after ``at``; its result is
-          observed (or reduced) at every saved time in order, so that it may tabulate transitions and
-          draw for several times at once. It may have ``iterations (time,)``, the number of SGD steps
-          done at the saved times, which then becomes the dataset's clock, and ``directions
-          (time, class, class, feature)``, unit vectors along which the reach is taken too.
-        - ``memory(times, statistics, replicates)`` returns the bytes of tables held throughout, and those
-    <<<<<<< HEAD
-          that one block needs, of 32 replicates or as many as are asked for. As many blocks as fit are
-          advanced side by side.
-        - ``most_blocks``, the largest useful number of blocks side by side; by default a frame has about
-          a million numbers.
-    =======
-          that a block of 32 replicates, or so many as are asked for, works with; as many blocks are put side
-          by side as fit. It is asked where the process has ``n_features``, the number of features, too.
-        - ``most_blocks``, how many blocks side by side are worth it; by default so many that a frame has
-          about a million numbers.
-    >>>>>>> v-rules
-        - ``parallel``, true where groups of blocks may be advanced in several threads at a time.
+    - ``prepare(times, statistics)`` returns the process for these saved times, to be reduced rather
+      than observed where ``statistics`` is true. It is called once, after ``at``; its result is
+      observed (or reduced) at every saved time in order, so that it may tabulate transitions and
+      draw for several times at once. It may have ``iterations (time,)``, the number of SGD steps
+      done at the saved times, which then becomes the dataset's clock, and ``directions
+      (time, class, class, feature)``, unit vectors along which the reach is taken too.
+    - ``memory(times, statistics, replicates)`` returns the bytes of tables held throughout, and those
+      that one block needs, of 32 replicates or as many as are asked for. As many blocks as fit are
+      advanced side by side. It is asked where the process has ``n_features``, the number of features, too.
+    - ``most_blocks``, the largest useful number of blocks side by side; by default a frame has about
+      a million numbers.
+    - ``parallel``, true where groups of blocks may be advanced in several threads at a time.
     """
 
     counts: Any
