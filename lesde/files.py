@@ -40,13 +40,13 @@ from zarr.core.sync import sync
 
 __all__ = [
     "REMEDY",
+    "STUDY",
     "Target",
     "about_lock",
     "arrays_of",
     "check_chunks",
     "check_format",
     "damaged",
-    "damaged_of_store",
     "difference",
     "lock",
     "make_parents",
@@ -56,13 +56,13 @@ __all__ = [
     "opened",
     "quiet_zarr",
     "read",
-    "read_whole",
     "recover",
     "replace_file",
     "settled",
     "target",
     "telling",
     "why_foreign",
+    "why_other",
     "write",
 ]
 
@@ -331,7 +331,7 @@ def _remove(scratch: Path, place: Path) -> None:
 
 _MARK = "lesde_store"
 _SEAL = "lesde_seal"
-_STUDY = "lesde_study"
+STUDY = "lesde_study"
 _FORMAT = 1
 REMEDY = "Restore the store from a copy, or remove it and make it again."
 
@@ -360,7 +360,7 @@ def write(
     """
     place = path if isinstance(path, Target) else target(path, overwrite=True, study=study)
     attrs = {key: _plain(value) for key, value in dataset.attrs.items() if key != _SEAL}
-    attrs |= {_MARK: _FORMAT} if study is None else {_MARK: _FORMAT, _STUDY: study}
+    attrs |= {_MARK: _FORMAT} if study is None else {_MARK: _FORMAT, STUDY: study}
     clean = dataset.assign_attrs(attrs)
     clean.attrs.pop(_SEAL, None)
     encoding = {}
@@ -458,7 +458,7 @@ def why_foreign(path: Path, study: str | None = None) -> str | None:
         sealed = False
     if not sealed:
         return "is no store that this package wrote, or was changed since; it is not replaced"
-    return None if study is None else _why_other(held.get(_STUDY), study)
+    return None if study is None else why_other(held.get(STUDY), study)
 
 
 # Stores of studies, which belong to one set of settings.
@@ -472,37 +472,13 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     )
 
 
-def _why_other(held: Any, study: str) -> str | None:
+def why_other(held: Any, study: str) -> str | None:
     """The reason that a store is not of a study with these settings; None where it is."""
     try:
         different = difference(json.loads(held), json.loads(study))
     except (TypeError, ValueError, AttributeError):
         return "does not say with which settings it was made"
     return f"was made with other settings ({different})" if different else None
-
-
-def read_whole(path: str | os.PathLike[str], study: str) -> xr.Dataset:
-    """Read a store of a study with these settings, none of whose numbers may be missing."""
-    try:
-        dataset = read(path)
-    except ValueError as error:
-        raise damaged_of_store(path, str(error).removesuffix(f" {REMEDY}")) from None
-    if any(v.dtype.kind == "f" and bool(v.isnull().any()) for v in dataset.values()):
-        raise damaged_of_store(path)
-    why = _why_other(dataset.attrs.get(_STUDY), study)
-    if why is not None:
-        raise ValueError(
-            f"--out: {os.fspath(path)} {why}. Give another folder, or remove it and run the command again."
-        )
-    return dataset
-
-
-def damaged_of_store(path: str | os.PathLike[str], found: str = "") -> ValueError:
-    """The error for a store of a study that is not whole."""
-    return ValueError(
-        f"--out: {os.fspath(path)} is damaged. Remove it and run the command again: what it held is then trained anew."
-        f"{' Found: ' if found else ''}{found}"
-    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -33,17 +33,12 @@ from lesde.checks import (
     shown,
     shown_bytes,
 )
+from lesde.clocks import seen_times
 from lesde.errors import Diverged
 from lesde.model.lesde import LESDE, class_average
-from lesde.paths import (
-    as_dataset,
-    reduce_frame,
-    seen_times,
-    warn_of_lost_digits,
-    working_memory,
-)
+from lesde.paths import as_dataset, reduce_frame, warn_of_lost_digits, working_memory
 from lesde.processes.engines import Engine, read_engine
-from lesde.processes.process import BLOCK, Process, Random
+from lesde.processes.process import BLOCK, Process, Random, check_first_replicate
 
 __all__ = ["Process", "Random", "simulate"]
 
@@ -177,12 +172,7 @@ def simulate(
     check_choice("dtype", dtype, ("float32", "float64"))
     check_choice("keep", keep, ("features", "statistics"))
     check_flag("progress", progress)
-    first_replicate = check_integer("first_replicate", first_replicate, 0)
-    if first_replicate % BLOCK:
-        raise ValueError(
-            f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
-            f"numbers; got {first_replicate}."
-        )
+    first_replicate = check_first_replicate(first_replicate)
     seed, limit, on = check_seed(seed), read_memory(memory_limit), read_device(device)
     rates, batched = read_learning_rates(learning_rate)
     if isinstance(process, LESDE):
@@ -423,6 +413,7 @@ def _one_thread(device: torch.device) -> Iterator[int]:
 
 
 # --------------------------------------------------------------------------------------------------
+# The arrays of the result.
 
 Seen = dict[str, torch.Tensor]
 """The variables kept of a state, each (replicate, …)."""

@@ -11,7 +11,7 @@ import lesde
 ROOT = Path(lesde.__file__).parent
 # A room may use those before it. The face of the package, lesde/__init__.py, stands above them all.
 ROOMS = (
-    "errors", "checks", "text", "files", "paths", "model", "derivation", "laws", "processes",
+    "errors", "checks", "text", "files", "clocks", "paths", "model", "derivation", "laws", "processes",
     "simulation", "analysis", "networks", "plot", "studies", "cli",
 )  # fmt: skip
 FACE = "lesde"

@@ -14,8 +14,15 @@ import xarray as xr
 from scipy.optimize import minimize
 from scipy.special import ndtri
 
-from lesde.analysis.class_means import power_of_two, read_class_means
-from lesde.checks import check_choice, check_fraction, check_real, shown
+from lesde.analysis.class_means import read_class_means
+from lesde.checks import (
+    check_choice,
+    check_fraction,
+    check_instance,
+    check_real,
+    power_of_two,
+    shown,
+)
 from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.law import PathLikelihood, path_likelihood
@@ -106,8 +113,7 @@ def calibrate(
     >>> bool(fit.converged)
     True
     """
-    if not isinstance(model, LESDE):
-        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
+    check_instance("model", model, LESDE, "a lesde.LESDE")
     check_choice("noise", noise, ("estimate", "model"))
     level = check_fraction("confidence", confidence)
     if model.kernel.depends_on_features:

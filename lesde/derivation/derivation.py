@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,11 +112,12 @@ def _mean_equation(k: int, right: sp.Expr) -> sp.Eq:
     return sp.Eq(matrix_symbol(f"dXbar_{k + 1}/dt"), right, evaluate=False)
 
 
-class _Reported:
+class _Reported(ABC):
     """Text and LaTeX of a derivation."""
 
+    @abstractmethod
     def _sections(self) -> list[Any]:
-        raise NotImplementedError
+        """Headings, equations and sentences, in order."""
 
     def latex(self, document: bool = False) -> str:
         """The derivation in LaTeX.

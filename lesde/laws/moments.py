@@ -26,17 +26,19 @@ from lesde.checks import (
     bare_array,
     check_choice,
     check_finite_array,
+    check_instance,
     check_real,
     check_times,
     shown,
 )
+from lesde.clocks import StepGrid, iteration_counts, seen_times
 from lesde.derivation import derive
 from lesde.derivation.coefficients import Coefficients
 from lesde.errors import Diverged
 from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_covariance
 from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.model.lesde import LESDE, Initial, read_initial
-from lesde.paths import StepGrid, iteration_counts, seen_times, with_asked_times
+from lesde.paths import with_asked_times
 
 __all__ = ["PROCESSES", "moments"]
 
@@ -126,8 +128,7 @@ def moments(
     >>> m["mean"].isel(time=-1, feature=0, **{"class": 0}).values.round(3).tolist()
     [4.046, 4.482]
     """
-    if not isinstance(model, LESDE):
-        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
+    check_instance("model", model, LESDE, "a lesde.LESDE")
     saved = check_times("times", times, minimum_length=1)
     start = read_initial(model, initial)
     names, several = _processes(process)

@@ -282,6 +282,7 @@ def _composed(
 
 
 # --------------------------------------------------------------------------------------------------
+# The transitions as NumPy arrays, as the engines take them.
 
 
 @dataclass(frozen=True)

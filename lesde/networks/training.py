@@ -30,6 +30,7 @@ from lesde.checks import (
     read_device,
     shown,
 )
+from lesde.clocks import common_step, seen_times
 from lesde.errors import Diverged
 from lesde.networks.data import ImageData
 from lesde.networks.ensemble import (
@@ -43,7 +44,6 @@ from lesde.networks.ensemble import (
     parts_of,
     threads,
 )
-from lesde.paths import common_step, seen_times
 
 __all__ = [
     "EnsembleRun",

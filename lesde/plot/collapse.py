@@ -329,7 +329,7 @@ def _fit_limits(ax: Axes, data: xr.Dataset, h: np.ndarray) -> None:
     tidy_log(ax, "y")
 
 
-SOURCE_LEARNING_RATES = "lesde.studies.compare_learning_rates"
+COMPARED = "lesde.studies.compare_learning_rates"
 NEEDED = ["network", "predicted", "inside", "range_lowest", "range_highest"]
 ORDER = ("I-model", "L-model")
 NAMES = {"nc1": "NC1", "nc2_etf": "NC2"}
@@ -373,7 +373,7 @@ def learning_rate_range(
     --------
     >>> ax = lesde.plot.learning_rate_range(comparison)  # doctest: +SKIP
     """
-    check_dataset("comparison", comparison, NEEDED, SOURCE_LEARNING_RATES)
+    check_dataset("comparison", comparison, NEEDED, COMPARED)
     kernels = [str(k) for k in np.atleast_1d(comparison["kernel"].values)]
     kernel = kernels[0] if kernel is None else check_choice("kernel", kernel, kernels)
     data = comparison.sel(kernel=kernel) if "kernel" in comparison.dims else comparison
@@ -395,7 +395,7 @@ def learning_rate_range(
         for column, metric in enumerate(metrics):
             cell = data.sel(quantity=quantity, metric=metric)
             target = axes[row, column]
-            _draw_of_learning_rates(target, cell, colours, log=quantity == "value")
+            _draw_comparison(target, cell, colours, log=quantity == "value")
             _label(target, str(quantity), NAMES.get(str(metric), str(metric)), comparison)
             target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
             if ax is None and row + 1 < len(quantities):
@@ -414,7 +414,7 @@ def _colours(models: list[str]) -> dict[str, str]:
     return {name: colours[name] for name in models}
 
 
-def _draw_of_learning_rates(ax: Axes, cell: xr.Dataset, colours: dict[str, str], log: bool) -> None:
+def _draw_comparison(ax: Axes, cell: xr.Dataset, colours: dict[str, str], log: bool) -> None:
     """One panel: shading, bands, lines and points."""
     h = cell["learning_rate"].values.astype(np.float64)
     ax.set_xscale("log")

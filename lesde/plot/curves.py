@@ -165,12 +165,9 @@ def limit_to_bands(ax: Axes, curves: Sequence[Curve], *, zero: bool = False) -> 
 
 def cell_edges(values: np.ndarray, log: bool) -> np.ndarray:
     """Bounds of cells around increasing values, midway between them on the axis they are shown on."""
+    if len(values) == 1:  # a cell from half of it to twice it
+        return values[0] * np.array([0.5, 2.0])
     v = np.log(values) if log else np.asarray(values, dtype=np.float64)
     middle = (v[1:] + v[:-1]) / 2
-    first, last = (
-        (2 * v[0] - middle[0], 2 * v[-1] - middle[-1])
-        if len(v) > 1
-        else (v[0] - np.log(2), v[0] + np.log(2))
-    )
-    edges = np.concatenate([[first], middle, [last]])
+    edges = np.concatenate([[2 * v[0] - middle[0]], middle, [2 * v[-1] - middle[-1]]])
     return np.exp(edges) if log else edges

@@ -97,6 +97,7 @@ def default_step(coefficients: Any, times: np.ndarray, method: str) -> float:
 
 
 # --------------------------------------------------------------------------------------------------
+# Increments of the Brownian motion, in place of those of torchsde.
 
 PREFETCH = 512
 PREFETCH_NUMBERS = 2**18

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesde.clocks import StepGrid, iteration_counts, seen_times
 from lesde.derivation import derive
 from lesde.laws.rule import Transforms, drift, kick, modified_drift, modified_noise, sampling_noise
 from lesde.model.lesde import LESDE, Initial
-from lesde.paths import StepGrid, iteration_counts, seen_times
 from lesde.processes.pairs import PairInteraction
 from lesde.processes.process import BLOCK, Random
 from lesde.processes.samples import (
@@ -135,6 +135,7 @@ class OwnNoise:
 
 
 # --------------------------------------------------------------------------------------------------
+# The processes.
 
 
 @dataclass

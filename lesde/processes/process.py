@@ -16,10 +16,23 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-__all__ = ["BLOCK", "BlockNoise", "Process", "Random"]
+from lesde.checks import check_integer
+
+__all__ = ["BLOCK", "BlockNoise", "Process", "Random", "check_first_replicate"]
 
 BLOCK = 32
 """Replicates in a block. Changing it changes every stream of random numbers."""
+
+
+def check_first_replicate(value: Any) -> int:
+    """The number of the first replicate, which begins a block."""
+    first = check_integer("first_replicate", value, 0)
+    if first % BLOCK:
+        raise ValueError(
+            f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
+            f"numbers; got {first}."
+        )
+    return first
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesde.clocks import StepGrid
 from lesde.derivation import derive
 from lesde.laws.transitions import transitions
 from lesde.model.lesde import LESDE, Initial
 from lesde.model.noise import finite_variance
-from lesde.paths import StepGrid, gap_directions
+from lesde.paths import gap_directions
 from lesde.processes.process import BLOCK, BlockNoise, Random
 from lesde.processes.reach import draw_reach, is_joint
 
@@ -197,6 +199,7 @@ def _square_roots(covariances: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------
+# Within-class scatter.
 
 
 class Scatter:
@@ -280,6 +283,7 @@ def _times(factor: np.ndarray, matrices: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------
+# Samples, or their statistics, about class means.
 
 NUMBERS = 2**20
 """Numbers of deviations that are worked on together: few enough for the cache, with as few calls as can be."""
@@ -307,11 +311,10 @@ class _State:
     """The variables at these times, each (time, replicate, ...)."""
 
 
-class AboutMeans:
+class AboutMeans(ABC):
     """An LE-SDE whose class means follow ``path`` and whose deviations are drawn about them.
 
-    Subclasses tabulate for the times at hand in ``tabulate``, which returns the noise added to a sample
-    between them, and yield the class means in ``path``.
+    Subclasses give ``tabulate`` and ``path``.
     """
 
     most_blocks = 8
@@ -334,9 +337,11 @@ class AboutMeans:
     def describe(self) -> dict[str, Any]:
         return self.model.describe()
 
+    @abstractmethod
     def tabulate(self, times: np.ndarray) -> IntervalNoise:
-        raise NotImplementedError
+        """Tabulate for the saved times; the noise added to a sample between them."""
 
+    @abstractmethod
     def path(
         self, rng: Random, start: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, np.ndarray | None]]:
@@ -345,7 +350,6 @@ class AboutMeans:
         Each with the scatter (block, replicate, class, feature, feature) that goes with it, where it has
         moved them.
         """
-        raise NotImplementedError
 
     def prepare(self, times: np.ndarray, statistics: bool) -> Any:
         made = copy.copy(self)

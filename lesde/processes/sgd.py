@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesde.clocks import iteration_counts, seen_times
 from lesde.derivation import derive
 from lesde.laws.rule import Transforms
 from lesde.model.lesde import LESDE, Initial
-from lesde.paths import iteration_counts, seen_times
 from lesde.processes.process import BLOCK, BlockNoise, Random
 from lesde.processes.samples import DTYPE, draw_start, expected_directions, spread
 

@@ -27,7 +27,7 @@ from lesde.laws.values import BoundTable, numbers_of, read_parameters
 from lesde.model.lesde import LESDE, Initial, read_initial
 from lesde.paths import as_dataset, warn_of_lost_digits, working_memory
 from lesde.processes.engines import TorchSDE
-from lesde.processes.process import BLOCK, Random
+from lesde.processes.process import BLOCK, Random, check_first_replicate
 from lesde.processes.samples import DTYPE, class_means, spread
 from lesde.processes.torchsde import IntegratedPaths
 
@@ -137,12 +137,7 @@ def tensor_paths(
     saved = check_times("times", times)
     replicates = check_integer("replicates", replicates)
     check_choice("dtype", dtype, ("float32", "float64"))
-    first_replicate = check_integer("first_replicate", first_replicate, 0)
-    if first_replicate % BLOCK:
-        raise ValueError(
-            f"first_replicate must be a multiple of {BLOCK}, the replicates of a block of random "
-            f"numbers; got {first_replicate}."
-        )
+    first_replicate = check_first_replicate(first_replicate)
     seed, on, kind = check_seed(seed), read_device(device), getattr(torch, dtype)
     values = read_parameters(model, parameters)
     if not model.noise_table.is_numeric:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesde.clocks import StepGrid
 from lesde.derivation import derive
 from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_noise
 from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.model.lesde import LESDE, Initial
-from lesde.paths import StepGrid
 from lesde.processes.integration import (
     STAGES,
     StepIncrements,
@@ -228,6 +228,7 @@ class SamplingSDE(MeanSDE):
 
 
 # --------------------------------------------------------------------------------------------------
+# The process.
 
 
 def refuse_noise(noise: str, rate: float | None) -> None:

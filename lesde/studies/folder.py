@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,18 +17,22 @@ from pydantic import BaseModel
 
 from lesde import __version__
 from lesde.files import (
+    REMEDY,
+    STUDY,
     Target,
     about_lock,
     difference,
     lock,
     make_parents,
+    read,
     recover,
     replace_file,
     why_foreign,
+    why_other,
     write,
 )
 
-__all__ = ["EVERYTHING", "StudyFolder"]
+__all__ = ["EVERYTHING", "StudyFolder", "damaged_result", "read_whole"]
 
 _LOCK, _FILES = ".lesde-study.lock", ".lesde-study.json"
 
@@ -198,3 +203,27 @@ def _write_json(file: Path, content: Any) -> None:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_whole(path: str | os.PathLike[str], study: str) -> xr.Dataset:
+    """Read a store of a study with these settings, none of whose numbers may be missing."""
+    try:
+        dataset = read(path)
+    except ValueError as error:
+        raise damaged_result(path, str(error).removesuffix(f" {REMEDY}")) from None
+    if any(v.dtype.kind == "f" and bool(v.isnull().any()) for v in dataset.values()):
+        raise damaged_result(path)
+    why = why_other(dataset.attrs.get(STUDY), study)
+    if why is not None:
+        raise ValueError(
+            f"--out: {os.fspath(path)} {why}. Give another folder, or remove it and run the command again."
+        )
+    return dataset
+
+
+def damaged_result(path: str | os.PathLike[str], found: str = "") -> ValueError:
+    """The error for a store of a study that is not whole."""
+    return ValueError(
+        f"--out: {os.fspath(path)} is damaged. Remove it and run the command again: what it held is then trained anew."
+        f"{' Found: ' if found else ''}{found}"
+    )

@@ -33,8 +33,8 @@ import xarray as xr
 from tqdm import tqdm
 
 from lesde import plot
-from lesde.files import damaged_of_store, read, read_whole
-from lesde.studies.folder import StudyFolder
+from lesde.files import read
+from lesde.studies.folder import StudyFolder, damaged_result, read_whole
 from lesde.text import format_number, print_rows
 
 __all__ = ["Cell", "Page", "Progress", "Runner", "Section", "bar", "duration", "print_table"]
@@ -156,7 +156,7 @@ class Runner:
             found = read_whole(self._path(name), self.folder.study)
             why = cell.check(found)
             if why:
-                raise damaged_of_store(self._path(name), why)
+                raise damaged_result(self._path(name), why)
             return found
         else:
             found = read(self._path(name))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lesde
-from lesde.paths import StepGrid
+from lesde.clocks import StepGrid
 from lesde.processes import sgd
 
 PROGRAM = """

@@ -10,7 +10,7 @@ import torch
 
 import lesde
 from lesde import LESDE, ClassMatrix
-from lesde.paths import StepGrid
+from lesde.clocks import StepGrid
 from lesde.processes.integration import integrate
 from lesde.processes.process import BLOCK
 from lesde.processes.torchsde import MeanSDE

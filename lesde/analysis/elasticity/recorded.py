@@ -14,9 +14,9 @@ import xarray as xr
 
 from lesde.analysis.class_means import ClassMeans
 from lesde.analysis.elasticity.transitions import Clock
+from lesde.clocks import StepGrid
 from lesde.model.kernels import FeatureKernel
 from lesde.model.transforms import Transform, make_transform
-from lesde.paths import StepGrid
 
 __all__ = ["choose_transform", "read_clock", "warn_of_features"]
 

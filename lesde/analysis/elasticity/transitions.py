@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lesde.analysis.class_means import power_of_two
+from lesde.checks import power_of_two
 from lesde.laws.rule import Transforms, drift
 from lesde.model.transforms import Transform, make_transform
 

@@ -12,8 +12,7 @@ import torch
 import xarray as xr
 from scipy.stats import t as student
 
-from lesde.analysis.class_means import power_of_two
-from lesde.checks import check_choice
+from lesde.checks import check_choice, power_of_two
 from lesde.laws.rule import Transforms, kick
 from lesde.model.transforms import Transform, make_transform
 from lesde.paths import check_dataset

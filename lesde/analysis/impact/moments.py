@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.class_means import power_of_two
 from lesde.checks import (
     bare_array,
     check_choice,
@@ -22,6 +21,7 @@ from lesde.checks import (
     check_integer,
     check_labels,
     check_real,
+    power_of_two,
     shown,
 )
 
@@ -144,6 +144,7 @@ def bin_changes(
 
 
 # --------------------------------------------------------------------------------------------------
+# Datasets of impacts.
 
 
 def reduce_changes(

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from lesde.analysis.separation.directions import check_direction, pair_directions
 from lesde.analysis.separation.function import log_complement, separation_of_maxima
 from lesde.analysis.separation.maxima import Maximum
-from lesde.checks import check_finite_array, shown
+from lesde.checks import check_finite_array, check_instance
 from lesde.laws.law import law as law_of
 from lesde.model.lesde import LESDE
 from lesde.paths import check_dataset
@@ -55,8 +55,7 @@ def predict_separation(
     >>> prediction.probability.values.round(3)
     array([1.   , 0.239, 0.984])
     """
-    if not isinstance(model, LESDE):
-        raise TypeError(f"model must be a lesde.LESDE; got {shown(model)}.")
+    check_instance("model", model, LESDE, "a lesde.LESDE")
     return predict_from_law(law_of(model, times, initial=initial), direction=direction)
 
 

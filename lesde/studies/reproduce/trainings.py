@@ -16,8 +16,8 @@ import numpy as np
 import xarray as xr
 
 from lesde import networks
-from lesde.files import damaged_of_store
 from lesde.networks import ImageData, with_label_noise
+from lesde.studies.folder import damaged_result
 from lesde.studies.reproduce.protocol import Protocol
 from lesde.studies.runner import Cell, Progress
 
@@ -75,7 +75,7 @@ class Trainings:
             try:
                 held = float(json.loads(file.read_text())["attributes"]["noise_level"])
             except (OSError, ValueError, KeyError, TypeError):
-                raise damaged_of_store(path, "zarr.json has no noise level.") from None
+                raise damaged_result(path, "zarr.json has no noise level.") from None
             if abs(held - level) > 1e-9:
                 raise ValueError(
                     f"--out: {path} holds trials with p = {held:g}, not {level:g}; give another folder, or the same "
