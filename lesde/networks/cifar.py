@@ -141,7 +141,9 @@ def _read(place: Path, files: dict[str, Callable[[], bytes]]) -> tuple[Labelled,
         if len(missing) == len(names):
             continue
         if missing:
-            raise FileNotFoundError(f"path {str(place)!r} holds no {', '.join(missing)}. {_WHERE}")
+            raise FileNotFoundError(
+                f"path {str(place)!r} holds no {', '.join(missing)}. Is the download complete? {_WHERE}"
+            )
         parts = []
         for name in names:
             images, labels = load(f"path {str(place)!r}: {name}", files[name]())

@@ -112,7 +112,7 @@ def test_incomplete_archives(tmp_path, batches, write, kind, part):
 
 @pytest.mark.parametrize("flip", [100, 1000])
 def test_archives_with_wrong_bytes(tmp_path, batches, flip):
-    """Of images that compress, so that what follows the byte cannot be unpacked."""
+    """Of images that compress: what follows the bytes cannot be unpacked, or the archive seems to end there."""
     plain = {name: (images // 64, labels) for name, (images, labels) in batches.items()}
     inner = tmp_path / "cifar"
     inner.mkdir()
@@ -123,7 +123,7 @@ def test_archives_with_wrong_bytes(tmp_path, batches, flip):
     content = bytearray(place.read_bytes())
     content[flip : flip + 40] = bytes(40)
     place.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=r"wrong\.tar\.gz.*download complete"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"wrong\.tar\.gz.*download complete"):
         cifar10(place)
 
 
