@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -70,11 +70,9 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
         )
     missing = [variable for variable in variables if variable not in value]
     if missing:
-        found = [*map(str, value.variables)]
         raise ValueError(
             f"{name} must hold the variable(s) {', '.join(variables)}, as {source} returns; "
-            f"{', '.join(missing)} missing, found {', '.join(found[:8]) or 'nothing'}"
-            f"{', …' if len(found) > 8 else ''}."
+            f"{', '.join(missing)} missing, found {', '.join(map(str, value.variables)) or 'nothing'}."
         )
     for variable in dict.fromkeys((*variables, *(c for c in CLOCKS if c in value.variables))):
         array = value[variable]
@@ -82,10 +80,10 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
             raise TypeError(
                 f"{name}.{variable} must hold real numbers; got the dtype {array.dtype}."
             )
-        empty = [str(dim) for dim, size in array.sizes.items() if size == 0]
-        if empty:
+        if 0 in array.shape:
+            empty = array.dims[array.shape.index(0)]
             raise ValueError(
-                f"{name}.{variable} must hold at least one {empty[0]}; its dimension is empty."
+                f"{name}.{variable} must hold at least one {empty}; its dimension is empty."
             )
         if variable in ("time", "learning_rate") and not np.isfinite(array.values).all():
             raise ValueError(f"{name}.{variable} must be finite; leave out entries without one.")
@@ -102,24 +100,28 @@ def check_paths(
     features = value["features"]
     if features.dtype.kind not in "iuf":
         raise TypeError(f"{name}.features must hold real numbers; got the dtype {features.dtype}.")
-    if any(dim not in features.dims for dim in dims):
-        *first, last = map(repr, dims)
-        raise ValueError(
-            f"{name}.features must have the dimensions {', '.join(first)} and {last}; got "
-            f"{', '.join(map(repr, features.dims)) or 'none'}. Rename them with {name}.rename(...)."
-        )
+    _check_dims(f"{name}.features", features, dims)
     if "label" not in value.variables or value["label"].dims != ("sample",):
         raise ValueError(
             f"{name} must hold the coordinate label(sample), the class of each sample; add it with "
             f'{name}.assign_coords(label=("sample", labels)).'
         )
     labels = check_labels(f"{name}.label", value["label"].values)
-    if labels.max() + 1 < minimum_classes:
-        raise ValueError(
-            f"{name} must hold at least {minimum_classes} classes; {name}.label has "
-            f"{labels.max() + 1}."
-        )
+    _check_classes(f"{name}.label", labels.max() + 1, minimum_classes)
     return features, labels
+
+
+def _check_dims(name: str, array: xr.DataArray, dims: Sequence[str]) -> None:
+    if not set(dims) <= set(array.dims):
+        raise ValueError(
+            f"{name} must have the dimensions {', '.join(map(repr, dims))}; got "
+            f"{', '.join(map(repr, array.dims)) or 'none'}. Rename them with .rename(...)."
+        )
+
+
+def _check_classes(name: str, classes: int, minimum: int) -> None:
+    if classes < minimum:
+        raise ValueError(f"{name} must be of at least {minimum} classes; got {classes}.")
 
 
 def is_statistics(value: Any) -> bool:
@@ -144,21 +146,12 @@ def need_samples(name: str, what: str = "this") -> ValueError:
 def check_statistics(
     name: str, value: xr.Dataset, variables: Mapping[str, Sequence[str]], minimum_classes: int = 2
 ) -> np.ndarray:
-    """Samples per class of a dataset of statistics that holds variables with at least some dimensions.
-
-    The variables must have the same other dimensions as the first of them.
-    """
+    """Samples per class of a dataset of statistics that holds variables with at least some dimensions."""
     check_dataset(name, value, list(variables), "lesde.simulate with keep='statistics'")
-    lead = None
     for variable, dims in variables.items():
-        found = value[variable].dims
-        others = {d for d in found if d not in dims}
-        if len(found) != len(others) + len(dims) or (lead is not None and others != lead):
-            raise ValueError(
-                f"{name}.{variable} must have the dimensions {', '.join(map(repr, dims))}, and otherwise "
-                f"those of all statistics; got {', '.join(map(repr, found)) or 'none'}."
-            )
-        lead = others
+        _check_dims(f"{name}.{variable}", value[variable], dims)
+    if len({frozenset(value[v].dims) - set(dims) for v, dims in variables.items()}) > 1:
+        raise ValueError(f"{name} must hold {', '.join(variables)} over the same other dimensions.")
     if "count" not in value.variables or value["count"].dims != ("class",):
         raise ValueError(
             f"{name} must hold the coordinate count(class), the samples per class; add it with "
@@ -167,10 +160,7 @@ def check_statistics(
     counts = value["count"].values
     if not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
         raise ValueError(f"{name}.count must hold positive integers; got {shown(counts.tolist())}.")
-    if len(counts) < minimum_classes:
-        raise ValueError(
-            f"{name} must hold at least {minimum_classes} classes; {name}.count has {len(counts)}."
-        )
+    _check_classes(f"{name}.count", len(counts), minimum_classes)
     return counts.astype(np.int64)
 
 
@@ -277,8 +267,7 @@ def warn_of_lost_digits(means: np.ndarray, dtype: str) -> None:
 # --------------------------------------------------------------------------------------------------
 # One frame of samples reduced to statistics of its classes: means, covariances, reaches.
 
-# Values worked on at once, in float64 (1 MB): a block stays in the processor's cache. Samples are cut
-# by their number alone, so that results do not depend on how many replicates come together.
+# Values worked on at once, in float64 (1 MB): a block of replicates stays in the processor's cache.
 BLOCK_VALUES = 2**17
 
 
@@ -322,74 +311,37 @@ def reduce_frame(samples: Any, counts: Any, directions: Any = None) -> tuple[np.
         second, so that they keep their digits however large the mean, and are exactly zero for
         samples that coincide. Every replicate's numbers are the same whatever others come with it.
     """
-    values = np.asarray(samples)
-    sizes = np.asarray(counts)
-    R, N, p = values.shape
-    K = len(sizes)
+    values, sizes = np.asarray(samples), np.asarray(counts)
+    (R, N, p), K = values.shape, len(sizes)
     mean, within = np.empty((R, K, p)), np.empty((R, K, p, p))
     reaches = np.empty((1 if directions is None else 2, R, K, K))
-    given = None
-    if directions is not None:
-        given = np.broadcast_to(np.asarray(directions, dtype=np.float64), (R, K, K, p))
-    some = max(1, BLOCK_VALUES // (N * p))
     # Classes of one size come all at once, others one by one.
     step = K if (sizes == sizes[0]).all() else 1
     stops = np.cumsum(sizes)
-    for rows in (slice(r, r + some) for r in range(0, R, some)):
-        part = values[rows]
+    some = max(1, BLOCK_VALUES // (N * p))
+    for rows in (slice(r, min(r + some, R)) for r in range(0, R, some)):
         groups = []
         for k in range(0, K, step):
-            n = int(sizes[k])
-            block = part[:, stops[k] - n : stops[k + step - 1]].reshape(-1, step, n, p)
-            groups.append((slice(k, k + step), _Deviations(block, part.size <= BLOCK_VALUES)))
-        for classes, group in groups:
-            mean[rows, classes] = group.first + group.shift
-        units = [gap_directions(mean[rows])] + ([] if given is None else [given[rows]])
-        toward = -np.concatenate(units, axis=2)
-        for classes, group in groups:
-            along = toward[:, classes]
-            scatter, farthest = np.zeros(1), np.full(along.shape[:3], -np.inf)
-            for away in group:
-                scatter = scatter + away @ away.swapaxes(-1, -2)
-                np.maximum(farthest, (along @ away).max(axis=-1), out=farthest)
-            within[rows, classes] = scatter / group.size
-            for reach, found in zip(reaches, np.split(farthest, len(units), axis=2), strict=True):
-                reach[rows, classes] = found
+            classes, n = slice(k, k + step), sizes[k]
+            block = values[rows, stops[k] - n : stops[k + step - 1]].reshape(-1, step, n, p)
+            # Samples last: sums and maxima over contiguous numbers are several times as fast.
+            away = block.swapaxes(-1, -2).astype(np.float64, order="C")
+            first = away[..., :1].copy()
+            away -= first
+            shift = away.mean(axis=-1, keepdims=True)
+            away -= shift
+            mean[rows, classes] = (first + shift)[..., 0]
+            within[rows, classes] = away @ away.swapaxes(-1, -2) / n
+            groups.append((classes, away))
+        toward = [gap_directions(mean[rows])]
+        if directions is not None:
+            given = np.asarray(directions, dtype=np.float64)
+            toward.append(given if given.ndim == 3 else given[rows])
+        for reach, units in zip(reaches, toward, strict=True):
+            for classes, away in groups:
+                reach[rows, classes] = (-units[..., classes, :, :] @ away).max(axis=-1)
     reaches[..., np.arange(K), np.arange(K)] = np.nan
     return mean, within, *reaches
-
-
-class _Deviations:
-    """Samples (replicate, class, sample, feature) less their class means, a block of samples at a time.
-
-    The mean is ``first``, the first sample, plus ``shift``. Iterates over blocks (replicate, class, feature,
-    sample), samples last: sums and maxima over contiguous numbers are several times as fast.
-    """
-
-    def __init__(self, samples: np.ndarray, keep: bool):
-        self.samples, self.size = samples, samples.shape[2]
-        self.first = samples[:, :, 0].astype(np.float64)
-        step = max(1, BLOCK_VALUES // samples.shape[3])
-        self._parts = [slice(a, a + step) for a in range(0, self.size, step)]
-        blocks = (self._less_first(part) for part in self._parts)
-        self._kept = list(blocks) if keep else []
-        self.shift = sum(block.sum(axis=-1) for block in self._kept or blocks) / self.size
-        for block in self._kept:
-            block -= self.shift[..., None]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        if self._kept:
-            yield from self._kept
-            return
-        for part in self._parts:
-            block = self._less_first(part)
-            block -= self.shift[..., None]
-            yield block
-
-    def _less_first(self, part: slice) -> np.ndarray:
-        block = self.samples[:, :, part].swapaxes(-1, -2).astype(np.float64, order="C")
-        block -= self.first[..., None]
-        return block
 
 
 # --------------------------------------------------------------------------------------------------
@@ -437,11 +389,6 @@ def from_arrays(
         ``learning_rate`` where given. Attribute ``classes``: the name of class k in ``labels``,
         that is the distinct labels in sorted order, or the numbers of the one-hot columns that occur.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument, what was given and what is allowed.
-
     Examples
     --------
     >>> import numpy as np
@@ -462,29 +409,55 @@ def from_arrays(
             "features must have shape ([learning_rate,] [replicate,] [time,] sample, feature), with at "
             f"least one of each; got {values.shape}."
         )
-    coords = _coordinates(times, replicate, learning_rate)
-    axes = _axes(values.shape, [name for name in LEADING if np.ndim(coords[name])])
-    lead = dict(zip(axes, values.shape, strict=False))
-    coords["time"] = np.atleast_1d(coords["time"])
-    if replicate is None:
-        coords["replicate"] = np.arange(lead.get("replicate", 1))
-    for name, size in lead.items():
-        if len(coords[name]) != size:
-            read = zip([*axes, "sample", "feature"], values.shape, strict=True)
+    coords: dict[str, Any] = {}
+    if learning_rate is not None:
+        rates = coords["learning_rate"] = check_finite_array(
+            "learning_rate", learning_rate, [(), ("L",)]
+        )
+        if (rates <= 0).any() or len(np.unique(rates)) < rates.size:
             raise ValueError(
-                f"{_ARGUMENTS[name]} must have an entry for each of the {size} along the axis {name!r} of "
-                f"features ({', '.join(f'{d}: {n}' for d, n in read)}); got {len(coords[name])}."
+                f"learning_rate must hold distinct positive numbers; got {shown(rates.tolist())}."
+            )
+    if replicate is not None:
+        names = coords["replicate"] = bare_array("replicate", replicate)
+        if names.ndim != 1 or len(set(map(str, names))) < len(names):
+            raise ValueError(
+                f"replicate must be a sequence of distinct names, one for each; got {shown(replicate)}."
+            )
+    given = real_array("times", 0.0 if times is None else times)
+    coords["time"] = check_times("times", np.atleast_1d(given), 1)
+
+    named = coords | {"time": given}
+    axes = [axis for axis in LEADING if np.ndim(named.get(axis))]
+    more = values.ndim - 2 - len(axes)
+    if more == 1 and axes and "replicate" not in axes:
+        axes = [axis for axis in LEADING if axis in (*axes, "replicate")]
+    elif more:
+        raise ValueError(
+            f"features of shape {values.shape} have {values.ndim - 2} axes before (sample, feature), and "
+            f"{', '.join(axes) or 'no argument'} names them; give times, replicate and learning_rate as sequences "
+            f"for the axes that are there, which come in the order learning_rate, replicate, time."
+        )
+    lead = dict(zip(axes, values.shape, strict=False))
+    coords.setdefault("replicate", np.arange(lead.get("replicate", 1)))
+    for axis, size in lead.items():
+        if len(coords[axis]) != size:
+            raise ValueError(
+                f"{'times' if axis == 'time' else axis} must have an entry for each of the {size} along the axis "
+                f"{axis!r} of features, whose shape is {values.shape}; got {len(coords[axis])}."
             )
     label, classes = _labels(labels, values.shape[-2])
 
-    dims = [name for name in LEADING if name in lead or name != "learning_rate"]
-    sizes = {"sample": values.shape[-2], "feature": values.shape[-1], "class": len(classes)}
-    added = tuple(i for i, name in enumerate(dims) if name not in lead)
+    dims = [axis for axis in LEADING if axis in lead or axis != "learning_rate"]
+    added = tuple(i for i, axis in enumerate(dims) if axis not in lead)
     data = {"features": ((*dims, "sample", "feature"), np.expand_dims(values, added))}
     if bias is not None and weights is None:
         raise ValueError("bias belongs to a classifier; give its weights too.")
-    classifier = {"weights": (weights, ("class", "feature")), "bias": (bias, ("class",))}
-    for name, (value, last) in classifier.items():
+    sizes = {"class": len(classes), "feature": values.shape[-1]}
+    for name, value, last in (
+        ("weights", weights, ("class", "feature")),
+        ("bias", bias, ("class",)),
+    ):
         if value is None:
             continue
         array, own = _numbers(name, value), tuple(sizes[dim] for dim in last)
@@ -498,14 +471,13 @@ def from_arrays(
                 f"{(*lead.values(), *own)}, with the leading axes of features; got {array.shape}."
             )
     found: dict[str, Any] = {"label": ("sample", label)}
-    for name, value in coords.items():
-        if value is not None:
-            about = {"long_name": name.replace("_", " ")}
-            found[name] = ((name,) if np.ndim(value) else (), value, about)
+    for name, values in coords.items():
+        found[name] = (
+            (name,) if values.ndim else (),
+            values,
+            {"long_name": name.replace("_", " ")},
+        )
     return xr.Dataset(data, found, {"classes": classes})
-
-
-_ARGUMENTS = {"learning_rate": "learning_rate", "replicate": "replicate", "time": "times"}
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
@@ -517,62 +489,26 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     return array if np.issubdtype(array.dtype, np.floating) else checked
 
 
-def _coordinates(times: Any, replicate: Any, learning_rate: Any) -> dict[str, Any]:
-    """Checked coordinates; a number stays one."""
-    if learning_rate is not None:
-        learning_rate = check_finite_array("learning_rate", learning_rate, [(), ("L",)])
-        if (learning_rate <= 0).any() or len(np.unique(learning_rate)) < learning_rate.size:
-            raise ValueError(
-                f"learning_rate must hold distinct positive numbers; got {shown(learning_rate.tolist())}."
-            )
-    if replicate is not None:
-        names = bare_array("replicate", replicate)
-        if names.ndim != 1 or len(set(map(str, names))) < len(names):
-            raise ValueError(
-                f"replicate must be a sequence of distinct names, one for each; got {shown(replicate)}."
-            )
-        replicate = names
-    times = 0.0 if times is None else times
-    checked = check_times("times", np.atleast_1d(real_array("times", times)), 1)
-    time = checked if np.ndim(times) else checked[0]
-    return {"learning_rate": learning_rate, "replicate": replicate, "time": time}
-
-
-def _axes(shape: tuple[int, ...], named: list[str]) -> list[str]:
-    """The leading axes in order: those named by an argument, and that of replicates where one is over."""
-    more = len(shape) - 2 - len(named)
-    if more == 1 and named and "replicate" not in named:
-        return [name for name in LEADING if name in (*named, "replicate")]
-    if more:
-        said = ", ".join(_ARGUMENTS[name] for name in named) or "no argument"
-        raise ValueError(
-            f"features of shape {shape} have {len(shape) - 2} axes before (sample, feature), and {said} "
-            f"names them; give times, replicate and learning_rate as sequences for the axes that are "
-            f"there, which come in the order learning_rate, replicate, time."
-        )
-    return named
-
-
 def _labels(value: Any, n_samples: int) -> tuple[np.ndarray, list[Any]]:
     """Integers 0 to K−1 per sample, and the given name of each class."""
     allowed = (
         f"labels must hold the class of each of the {n_samples} samples, as integers, texts or other "
         f"values that sort, or as one-hot rows (sample, class)"
     )
+    array = bare_array("labels", value)
+    if array.ndim == 2 and len(array) == n_samples:
+        if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
+            raise ValueError(f"{allowed}; got two axes whose rows are not one-hot.")
+        array = array.argmax(axis=1)
+    if array.shape != (n_samples,):
+        raise ValueError(f"{allowed}; got shape {array.shape}.")
+    kind = array.dtype.kind
+    if kind == "c" or (kind == "f" and not (array % 1 == 0).all()):
+        raise ValueError(f"{allowed}; got {shown(array.tolist())}, not whole numbers.")
     try:
-        array = bare_array("labels", value)
-        if array.ndim == 2 and len(array) == n_samples:
-            numbers = array.astype(float)
-            if not (np.isin(numbers, (0, 1)).all() and (numbers.sum(axis=1) == 1).all()):
-                raise ValueError(f"{allowed}; got two axes whose rows are not one-hot.")
-            array = numbers.argmax(axis=1)
-        if array.shape != (n_samples,):
-            raise ValueError(f"{allowed}; got shape {array.shape}.")
-        if array.dtype.kind == "c" or (array.dtype.kind == "f" and not (array % 1 == 0).all()):
-            raise ValueError(f"{allowed}; got {shown(array.tolist())}, not whole numbers.")
         classes, label = np.unique(array, return_inverse=True)
     except TypeError:
         raise TypeError(f"{allowed}; got {shown(value)}, which do not sort.") from None
-    if array.dtype.kind in "f":
+    if kind == "f":
         classes = classes.astype(np.int64)
     return label.astype(np.int64), classes.tolist()

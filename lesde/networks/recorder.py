@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from lesde.checks import (
 )
 from lesde.networks.looking import Looker, Loss, Pooling
 from lesde.networks.probes import read_probes
-from lesde.networks.record_store import Records, StoredRecords, write_dropped
+from lesde.networks.record_store import Records
 from lesde.networks.recording import track_attrs
 
 __all__ = ["Recorder", "rate_of"]
@@ -67,12 +65,10 @@ def _schedule(
         return lambda clock: clock.iteration % steps == 0
     if iterations is not None:
         listed = check_sequence("iterations", iterations, "a sequence of integers")
-        if not listed:
-            raise ValueError("iterations must hold at least one iteration; got none.")
         wanted = {check_integer(f"iterations[{n}]", i, 0) for n, i in enumerate(listed)}
         return lambda clock: clock.iteration in wanted
     found = check_finite_array("times", times, [("T",)])
-    if len(found) == 0 or (np.diff(found) <= 0).any() or found[0] < 0:
+    if (np.diff(found) <= 0).any() or (found < 0).any():
         raise ValueError(
             f"times must be strictly increasing and at least 0; got {shown(found.tolist())}."
         )
@@ -96,21 +92,18 @@ def _schedule(
     return due
 
 
-def _rate_reader(learning_rate: Any) -> Callable[[], float]:
+def _rate_reader(learning_rate: Any) -> Callable[[], Any]:
     """A function that returns the learning rate of the step just taken."""
     if learning_rate is None:
         return lambda: 1.0
     if hasattr(learning_rate, "param_groups"):
         return lambda: rate_of(learning_rate)
     if callable(learning_rate):
-        return lambda: _returned(learning_rate)
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, numbers.Real):
-        remedy = ""
-        if hasattr(learning_rate, "get_last_lr"):
-            remedy = " In place of a scheduler give its optimiser, which the scheduler sets."
+        return lambda: float(learning_rate())
+    if hasattr(learning_rate, "get_last_lr"):
         raise TypeError(
-            f"learning_rate must be a real number, a torch.optim.Optimizer, or a function that takes "
-            f"nothing and returns a number; got {_named(learning_rate)}.{remedy}"
+            "learning_rate must be a real number, a torch.optim.Optimizer, or a function that takes nothing and "
+            "returns a number; got a scheduler. Give its optimiser, which the scheduler sets."
         )
     rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
     return lambda: rate
@@ -127,23 +120,6 @@ def rate_of(optimizer: Any) -> float:
     return rates.pop()
 
 
-def _returned(function: Callable[[], Any]) -> float:
-    value = function()
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"learning_rate must return a real number where it is a function; it returned "
-            f"{_named(value)}."
-        ) from None
-
-
-def _named(value: Any) -> str:
-    """A plain value as it is, and the type of anything larger, whose printed form is of little use."""
-    plain = isinstance(value, str | bool | int | float | list | tuple | dict)
-    return shown(value) if plain else type(value).__name__
-
-
 class Recorder:
     """Features of any layers of a model, recorded while the user's own loop trains it.
 
@@ -153,14 +129,10 @@ class Recorder:
 
     With ``store`` records go to a Zarr store, several at once: when a chunk of about 8 MB is full, at the
     latest after 30 seconds, and when the recorder is closed, the ``with`` block is left (also by an
-    error) or the program ends (also by Ctrl-C). Those of a recorder that is dropped without being closed
-    are written at the next step of another recorder, when a store is opened, or when the program ends. A
-    program that is killed loses what it recorded since the last write; all else stays readable. Chunks
-    are not compressed, for speed, but have a checksum.
-
-    If records cannot be written (on a full disk, say), an error names the store, and they wait in memory
-    for a later :meth:`flush` or :meth:`close`. If they still cannot be written when the program ends, a
-    message goes to stderr and the exit status is 120.
+    error) or the program ends (also by Ctrl-C). A program that is killed loses what it recorded since the
+    last write; all else stays readable. Chunks are not compressed, for speed, but have a checksum. If records
+    cannot be written (on a full disk, say), an error names the store, and they wait in memory for a later
+    :meth:`flush` or :meth:`close`.
 
     Parameters
     ----------
@@ -193,9 +165,8 @@ class Recorder:
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is out of range, the model does not take the probe set, or a store does not fit or
-        is damaged.
+    ValueError
+        If the model does not take the probe set, or a store does not fit or is damaged.
     FileExistsError
         If the store exists and ``resume`` is False.
     OSError
@@ -205,9 +176,9 @@ class Recorder:
 
     Notes
     -----
-    A record costs one forward pass over the probe set. Training costs about three passes per sample, so R
-    records of n probe samples cost less than a tenth of a training on more than about 4 R n samples in all.
-    A record at which the clock has not moved since the last (a learning rate of 0) is left out.
+    A record costs one forward pass over the probe set; R records of n samples cost less than a tenth of a
+    training on more than about 4 R n samples in all. A record at which the clock has not moved since the last (a
+    learning rate of 0) is left out.
 
     The clock adds the optimiser's learning rate. With momentum μ (without dampening) a gradient also acts
     in later steps, and moves the parameters by lr/(1-μ) times itself in total: at the same time on this
@@ -269,21 +240,16 @@ class Recorder:
             for name, one in self._probes.items()
             for layer in self.layers
         }
-        if store is None:
-            self._records = Records(contents, replicate)
-        else:
-            about = {
-                "layers": list(self.layers),
-                "replicate": replicate,
-                "dtype": dtype,
-                "pooling": pooling if isinstance(pooling, str) else pooling.__name__,
-                "loss": next(iter(contents.values()))[1]["loss"],
-                "probes": {name: one.digest() for name, one in self._probes.items()},
-            }
-            path = check_path("store", store).expanduser()
-            stored = self._records = StoredRecords(contents, replicate, path, about, resume)
-            # A recorder that is dropped without being closed leaves its records to be written.
-            weakref.finalize(self, stored.dropped).atexit = False
+        about = {
+            "layers": list(self.layers),
+            "replicate": replicate,
+            "dtype": dtype,
+            "pooling": pooling if isinstance(pooling, str) else pooling.__name__,
+            "loss": next(iter(contents.values()))[1]["loss"],
+            "probes": {name: one.digest() for name, one in self._probes.items()},
+        }
+        path = None if store is None else check_path("store", store).expanduser()
+        self._records = Records(contents, replicate, path, about, resume)
         self._last: float | None = None  # time of the last record
         self._clock = self._begun(state)
         if self._due(self._clock):
@@ -312,7 +278,6 @@ class Recorder:
     def step(self) -> None:
         """Count one step of the optimiser, and record where a record is due."""
         self._check_open()
-        write_dropped()
         self._advance([self._checked_rate()])
 
     def record(self) -> None:
@@ -321,13 +286,14 @@ class Recorder:
         now, iteration = self._clock.time, self._clock.iteration
         if self._last is not None and now <= self._last:
             return
-        looks = {
-            (name, layer): entries
-            for name, one in self._probes.items()
-            for layer, entries in self._looker.look(one, now, iteration, self._rate).items()
-        }
+        self._records.add(
+            {
+                (name, layer): entries
+                for name, one in self._probes.items()
+                for layer, entries in self._looker.look(one, now, iteration, self._rate).items()
+            }
+        )
         self._last = now
-        self._records.add(looks)
 
     def paths(self, layer: str, probe: str | None = None) -> xr.Dataset:
         """The records so far of one layer.
@@ -379,11 +345,9 @@ class Recorder:
         self._closed = True
 
     def __repr__(self) -> str:
-        records = len(self._records)
         return (
-            f"<Recorder at iteration {self.iteration}, time {self.time:g}: "
-            f"layers {_listed(self.layers)}; probes {_listed(self.probes)}; "
-            f"{records} record{'s' if records != 1 else ''}>"
+            f"<Recorder at iteration {self.iteration}, time {self.time:g}: layers {', '.join(self.layers)}; "
+            f"probes {', '.join(self.probes)}; {len(self._records)} record(s)>"
         )
 
     def state_dict(self) -> dict[str, float]:
@@ -424,6 +388,7 @@ class Recorder:
     def _begun(self, state: Mapping[str, float] | None) -> Clock:
         """The clock where recording begins or goes on; records after it are dropped."""
         times, iterations = self._records.clock()
+        iteration, time = (int(iterations[-1]), float(times[-1])) if len(times) else (0, 0.0)
         if state is not None:
             if not isinstance(state, Mapping) or not {"iteration", "time"} <= set(state):
                 raise ValueError(
@@ -431,19 +396,9 @@ class Recorder:
                     f"{shown(state)}."
                 )
             iteration = check_integer("state['iteration']", state["iteration"], 0)
-            clock = Clock(iteration, check_real("state['time']", state["time"], 0.0), self._rate)
+            time = check_real("state['time']", state["time"], 0.0)
             times = times[: np.searchsorted(iterations, iteration, side="right")]
             self._records.cut(len(times))
-        elif len(times):
-            clock = Clock(int(iterations[-1]), float(times[-1]), self._rate)
-        else:
-            clock = Clock(rate=self._rate)
         if len(times):
             self._last = float(times[-1])
-        return clock
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    """The first of many names, and their number."""
-    more = f", … ({len(names)})" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        return Clock(iteration, time, self._rate)

@@ -10,13 +10,10 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from lesde.checks import (
-    check_sequence,
-    shown,
-)
+from lesde.checks import shown
+from lesde.clocks import with_asked_times
 from lesde.networks.data import ImageData
 from lesde.networks.training import EnsembleRun, train_ensemble
-from lesde.paths import with_asked_times
 
 __all__ = ["collect", "record_ensemble"]
 
@@ -63,9 +60,8 @@ def record_ensemble(
 
     Raises
     ------
-    TypeError, ValueError, Diverged
-        As :func:`lesde.networks.train_ensemble`; arguments are checked at once, not at the first
-        learning rate.
+    ValueError, Diverged
+        As :func:`lesde.networks.train_ensemble`; arguments are checked at the call, before any training.
 
     Examples
     --------
@@ -87,53 +83,52 @@ def record_ensemble(
         "seed": int(options.get("seed", 0)),
         **{f"{package}_version": version(package) for package in ("lesde", "numpy", "torch")},
     }
-    return ({layer: _packed(run, layer, data, attrs) for layer in _layers(run)} for run in runs)
+    return (_datasets(run, data, attrs) for run in runs)
 
 
-def _layers(run: EnsembleRun) -> list[str]:
-    return [*run.features, *(["drawn"] if run.drawn_logits is not None else [])]
-
-
-def _packed(
-    run: EnsembleRun, layer: str, data: ImageData, attrs: Mapping[str, str | int]
-) -> xr.Dataset:
-    """The record of one layer, or of the drawn samples."""
+def _datasets(
+    run: EnsembleRun, data: ImageData, attrs: Mapping[str, str | int]
+) -> dict[str, xr.Dataset]:
+    """The records of one learning rate, by layer."""
     rate = ("learning_rate", [run.learning_rate], {"long_name": "learning rate"})
-    coords: dict[str, Any] = {"learning_rate": rate, "replicate": run.replicates}
-    variables: dict[str, Any] = {}
-    leading = ("learning_rate", "replicate")
-    if layer == "drawn":
-        assert run.drawn_labels is not None
-        assert run.drawn_logits is not None
-        variables["features"] = ((*leading, "draw", "feature"), run.drawn_logits[None])
-        draws = run.drawn_labels.shape[1]
-        iterations = np.arange(draws) // (draws // int(run.iterations[-1]))
-        about = {"description": "steps done before the draw"}
-        coords |= {
-            "label": ((*leading, "draw"), run.drawn_labels[None]),
-            "iteration": ("draw", iterations, about),
-            "time": (("learning_rate", "draw"), iterations[None] * run.learning_rate),
-        }
-        layer = "logits"
-    else:
-        over_time = (*leading, "time")
-        variables["features"] = ((*over_time, "sample", "feature"), run.features[layer][None])
-        for name in ("loss", "accuracy"):
-            about = {"long_name": f"{name} on the probe set"}
-            variables[name] = (over_time, getattr(run, name)[None], about)
-        if layer == "penultimate" and run.weights is not None:
-            variables["weights"] = ((*over_time, "class", "feature_in"), run.weights[None])
-            if run.bias is not None:
-                variables["bias"] = ((*over_time, "class"), run.bias[None])
-        about = {"long_name": "time", "description": "learning rate x iteration"}
-        coords |= {
-            "time": ("time", run.times, about),
+    common: dict[str, Any] = {"learning_rate": rate, "replicate": run.replicates}
+    attrs = {"architecture": run.architecture, **attrs}
+    lead = ("learning_rate", "replicate", "time")
+    coords = with_asked_times(
+        common
+        | {
+            "time": (
+                "time",
+                run.times,
+                {"long_name": "time", "description": "learning rate x iteration"},
+            ),
             "label": ("sample", data.probe_y),
             "iteration": (("learning_rate", "time"), run.iterations[None]),
+        },
+        run.asked_times,
+    )
+    found = {}
+    for layer, features in run.features.items():
+        variables: dict[str, Any] = {"features": ((*lead, "sample", "feature"), features[None])}
+        for name in ("loss", "accuracy"):
+            about = {"long_name": f"{name} on the probe set"}
+            variables[name] = (lead, getattr(run, name)[None], about)
+        if layer == "penultimate" and run.weights is not None:
+            variables["weights"] = ((*lead, "class", "feature_in"), run.weights[None])
+            if run.bias is not None:
+                variables["bias"] = ((*lead, "class"), run.bias[None])
+        found[layer] = xr.Dataset(variables, coords, {"layer": layer, **attrs})
+    if run.drawn_logits is not None and run.drawn_labels is not None:
+        lead, draws = ("learning_rate", "replicate", "draw"), run.drawn_labels.shape[1]
+        iterations = np.arange(draws) // (draws // int(run.iterations[-1]))
+        coords = common | {
+            "label": (lead, run.drawn_labels[None]),
+            "iteration": ("draw", iterations, {"description": "steps done before the draw"}),
+            "time": (("learning_rate", "draw"), iterations[None] * run.learning_rate),
         }
-        coords = with_asked_times(coords, run.asked_times)
-    attrs = {"architecture": run.architecture, "layer": layer, **attrs}
-    return xr.Dataset(variables, coords=coords, attrs=attrs)
+        features = ((*lead, "feature"), run.drawn_logits[None])
+        found["drawn"] = xr.Dataset({"features": features}, coords, {"layer": "logits", **attrs})
+    return found
 
 
 def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset]:
@@ -154,47 +149,38 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
     ValueError
         If there are no records, or they differ in their layers, times, samples or replicates.
     """
-    given = (
-        list(records)
-        if isinstance(records, Iterator)
-        else check_sequence("records", records, "a sequence of dicts")
-    )
-    if not all(isinstance(record, Mapping) for record in given):
-        raise TypeError(
-            f"records must be dicts of datasets by layer, as lesde.networks.record_ensemble yields; got "
-            f"{shown(records)}."
+    given = list(records)
+    if not given or not all(isinstance(record, Mapping) for record in given):
+        raise ValueError(
+            f"records must hold at least one dict of datasets by layer, as lesde.networks.record_ensemble "
+            f"yields; got {shown(given)}."
         )
-    if not given:
-        raise ValueError("records must hold at least one learning rate; got none.")
     for record in given[1:]:
         if set(record) != set(given[0]):
             raise ValueError(
                 f"records must all hold the same layers; got {sorted(given[0])} and "
                 f"{sorted(record)}."
             )
-        for layer in record:
-            times, first = record[layer]["time"].values, given[0][layer]["time"].values
-            if layer != "drawn" and not np.array_equal(times, first):
-                raise ValueError(
-                    f"records must all hold the same times, to be joined with join='exact'; got "
-                    f"{shown(first.tolist())} and {shown(times.tolist())}. Record at times that fall on iterations "
-                    f"of every learning rate, as lesde.networks.saving_times makes them, or analyse each record by "
-                    f"itself."
-                )
     if len(given) > 1 and "drawn" in given[0]:
         raise ValueError(
             "records hold the drawn samples of several learning rates, which differ in number; take "
             "record['drawn'] of each, and collect the rest."
         )
-    return {
-        layer: xr.concat(
-            [record[layer] for record in given],
-            dim="learning_rate",
-            data_vars="minimal",
-            coords="minimal",
-            compat="equals",
-            join="exact",
-            combine_attrs="drop_conflicts",
-        )
-        for layer in given[0]
-    }
+    try:
+        return {
+            layer: xr.concat(
+                [record[layer] for record in given],
+                dim="learning_rate",
+                data_vars="minimal",
+                coords="minimal",
+                compat="equals",
+                join="exact",
+                combine_attrs="drop_conflicts",
+            )
+            for layer in given[0]
+        }
+    except ValueError as error:
+        raise ValueError(
+            f"records must all hold the same times, samples and replicates ({error}). Record at times that fall on "
+            f"iterations of every learning rate, as lesde.networks.saving_times makes them."
+        ) from error

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 
 import numpy as np
 import pytest
@@ -62,14 +61,23 @@ def test_chunks_are_written_when_they_are_full(data, tmp_path, monkeypatch):
     monkeypatch.setattr(record_store, "_LONGEST", 3)
     loop = Loop(data)
     path = tmp_path / "features.zarr"
-    recorder = recorded(loop, data, path)
+    recorder = recorded(loop, data, path, iterations=[2, 4, 6, 8, 10], every=None)
     with pytest.raises(ValueError, match="holds no record yet"):
         open_records(path, "hidden1")
-    loop.train(9, recorder)  # records 0, 2, 4, 6, 8
-    assert open_records(path, "hidden1").iteration.values.tolist() == [0, 2, 4]
+
+    def held():
+        return zarr.open_group(str(path), mode="r").attrs["records"]
+
+    loop.train(7, recorder)
+    assert held() == 3
     monkeypatch.setattr(record_store, "_PATIENCE", 0.0)
     loop.train(1, recorder)
-    assert open_records(path, "hidden1").iteration.values.tolist() == [0, 2, 4, 6, 8, 10]
+    assert held() == 4
+    monkeypatch.undo()
+    loop.train(2, recorder)
+    assert held() == 4
+    # In the same program all is read.
+    assert open_records(path, "hidden1").iteration.values.tolist() == [2, 4, 6, 8, 10]
 
 
 def test_an_interrupt_leaves_what_was_recorded(data, in_memory, tmp_path):
@@ -116,27 +124,6 @@ def test_a_dropped_recorder_writes_its_records(data, tmp_path):
     recorder = recorded(loop, data, path)
     loop.train(4, recorder)
     del recorder
-    assert open_records(path, "hidden1").iteration.values.tolist() == [0, 2, 4]
-
-
-def test_a_recorder_dropped_in_the_thread_that_writes(data, tmp_path):
-    """Where the garbage of any thread is collected in that of Zarr, the next step of another writes."""
-    loop, other = Loop(data), Loop(data)
-    path = tmp_path / "features.zarr"
-    recorder = recorded(loop, data, path)
-    loop.train(4, recorder)
-    holder, done = [recorder], threading.Event()
-    del recorder
-
-    def drop():
-        holder.clear()
-        done.set()
-
-    zarr.core.sync._get_loop().call_soon_threadsafe(drop)
-    assert done.wait(10)
-    assert not (path / "probe").exists()
-    other.train(1, recorded(other, data))
-    assert zarr.open_array(str(path / "probe" / "hidden1" / "time"), mode="r").shape == (3,)
     assert open_records(path, "hidden1").iteration.values.tolist() == [0, 2, 4]
 
 
@@ -240,7 +227,9 @@ def test_a_store_killed_at_any_write(data, in_memory, tmp_path, monkeypatch, cou
         dead = dying(patch, lambda key: writes.append(key) or len(writes) > count)
         with pytest.raises(OSError, match="killed"):
             recorder.flush()
-        shutil.copytree(path, left)  # before anything can be written again
+        shutil.copytree(
+            path, left, ignore=shutil.ignore_patterns("*.partial")
+        )  # before anything can be written again
         assert dead
     for name in LAYERS:
         same_part = in_memory[name].isel(time=slice(4))
@@ -274,7 +263,7 @@ def test_records_that_were_cut_do_not_come_back(data, in_memory, tmp_path, monke
         dying(patch, lambda key: key == "zarr.json" if last else "/c/" in key)
         with pytest.raises(OSError, match="killed"):
             recorder.flush()
-        shutil.copytree(path, left)
+        shutil.copytree(path, left, ignore=shutil.ignore_patterns("*.partial"))
     for name in LAYERS:
         found = open_records(left, name).load()
         xr.testing.assert_identical(found, in_memory[name].isel(time=slice(3)))
@@ -347,7 +336,7 @@ def test_what_does_not_fit_is_not_resumed(data, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             recorded(loop, data, path, resume=True, **change)
-    with pytest.raises(ValueError, match="other probes or their samples in another order"):
+    with pytest.raises(ValueError, match=r"other probes: .* digests of their samples in order"):
         recorded(loop, other, path, resume=True)
     with pytest.raises(ValueError, match="other layers"):
         lesde.Recorder(loop.model, "logits", data, every=2, store=path, resume=True)

@@ -133,13 +133,8 @@ def test_what_a_recorder_shows(data, tmp_path):
         loop.train(5, recorder)
         assert repr(recorder) == (
             "<Recorder at iteration 5, time 0.5: layers hidden1, penultimate; probes train, again; "
-            "3 records>"
+            "3 record(s)>"
         )
-    layers = [str(n) for n in range(40)]
-    deep = nn.Sequential(nn.Linear(64, 4), *(nn.Linear(4, 4) for _ in layers[1:]))
-    assert repr(lesde.Recorder(deep, layers, data, every=1)) == (
-        "<Recorder at iteration 0, time 0: layers 0, 1, 2, 3, 4, 5, … (40); probes probe; 1 record>"
-    )
 
 
 def test_times_before_the_start_are_not_due(data):
@@ -334,11 +329,7 @@ def test_what_diverges_is_told_with_its_time(data):
         ({"every": None, "times": [1.0, 0.5]}, ValueError, "times must be strictly increasing"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be"),
         ({"learning_rate": "fast"}, TypeError, "learning_rate must be"),
-        (
-            {"learning_rate": nn.Linear(1, 1).parameters},
-            TypeError,
-            "learning_rate must return a real number.*it returned generator",
-        ),
+        ({"learning_rate": nn.Linear(1, 1).parameters}, TypeError, "real number, not 'generator'"),
         (
             {"every": None, "times": [0, 0.5, 1.0]},
             ValueError,
@@ -359,10 +350,7 @@ def test_refusals(data, change, error, message):
 def test_a_scheduler_is_no_learning_rate(data):
     loop = Loop(data)
     scheduler = torch.optim.lr_scheduler.StepLR(loop.optimiser, 5)
-    message = (
-        r"a real number, a torch\.optim\.Optimizer, or a function .*; got StepLR\. In place of a "
-        r"scheduler give its optimiser"
-    )
+    message = "a torch.optim.Optimizer, or a function .*; got a scheduler. Give its optimiser"
     with pytest.raises(TypeError, match=message):
         lesde.Recorder(loop.model, "logits", data, every=1, learning_rate=scheduler)
 

@@ -14,7 +14,6 @@ import time
 
 import pytest
 import xarray as xr
-import zarr
 
 import lesde
 from lesde.networks import open_records
@@ -68,22 +67,7 @@ PROGRAM = """
     signal.alarm(60)
     loop = Loop(data)
     if how == "dropped":
-        # As garbage is collected, where Zarr holds the locks of what it waits for.
-        other, left = recorder("other"), [recorder("dropped")]
-        loop.train(4, left[0])
-
-        def drop(frame, event, _):
-            code = frame.f_code
-            if event == "return" and code.co_name == "__enter__" and "futures" in code.co_filename:
-                left.clear()
-
-        sys.setprofile(drop)
-        other.flush()
-        sys.setprofile(None)
-        if left:
-            print("Zarr waits in another way", flush=True)
-        other.step()
-        assert len(lesde.networks.open_records(f"{sys.argv[1]}/dropped.zarr", "hidden1").time) == 3
+        loop.train(4, recorder(how))  # which nothing refers to any more
     if how in ("full", "error", "exit"):
         kept = recorder(how)
         loop.train(12, kept)
@@ -111,8 +95,8 @@ PROGRAM = """
         open(f"{sys.argv[1]}/lost.zarr", "w").close()
 """
 
-ENDS = {"dropped": 0, "full": 120, "error": 120, "exit": 120, "worker": 1, "one of two": 120}
-"""How a program goes, and its exit status: 120 is Python's own where buffered data cannot be written."""
+ENDS = {"dropped": 0, "full": 0, "error": 1, "exit": 0, "worker": 0, "one of two": 0}
+"""How a program goes, and its exit status."""
 
 
 @pytest.mark.parametrize(
@@ -123,10 +107,10 @@ def test_what_cannot_be_written_at_the_end_is_said(ends, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert run.stdout.split("\n")[:-1] == [f"{how} {ENDS[how]}" for how in ends]
     said = [line for line in run.stderr.split("\n") if line.startswith("lesde: error: ")]
-    failed = ["lost" if how == "one of two" else how for how in ends if ENDS[how]]
+    failed = ["lost" if how == "one of two" else how for how in ends if how != "dropped"]
     for name in failed:
         (line,) = [one for one in said if f"/{name}.zarr'" in one]
-        assert "the last 7 records are not written to store" in line
+        assert "the last 7 records were not written to store" in line
         assert "File too large" in line or name == "lost"
     assert len(said) == len(failed)
     if len(ends) < len(ENDS):
@@ -156,35 +140,7 @@ def test_a_full_disk_is_an_error_that_names_the_store_and_loses_nothing(data, tm
         xr.testing.assert_identical(stored, memory.paths(layer))
 
 
-def test_a_dropped_recorder_that_cannot_be_written_is_said_and_kept(data, tmp_path):
-    loop = Loop(data)
-    recorder = recorded(loop, data, tmp_path / "features.zarr")
-    other = recorded(loop, data, every=1)
-    loop.train(4, recorder)
-    del recorder
-    with full_disk(), pytest.warns(RuntimeWarning, match="tried again at the end of the program"):
-        other.step()
-    assert len(other.paths("hidden1").time) == 2  # the training of another goes on
-    with pytest.raises(ValueError, match="holds no record yet"):
-        open_records(tmp_path / "features.zarr", "hidden1")
-
-
-def test_a_finaliser_leaves_zarr_alone(data, tmp_path, monkeypatch):
-    """It may run in the middle of Zarr, whose locks it must not wait for."""
-    loop, calls = Loop(data), []
-    recorder = recorded(loop, data, tmp_path / "features.zarr")
-    loop.train(4, recorder)
-    sync = zarr.core.sync.sync
-    for module in [m for m in list(sys.modules.values()) if getattr(m, "sync", None) is sync]:
-        monkeypatch.setattr(module, "sync", lambda *a, **k: calls.append(a) or sync(*a, **k))
-    del recorder
-    assert calls == []
-    recorded(loop, data).step()
-    assert calls
-    assert len(open_records(tmp_path / "features.zarr", "hidden1").time) == 3
-
-
-def test_what_kills_leave_is_removed_when_a_store_is_resumed(data, tmp_path):
+def test_what_kills_leave_is_ignored(data, tmp_path):
     loop = Loop(data)
     path = tmp_path / "features.zarr"
     with recorded(loop, data, path) as recorder:
@@ -197,7 +153,6 @@ def test_what_kills_leave_is_removed_when_a_store_is_resumed(data, tmp_path):
     assert len(open_records(path, "hidden1").time) == 3
     with recorded(loop, data, path, resume=True) as recorder:
         assert recorder.iteration == 4
-    assert not any(part.exists() for part in parts)
 
 
 @pytest.mark.slow
@@ -234,4 +189,3 @@ def test_kills_at_any_time_change_no_bit(data, tmp_path):
             subprocess.run(["rm", "-r", str(path)], check=False)
     for layer in LAYERS:
         xr.testing.assert_identical(open_records(path, layer).load(), memory.paths(layer))
-    assert not list(path.rglob("*.partial"))

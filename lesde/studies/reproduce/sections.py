@@ -80,16 +80,12 @@ def run(
     Raises
     ------
     ValueError
-        For a figure that does not exist, a folder that holds trainings with other settings or somebody else's files under
-        the names of the figures, one that another run is in, or a missing CIFAR-10.
+        For a figure that does not exist, a folder that holds other files or trainings with other settings, one that another run is in, or a missing CIFAR-10.
     """
     unknown = [name for name in figures if name not in FIGURES]
     if unknown or not figures:
         raise ValueError(f"figures must be of {', '.join(FIGURES)}; got {list(figures)}.")
-    own = (f"{place}/{name}*" for name in figures for place in ("data", "figures"))
-    folder = StudyFolder(
-        out, "reproduce", protocol, FREE, "data/protocol.json", ("report.md", *own)
-    )
+    folder = StudyFolder(out, protocol, FREE, "data/protocol.json")
     levels = protocol.noise_levels if "fig4" in figures else (0.0,)
     with folder.taken():
         trainings = Trainings(protocol, folder.data, cifar, device)
