@@ -10,34 +10,15 @@ import difflib
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "available_memory",
-    "bare_array",
-    "check_choice",
-    "check_choices",
-    "check_finite_array",
-    "check_flag",
-    "check_fraction",
-    "check_instance",
-    "check_integer",
-    "check_labels",
-    "check_names",
-    "check_path",
-    "check_real",
-    "check_seed",
-    "check_sequence",
-    "check_times",
-    "power_of_two",
-    "real_array",
-    "shown",
-    "shown_bytes",
-]
+LARGEST = 2**53
+"""Integers up to this are exact in float64."""
+NAMES = "a name or a sequence of names"
 
 
 def shown(value: Any, limit: int = 60) -> str:
@@ -57,8 +38,10 @@ def shown_bytes(number: float) -> str:
     return f"{number:.3g} B"
 
 
-LARGEST = 2**53
-"""Integers up to this are exact in float64."""
+def check_instance(name: str, value: Any, kind: Any, wanted: str) -> None:
+    """Refuse an argument that is not of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
 
 
 def check_integer(name: str, value: Any, minimum: int = 1, maximum: float = LARGEST) -> int:
@@ -66,18 +49,20 @@ def check_integer(name: str, value: Any, minimum: int = 1, maximum: float = LARG
     allowed = f"{name} must be an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{allowed}; got {shown(value)}.")
-    number = int(value)
-    if number < minimum:
-        raise ValueError(f"{allowed}; got {shown(number)}.")
-    if number > maximum:
-        raise ValueError(f"{allowed} and at most {maximum}; got {shown(number)}.")
-    return number
+    if not minimum <= value <= maximum:
+        most = f" and at most {maximum}" if value > maximum else ""
+        raise ValueError(f"{allowed}{most}; got {shown(int(value))}.")
+    return int(value)
+
+
+def check_seed(value: Any, name: str = "seed") -> int:
+    """A whole number of at least 0, of any size."""
+    return check_integer(name, value, 0, np.inf)
 
 
 def check_flag(name: str, value: Any) -> bool:
     """True or False; a text such as "no" would count as true."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False; got {shown(value)}.")
+    check_instance(name, value, bool | np.bool_, "True or False")
     return bool(value)
 
 
@@ -97,34 +82,35 @@ def check_real(
         number = float(value)
     except OverflowError:  # an integer or a fraction beyond all floats
         number = np.inf
+    open_minimum, open_maximum = (
+        open_minimum or minimum == -np.inf,
+        open_maximum or maximum == np.inf,
+    )
     low = number > minimum if open_minimum else number >= minimum
     high = number < maximum if open_maximum else number <= maximum
-    if not np.isfinite(number) or not low or not high:
-        left = "(" if open_minimum or minimum == -np.inf else "["
-        right = ")" if open_maximum or maximum == np.inf else "]"
-        span = f" in {left}{minimum:g}, {maximum:g}{right}"
-        raise ValueError(f"{name} must be a finite number{span}; got {shown(value)}.")
+    if not (low and high):
+        span = f"{'[('[open_minimum]}{minimum:g}, {maximum:g}{'])'[open_maximum]}"
+        raise ValueError(f"{name} must be a finite number in {span}; got {shown(value)}.")
     return number
 
 
-def check_seed(value: Any, name: str = "seed") -> int:
-    """A whole number of at least 0, of any size."""
-    return check_integer(name, value, 0, np.inf)
+def check_fraction(name: str, value: Any) -> float:
+    """A real number strictly between 0 and 1, such as a confidence level."""
+    return check_real(name, value, 0.0, 1.0, open_minimum=True, open_maximum=True)
+
+
+def check_path(name: str, value: Any) -> Path:
+    """The path of a file or folder."""
+    check_instance(name, value, str | os.PathLike, "a path")
+    return Path(value)
 
 
 def check_sequence(name: str, value: Any, of: str) -> list[Any]:
     """The entries of a list, tuple or array, in their order; ``of`` says what may be given."""
-    if isinstance(value, Iterable) and not isinstance(
-        value, str | bytes | Mapping | set | frozenset
-    ):
-        try:
-            return list(value)
-        except TypeError:  # an array without a dimension
-            pass
-    raise TypeError(f"{name} must be {of}; got {shown(value)}.")
-
-
-NAMES = "a name or a sequence of names"
+    unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
+    if not isinstance(value, Iterable) or unordered or getattr(value, "ndim", 1) == 0:
+        raise TypeError(f"{name} must be {of}; got {shown(value)}.")
+    return list(value)
 
 
 def check_names(name: str, value: Any) -> list[str]:
@@ -133,18 +119,6 @@ def check_names(name: str, value: Any) -> list[str]:
     if not all(isinstance(entry, str) for entry in found):
         raise TypeError(f"{name} must be {NAMES}; got {shown(value)}.")
     return list(dict.fromkeys(map(str, found)))
-
-
-def check_path(name: str, value: Any) -> Path:
-    """The path of a file or folder."""
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{name} must be a path; got {shown(value)}.")
-    return Path(value)
-
-
-def check_fraction(name: str, value: Any) -> float:
-    """A real number strictly between 0 and 1, such as a confidence level."""
-    return check_real(name, value, 0.0, 1.0, open_minimum=True, open_maximum=True)
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -165,7 +139,7 @@ def check_choices(name: str, value: Any, allowed: Iterable[str]) -> list[str]:
     chosen = [check_choice(name, word, options) for word in check_names(name, value)]
     if not chosen:
         raise ValueError(f"{name} must name at least one of {', '.join(options)}; got none.")
-    return list(dict.fromkeys(chosen))
+    return chosen
 
 
 def check_finite_array(
@@ -181,27 +155,21 @@ def check_finite_array(
     if shapes is not None and not any(fits):
         wanted = " or ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes)
         raise ValueError(f"{name} must have shape {wanted}; got an array of shape {array.shape}.")
-    bad = ~np.isfinite(array)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
+    bad = np.argwhere(~np.isfinite(array)).tolist()
+    if bad:
         raise ValueError(
-            f"{name} must be finite; got {array[where]} at index {where}. Remove or replace the "
-            f"{int(bad.sum())} such value(s)."
+            f"{name} must be finite; got {array[tuple(bad[0])]} at index {tuple(bad[0])}. Remove or replace the "
+            f"{len(bad)} such value(s)."
         )
     return array
 
 
 def real_array(name: str, value: Any) -> np.ndarray:
-    """The real numbers of an array, nested sequence or tensor (wherever it is, without its gradient).
-
-    Complex numbers, whose imaginary part would be lost, masked entries, texts, dates and truth values are
-    refused.
-    """
+    """The real numbers of an array, nested sequence or tensor; no complex numbers, texts, dates or truth values."""
     array = bare_array(name, value)
-    if array.dtype == object and all(
-        isinstance(entry, numbers.Real) and not isinstance(entry, bool) for entry in array.flat
-    ):
-        array = _try(name, lambda: array.astype(np.float64), value)
+    if array.dtype == object:  # such as fractions
+        entries = [check_real(name, entry) for entry in array.flat]
+        array = np.array(entries, dtype=np.float64).reshape(array.shape)
     if array.dtype.kind not in "iuf" and array.size:
         raise TypeError(f"{name} must be an array of real numbers; got {shown(value)}.")
     return array
@@ -212,22 +180,14 @@ def bare_array(name: str, value: Any) -> np.ndarray:
     parts = value if isinstance(value, list | tuple) else (value,)
     if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
         raise ValueError(
-            f"{name} must not be masked, as entries under a mask would be taken for numbers; got an array "
-            f"with masked entries. Leave these out, or fill them with .filled(...)."
+            f"{name} must not be masked; got an array with masked entries. Leave these out, or fill them with "
+            f".filled(...)."
         )
-
-    def bare() -> np.ndarray:
-        if not hasattr(value, "detach"):
-            return np.asarray(value)
-        tensor = value.detach().cpu()
-        return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
-
-    return _try(name, bare, value)
-
-
-def _try(name: str, convert: Callable[[], np.ndarray], value: Any) -> np.ndarray:
     try:
-        return convert()
+        if hasattr(value, "detach"):
+            tensor = value.detach().cpu()
+            return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{name} must be an array of real numbers; got {shown(value)}.") from None
 
@@ -237,12 +197,10 @@ def check_times(name: str, value: Any, minimum_length: int = 2) -> np.ndarray:
     times = check_finite_array(name, value, [("T",)])
     if len(times) < minimum_length:
         raise ValueError(
-            f"{name} must hold at least {minimum_length} times, the first being that of the initial "
-            f"state; got {len(times)}."
+            f"{name} must hold at least {minimum_length} times, from that of the initial state; got {len(times)}."
         )
-    steps = np.diff(times)
-    if (steps <= 0).any():
-        i = int(np.argmax(steps <= 0))
+    if (np.diff(times) <= 0).any():
+        i = int(np.argmax(np.diff(times) <= 0))
         raise ValueError(
             f"{name} must be strictly increasing; got {times[i]:g} followed by {times[i + 1]:g} at "
             f"index {i + 1}. Sort the times and remove duplicates."
@@ -256,19 +214,13 @@ def check_labels(name: str, value: Any) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name} must be a one-dimensional array of integers; got {shown(value)}.")
     present = np.unique(labels)
-    if len(present) == 0 or present[0] != 0 or present[-1] != len(present) - 1:
+    if len(present) == 0 or not np.array_equal(present, np.arange(len(present))):
         raise ValueError(
             f"{name} must be the integers 0 to K-1, each present at least once; got the values "
             f"{shown(present.tolist())}. Renumber them, for example with "
             f"numpy.unique(labels, return_inverse=True)."
         )
     return labels.astype(np.int64)
-
-
-def check_instance(name: str, value: Any, kind: type, wanted: str) -> None:
-    """Refuse an argument that is not of a class."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
 
 
 def power_of_two(sizes: Any) -> np.ndarray:
@@ -280,30 +232,22 @@ def power_of_two(sizes: Any) -> np.ndarray:
 
 
 def read_device(device: Any) -> Any:
-    """The torch device of a run."""
+    """The torch device of a run: the CPU, or a CUDA device by its index."""
     import torch  # heavy, and not needed by what only checks arguments
 
-    if device is None:
-        return torch.device("cpu")
     try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
-        ) from error
+        chosen = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError, ValueError):
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be a torch device, 'cpu' or 'cuda'; got {shown(device)}.")
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
-            raise ValueError(
-                f"device={shown(str(chosen))} was asked for, but torch sees {count} CUDA devices here. "
-                f"Leave device out to run on the CPU."
-            )
-        # An explicit index makes every tensor of the run agree on its device.
-        return torch.device(
-            "cuda", torch.cuda.current_device() if chosen.index is None else chosen.index
-        )
-    if chosen.type != "cpu":
-        raise ValueError(f"device must be 'cpu' or 'cuda'; got {shown(str(chosen))}.")
+            raise ValueError(f"device={device} was asked for, but torch sees {count} CUDA devices.")
+        # With its index, so that every tensor of the run agrees on its device.
+        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        chosen = torch.device("cuda", index)
     return chosen
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-
-__all__ = ["StepGrid", "common_step", "iteration_counts", "seen_times", "with_asked_times"]
-
 
 SLACK = 1e-6
 """Share of a step within which a time is on an iteration: it is a product or sum in floating point."""
@@ -27,8 +24,7 @@ def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
     if not rounded[-1] <= MOST_ITERATIONS:
         raise ValueError(
             f"learning_rate={rate:g} needs {rounded[-1]:.3g} iterations to reach time {times[-1]:g}, "
-            f"more than {MOST_ITERATIONS:.0e}; give a larger learning_rate, or the SDE: "
-            f"engine='exact' where the model allows it, else lesde.TorchSDE(dt=...)."
+            f"more than {MOST_ITERATIONS:.0e}; give a larger learning_rate, or engine='exact' or 'torchsde'."
         )
     counts = rounded.astype(np.int64)
     same = np.diff(counts) == 0
@@ -36,38 +32,29 @@ def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
         i = int(np.argmax(same))
         raise ValueError(
             f"learning_rate={rate:g} is coarser than the saved times: times {times[i]:g} and "
-            f"{times[i + 1]:g} fall on the same iteration ({counts[i]}). Give times at least one "
-            f"learning rate apart, or a smaller learning_rate."
+            f"{times[i + 1]:g} fall on the same iteration ({counts[i]})."
         )
     return counts
 
 
 class _Column:
-    """Begins or widths of steps, computed on demand, as there may be 10⁸ of them."""
+    """A number of every step, worked out where it is asked for, as there may be 10⁸ of them."""
 
-    def __init__(self, grid: StepGrid, begins: bool):
-        self._grid, self._begins = grid, begins
+    def __init__(self, length: int, of: Callable[[Any], Any]):
+        self._length, self._of = length, of
 
     def __len__(self) -> int:
-        return int(self._grid.saved[-1])
+        return self._length
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            key = np.arange(*key.indices(len(self)))
-        elif isinstance(key, int):
-            key %= len(self)
-        grid = self._grid
-        i = grid.interval(key)
-        widths = grid.interval_widths[i]
-        return grid.times[i] + (key - grid.saved[i]) * widths if self._begins else widths
+            key = np.arange(*key.indices(self._length))
+        return self._of(key % self._length)
 
 
 @dataclass(frozen=True)
 class StepGrid:
-    """The steps of a run: every saved interval divided evenly.
-
-    ``times`` are the saved times and ``saved`` (time,) the steps done at each.
-    """
+    """The steps of a run: ``saved`` (time,) of them are done at each of the saved ``times``, evenly in between."""
 
     times: np.ndarray
     saved: np.ndarray
@@ -96,18 +83,22 @@ class StepGrid:
     @property
     def starts(self) -> _Column:
         """Begin of every step; takes a number, a slice or an array of step numbers."""
-        return _Column(self, True)
+
+        def begin(steps: Any) -> Any:
+            i = self.interval(steps)
+            return self.times[i] + (steps - self.saved[i]) * self.interval_widths[i]
+
+        return _Column(int(self.saved[-1]), begin)
 
     @property
     def widths(self) -> _Column:
         """Duration of every step, likewise."""
-        return _Column(self, False)
+        return _Column(
+            int(self.saved[-1]), lambda steps: self.interval_widths[self.interval(steps)]
+        )
 
     def stretches(self, length: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-        """Stretches of at most ``length`` steps, as (first, end, saved).
-
-        ``saved`` lists (steps done, index of the saved time) for the saved times that end in the run.
-        """
+        """Stretches of at most ``length`` steps: first, end, and (steps done, index) of the times saved in it."""
         total = int(self.saved[-1])
         for first in range(0, total, length):
             end = min(first + length, total)
@@ -129,8 +120,7 @@ def seen_times(
         seen.append(np.where(np.abs(exact - asked) <= SLACK * rate, asked, exact))
         apart = np.abs(seen[-1] - seen[0]) > SLACK * min(rate, rates[0])
         if apart.any():
-            i = int(np.argmax(apart))
-            step = common_step(rates)
+            i, step = int(np.argmax(apart)), common_step(rates)
             grid = "" if step is None else f" (multiples of {step:g} from times[0])"
             raise ValueError(
                 f"times must fall on an iteration of every learning rate, or near the same ones, for one "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Diverged"]
-
 
 class Diverged(ArithmeticError):
     """A trajectory, or its law, stopped being finite.
@@ -11,16 +9,11 @@ class Diverged(ArithmeticError):
     Parameters
     ----------
     time : float
-        The first time at which a non-finite value was seen.
+        The first time at which a non-finite value was seen, also an attribute.
     what : str
         What stopped being finite, for the message.
     remedy : str
         What the user can do about it.
-
-    Attributes
-    ----------
-    time : float
-        As given.
     """
 
     def __init__(self, time: float, what: str = "the features", remedy: str | None = None):

@@ -25,19 +25,6 @@ import xarray as xr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
-__all__ = [
-    "REMEDY",
-    "Damaged",
-    "Target",
-    "check_size",
-    "open_store",
-    "opening",
-    "quiet_zarr",
-    "read",
-    "recover",
-    "write",
-]
-
 REMEDY = "Restore the store from a copy, or remove it and make it again."
 
 
@@ -59,40 +46,14 @@ class Target:
     overwrite: bool = False
     inputs: Sequence[Path] = ()
 
-    @property
-    def place(self) -> Path:
-        """Its real path, with links followed, so that a link stays one."""
-        return Path(os.path.realpath(self.path))
-
     def check(self) -> None:
         """Refuse, by ValueError, what cannot be written, before anything is computed."""
-        place = self.place
         try:
-            for given in self.inputs:
-                if place == Path(os.path.realpath(given)):
-                    raise self._refused("is the input")
-            for part in place.parents:
-                if (part / "zarr.json").is_file():
-                    raise self._refused(f"is inside the Zarr store {part}")
-            parent = next(part for part in place.parents if os.path.lexists(part))
-            if not parent.is_dir():
-                raise self._refused(f"cannot be: {parent} is no folder")
-            # Asking for permission knows neither all file systems nor the administrator.
-            os.rmdir(tempfile.mkdtemp(prefix=".lesde-", dir=parent))
-            with contextlib.suppress(FileNotFoundError):
-                os.lstat(place)  # an error where the name is too long
+            obstacle = self._obstacle()
         except OSError as error:
-            raise self._refused(f"cannot be written ({error.strerror or error})") from None
-        if not os.path.lexists(place):
-            return
-        if not (place.is_dir() if self.folder else place.is_file()):
-            raise self._refused(f"is no {'folder' if self.folder else 'ordinary file'}")
-        if not self.overwrite:
-            raise self._refused("exists", "give another name, or --overwrite")
-        if self.folder and not _is_ours(place):
-            raise self._refused(
-                "is no store that this package wrote, or was changed since; it is not replaced"
-            )
+            obstacle = f"cannot be written ({error.strerror or error})"
+        if obstacle:
+            raise ValueError(f"{self.name} = {self.path} {obstacle}; give another name.")
 
     def put(self, write: Callable[[Path], object]) -> None:
         """Let ``write`` write it under another name, and move it to its place.
@@ -100,7 +61,7 @@ class Target:
         ValueError as from :meth:`check`; OSError where it cannot be written, for instance on a full disk.
         """
         self.check()
-        place = self.place
+        place = self._place()
         scratch = _scratch(place)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +70,8 @@ class Target:
             new = scratch / place.name  # which keeps its ending
             write(new)
             if self.folder and place.exists():
-                os.rename(place, scratch / ".old")
+                (scratch / "old").mkdir()
+                os.rename(place, scratch / "old" / place.name)
             os.replace(new, place)
         except OSError as error:
             # In place of a name that nobody gave.
@@ -117,8 +79,34 @@ class Target:
         finally:
             _clear(place)
 
-    def _refused(self, why: str, what_to_do: str = "give another name") -> ValueError:
-        return ValueError(f"{self.name} = {self.path} {why}; {what_to_do}.")
+    def _place(self) -> Path:
+        """Its real path, with links followed, so that a link stays one."""
+        return Path(os.path.realpath(self.path))
+
+    def _obstacle(self) -> str:
+        """What prevents it from being written, in words that follow its name; empty if nothing does."""
+        place = self._place()
+        if place in [Path(os.path.realpath(given)) for given in self.inputs]:
+            return "is the input"
+        for part in place.parents:
+            if (part / "zarr.json").is_file():
+                return f"is inside the Zarr store {part}"
+        parent = next(part for part in place.parents if os.path.lexists(part))
+        if not parent.is_dir():
+            return f"cannot be: {parent} is no folder"
+        # Asking for permission knows neither all file systems nor the administrator.
+        os.rmdir(tempfile.mkdtemp(prefix=".lesde-", dir=parent))
+        try:
+            os.lstat(place)
+        except FileNotFoundError:
+            return ""
+        if not (place.is_dir() if self.folder else place.is_file()):
+            return f"is no {'folder' if self.folder else 'ordinary file'}"
+        if not self.overwrite:
+            return "exists, and is replaced only with --overwrite"
+        if self.folder and not _is_ours(place):
+            return "is no store that this package wrote, or was changed since; it is not replaced"
+        return ""
 
 
 def _scratch(place: Path) -> Path:
@@ -126,16 +114,21 @@ def _scratch(place: Path) -> Path:
     return place.with_name(f".lesde-{zlib.crc32(os.fsencode(place.name)):08x}")
 
 
-def recover(place: Path) -> None:
-    """Put an old store back that was set aside, if the program ended before the new one came in its place."""
-    old = _scratch(place) / ".old"
-    if old.exists() and not os.path.lexists(place):
-        os.rename(old, place)
+def recover(folder: Path) -> None:
+    """Put old stores back that were set aside, where the program ended before the new one came in their place."""
+    for old in folder.glob(".lesde-*/old/*"):
+        if not os.path.lexists(folder / old.name):
+            os.rename(old, folder / old.name)
 
 
 def _clear(place: Path) -> None:
-    recover(place)
+    recover(place.parent)
     shutil.rmtree(_scratch(place), ignore_errors=True)
+
+
+def target(path: Path, name: str, overwrite: bool, inputs: Sequence[Path] = ()) -> Target:
+    """A Zarr store that is to be written."""
+    return Target(path, name, True, overwrite, inputs)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -147,7 +140,7 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str] | Target) -> Path:
 
     ValueError where something else stands there.
     """
-    place = path if isinstance(path, Target) else Target(Path(path), folder=True, overwrite=True)
+    place = path if isinstance(path, Target) else target(Path(path), "path", True)
     # Attributes that are no JSON become text.
     plain = json.loads(json.dumps(dataset.attrs, default=_plain))
     clean = dataset.drop_encoding().assign_attrs(plain)
@@ -156,10 +149,8 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str] | Target) -> Path:
     def written(new: Path) -> None:
         with quiet_zarr():
             clean.to_zarr(new, mode="w", encoding={name: compressed for name in clean.variables})
-        files = {
-            name: [size, zlib.crc32((new / name).read_bytes())]
-            for name, size in _sizes(new).items()
-        }
+        sizes = _sizes(new).items()
+        files = {name: [size, zlib.crc32((new / name).read_bytes())] for name, size in sizes}
         root = json.loads((new / "zarr.json").read_text(encoding="utf-8"))
         # A block that other readers use if they can, and rewrite, without this entry, if they change the store.
         root["consolidated_metadata"]["lesde_files"] = files
@@ -181,12 +172,10 @@ def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
     missing or cut short are found at once, other damage when their values are used.
     """
     place = Path(path).expanduser()
-    recover(place)
-    if not place.is_dir():
-        what = "is a file; a Zarr store is a folder" if place.exists() else "does not exist"
-        raise ValueError(f"store {str(place)!r} {what}.")
+    recover(place.parent)
     if not any((place / name).exists() for name in ("zarr.json", ".zgroup")):
-        raise ValueError(f"store {str(place)!r} is no Zarr store: zarr.json is missing. {REMEDY}")
+        what = "is no Zarr store: zarr.json is missing" if place.exists() else "does not exist"
+        raise ValueError(f"store {str(place)!r} {what}. {REMEDY}")
     store = _CheckedStore(place, read_only=True)
     with opening(place):
         dataset = xr.open_dataset(store, engine="zarr", consolidated=bool(store.files))  # type: ignore[arg-type]
@@ -241,9 +230,8 @@ def opening(place: Path) -> Iterator[None]:
     except (Damaged, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(
-            f"store {str(place)!r} cannot be opened: {str(error).rstrip('.')}. {REMEDY}"
-        ) from error
+        why = str(error).rstrip(".")
+        raise ValueError(f"store {str(place)!r} cannot be opened: {why}. {REMEDY}") from error
 
 
 @contextlib.contextmanager
@@ -265,7 +253,7 @@ def _manifest(place: Path) -> dict[str, list[int]]:
     """Size and checksum of every file that :func:`write` wrote into a store; empty for stores of others."""
     try:
         root = json.loads((place / "zarr.json").read_text(encoding="utf-8"))
-        return dict(root.get("consolidated_metadata", {}).get("lesde_files", {}))
+        return dict((root.get("consolidated_metadata") or {}).get("lesde_files", {}))
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError):

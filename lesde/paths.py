@@ -1,9 +1,8 @@
-"""The contract of datasets of paths: their dimensions, labels, clocks and attributes.
+"""The contract of datasets of paths, which are made, checked and reduced to statistics here.
 
 Paths are features of samples through time, of several replicates: ``features ([learning_rate,] replicate, time,
 sample, feature)`` with the coordinates ``label(sample)``, the class of each sample, and ``time``. Where only the
-classes matter, their statistics stand for the samples: ``mean``, ``within`` and ``reach`` with ``count(class)``. This
-file makes such datasets, checks those that a user gives to an analysis or a figure, and reduces samples to statistics.
+classes matter, their statistics stand for the samples: ``mean``, ``within`` and ``reach`` with ``count(class)``.
 """
 
 from __future__ import annotations
@@ -29,20 +28,6 @@ from lesde.checks import (
     shown_bytes,
 )
 from lesde.clocks import with_asked_times
-
-__all__ = [
-    "as_dataset",
-    "check_dataset",
-    "check_paths",
-    "check_statistics",
-    "from_arrays",
-    "gap_directions",
-    "is_statistics",
-    "need_samples",
-    "reduce_frame",
-    "warn_of_lost_digits",
-    "working_memory",
-]
 
 LEADING = ("learning_rate", "replicate", "time")
 """Dimensions before those of a sample or class, in their order."""
@@ -80,11 +65,9 @@ def check_dataset(name: str, value: Any, variables: Sequence[str], source: str) 
             raise TypeError(
                 f"{name}.{variable} must hold real numbers; got the dtype {array.dtype}."
             )
-        if 0 in array.shape:
-            empty = array.dims[array.shape.index(0)]
-            raise ValueError(
-                f"{name}.{variable} must hold at least one {empty}; its dimension is empty."
-            )
+        for dim, size in array.sizes.items():
+            if size == 0:
+                raise ValueError(f"{name}.{variable} must hold at least one {dim}; it is empty.")
         if variable in ("time", "learning_rate") and not np.isfinite(array.values).all():
             raise ValueError(f"{name}.{variable} must be finite; leave out entries without one.")
     return value
@@ -96,19 +79,19 @@ def check_paths(
     """The features and labels of a dataset of paths that has at least the given dimensions."""
     if is_statistics(value):
         raise need_samples(name)
-    check_dataset(name, value, ["features"], "lesde.simulate, lesde.from_arrays or a recorder")
-    features = value["features"]
-    if features.dtype.kind not in "iuf":
+    source = "lesde.simulate, lesde.from_arrays or a recorder"
+    check_dataset(name, value, ["features", "label"], source)
+    features, labels = value["features"], value["label"]
+    if features.dtype.kind == "b":
         raise TypeError(f"{name}.features must hold real numbers; got the dtype {features.dtype}.")
     _check_dims(f"{name}.features", features, dims)
-    if "label" not in value.variables or value["label"].dims != ("sample",):
+    _check_dims(f"{name}.label", labels, ("sample",))
+    found = check_labels(f"{name}.label", labels.values)
+    if found.max() + 1 < minimum_classes:
         raise ValueError(
-            f"{name} must hold the coordinate label(sample), the class of each sample; add it with "
-            f'{name}.assign_coords(label=("sample", labels)).'
+            f"{name} must hold at least {minimum_classes} classes; got {found.max() + 1}."
         )
-    labels = check_labels(f"{name}.label", value["label"].values)
-    _check_classes(f"{name}.label", labels.max() + 1, minimum_classes)
-    return features, labels
+    return features, found
 
 
 def _check_dims(name: str, array: xr.DataArray, dims: Sequence[str]) -> None:
@@ -119,19 +102,14 @@ def _check_dims(name: str, array: xr.DataArray, dims: Sequence[str]) -> None:
         )
 
 
-def _check_classes(name: str, classes: int, minimum: int) -> None:
-    if classes < minimum:
-        raise ValueError(f"{name} must be of at least {minimum} classes; got {classes}.")
-
-
 def is_statistics(value: Any) -> bool:
     """True if a dataset holds statistics of the classes in place of every sample's features."""
     return (
         isinstance(value, xr.Dataset)
-        and "features" not in value
         and "mean" in value
+        and "features" not in value
         and "covariance" not in value  # that is a law
-        and any(name in value.variables for name in ("reach", "within", "count"))
+        and not {"reach", "within", "count"}.isdisjoint(value.variables)
     )
 
 
@@ -147,31 +125,24 @@ def check_statistics(
     name: str, value: xr.Dataset, variables: Mapping[str, Sequence[str]], minimum_classes: int = 2
 ) -> np.ndarray:
     """Samples per class of a dataset of statistics that holds variables with at least some dimensions."""
-    check_dataset(name, value, list(variables), "lesde.simulate with keep='statistics'")
-    for variable, dims in variables.items():
+    check_dataset(name, value, [*variables, "count"], "lesde.simulate with keep='statistics'")
+    for variable, dims in {**variables, "count": ["class"]}.items():
         _check_dims(f"{name}.{variable}", value[variable], dims)
     if len({frozenset(value[v].dims) - set(dims) for v, dims in variables.items()}) > 1:
         raise ValueError(f"{name} must hold {', '.join(variables)} over the same other dimensions.")
-    if "count" not in value.variables or value["count"].dims != ("class",):
-        raise ValueError(
-            f"{name} must hold the coordinate count(class), the samples per class; add it with "
-            f'{name}.assign_coords(count=("class", counts)).'
-        )
     counts = value["count"].values
     if not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
         raise ValueError(f"{name}.count must hold positive integers; got {shown(counts.tolist())}.")
-    _check_classes(f"{name}.count", len(counts), minimum_classes)
+    if len(counts) < minimum_classes:
+        raise ValueError(f"{name} must hold at least {minimum_classes} classes; got {len(counts)}.")
     return counts.astype(np.int64)
 
 
 # --------------------------------------------------------------------------------------------------
 # The dataset of simulated arrays.
 
-
-SHARE = 0.8
-"""Share of the available memory that a run may take, result included."""
-WORKING_SHARE = 0.5
-"""Share of what the result leaves that working arrays may take, where no limit is given."""
+SHARE = 0.8  # of the available memory, which a run may take, result included
+WORKING_SHARE = 0.5  # of what the result leaves, for working arrays where no limit is given
 
 
 def working_memory(limit: float | None, result: float, device: Any, shape: str) -> float:
@@ -210,11 +181,14 @@ def as_dataset(
     """Simulated paths with their coordinates and attributes.
 
     ``variables`` map a name to the dimensions after (learning_rate, replicate, time) and the array (cell, replicate,
-    time, ...); cells are learning rates, a dimension where ``batched``. ``fixed`` are variables that all
-    cells and replicates share; ``about`` becomes the attribute ``model``, ``settings`` further ones. ``asked`` are the
-    times asked for, where the states are of others.
+    time, ...); cells are learning rates, a dimension where ``batched``. ``fixed`` are variables that all cells and
+    replicates share; ``about`` becomes the attribute ``model``. ``asked`` are the times asked for, where others were seen.
     """
     lead = ("learning_rate",) if batched else ()
+
+    def one(values: np.ndarray) -> np.ndarray:
+        return values if batched else values[0]
+
     replicates = next(iter(variables.values()))[1].shape[1]
     replicate = np.arange(first_replicate, first_replicate + replicates)
     coords = {
@@ -225,16 +199,14 @@ def as_dataset(
     if asked is not None:
         coords = with_asked_times(coords, asked)
     if rates is not None:
-        rates = rates if batched else rates[0]
-        coords["learning_rate"] = (lead, rates, {"long_name": "learning rate"})
+        coords["learning_rate"] = (lead, one(rates), {"long_name": "learning rate"})
     if iterations is not None:
-        values = iterations if batched else iterations[0]
-        coords["iteration"] = ((*lead, "time"), values, {"long_name": "iteration"})
+        coords["iteration"] = ((*lead, "time"), one(iterations), {"long_name": "iteration"})
     data: dict[str, Any] = {}
     for name, (dims, array) in variables.items():
-        full = (*lead, "replicate", "time", *dims)
-        data[name] = (full, array if batched else array[0], TEXTS.get(name, {}))
-    data |= {name: (dims, values, TEXTS[name]) for name, (dims, values) in (fixed or {}).items()}
+        data[name] = ((*lead, "replicate", "time", *dims), one(array), TEXTS.get(name, {}))
+    for name, (dims, array) in (fixed or {}).items():
+        data[name] = (dims, array, TEXTS[name])
     attrs = {"model": json.dumps(about), **settings, "versions": _versions()}
     return xr.Dataset(data, coords, attrs)
 
@@ -287,29 +259,12 @@ def gap_directions(means: np.ndarray) -> np.ndarray:
 def reduce_frame(samples: Any, counts: Any, directions: Any = None) -> tuple[np.ndarray, ...]:
     """Class means, within-class covariances and reaches of one frame of every replicate.
 
-    Parameters
-    ----------
-    samples : array or torch tensor on the CPU, shape (R, N, p)
-        Sorted by class, finite; any real dtype.
-    counts : array of int, shape (K,)
-        Samples per class, each at least 1.
-    directions : array, shape (K, K, p) or (R, K, K, p), optional
-        Unit vectors, at [k, l] from class l to class k, along which to take the reach as well; zero
-        where there is none.
-
-    Returns
-    -------
-    mean : ndarray (R, K, p)
-    within : ndarray (R, K, p, p)
-        Covariance within the class, divisor n_k.
-    reach : ndarray (R, K, K)
-        Along the gap of the replicate's own class means; NaN on the diagonal and where means coincide.
-    reach_expected : ndarray (R, K, K)
-        Only with ``directions``: the same along those; NaN on the diagonal.
-
-        All float64. Deviations are taken from a sample of the class first and from the mean of those
-        second, so that they keep their digits however large the mean, and are exactly zero for
-        samples that coincide. Every replicate's numbers are the same whatever others come with it.
+    ``samples`` (R, N, p) are sorted by class, ``counts`` (K,) says how many each has. Returned are, in float64, the
+    means (R, K, p), the covariances with divisor n_k (R, K, p, p), and the reaches (R, K, K) along the gaps of the
+    replicate's own class means, NaN on the diagonal and where means coincide; with ``directions`` ([R,] K, K, p), at
+    [k, l] a unit vector from class l to class k or zero, also those along them. Deviations are taken from a sample of
+    the class first and from the mean of those second, so that they keep their digits however large the mean, and are
+    exactly zero for samples that coincide. No replicate's numbers depend on the others.
     """
     values, sizes = np.asarray(samples), np.asarray(counts)
     (R, N, p), K = values.shape, len(sizes)
@@ -411,19 +366,17 @@ def from_arrays(
         )
     coords: dict[str, Any] = {}
     if learning_rate is not None:
-        rates = coords["learning_rate"] = check_finite_array(
-            "learning_rate", learning_rate, [(), ("L",)]
-        )
+        rates = check_finite_array("learning_rate", learning_rate, [(), ("L",)])
         if (rates <= 0).any() or len(np.unique(rates)) < rates.size:
-            raise ValueError(
-                f"learning_rate must hold distinct positive numbers; got {shown(rates.tolist())}."
-            )
+            raise ValueError(f"learning_rate must hold distinct positive numbers; got {rates}.")
+        coords["learning_rate"] = rates
     if replicate is not None:
-        names = coords["replicate"] = bare_array("replicate", replicate)
+        names = bare_array("replicate", replicate)
         if names.ndim != 1 or len(set(map(str, names))) < len(names):
             raise ValueError(
                 f"replicate must be a sequence of distinct names, one for each; got {shown(replicate)}."
             )
+        coords["replicate"] = names
     given = real_array("times", 0.0 if times is None else times)
     coords["time"] = check_times("times", np.atleast_1d(given), 1)
 
@@ -440,12 +393,6 @@ def from_arrays(
         )
     lead = dict(zip(axes, values.shape, strict=False))
     coords.setdefault("replicate", np.arange(lead.get("replicate", 1)))
-    for axis, size in lead.items():
-        if len(coords[axis]) != size:
-            raise ValueError(
-                f"{'times' if axis == 'time' else axis} must have an entry for each of the {size} along the axis "
-                f"{axis!r} of features, whose shape is {values.shape}; got {len(coords[axis])}."
-            )
     label, classes = _labels(labels, values.shape[-2])
 
     dims = [axis for axis in LEADING if axis in lead or axis != "learning_rate"]
@@ -454,12 +401,10 @@ def from_arrays(
     if bias is not None and weights is None:
         raise ValueError("bias belongs to a classifier; give its weights too.")
     sizes = {"class": len(classes), "feature": values.shape[-1]}
-    for name, value, last in (
-        ("weights", weights, ("class", "feature")),
-        ("bias", bias, ("class",)),
-    ):
+    for name, value in {"weights": weights, "bias": bias}.items():
         if value is None:
             continue
+        last = ("class", "feature") if name == "weights" else ("class",)
         array, own = _numbers(name, value), tuple(sizes[dim] for dim in last)
         if array.shape == own:
             data[name] = (last, array)
@@ -470,45 +415,35 @@ def from_arrays(
                 f"{name} must have shape {own}, with a row for each of the classes {shown(classes)}, or "
                 f"{(*lead.values(), *own)}, with the leading axes of features; got {array.shape}."
             )
-    found: dict[str, Any] = {"label": ("sample", label)}
-    for name, values in coords.items():
-        found[name] = (
-            (name,) if values.ndim else (),
-            values,
-            {"long_name": name.replace("_", " ")},
-        )
-    return xr.Dataset(data, found, {"classes": classes})
+    about = {"label": ("sample", label)} | {
+        name: ((name,) if value.ndim else (), value, {"long_name": name.replace("_", " ")})
+        for name, value in coords.items()
+    }
+    return xr.Dataset(data, about, {"classes": classes})
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
     """Real finite numbers in their own floating dtype."""
-    checked, array = check_finite_array(name, value), real_array(name, value)
-    own = str(getattr(value, "dtype", "")).removeprefix("torch.")
-    if own in ("float16", "float32"):
-        array = array.astype(own)  # of a tensor
-    return array if np.issubdtype(array.dtype, np.floating) else checked
+    array, checked = real_array(name, value), check_finite_array(name, value)
+    return array if array.dtype.kind == "f" else checked
 
 
 def _labels(value: Any, n_samples: int) -> tuple[np.ndarray, list[Any]]:
     """Integers 0 to K−1 per sample, and the given name of each class."""
     allowed = (
         f"labels must hold the class of each of the {n_samples} samples, as integers, texts or other "
-        f"values that sort, or as one-hot rows (sample, class)"
+        f"values that sort, or as one-hot rows (sample, class); got"
     )
     array = bare_array("labels", value)
     if array.ndim == 2 and len(array) == n_samples:
         if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
-            raise ValueError(f"{allowed}; got two axes whose rows are not one-hot.")
+            raise ValueError(f"{allowed} two axes whose rows are not one-hot.")
         array = array.argmax(axis=1)
-    if array.shape != (n_samples,):
-        raise ValueError(f"{allowed}; got shape {array.shape}.")
     kind = array.dtype.kind
-    if kind == "c" or (kind == "f" and not (array % 1 == 0).all()):
-        raise ValueError(f"{allowed}; got {shown(array.tolist())}, not whole numbers.")
+    if array.shape != (n_samples,) or kind == "c" or (kind == "f" and (array % 1 != 0).any()):
+        raise ValueError(f"{allowed} shape {array.shape}, {shown(array.tolist())}.")
     try:
-        classes, label = np.unique(array, return_inverse=True)
+        classes, label = np.unique(array.astype(int) if kind == "f" else array, return_inverse=True)
     except TypeError:
-        raise TypeError(f"{allowed}; got {shown(value)}, which do not sort.") from None
-    if kind == "f":
-        classes = classes.astype(np.int64)
+        raise TypeError(f"{allowed} {shown(value)}, which do not sort.") from None
     return label.astype(np.int64), classes.tolist()

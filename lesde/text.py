@@ -11,27 +11,15 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-__all__ = [
-    "can_hold",
-    "format_number",
-    "in_ascii",
-    "print_rows",
-    "put_in_ascii",
-    "that_fits",
-    "with_interval",
-]
-
 
 def format_number(value: Any) -> str:
     """Four significant digits; a dash where there is no number; text as it is."""
     value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, str | int):
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
         return str(value)
-    return "–" if math.isnan(number) else f"{number:.4g}"
+    return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def with_interval(value: float, low: float, high: float) -> str:
@@ -67,61 +55,43 @@ def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]])
 # --------------------------------------------------------------------------------------------------
 # Characters that an encoding lacks are put in ASCII.
 
-_ERRORS = "lesde.ascii"
 _WORDS = {
-    **{"−": "-", "–": "-", "—": "-", "·": "*", "⋅": "*", "×": "x", "…": "...", "‖": "||", "⊤": "T"},
+    **{"−": "-", "–": "-", "—": "-", "·": "*", "⋅": "*", "×": "x", "‖": "||", "⊤": "T", "′": "'"},
     **{"√": "sqrt", "∫": "int", "∏": "prod", "∞": "inf", "∝": "~", "≤": "<=", "≥": ">=", "≠": "!="},
-    **{"±": "+/-", "→": "->", "←": "<-", "↦": "|->", "⊗": "(x)", "⟨": "<", "⟩": ">", "′": "'"},
-    **{"’": "'", "‘": "'", "“": '"', "”": '"', "•": "*", "°": " deg", "ß": "ss", "⁄": "/"},
-    **{"\u0302": "hat", "\u0303": "~", "\u0304": "bar", "\u0305": "bar", "\u0307": "dot"},
+    **{"±": "+/-", "→": "->", "←": "<-", "↦": "|->", "⊗": "(x)", "⟨": "<", "⟩": ">", "’": "'"},
+    **{"“": '"', "”": '"', "•": "*", "─": "-", "│": "|", "\u0302": "hat", "\u0304": "bar"},
 }
 
 
 def in_ascii(text: str) -> str:
     """The text with Greek letters by their names, signs as programs write them, and ? for the rest."""
-    parts = []
-    for mark, run in groupby(text, _script):
-        parts.append(mark + "".join(map(_plain, run)))
-    return "".join(parts)
-
-
-def _script(character: str) -> str:
-    """The mark before a run of raised or lowered characters."""
-    kind = unicodedata.decomposition(character).partition(">")[0]
-    return {"<super": "^", "<sub": "_"}.get(kind, "")
+    runs = groupby(text, lambda one: unicodedata.decomposition(one).partition(">")[0])
+    marks = {"<super": "^", "<sub": "_"}
+    return "".join(marks.get(kind, "") + "".join(map(_plain, run)) for kind, run in runs)
 
 
 def _plain(character: str) -> str:
     if character.isascii():
         return character
-    if character in _WORDS:
-        return _WORDS[character]
     name = unicodedata.name(character, "")
     if match := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", name):
         word = match[2].replace("LAMDA", "LAMBDA")
         return word.lower() if match[1] == "SMALL" else word.capitalize()
-    if name.startswith("BOX DRAWINGS"):
-        level, upright = "HORIZONTAL" in name, "VERTICAL" in name
-        return "+" if level == upright else "-" if level else "|"
     parts = unicodedata.normalize("NFKD", character)
-    if parts == character:
-        return "" if unicodedata.combining(character) else "?"
-    return "".join(map(_plain, parts))
+    other = "+" if name.startswith("BOX DRAWINGS") else "?"
+    return _WORDS.get(character) or ("".join(map(_plain, parts)) if parts != character else other)
 
 
-def _replaced(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return in_ascii(error.object[error.start : error.end]), error.end
-
-
-codecs.register_error(_ERRORS, _replaced)
+codecs.register_error(
+    "lesde.ascii",
+    lambda error: (in_ascii(error.object[error.start : error.end]), error.end),  # type: ignore[attr-defined]
+)
 
 
 def that_fits(text: str, stream: Any = None) -> str:
     """The text, with characters in ASCII that the stream (by default standard output) cannot hold."""
     encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, _ERRORS).decode(encoding)
+    return text.encode(encoding, "lesde.ascii").decode(encoding)
 
 
 def can_hold(text: str) -> bool:
@@ -133,4 +103,4 @@ def put_in_ascii() -> None:
     """Make standard output and error write in ASCII what they cannot hold, in place of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=_ERRORS)
+            stream.reconfigure(errors="lesde.ascii")

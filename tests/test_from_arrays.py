@@ -118,7 +118,7 @@ def test_simulated_paths_come_back_the_same_from_their_arrays():
 def test_tensors_keep_their_precision(dtype):
     given = torch.tensor(FRAMES, dtype=dtype, requires_grad=True)
     paths = lesde.from_arrays(given, LABELS, TIMES)
-    kept = {torch.float16: "float16", torch.float32: "float32"}.get(dtype, "float64")
+    kept = {torch.float16: "float16", torch.float64: "float64"}.get(dtype, "float32")
     assert paths.features.dtype == kept
     np.testing.assert_array_equal(paths.features[0], given.detach().double().numpy())
 
@@ -146,13 +146,13 @@ def test_classifier_goes_into_nc3_and_nc4():
     ("changed", "error", "words"),
     [
         ({"times": None}, ValueError, r"features of shape .* have 1 axes .* no argument names them"),
-        ({"times": TIMES[:3]}, ValueError, r"times must have an entry for each of the 4 along the axis 'time'"),
+        ({"times": TIMES[:3]}, ValueError, r"conflicting sizes for dimension 'time'"),
         ({"times": [0, 1, 1, 2]}, ValueError, "times must be strictly increasing"),
         ({"learning_rate": [0.1, 0.2], "replicate": [0, 1]}, ValueError, "features of shape"),
         ({"learning_rate": -0.1}, ValueError, "learning_rate must hold distinct positive numbers"),
         ({"replicate": [1, 1], "times": None}, ValueError, "replicate must be a sequence of distinct names"),
         ({"labels": LABELS[:5]}, ValueError, r"labels must hold the class of each of the 9 samples"),
-        ({"labels": LABELS + 0.5}, ValueError, "labels must hold .* not whole numbers"),
+        ({"labels": LABELS + 0.5}, ValueError, "labels must hold .*; got shape"),
         ({"labels": [None, 1, "a"] * 3}, TypeError, "labels must hold .* do not sort"),
         ({"labels": np.ones((9, 2))}, ValueError, "labels must hold .* not one-hot"),
         ({"features": FRAMES * np.nan}, ValueError, "features must be finite"),

@@ -33,7 +33,7 @@ def _open(path: Path) -> Any:
     from lesde.files import open_store, recover
 
     if not path.exists():
-        recover(path)  # a killed command may have set it aside
+        recover(path.parent)  # a killed command may have set it aside
     if not path.exists():
         raise ValueError(f"PATHS must be a Zarr store; {path} does not exist.")
     return open_store(path)
@@ -141,9 +141,9 @@ def simulate(
 
     import lesde
     from lesde.checks import check_seed
-    from lesde.files import Target, write
+    from lesde.files import target, write
 
-    place = Target(out, "OUT", True, overwrite)
+    place = target(out, "OUT", overwrite)
     place.check()
     model = options.build_model(
         alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from lesde.files import Target, write
+from lesde.files import Target, target, write
 from lesde.text import print_rows
 
 __all__ = ["print_dataset", "table_target", "write_table"]
@@ -64,7 +64,10 @@ def table_target(path: Path | None, overwrite: bool, paths: Path) -> Target | No
         return None
     if path.suffix not in (".csv", ".zarr"):
         raise ValueError(f"--out must end in .csv or .zarr; got {path}.")
-    place = Target(path, "--out", path.suffix == ".zarr", overwrite, inputs=[paths])
+    if path.suffix == ".zarr":
+        place = target(path, "--out", overwrite, [paths])
+    else:
+        place = Target(path, "--out", overwrite=overwrite, inputs=[paths])
     place.check()
     return place
 

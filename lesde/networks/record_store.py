@@ -35,8 +35,6 @@ __all__ = ["Key", "Records", "clock_of", "open_records"]
 
 Key = tuple[str, str]
 """A probe set and a layer."""
-Contents = Mapping[Key, tuple[np.ndarray, Mapping[str, Any]]]
-"""The labels and attributes of everything that is recorded."""
 
 _MARK = "lesde_recording"
 _CHUNK = 8_000_000  # bytes of the features of one chunk, about
@@ -48,39 +46,39 @@ _PATIENCE = 30.0  # seconds after which records are written though a chunk is no
 class Records:
     """The records of one recorder: in memory or, with a path, in a Zarr store.
 
-    Those that are not written yet wait in memory, until a chunk is full, some seconds have passed, or the program ends.
+    ``contents`` are the labels and attributes of everything that is recorded. Records for a store wait in memory until a
+    chunk is full, some seconds have passed, or the program ends.
     """
 
     def __init__(
         self,
-        contents: Contents,
+        contents: Mapping[Key, tuple[np.ndarray, Mapping[str, Any]]],
         replicate: int,
-        path: Path | None = None,
-        about: Mapping[str, Any] | None = None,
-        resume: bool = False,
+        path: Path | None,
+        about: Mapping[str, Any],
+        resume: bool,
     ) -> None:
         self.path, self.process, self.written = path, os.getpid(), 0
         self._contents, self._replicate = contents, replicate
         self._waiting: dict[Key, list[Entries]] = {key: [] for key in contents}
         self._arrays: dict[Key, dict[str, Any]] = {key: {} for key in contents}
         self._flushed = time.monotonic()
-        if path is None:
-            return
-        for other in list(_open):  # which may have been left without being closed
+        for other in list(_unwritten):  # whose recorder may have been dropped
             with contextlib.suppress(Exception):  # reported where it is used, or at the end
                 other.flush()
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            attributes = {**(about or {}), _MARK: 1, "records": 0, "variables": {}}
-            self._root = zarr.open_group(str(path), mode="w-", attributes=attributes)
-        elif resume:
-            self._resume(path, about or {})
-        else:
+        if path is None:
+            return
+        if path.exists() and not resume:
             raise FileExistsError(
                 f"store {str(path)!r} exists. Give resume=True to continue it, name another store, or "
                 f"remove it."
             )
-        self.reopen()
+        if path.exists():
+            self._resume(path, about)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            attributes = {**about, _MARK: 1, "records": 0, "variables": {}}
+            self._root = zarr.open_group(str(path), mode="w-", attributes=attributes)
 
     def _resume(self, path: Path, about: Mapping[str, Any]) -> None:
         known = _about(path)
@@ -88,8 +86,8 @@ class Records:
             if known.get(name) != value:
                 raise ValueError(
                     f"store {str(path)!r} was recorded with other {name}: {shown(known.get(name))} there, "
-                    f"{shown(value)} here (probes are named with digests of their samples in order). Resume "
-                    f"with the same arguments, or name another store."
+                    f"{shown(value)} here (of probes, digests of their samples in order). Resume with the same "
+                    f"arguments, or name another store."
                 )
         self._root, self.written = zarr.open_group(str(path), mode="r+"), known["records"]
         for key in self._contents if self.written else ():
@@ -99,35 +97,23 @@ class Records:
                     array[(0, self.written - 1) if array.ndim > 1 else slice(None)]
 
     def __len__(self) -> int:
-        return self.written + self._number_waiting
-
-    @property
-    def _number_waiting(self) -> int:
-        return len(next(iter(self._waiting.values())))
+        return self.written + len(next(iter(self._waiting.values())))
 
     def add(self, looks: Mapping[Key, Entries]) -> None:
         """One more record of everything."""
         for key, entries in looks.items():
-            for name, (_, value) in entries.items():
-                there = getattr(self._arrays[key].get(name), "shape", None)
-                if there is not None and there[2:] != np.shape(value):
-                    raise ValueError(
-                        f"store holds {name} of shape {there[2:]} for layer {key[1]!r}; the model now gives "
-                        f"{np.shape(value)}. Resume with the model that the store was begun with."
-                    )
-        for key, entries in looks.items():
             self._waiting[key].append(entries)
-        full = min(_records_a_chunk(entries["features"][1]) for entries in looks.values())
-        late = time.monotonic() - self._flushed > _PATIENCE
-        if self.path is not None and (self._number_waiting >= full or late):
-            self.flush()
+        if self.path is not None:
+            if self not in _unwritten:
+                _unwritten.append(self)
+            full = min(_records_a_chunk(entries["features"][1]) for entries in looks.values())
+            late = time.monotonic() - self._flushed > _PATIENCE
+            if late or len(self) - self.written >= full:
+                self.flush()
 
     def dataset(self, key: Key) -> xr.Dataset:
         """All records of one probe set and layer; from a store values are read when they are used."""
-        if self.path is None:
-            return self._packed(key)
-        self.flush()
-        return _opened(self.path, key)
+        return self._packed(key) if self.path is None else _opened(self.path, _inside(key))
 
     def clock(self) -> tuple[np.ndarray, np.ndarray]:
         """Times and iterations of the records that were there at the beginning."""
@@ -140,7 +126,7 @@ class Records:
 
     def flush(self) -> None:
         """Write all records."""
-        if self.path is not None and self._number_waiting:
+        if self in _unwritten:
             end = len(self)
             try:
                 with quiet_zarr():
@@ -151,22 +137,12 @@ class Records:
             except OSError as error:
                 raise OSError(
                     error.errno,
-                    f"store {str(self.path)!r} cannot be written ({error.strerror or error}); its last "
-                    f"{self._number_waiting} records are in memory. Mend the cause, then call flush() or close().",
+                    f"store {str(self.path)!r} cannot be written ({error.strerror or error}), for which its last "
+                    f"{end - self.written} records wait; mend the cause, then call flush() or close().",
                 ) from error
             self.written, self._waiting = end, {key: [] for key in self._contents}
+            _unwritten.remove(self)
         self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        """Write all records, and expect no more."""
-        self.flush()
-        if self in _open:
-            _open.remove(self)
-
-    def reopen(self) -> None:
-        """Expect more records."""
-        if self.path is not None and self not in _open:
-            _open.append(self)
 
     def _packed(self, key: Key) -> xr.Dataset:
         labels, attrs = self._contents[key]
@@ -199,6 +175,11 @@ class Records:
             elif "time" not in sizes:
                 continue
             array, new = arrays[str(name)], slice(self.written, end)
+            if array.shape[2:] != shape[2:]:
+                raise ValueError(
+                    f"store {str(self.path)!r} holds {name} of shape {array.shape[2:]} for layer {key[1]!r}; the "
+                    f"model now gives {shape[2:]}. Resume with the model that the store was begun with."
+                )
             array.resize(shape)
             array[tuple(new if d == "time" else slice(None) for d in sizes)] = variable.values
 
@@ -213,23 +194,18 @@ def _inside(key: Key) -> str:
     return f"{probe}/{layer.replace('/', '%2F')}"
 
 
-_open: list[Records] = []
-"""Those with a store that were not closed."""
+_unwritten: list[Records] = []
+"""Those with records that are not in their stores."""
 
 
 def _flush_all() -> None:
     """Write all that is not written, at the end of the program; where that fails, report what is lost."""
-    for records in list(_open):
+    for records in list(_unwritten):
         if records.process == os.getpid():  # no copy in a worker of a DataLoader
             try:
                 records.flush()
             except Exception as error:
-                lost = len(records) - records.written
-                print(
-                    f"lesde: error: the last {lost} records were not written to store {str(records.path)!r} and "
-                    f"are lost: {error.__cause__ or error}",
-                    file=sys.stderr,
-                )
+                print(f"lesde: error: records are lost: {error}", file=sys.stderr)
 
 
 # Zarr writes from a pool of threads, which takes no more work when ordinary exit handlers run.
@@ -242,17 +218,13 @@ def clock_of(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     about = _about(place)
     if not about["records"]:
         return np.empty(0), np.empty(0, dtype=int)
-    arrays = _whole_arrays(place, next(iter(about["variables"])), about)
-    with opening(place):
-        times, iterations = (
-            np.asarray(arrays[name][: about["records"]]) for name in ("time", "iteration")
-        )
-    return times, iterations
+    first = _opened(place, next(iter(about["variables"])))
+    return first["time"].values, first["iteration"].values
 
 
 def _about(place: Path) -> dict[str, Any]:
     """The attributes of a store, after all records of this program are written to it."""
-    for records in list(_open):
+    for records in list(_unwritten):
         if os.path.realpath(str(records.path)) == os.path.realpath(place):
             records.flush()
     if not place.exists():
@@ -272,44 +244,35 @@ def _whole_arrays(
     place: Path, inside: str, about: Mapping[str, Any], mode: Any = "r"
 ) -> dict[str, Any]:
     """The arrays of one group; no file of whole records may be missing or cut short."""
-    parts = [
-        inside.partition("/")[0],
-        inside,
-        *(f"{inside}/{n}" for n in about["variables"][inside]),
-    ]
-    found = {}
-    for part in parts:
+    root, found = zarr.open_group(str(place), mode=mode), {}
+    for name in about["variables"][inside]:
+        part = f"{inside}/{name}"
         try:
-            array: Any = zarr.open_group(str(place), mode=mode)[part]
+            array: Any = root[part]
         except Exception:
             raise Damaged(place, f"{part}/zarr.json", "is missing or cannot be read") from None
-        if not isinstance(array, zarr.Array):
-            continue
-        found[part.rpartition("/")[2]] = array
-        size = array.dtype.itemsize * math.prod(array.chunks) + 4  # bytes of the checksum
-        count = about["records"]
-        rows = [
-            min(n, count) if d == "time" else n
-            for d, n in zip(array.metadata.dimension_names, array.shape, strict=True)
-        ]
-        chunks = (range(-(-n // c)) for n, c in zip(rows, array.chunks, strict=True))
-        for index in itertools.product(*chunks):
+        found[name] = array
+        rows = _sizes(array) | {"time": about["records"]}
+        sizes = zip(_sizes(array), array.chunks, strict=True)
+        for index in itertools.product(*(range(-(-rows[dim] // chunk)) for dim, chunk in sizes)):
+            # The checksum takes four bytes.
+            size = array.dtype.itemsize * math.prod(array.chunks) + 4
             check_size(place, f"{part}/{array.metadata.encode_chunk_key(index)}", size)
     return found
 
 
-def _opened(place: Path, key: Key) -> xr.Dataset:
+def _sizes(array: Any) -> dict[str, int]:
+    return dict(zip(array.metadata.dimension_names, array.shape, strict=True))
+
+
+def _opened(place: Path, inside: str) -> xr.Dataset:
     """The whole records of one group, read from disk when they are used."""
-    about, inside = _about(place), _inside(key)
+    about = _about(place)
     count = about["records"]
     if not count:
-        raise ValueError(
-            f"store group {shown(inside)} holds no record yet; train on, or call record()."
-        )
-    lengths = {}
-    for name, array in _whole_arrays(place, inside, about).items():
-        sizes = dict(zip(array.metadata.dimension_names, array.shape, strict=True))
-        lengths[name] = sizes.get("time", count)
+        raise ValueError(f"store {str(place)!r} holds no record yet; train on, or call record().")
+    arrays = _whole_arrays(place, inside, about)
+    lengths = {name: _sizes(array).get("time", count) for name, array in arrays.items()}
     parts = []
     # There are several lengths where the program was killed in the middle of a write.
     for length in set(lengths.values()):
@@ -323,20 +286,15 @@ def _opened(place: Path, key: Key) -> xr.Dataset:
 
 
 def open_records(
-    stores: Any,
-    layer: str,
-    probe: str | None = None,
-    *,
-    join: str = "exact",
+    stores: Any, layer: str, probe: str | None = None, *, join: str = "exact"
 ) -> xr.Dataset:
     """One layer of what several :class:`lesde.Recorder` recorded, joined along ``replicate``.
 
     Parameters
     ----------
-    stores : str, path, Recorder or xarray.Dataset, or sequence of these
-        One for each replicate; their numbers must differ (``replicate=`` of the recorder). A path is that
-        of a store. A recorder gives what it holds, in memory or in a store. A dataset is one that
-        :func:`lesde.record` or :meth:`lesde.Recorder.paths` returned, of this layer and probe set.
+    stores : path of a store, Recorder or xarray.Dataset, or sequence of these
+        One for each replicate; their numbers must differ (``replicate=`` of the recorder). A dataset is one
+        that :func:`lesde.record` or :meth:`lesde.Recorder.paths` returned, of this layer and probe set.
     layer : str
         As the recorder was given it.
     probe : str, optional
@@ -356,8 +314,8 @@ def open_records(
     FileNotFoundError
         If a store is not there.
     ValueError
-        If a store was not written by a recorder or is damaged, holds no such layer or probe set, or the
-        stores do not fit together. Damage that keeps the size of a file shows when its values are used.
+        If a store was not written by a recorder or is damaged, or the stores do not fit together. Damage that
+        keeps the size of a file shows when its values are used.
 
     Examples
     --------
@@ -392,25 +350,22 @@ def open_records(
             f"stores must hold different replicates; got the numbers {numbers}. Give every recorder its "
             f"own replicate=."
         )
-    for other in found[1:]:
-        if not found[0]["label"].equals(other["label"]):
-            raise ValueError("stores must hold the same probe set; their labels differ.")
-        if not found[0]["time"].equals(other["time"]) and join == "exact":
-            raise ValueError(
-                f"stores must hold the same times; replicate {numbers[0]} has "
-                f"{found[0].sizes['time']} up to {float(found[0].time[-1]):g}, replicate "
-                f"{int(other['replicate'][0])} has {other.sizes['time']} up to {float(other.time[-1]):g}. "
-                f"join='inner' keeps the times that all have."
-            )
-    joined = xr.concat(
-        found,
-        dim="replicate",
-        data_vars=[v for v in found[0].data_vars if "replicate" in found[0][v].dims],
-        coords="minimal",
-        compat="equals",
-        join="inner",
-        combine_attrs="drop_conflicts",
-    )
+    loaded = [one.load() for one in found]
+    try:
+        joined = xr.concat(
+            loaded,
+            dim="replicate",
+            data_vars=[v for v in loaded[0].data_vars if "replicate" in loaded[0][v].dims],
+            coords="minimal",
+            compat="equals",
+            join=join,  # type: ignore[arg-type]
+            combine_attrs="drop_conflicts",
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"stores must hold the same probe set at the same times ({error}). join='inner' keeps the times that "
+            f"all have."
+        ) from error
     if joined.sizes["time"] == 0:
         raise ValueError("stores have no recorded time in common.")
     return joined
@@ -423,24 +378,22 @@ def _one(source: Any, layer: str, probe: str | None) -> xr.Dataset:
         about = _about(place)
         if probe is None and len(about["probes"]) == 1:
             (probe,) = about["probes"]
-        check_choice("probe", probe, about["probes"])
-        check_choice("layer", layer, about["layers"])
-        return _opened(place, (str(probe), layer))
-    if not isinstance(source, xr.Dataset):
-        if callable(getattr(source, "paths", None)):
-            return source.paths(layer, probe)
-        raise TypeError(
-            f"stores must be paths of stores, recorders, datasets that these gave, or a sequence of them; "
-            f"got {shown(source)}."
-        )
+        probe = check_choice("probe", probe, about["probes"])
+        return _opened(place, _inside((probe, check_choice("layer", layer, about["layers"]))))
+    if hasattr(source, "paths"):
+        return source.paths(layer, probe)
+    check_instance(
+        "stores",
+        source,
+        xr.Dataset,
+        "paths of stores, recorders, datasets that these gave, or a sequence of them",
+    )
     if not {"layer", "probe"} <= set(source.attrs) or "replicate" not in source["features"].dims:
         raise ValueError(
             "stores must hold datasets as lesde.record and Recorder.paths return them, with the "
             "attributes layer and probe and the dimension replicate."
         )
-    for name, wanted in (("layer", layer), ("probe", probe)):
-        if wanted not in (None, source.attrs[name]):
-            raise ValueError(
-                f"{name} must be {source.attrs[name]!r}, which a dataset among stores holds; got {shown(wanted)}."
-            )
+    check_choice("layer", layer, [source.attrs["layer"]])
+    if probe is not None:
+        check_choice("probe", probe, [source.attrs["probe"]])
     return source

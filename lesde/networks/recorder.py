@@ -11,12 +11,12 @@ import xarray as xr
 from torch import nn
 
 from lesde.checks import (
-    check_finite_array,
     check_flag,
     check_integer,
     check_path,
     check_real,
     check_sequence,
+    check_times,
     shown,
 )
 from lesde.networks.looking import Looker, Loss, Pooling
@@ -30,10 +30,8 @@ __all__ = ["Recorder", "rate_of"]
 class Clock:
     """Time as the sum of the learning rates of all steps, without the rounding of a long sum."""
 
-    def __init__(self, iteration: int = 0, time: float = 0.0, rate: float | None = None) -> None:
-        self.iteration = iteration
-        self.rate = rate
-        self._start = (iteration, time)
+    def __init__(self, iteration: int = 0, time: float = 0.0, rate: float = 0.0) -> None:
+        self.iteration, self.rate, self._start = iteration, rate, (iteration, time)
 
     def step(self, rate: float) -> None:
         """One step at the given learning rate."""
@@ -45,20 +43,17 @@ class Clock:
     def time(self) -> float:
         """Now; to 12 digits, so that 3 steps of 0.1 end at 0.3."""
         first, begun = self._start
-        passed = begun + (self.iteration - first) * (self.rate or 0.0)
-        return float(f"{passed:.12g}")
+        return float(f"{begun + (self.iteration - first) * self.rate:.12g}")
 
 
 def _schedule(
     every: int | None, iterations: Any, times: Any, counts: bool
 ) -> Callable[[Clock], bool]:
     """A function that returns, after every step, if a record is due; ``counts``: time counts iterations."""
-    given = {"every": every, "iterations": iterations, "times": times}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
+    if sum(value is not None for value in (every, iterations, times)) != 1:
         raise ValueError(
-            f"one of every, iterations and times must say when to record; got "
-            f"{' and '.join(named) or 'none'}."
+            f"one of every, iterations and times must say when to record; got every={every}, "
+            f"iterations={shown(iterations)} and times={shown(times)}."
         )
     if every is not None:
         steps = check_integer("every", every)
@@ -67,22 +62,19 @@ def _schedule(
         listed = check_sequence("iterations", iterations, "a sequence of integers")
         wanted = {check_integer(f"iterations[{n}]", i, 0) for n, i in enumerate(listed)}
         return lambda clock: clock.iteration in wanted
-    found = check_finite_array("times", times, [("T",)])
-    if (np.diff(found) <= 0).any() or (found < 0).any():
-        raise ValueError(
-            f"times must be strictly increasing and at least 0; got {shown(found.tolist())}."
-        )
+    found = check_times("times", times, 1)
+    check_real("times[0]", found[0], 0.0)
     if counts and (found != np.rint(found)).any():
         raise ValueError(
             f"times must be whole numbers where no learning_rate is given, for time counts iterations "
-            f"then; got {shown(found.tolist())}. Give learning_rate= if these are sums of learning rates."
+            f"then; got {shown(found.tolist())}."
         )
     reached: int | None = None
 
     def due(clock: Clock) -> bool:
         nonlocal reached
         # Half a step ahead, to the iteration nearest; a little more, for the rounding of the sum.
-        half = 0.5 * (clock.rate or 0.0) * (1 - 1e-9)
+        half = 0.5 * clock.rate * (1 - 1e-9)
         if reached is None:
             # Where a training goes on: what was due before now is past, not due now.
             reached = int(np.searchsorted(found, clock.time - half))
@@ -92,20 +84,16 @@ def _schedule(
     return due
 
 
-def _rate_reader(learning_rate: Any) -> Callable[[], Any]:
+def _rate_reader(learning_rate: Any) -> Callable[[], float]:
     """A function that returns the learning rate of the step just taken."""
-    if learning_rate is None:
-        return lambda: 1.0
     if hasattr(learning_rate, "param_groups"):
         return lambda: rate_of(learning_rate)
     if callable(learning_rate):
-        return lambda: float(learning_rate())
+        return lambda: check_real("learning_rate", float(learning_rate()), 0.0)
     if hasattr(learning_rate, "get_last_lr"):
-        raise TypeError(
-            "learning_rate must be a real number, a torch.optim.Optimizer, or a function that takes nothing and "
-            "returns a number; got a scheduler. Give its optimiser, which the scheduler sets."
-        )
-    rate = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
+        raise TypeError("learning_rate must not be a scheduler; give its optimiser, which it sets.")
+    rate = 1 if learning_rate is None else learning_rate
+    rate = check_real("learning_rate", rate, 0.0, open_minimum=True)
     return lambda: rate
 
 
@@ -130,9 +118,8 @@ class Recorder:
     With ``store`` records go to a Zarr store, several at once: when a chunk of about 8 MB is full, at the
     latest after 30 seconds, and when the recorder is closed, the ``with`` block is left (also by an
     error) or the program ends (also by Ctrl-C). A program that is killed loses what it recorded since the
-    last write; all else stays readable. Chunks are not compressed, for speed, but have a checksum. If records
-    cannot be written (on a full disk, say), an error names the store, and they wait in memory for a later
-    :meth:`flush` or :meth:`close`.
+    last write; all else stays readable. If records cannot be written (on a full disk, say), an error names
+    the store, and they wait in memory for a later :meth:`flush` or :meth:`close`.
 
     Parameters
     ----------
@@ -149,16 +136,15 @@ class Recorder:
         Times on the clock; each is recorded at the nearest iteration. Whole numbers where no
         ``learning_rate`` is given. :func:`lesde.networks.saving_times` makes them.
     learning_rate : float, torch.optim.Optimizer or callable, optional
-        What a step adds to the clock. The rate of an optimiser is read at every step (an error where its
-        groups have several), so call :meth:`step` before the step of a learning-rate scheduler. A callable
-        takes no arguments and returns the rate of the step just taken; it is called once when the recorder
-        is made and at every :meth:`step`. Default: 1, time counts iterations.
+        What a step adds to the clock. The rate of an optimiser is read at every step, so call :meth:`step`
+        before the step of a learning-rate scheduler. A callable takes no arguments and returns the rate of
+        the step just taken; it is called once when the recorder is made and at every :meth:`step`. Default:
+        1, time counts iterations.
     replicate : int, default 0
         Number of this run among repeated ones; :func:`lesde.networks.open_records` joins recorders, or
         their stores, over it.
     resume : bool, default False
-        Continue an existing store at its last record; the model must be in the state it had there. If False,
-        an existing store is an error.
+        Continue an existing store at its last record; the model must be in the state it had there.
     state : dict, optional
         What :meth:`state_dict` returned when the model was saved, to continue from there. Later records
         are dropped from the store, since training will make them again.
@@ -176,14 +162,11 @@ class Recorder:
 
     Notes
     -----
-    A record costs one forward pass over the probe set; R records of n samples cost less than a tenth of a
-    training on more than about 4 R n samples in all. A record at which the clock has not moved since the last (a
-    learning rate of 0) is left out.
+    R records of n samples cost less than a tenth of a training on more than about 4 R n samples in all. A record
+    at which the clock has not moved since the last (a learning rate of 0) is left out.
 
-    The clock adds the optimiser's learning rate. With momentum μ (without dampening) a gradient also acts
-    in later steps, and moves the parameters by lr/(1-μ) times itself in total: at the same time on this
-    clock a run with μ = 0.9 is about ten times as far as one without momentum. To compare
-    runs of different momentum let a callable return lr/(1-μ)::
+    With momentum μ (without dampening) a gradient moves the parameters by lr/(1-μ) times itself in total: to
+    compare runs of different momentum let a callable return that::
 
         learning_rate=lambda: optimiser.param_groups[0]["lr"] / (1 - 0.9)
 
@@ -227,31 +210,37 @@ class Recorder:
     ) -> None:
         self._due = _schedule(every, iterations, times, counts=learning_rate is None)
         self._read_rate = _rate_reader(learning_rate)
-        self._rate = self._checked_rate()
+        rate = self._read_rate()
         replicate, resume = check_integer("replicate", replicate, 0), check_flag("resume", resume)
         self._probes = read_probes(probe)
+        self.probes = tuple(self._probes)
+        """Names of the probe sets."""
         self._several, self._closed = isinstance(probe, Mapping), False
         first = next(iter(self._probes.values()))
         self._looker = Looker(
             model, layers, first, loss=loss, pooling=pooling, dtype=dtype, batch_size=batch_size
         )
+        self.layers = self._looker.layers
+        """The recorded layers."""
         contents = {
             (name, layer): (one.labels, track_attrs(self._looker, one, name, layer, loss))
             for name, one in self._probes.items()
             for layer in self.layers
         }
-        about = {
-            "layers": list(self.layers),
-            "replicate": replicate,
-            "dtype": dtype,
-            "pooling": pooling if isinstance(pooling, str) else pooling.__name__,
-            "loss": next(iter(contents.values()))[1]["loss"],
-            "probes": {name: one.digest() for name, one in self._probes.items()},
-        }
+        about: dict[str, Any] = {}
         path = None if store is None else check_path("store", store).expanduser()
+        if path is not None:
+            about = {
+                "layers": list(self.layers),
+                "replicate": replicate,
+                "dtype": dtype,
+                "pooling": pooling if isinstance(pooling, str) else str(pooling.__name__),
+                "loss": next(iter(contents.values()))[1]["loss"],
+                "probes": {name: one.digest() for name, one in self._probes.items()},
+            }
         self._records = Records(contents, replicate, path, about, resume)
         self._last: float | None = None  # time of the last record
-        self._clock = self._begun(state)
+        self._clock = self._begun(state, rate)
         if self._due(self._clock):
             self.record()
 
@@ -265,53 +254,35 @@ class Recorder:
         """Sum of their learning rates."""
         return self._clock.time
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The recorded layers."""
-        return self._looker.layers
-
-    @property
-    def probes(self) -> tuple[str, ...]:
-        """Names of the probe sets."""
-        return tuple(self._probes)
-
     def step(self) -> None:
         """Count one step of the optimiser, and record where a record is due."""
-        self._check_open()
-        self._advance([self._checked_rate()])
+        self._advance([self._read_rate()])
 
     def record(self) -> None:
         """Record now, whatever the schedule, unless this iteration has been recorded."""
         self._check_open()
-        now, iteration = self._clock.time, self._clock.iteration
+        now = self._clock.time
         if self._last is not None and now <= self._last:
             return
-        self._records.add(
-            {
-                (name, layer): entries
-                for name, one in self._probes.items()
-                for layer, entries in self._looker.look(one, now, iteration, self._rate).items()
-            }
-        )
+        looks = {
+            (name, layer): entries
+            for name, one in self._probes.items()
+            for layer, entries in self._looker.look(
+                one, now, self.iteration, self._clock.rate
+            ).items()
+        }
         self._last = now
+        self._records.add(looks)
 
     def paths(self, layer: str, probe: str | None = None) -> xr.Dataset:
-        """The records so far of one layer.
+        """The records so far of one layer, and one probe set where there are several.
 
-        Parameters
-        ----------
-        layer : str
-        probe : str, optional
-            Name of the probe set; needed where there are several.
-
-        Returns
-        -------
-        xarray.Dataset
-            As :func:`lesde.record` returns, with all records along ``time``; also ``step_size (time)``,
-            the learning rate of the step before each, and the coordinate ``learning_rate`` where it
-            never changed. From a store values are read when they are used.
+        As :func:`lesde.record` returns them, with all records along ``time``; also ``step_size (time)``, the
+        learning rate of the step before each, and the coordinate ``learning_rate`` where it never changed. From a
+        store values are read when they are used.
         """
-        probe = self.probes[0] if probe is None and len(self._probes) == 1 else probe
+        if probe is None and len(self._probes) == 1:
+            (probe,) = self._probes
         if probe not in self.probes or layer not in self.layers:
             raise ValueError(
                 f"layer and probe must be among {', '.join(map(repr, self.layers))} and "
@@ -322,13 +293,9 @@ class Recorder:
         return self._records.dataset((probe, layer))
 
     def records(self) -> dict[str, Any]:
-        """The records so far of all layers, as :func:`lesde.record` returns them for several.
+        """The records so far of all layers, as :func:`lesde.record` returns them and :func:`lesde.layer_collapse` takes.
 
-        Returns
-        -------
-        dict of str to xarray.Dataset, or dict of str to such a dict
-            By layer; where ``probe`` named several sets, by the name of the set first. That is what
-            :func:`lesde.layer_collapse` takes.
+        A dict by layer; where ``probe`` named several sets, by the name of the set first.
         """
         found = {
             name: {layer: self.paths(layer, name) for layer in self.layers} for name in self._probes
@@ -341,14 +308,11 @@ class Recorder:
 
     def close(self) -> None:
         """Write all records; no more can be added, but :meth:`paths` still works."""
-        self._records.close()
+        self.flush()
         self._closed = True
 
     def __repr__(self) -> str:
-        return (
-            f"<Recorder at iteration {self.iteration}, time {self.time:g}: layers {', '.join(self.layers)}; "
-            f"probes {', '.join(self.probes)}; {len(self._records)} record(s)>"
-        )
+        return f"<Recorder at iteration {self.iteration}, time {self.time:g}: {len(self._records)} record(s)>"
 
     def state_dict(self) -> dict[str, float]:
         """The clock, to be saved with the model; see ``state``. Records so far are written."""
@@ -363,29 +327,23 @@ class Recorder:
 
     def _advance(self, rates: Sequence[float]) -> None:
         """Count steps at these rates; one record after them all where one is due after any of them."""
-        due = False
+        self._check_open()
+        due = []
         for rate in rates:
-            self._rate = rate
             self._clock.step(rate)
-            due = self._due(self._clock) or due
-        if due:
+            due.append(self._due(self._clock))
+        if any(due):
             self.record()
 
     def _reopen(self) -> None:
         """Undo :meth:`close`."""
         self._closed = False
-        self._records.reopen()
-
-    def _checked_rate(self) -> float:
-        return check_real("learning_rate", self._read_rate(), 0.0)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError(
-                "the recorder is closed; make another one with resume=True to continue."
-            )
+            raise ValueError("the recorder is closed; make another with resume=True to continue.")
 
-    def _begun(self, state: Mapping[str, float] | None) -> Clock:
+    def _begun(self, state: Mapping[str, float] | None, rate: float) -> Clock:
         """The clock where recording begins or goes on; records after it are dropped."""
         times, iterations = self._records.clock()
         iteration, time = (int(iterations[-1]), float(times[-1])) if len(times) else (0, 0.0)
@@ -401,4 +359,4 @@ class Recorder:
             self._records.cut(len(times))
         if len(times):
             self._last = float(times[-1])
-        return Clock(iteration, time, self._rate)
+        return Clock(iteration, time, rate)

@@ -42,21 +42,20 @@ def record_ensemble(
     ------
     dict of str to xarray.Dataset
         One dictionary per learning rate, as soon as it is trained, with one dataset per layer. Each
-        has a ``learning_rate`` axis of length 1, so datasets can be appended to one store along it,
-        and an interrupt leaves what was written before. Variables:
+        has a ``learning_rate`` axis of length 1, along which :func:`collect` joins them. Variables:
 
         - ``features (learning_rate, replicate, time, sample, feature)``;
         - ``loss``, ``accuracy (learning_rate, replicate, time)`` on the probe set;
         - for the layer ``"penultimate"``, ``weights (learning_rate, replicate, time, class,
           feature_in)`` and ``bias (learning_rate, replicate, time, class)`` of the last linear layer.
 
-        With ``drawn`` one more dataset, ``"drawn"``: ``features (learning_rate, replicate, draw,
-        feature)``, the logits of the drawn training samples, with ``label (learning_rate, replicate,
-        draw)``, ``iteration (draw)``, the steps done before, and ``time (learning_rate, draw)``.
-
         Coordinates ``learning_rate``, ``replicate``, ``time``, ``label(sample)`` and
         ``iteration(learning_rate, time)``, and ``asked_time (time)``, the times as given, where one of
         them lies between iterations; attributes say what was trained, how, and with which versions.
+
+        With ``drawn`` one more dataset, ``"drawn"``: ``features (learning_rate, replicate, draw,
+        feature)``, the logits of the drawn training samples, with ``label (learning_rate, replicate,
+        draw)``, ``iteration (draw)``, the steps done before, and ``time (learning_rate, draw)``.
 
     Raises
     ------
@@ -94,19 +93,13 @@ def _datasets(
     common: dict[str, Any] = {"learning_rate": rate, "replicate": run.replicates}
     attrs = {"architecture": run.architecture, **attrs}
     lead = ("learning_rate", "replicate", "time")
-    coords = with_asked_times(
-        common
-        | {
-            "time": (
-                "time",
-                run.times,
-                {"long_name": "time", "description": "learning rate x iteration"},
-            ),
-            "label": ("sample", data.probe_y),
-            "iteration": (("learning_rate", "time"), run.iterations[None]),
-        },
-        run.asked_times,
-    )
+    about = {"long_name": "time", "description": "learning rate x iteration"}
+    coords = common | {
+        "time": ("time", run.times, about),
+        "label": ("sample", data.probe_y),
+        "iteration": (("learning_rate", "time"), run.iterations[None]),
+    }
+    coords = with_asked_times(coords, run.asked_times)
     found = {}
     for layer, features in run.features.items():
         variables: dict[str, Any] = {"features": ((*lead, "sample", "feature"), features[None])}
@@ -155,16 +148,11 @@ def collect(records: Iterable[Mapping[str, xr.Dataset]]) -> dict[str, xr.Dataset
             f"records must hold at least one dict of datasets by layer, as lesde.networks.record_ensemble "
             f"yields; got {shown(given)}."
         )
-    for record in given[1:]:
-        if set(record) != set(given[0]):
-            raise ValueError(
-                f"records must all hold the same layers; got {sorted(given[0])} and "
-                f"{sorted(record)}."
-            )
-    if len(given) > 1 and "drawn" in given[0]:
+    layers = [sorted(record) for record in given]
+    if len(given) > 1 and (layers != layers[:1] * len(layers) or "drawn" in layers[0]):
         raise ValueError(
-            "records hold the drawn samples of several learning rates, which differ in number; take "
-            "record['drawn'] of each, and collect the rest."
+            f"records must all hold the same layers, and not the drawn samples, whose number depends on the "
+            f"learning rate; got {shown(layers)}."
         )
     try:
         return {

@@ -87,7 +87,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         Section("summary", summary, ("comparison", "separation", "convergence")),
     ]
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    with StudyFolder(out, config).taken() as folder:
+    with StudyFolder(out, "demo", config).taken() as folder:
         return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
 
 

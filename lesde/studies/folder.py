@@ -1,4 +1,4 @@
-"""The folder of a study: used by one run at a time, with one set of settings."""
+"""The folder of a study, with one set of settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import xarray as xr
 from pydantic import BaseModel
@@ -19,7 +19,7 @@ __all__ = ["StudyFolder", "damaged_result", "read_whole"]
 
 
 class StudyFolder:
-    """A folder for the data, figures and report of one study: a new one, or that of an earlier run of it.
+    """A folder for the data, figures and report of one study, such as ``kind="demo"``: a new one, or its own.
 
     The settings are kept in ``file``, except those in ``free``, which may differ between runs as they do not affect what
     is trained.
@@ -28,11 +28,12 @@ class StudyFolder:
     def __init__(
         self,
         path: str | Path,
+        kind: str,
         settings: BaseModel,
         free: Sequence[str] = (),
         file: str = "config.json",
     ):
-        self.path, self.chosen = Path(path), settings
+        self.path, self.kind, self.chosen = Path(path), kind, settings
         self.data, self.figures = self.path / "data", self.path / "figures"
         self.study = settings.model_dump_json(exclude=set(free))
         """The settings that decide what is trained, as every store holds them."""
@@ -42,23 +43,11 @@ class StudyFolder:
 
     @contextmanager
     def taken(self) -> Iterator[StudyFolder]:
-        """Hold the folder for as long as the block runs.
-
-        Raises
-        ------
-        ValueError
-            Where another run holds it, it has other settings, or what is there is of no study.
-        """
+        """Begin or continue the study: ValueError where the folder has other settings, or is of no study."""
         self._check()
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lesde-study.lock", "w") as lock:
-            if not _locked(lock):
-                raise ValueError(
-                    f"--out = {self.path} is in use by another run. Wait until it ends, or give another folder."
-                )
-            if not self._settings_file.exists():
-                self.put_text(self._settings_file, json.dumps(json.loads(self.study), indent=2))
-            yield self
+        if not self._settings_file.exists():
+            self.put_text(self._settings_file, json.dumps(json.loads(self.study), indent=2))
+        yield self
 
     def put(self, path: Path, write: Callable[[Path], object]) -> None:
         """Write a file by a function that is given a name, in place of an older one."""
@@ -79,8 +68,8 @@ class StudyFolder:
             for part in (self.path / "report.md", self.data, self.figures):
                 if part.is_file() or (part.is_dir() and any(part.iterdir())):
                     raise ValueError(
-                        f"--out: {part} is there already, and {file} is not, which says of which study it is; give "
-                        f"another folder."
+                        f"--out: {part} is there already, and {file} is not, which lesde {self.kind} writes first; "
+                        f"give another folder."
                     )
             return
         try:
@@ -96,19 +85,6 @@ class StudyFolder:
                 f"--out: {file.parent} holds a study with other settings ({different}; see {file.name}); give another "
                 f"folder or remove it."
             )
-
-
-def _locked(file: IO[str]) -> bool:
-    """Lock a file until it is closed; False where another process has it."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        pass  # there are no locks here, and nobody is kept out
-    return True
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -69,7 +69,7 @@ def run(config: RateConfig, out: str | Path) -> Path:
         Section("models", models, ("comparison",)),
     ]
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    with StudyFolder(out, config).taken() as folder:
+    with StudyFolder(out, "rates", config).taken() as folder:
         return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
 
 

@@ -374,9 +374,9 @@ def test_errors_name_the_argument_and_the_remedy():
         neural_collapse(paths.rename(features="x"))
     with pytest.raises(TypeError, match=r"paths must be an xarray\.Dataset"):
         neural_collapse(x)
-    with pytest.raises(ValueError, match="dimensions 'sample' and 'feature'"):
+    with pytest.raises(ValueError, match="dimensions 'sample', 'feature'"):
         neural_collapse(paths.rename(feature="neuron"))
-    with pytest.raises(ValueError, match=r"coordinate label\(sample\)"):
+    with pytest.raises(ValueError, match="label missing"):
         neural_collapse(paths.drop_vars("label"))
     with pytest.raises(ValueError, match="at least two classes"):
         neural_collapse(paths.assign_coords(label=("sample", np.zeros(15, dtype=int))))

@@ -343,8 +343,9 @@ def test_what_does_not_fit_is_not_resumed(data, tmp_path):
     wider = type(loop)(data)
     wider.model[0], wider.model[2] = type(wider.model[0])(64, 13), type(wider.model[2])(13, 8)
     recorder = recorded(wider, data, path, resume=True, learning_rate=0.1)
+    wider.train(2, recorder)
     with pytest.raises(ValueError, match=r"features of shape \(24, 12\) for layer 'hidden1'"):
-        wider.train(2, recorder)
+        recorder.flush()
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match=r"is no store of a lesde\.Recorder"):
         recorded(loop, data, tmp_path / "other", resume=True)
@@ -358,7 +359,7 @@ def test_replicates_are_joined(data, tmp_path):
             loop.train(6 if r == 3 else 4, recorder)
         runs[r] = recorder.paths("penultimate").load()
     stores = [tmp_path / "3.zarr", tmp_path / "1.zarr"]
-    with pytest.raises(ValueError, match=r"replicate 1 has 3 up to 0\.4, replicate 3 has 4"):
+    with pytest.raises(ValueError, match=r"at the same times .*join='inner' keeps"):
         open_records(stores, "penultimate")
     joined = open_records(stores, "penultimate", join="inner")
     np.testing.assert_array_equal(joined.replicate, [1, 3])

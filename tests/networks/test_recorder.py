@@ -131,10 +131,8 @@ def test_what_a_recorder_shows(data, tmp_path):
             every=2, learning_rate=loop.optimiser, **options,
         )  # fmt: skip
         loop.train(5, recorder)
-        assert repr(recorder) == (
-            "<Recorder at iteration 5, time 0.5: layers hidden1, penultimate; probes train, again; "
-            "3 record(s)>"
-        )
+        assert repr(recorder) == "<Recorder at iteration 5, time 0.5: 3 record(s)>"
+        assert (recorder.layers, recorder.probes) == (LAYERS[:2], ("train", "again"))
 
 
 def test_times_before_the_start_are_not_due(data):
@@ -169,9 +167,9 @@ def test_recorders_in_memory_are_joined(data):
     xr.testing.assert_identical(open_records(recorders[0], "penultimate"), datasets[0])
     xr.testing.assert_identical(open_records(datasets[0], "penultimate", "probe"), datasets[0])
     assert joined.learning_rate == 0.1
-    with pytest.raises(ValueError, match="layer must be 'penultimate', which a dataset"):
+    with pytest.raises(ValueError, match="layer must be one of 'penultimate'"):
         open_records(datasets, "logits")
-    with pytest.raises(ValueError, match="probe must be 'probe', which a dataset"):
+    with pytest.raises(ValueError, match="probe must be one of 'probe'"):
         open_records(datasets, "penultimate", "train")
     with pytest.raises(ValueError, match="layer and probe must be among"):
         open_records(recorders, "conv1")
@@ -321,15 +319,19 @@ def test_what_diverges_is_told_with_its_time(data):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"every": None}, ValueError, "one of every, iterations and times.*got none"),
-        ({"times": [0.0, 1.0]}, ValueError, "got every and times"),
+        ({"every": None}, ValueError, "one of every, iterations and times.*got every=None"),
+        ({"times": [0.0, 1.0]}, ValueError, "got every=1, iterations=None and times="),
         ({"every": 0}, ValueError, "every must be"),
         ({"every": None, "iterations": [1.5]}, TypeError, r"iterations\[0\] must be an integer"),
         ({"every": None, "iterations": 3}, TypeError, "iterations must be a sequence"),
         ({"every": None, "times": [1.0, 0.5]}, ValueError, "times must be strictly increasing"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be"),
         ({"learning_rate": "fast"}, TypeError, "learning_rate must be"),
-        ({"learning_rate": nn.Linear(1, 1).parameters}, TypeError, "real number, not 'generator'"),
+        (
+            {"learning_rate": nn.Linear(1, 1).parameters},
+            TypeError,
+            "real number, not 'generator'",
+        ),
         (
             {"every": None, "times": [0, 0.5, 1.0]},
             ValueError,
@@ -350,7 +352,7 @@ def test_refusals(data, change, error, message):
 def test_a_scheduler_is_no_learning_rate(data):
     loop = Loop(data)
     scheduler = torch.optim.lr_scheduler.StepLR(loop.optimiser, 5)
-    message = "a torch.optim.Optimizer, or a function .*; got a scheduler. Give its optimiser"
+    message = "learning_rate must not be a scheduler; give its optimiser"
     with pytest.raises(TypeError, match=message):
         lesde.Recorder(loop.model, "logits", data, every=1, learning_rate=scheduler)
 

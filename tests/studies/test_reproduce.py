@@ -348,7 +348,7 @@ def test_trainings_of_other_settings_are_refused(copied: Path, settings: Path) -
     (copied / "data" / "protocol.json").unlink()
     code, printed = command("fig1", "--config", settings, "--out", copied, "--seed", "1")
     assert code == 2
-    assert "protocol.json is not, which says of which study it is" in " ".join(printed.split())
+    assert "protocol.json is not, which lesde reproduce writes first" in " ".join(printed.split())
 
 
 def test_a_folder_that_cannot_be_is_one_line(settings: Path, tmp_path: Path) -> None:

@@ -80,12 +80,12 @@ def run(
     Raises
     ------
     ValueError
-        For a figure that does not exist, a folder that holds other files or trainings with other settings, one that another run is in, or a missing CIFAR-10.
+        For a figure that does not exist, a folder that holds other files or trainings with other settings, or a missing CIFAR-10.
     """
     unknown = [name for name in figures if name not in FIGURES]
     if unknown or not figures:
         raise ValueError(f"figures must be of {', '.join(FIGURES)}; got {list(figures)}.")
-    folder = StudyFolder(out, protocol, FREE, "data/protocol.json")
+    folder = StudyFolder(out, "reproduce", protocol, FREE, "data/protocol.json")
     levels = protocol.noise_levels if "fig4" in figures else (0.0,)
     with folder.taken():
         trainings = Trainings(protocol, folder.data, cifar, device)
