@@ -240,11 +240,15 @@ def read_device(device: Any) -> Any:
     except (RuntimeError, TypeError, ValueError):
         chosen = torch.device("meta")
     if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be a torch device, 'cpu' or 'cuda'; got {shown(device)}.")
+        raise ValueError(
+            f"device must be a torch device such as 'cpu' or 'cuda'; got {shown(device)}."
+        )
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
-            raise ValueError(f"device={device} was asked for, but torch sees {count} CUDA devices.")
+            raise ValueError(
+                f"device={device!r} was asked for, but torch sees {count} CUDA devices."
+            )
         # With its index, so that every tensor of the run agrees on its device.
         index = torch.cuda.current_device() if chosen.index is None else chosen.index
         chosen = torch.device("cuda", index)

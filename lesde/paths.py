@@ -151,16 +151,14 @@ def working_memory(limit: float | None, result: float, device: Any, shape: str) 
     allowed = available if limit is None else min(limit, available)
     if result > allowed:
         bound = "that may be used here" if allowed == available else "of memory_limit"
-        smaller = "" if "statistics of" in shape else ", or for keep='statistics'"
         raise ValueError(
-            f"the result needs {shown_bytes(result)} ({shape}), more than the {shown_bytes(allowed)} "
-            f"{bound}. Ask for fewer replicates or times and run the rest with first_replicate{smaller}."
+            f"the result needs {shown_bytes(result)} ({shape}), more than the {shown_bytes(allowed)} {bound}. "
+            f"Ask for fewer replicates or times and run the rest with first_replicate, or for keep='statistics'."
         )
     if device.type == "cuda":
         import torch  # heavy, and there already
 
-        free, _ = torch.cuda.mem_get_info(device)
-        return SHARE * free if limit is None else min(limit, SHARE * free)
+        return min(np.inf if limit is None else limit, SHARE * torch.cuda.mem_get_info(device)[0])
     return (WORKING_SHARE if limit is None else 1.0) * (allowed - result)
 
 
@@ -184,11 +182,6 @@ def as_dataset(
     time, ...); cells are learning rates, a dimension where ``batched``. ``fixed`` are variables that all cells and
     replicates share; ``about`` becomes the attribute ``model``. ``asked`` are the times asked for, where others were seen.
     """
-    lead = ("learning_rate",) if batched else ()
-
-    def one(values: np.ndarray) -> np.ndarray:
-        return values if batched else values[0]
-
     replicates = next(iter(variables.values()))[1].shape[1]
     replicate = np.arange(first_replicate, first_replicate + replicates)
     coords = {
@@ -199,16 +192,18 @@ def as_dataset(
     if asked is not None:
         coords = with_asked_times(coords, asked)
     if rates is not None:
-        coords["learning_rate"] = (lead, one(rates), {"long_name": "learning rate"})
+        coords["learning_rate"] = ("learning_rate", rates, {"long_name": "learning rate"})
     if iterations is not None:
-        coords["iteration"] = ((*lead, "time"), one(iterations), {"long_name": "iteration"})
-    data: dict[str, Any] = {}
-    for name, (dims, array) in variables.items():
-        data[name] = ((*lead, "replicate", "time", *dims), one(array), TEXTS.get(name, {}))
-    for name, (dims, array) in (fixed or {}).items():
-        data[name] = (dims, array, TEXTS[name])
+        grid = ("learning_rate", "time")
+        coords["iteration"] = (grid, iterations, {"long_name": "iteration"})
+    data: dict[str, Any] = {
+        name: ((*LEADING, *dims), array, TEXTS.get(name, {}))
+        for name, (dims, array) in variables.items()
+    }
+    data |= {name: (dims, array, TEXTS[name]) for name, (dims, array) in (fixed or {}).items()}
     attrs = {"model": json.dumps(about), **settings, "versions": _versions()}
-    return xr.Dataset(data, coords, attrs)
+    dataset = xr.Dataset(data, coords, attrs)
+    return dataset if batched else dataset.isel(learning_rate=0)
 
 
 @cache

@@ -8,7 +8,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 
@@ -59,33 +58,32 @@ _WORDS = {
     **{"−": "-", "–": "-", "—": "-", "·": "*", "⋅": "*", "×": "x", "‖": "||", "⊤": "T", "′": "'"},
     **{"√": "sqrt", "∫": "int", "∏": "prod", "∞": "inf", "∝": "~", "≤": "<=", "≥": ">=", "≠": "!="},
     **{"±": "+/-", "→": "->", "←": "<-", "↦": "|->", "⊗": "(x)", "⟨": "<", "⟩": ">", "’": "'"},
-    **{"“": '"', "”": '"', "•": "*", "─": "-", "│": "|", "\u0302": "hat", "\u0304": "bar"},
+    **{"“": '"', "”": '"', "•": "*", "─": "-", "│": "|", "⁻": "-"},
+    **{"\u0302": "hat", "\u0304": "bar", "\u0305": "bar"},
 }
 
 
 def in_ascii(text: str) -> str:
     """The text with Greek letters by their names, signs as programs write them, and ? for the rest."""
-    runs = groupby(text, lambda one: unicodedata.decomposition(one).partition(">")[0])
-    marks = {"<super": "^", "<sub": "_"}
-    return "".join(marks.get(kind, "") + "".join(map(_plain, run)) for kind, run in runs)
+    text = re.sub("[¹²³⁰-ⁿᴬ-ᵡˠ-ˤ]+", r"^\g<0>", text)  # raised
+    text = re.sub("[₀-ₜᵢ-ᵥ]+", r"_\g<0>", text)  # lowered
+    for sign, word in _WORDS.items():
+        text = text.replace(sign, word)
+    text = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))  # without accents
+    text = re.sub("[Α-Ωα-ω]", _greek, text)
+    return text.encode("ascii", "replace").decode("ascii")
 
 
-def _plain(character: str) -> str:
-    if character.isascii():
-        return character
-    name = unicodedata.name(character, "")
-    if match := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", name):
-        word = match[2].replace("LAMDA", "LAMBDA")
-        return word.lower() if match[1] == "SMALL" else word.capitalize()
-    parts = unicodedata.normalize("NFKD", character)
-    other = "+" if name.startswith("BOX DRAWINGS") else "?"
-    return _WORDS.get(character) or ("".join(map(_plain, parts)) if parts != character else other)
+def _greek(letter: re.Match[str]) -> str:
+    word = unicodedata.name(letter[0]).split()[-1].replace("LAMDA", "LAMBDA")
+    return word.lower() if letter[0].islower() else word.capitalize()
 
 
-codecs.register_error(
-    "lesde.ascii",
-    lambda error: (in_ascii(error.object[error.start : error.end]), error.end),  # type: ignore[attr-defined]
-)
+def _replaced(error: Any) -> tuple[str, int]:
+    return in_ascii(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("lesde.ascii", _replaced)
 
 
 def that_fits(text: str, stream: Any = None) -> str:

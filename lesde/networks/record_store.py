@@ -8,7 +8,7 @@ kill or a full disk, and the next writer overwrites it. So a write can be interr
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # noqa: F401  (before this file, see the end of _flush_all)
+import concurrent.futures.thread  # noqa: F401  (its exit handler is to run after ours)
 import contextlib
 import itertools
 import json

@@ -44,9 +44,26 @@ class StudyFolder:
     @contextmanager
     def taken(self) -> Iterator[StudyFolder]:
         """Begin or continue the study: ValueError where the folder has other settings, or is of no study."""
-        self._check()
-        if not self._settings_file.exists():
-            self.put_text(self._settings_file, json.dumps(json.loads(self.study), indent=2))
+        file, here = self._settings_file, json.loads(self.study)
+        Target(file, "--out", overwrite=True).check()
+        if file.exists():
+            try:
+                different = _difference(dict(json.loads(file.read_text(encoding="utf-8"))), here)
+            except (ValueError, TypeError):
+                different = "the file is damaged"
+            if different:
+                raise ValueError(
+                    f"--out: {self.path} holds a study with other settings ({different}; see {file.name}); give another "
+                    f"folder or remove it."
+                )
+        else:
+            for part in (self.path / "report.md", self.data, self.figures):
+                if part.is_file() or any(part.glob("*")):
+                    raise ValueError(
+                        f"--out: {part} is there already, and {file} is not, which lesde {self.kind} writes first; "
+                        f"give another folder."
+                    )
+            self.put_text(file, json.dumps(here, indent=2))
         yield self
 
     def put(self, path: Path, write: Callable[[Path], object]) -> None:
@@ -60,31 +77,6 @@ class StudyFolder:
     def put_store(self, dataset: xr.Dataset, path: Path) -> None:
         """Write a Zarr store, which holds the settings it was computed with."""
         write(dataset.assign_attrs(lesde_settings=self.settings, lesde_study=self.study), path)
-
-    def _check(self) -> None:
-        Target(self._settings_file, "--out", overwrite=True).check()
-        file = self._settings_file
-        if not file.exists():
-            for part in (self.path / "report.md", self.data, self.figures):
-                if part.is_file() or (part.is_dir() and any(part.iterdir())):
-                    raise ValueError(
-                        f"--out: {part} is there already, and {file} is not, which lesde {self.kind} writes first; "
-                        f"give another folder."
-                    )
-            return
-        try:
-            held = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"--out: {file} is damaged, so that the settings of what lies beside it are not known; give another "
-                f"folder or remove it."
-            ) from None
-        different = _difference(held, json.loads(self.study))
-        if different:
-            raise ValueError(
-                f"--out: {file.parent} holds a study with other settings ({different}; see {file.name}); give another "
-                f"folder or remove it."
-            )
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

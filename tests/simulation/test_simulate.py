@@ -251,7 +251,7 @@ BAD = {
     ),
     "dot": ({"memory_limit": "."}, "memory_limit must be a number of bytes or a text"),
     "minus": ({"memory_limit": "-3 MB"}, "memory_limit must be a number of bytes or a text"),
-    "meta": ({"device": "meta"}, "device must be 'cpu' or 'cuda'; got 'meta'"),
+    "meta": ({"device": "meta"}, "such as 'cpu' or 'cuda'; got 'meta'"),
     "no cuda": (
         {"device": "cuda:99"},
         r"device='cuda:99' was asked for, but torch sees \d+ CUDA devices",

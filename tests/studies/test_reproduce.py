@@ -344,7 +344,7 @@ def test_trainings_of_other_settings_are_refused(copied: Path, settings: Path) -
     (copied / "data" / "protocol.json").write_text("")
     code, printed = command("fig1", "--config", settings, "--out", copied)
     assert code == 2
-    assert "protocol.json is damaged" in " ".join(printed.split())
+    assert "the file is damaged; see protocol.json" in " ".join(printed.split())
     (copied / "data" / "protocol.json").unlink()
     code, printed = command("fig1", "--config", settings, "--out", copied, "--seed", "1")
     assert code == 2
