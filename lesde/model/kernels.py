@@ -96,7 +96,12 @@ class _NamedFormulas(Kernel):
         """The K×K numbers of the formulas, in their order."""
 
     def entries(self, n_classes: int) -> EntryTable:
-        return EntryTable.from_formulas(self.formulas, self._index(n_classes))
+        index = self._index(n_classes)
+        if len(index) != n_classes:
+            raise ValueError(
+                f"n_classes must be {len(index)}, the size of the kernel; got {n_classes}."
+            )
+        return EntryTable.from_formulas(self.formulas, index)
 
     def with_parameters(self, values: Mapping[str, float]) -> Kernel:
         other = copy(self)
@@ -105,6 +110,11 @@ class _NamedFormulas(Kernel):
 
     def _describe(self) -> dict[str, Any]:
         return {name: str(formula) for name, formula in self.formulas.items()}
+
+
+def _formulas(parameters: Parameters, **given: Any) -> dict[str, Formula]:
+    """The formulas of named values."""
+    return {name: _value(name, value, parameters) for name, value in given.items()}
 
 
 class TwoLevel(_NamedFormulas):
@@ -126,8 +136,7 @@ class TwoLevel(_NamedFormulas):
     """
 
     def __init__(self, alpha: Any = None, beta: Any = None, parameters: Parameters = None):
-        given = {"alpha": alpha, "beta": beta}
-        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
+        self.formulas = _formulas(parameters, alpha=alpha, beta=beta)
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr]:
@@ -158,29 +167,21 @@ class ClassMatrix(_NamedFormulas):
     """
 
     def __init__(self, matrix: Any, parameters: Parameters = None):
-        rows = matrix.tolist() if hasattr(matrix, "tolist") else matrix
-        if not isinstance(rows, Sequence) or isinstance(rows, str) or len(rows) == 0:
+        try:
+            table = np.array(matrix, dtype=object)
+        except ValueError:  # rows of unequal length
+            table = np.empty(0)
+        if table.ndim != 2 or len(table) != table.shape[1]:
             raise TypeError(f"matrix must be a K×K table of values; got {shown(matrix)}.")
-        rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
-        for row in rows:
-            if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(rows):
-                raise ValueError(
-                    f"matrix must be square: it has {len(rows)} rows, one of them is {shown(row)}."
-                )
-        self.n_classes = len(rows)
+        self.n_classes = len(table)
         between = "" if self.n_classes < 10 else "_"
         self.formulas = {}
-        for k, row in enumerate(rows):
-            for l, value in enumerate(row):
-                name, symbol = f"matrix[{k}][{l}]", f"E_{k + 1}{between}{l + 1}"
-                self.formulas[name] = _value(name, value, parameters, symbol)
+        for (k, l), value in np.ndenumerate(table):
+            name, symbol = f"matrix[{k}][{l}]", f"E_{k + 1}{between}{l + 1}"
+            self.formulas[name] = _value(name, value, parameters, symbol)
 
     def _index(self, n_classes: int) -> np.ndarray:
-        if n_classes != self.n_classes:
-            raise ValueError(
-                f"n_classes must be {self.n_classes}, the size of the kernel's matrix; got {n_classes}."
-            )
-        return np.arange(n_classes**2).reshape(n_classes, n_classes)
+        return np.arange(self.n_classes**2).reshape(self.n_classes, self.n_classes)
 
     def _describe(self) -> dict[str, Any]:
         text = np.array([str(formula) for formula in self.formulas.values()], object)
@@ -214,17 +215,11 @@ class Hierarchical(_NamedFormulas):
         parameters: Parameters = None,
     ):
         self.groups = check_labels("groups", groups)
-        given = {"alpha": alpha, "beta": beta, "gamma": gamma}
-        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
+        self.formulas = _formulas(parameters, alpha=alpha, beta=beta, gamma=gamma)
 
     def _index(self, n_classes: int) -> np.ndarray:
-        if n_classes != len(self.groups):
-            raise ValueError(
-                f"n_classes must be {len(self.groups)}, the length of the kernel's groups; got "
-                f"{n_classes}."
-            )
-        same_group = self.groups[:, None] == self.groups[None, :]
-        return np.where(np.eye(n_classes, dtype=bool), 0, np.where(same_group, 1, 2))
+        other_group = self.groups[:, None] != self.groups[None, :]
+        return 1 + other_group - np.eye(len(self.groups), dtype=int)
 
     def _describe(self) -> dict[str, Any]:
         return {"groups": self.groups.tolist(), **super()._describe()}
@@ -260,12 +255,10 @@ class LabelNoise(Kernel):
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel must be an elasticity kernel; got {shown(kernel)}.")
         self.kernel = kernel
-        if isinstance(p, sp.Expr):
-            if not p.free_symbols:
-                check_real("p", float(p) if p.is_real else p, 0.0, 1.0)
-            self.p = p
-        else:
-            self.p = rational(check_real("p", p, 0.0, 1.0))
+        number = float(p) if isinstance(p, sp.Expr) and p.is_real and p.is_number else p
+        if not (isinstance(p, sp.Expr) and p.free_symbols):
+            check_real("p", number, 0.0, 1.0)
+        self.p = p if isinstance(p, sp.Expr) else rational(p)
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
@@ -288,17 +281,10 @@ class LabelNoise(Kernel):
         counts = np.stack([(clean.index == v).sum(1) for v in range(len(clean.values))], axis=1)
         kinds, row_kind = np.unique(counts, axis=0, return_inverse=True)
 
-        keep = 1 - self.p - spread
-        factors = {int(n): sp.simplify(spread * int(n)) for n in np.unique(kinds)}
-        own = {n: sp.simplify(factor + keep) for n, factor in factors.items()}
-        tallies = [{clean.values[v]: int(row[v]) for v in np.flatnonzero(row)} for row in kinds]
-        sums = [sp.Add(*(factors[n] * v for v, n in tally.items())) for tally in tallies]
-
         def noisy(value: sp.Expr, kind: int) -> sp.Expr:
-            if self.p.is_number:  # SymPy merges the numbers
-                return sums[kind] + keep * value
-            n = tallies[kind][value]
-            return sums[kind] - factors[n] * value + own[n] * value
+            present = [(clean.values[v], int(kinds[kind, v])) for v in np.flatnonzero(kinds[kind])]
+            own = 1 - self.p - spread
+            return sp.Add(*((n * spread + (own if v == value else 0)) * v for v, n in present))
 
         return clean.combine(np.broadcast_to(row_kind.reshape(-1, 1), clean.index.shape), noisy)
 
@@ -381,11 +367,6 @@ class FeatureKernel(Kernel):
     parameters : mapping, optional
         Values of named parameters in the formula; None leaves a name free, to derive with and to set
         later by ``model.substitute``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything but such a formula; for names that are not known, with those that are.
 
     Notes
     -----

@@ -18,11 +18,8 @@ from lesde.model.transforms import Transform, make_transform
 __all__ = ["LESDE", "Initial", "class_average", "read_initial"]
 
 
-MOST_SAMPLES = 10**15
-"""All classes together; sums over samples stay exact in float64."""
 MOST_CLASSES = 10**4
 """Tables of a kernel have an entry for every pair of classes."""
-MOST_FEATURES = 10**9
 
 
 class LESDE:
@@ -50,11 +47,6 @@ class LESDE:
     parameters : mapping of str to number or None, optional
         Values of named parameters in the formulas of ``noise``; kernels have their own. None
         leaves a name free.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument, what was given and what is allowed.
 
     References
     ----------
@@ -85,7 +77,7 @@ class LESDE:
             )
         self.kernel = kernel
         self.n_classes = check_integer("n_classes", n_classes, 1, MOST_CLASSES)
-        self.n_features = check_integer("n_features", n_features, 1, MOST_FEATURES)
+        self.n_features = check_integer("n_features", n_features)
         self.counts = _counts(n_per_class, self.n_classes)
         self.transform: Transform = make_transform(transform, self.n_classes, self.n_features)
         self.noise_table: Noise = read_noise(noise, self.n_classes, self.n_features, parameters)
@@ -189,21 +181,16 @@ class LESDE:
 
         At a time, which may be left out where the noise does not depend on it.
         """
-        return self.noise_table.factor([self._noise_time(time)])[0]
-
-    def noise_covariance(self, time: float | None = None) -> np.ndarray:
-        """σ_k σ_kᵀ, per sample and unit time, shape (class, feature, feature), float64.
-
-        At a time, which may be left out where the noise does not depend on it.
-        """
-        return self.noise_table.covariance([self._noise_time(time)])[0]
-
-    def _noise_time(self, time: float | None) -> float:
         if time is None and not self.noise_table.is_constant:
             raise ValueError(
                 "time must be given, as the noise of this model depends on it; got None."
             )
-        return 0.0 if time is None else check_real("time", time)
+        return self.noise_table.factor([0.0 if time is None else check_real("time", time)])[0]
+
+    def noise_covariance(self, time: float | None = None) -> np.ndarray:
+        """σ_k σ_kᵀ per sample and unit time, with shape and time as in :meth:`noise_factor`."""
+        factor = self.noise_factor(time)
+        return factor @ np.swapaxes(factor, -1, -2)
 
     def describe(self) -> dict[str, Any]:
         """The model as plain numbers and text, for the attributes of a dataset."""
@@ -227,20 +214,17 @@ class LESDE:
 
 
 def _counts(value: Any, n_classes: int) -> np.ndarray:
-    if isinstance(value, Sequence | np.ndarray) and np.ndim(bare_array("n_per_class", value)) == 1:
-        if len(value) != n_classes:
-            raise ValueError(
-                f"n_per_class must be one integer or {n_classes} of them, one per class; got "
-                f"{len(value)} values."
-            )
-        counts = [check_integer(f"n_per_class[{k}]", n, 1, np.inf) for k, n in enumerate(value)]
-    else:
-        counts = [check_integer("n_per_class", value, 1, np.inf)] * n_classes
-    if sum(counts) > MOST_SAMPLES:
+    if (
+        not isinstance(value, Sequence | np.ndarray)
+        or np.ndim(bare_array("n_per_class", value)) != 1
+    ):
+        return np.full(n_classes, check_integer("n_per_class", value))
+    if len(value) != n_classes:
         raise ValueError(
-            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {shown(sum(counts))}."
+            f"n_per_class must be one integer or {n_classes} of them, one per class; got "
+            f"{len(value)} values."
         )
-    return np.array(counts)
+    return np.array([check_integer(f"n_per_class[{k}]", n) for k, n in enumerate(value)])
 
 
 @dataclass(frozen=True)

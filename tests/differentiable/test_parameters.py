@@ -87,9 +87,7 @@ def test_what_does_not_fit_is_told():
         model.substitute(c=1)
     with pytest.raises(ValueError, match=r"alpha = .* has no value for a.*parameters"):
         lesde.law(model, [0, 1])
-    with pytest.raises(
-        TypeError, match=r"parameters\['a'\] must be a real number; got 'x'\. None leaves"
-    ):
+    with pytest.raises(TypeError, match=r"parameters\['a'\] must be a real number; got 'x'"):
         model.substitute(a="x")
     with pytest.raises(ValueError, match=r"alpha = .*1/a.* must be finite"):
         LESDE(TwoLevel("1/a", 0, {"a": None}), 2, 2).substitute(a=0)
