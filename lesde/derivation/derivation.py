@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
@@ -16,19 +15,18 @@ from lesde.checks import check_finite_array, check_real
 from lesde.derivation import rates
 from lesde.derivation.coefficients import (
     Coefficients,
-    FeatureCoefficients,
     derive_coefficients,
     derive_feature_coefficients,
 )
 from lesde.derivation.modes import Mode, Tree, list_modes, mode_tree, reduced_table
-from lesde.derivation.report import feature_sections, latex_report, sections, text_report
+from lesde.derivation.report import latex_report, text_report
 from lesde.derivation.rule import LEARNING_RATE, matrix_symbol, rule
 from lesde.derivation.solution import Solution
 from lesde.model.formula import FEATURE_VARIABLES, TIME, PairFormula, Unfinished, bounded
 from lesde.model.kernels import no_linear_drift
 from lesde.model.lesde import LESDE
 
-__all__ = ["ClassDiffusion", "Derivation", "Diffusion", "FeatureDerivation"]
+__all__ = ["Derivation", "Diffusion", "FeatureDerivation"]
 
 
 def _weight(model: LESDE, l: int) -> sp.Rational:
@@ -88,56 +86,23 @@ class Diffusion:
         own = self.noise if same_sample else self.noise_between
         return own * _noise_square(k) + LEARNING_RATE * self.sampling(k, m)
 
-    def factor(self, k: int) -> sp.Expr | sp.Matrix:
-        """σ_k(t) of a sample, as the model gives it: an expression that multiplies I, or a matrix."""
-        return self.model.noise_table.expression(k)
-
-
-class ClassDiffusion(Diffusion):
-    """The :class:`Diffusion` of a kernel of classes and time."""
-
     def class_mean(self, k: int) -> sp.Expr:
-        """Covariance per unit time of class k's mean with itself: noise averaged over its samples."""
+        """Covariance per unit time of class k's mean with itself, for a kernel of classes."""
         n = int(self.model.counts[k])
         # (1/n²) Σ_ij: n pairs of a sample with itself, n(n−1) of different ones.
         averaged = (self.noise * n + self.noise_between * n * (n - 1)) / sp.Integer(n) ** 2
         return averaged * _noise_square(k) + LEARNING_RATE * self.sampling(k, k)
+
+    def factor(self, k: int) -> sp.Expr | sp.Matrix:
+        """σ_k(t) of a sample, as the model gives it: an expression that multiplies I, or a matrix."""
+        return self.model.noise_table.expression(k)
 
 
 def _noise_square(k: int) -> sp.Expr:
     return matrix_symbol(f"sigma_{k + 1}") * matrix_symbol(f"sigma_{k + 1}^T")
 
 
-def _mean_equation(k: int, right: sp.Expr) -> sp.Eq:
-    return sp.Eq(matrix_symbol(f"dXbar_{k + 1}/dt"), right, evaluate=False)
-
-
-class _Reported(ABC):
-    """Text and LaTeX of a derivation."""
-
-    @abstractmethod
-    def _sections(self) -> list[Any]:
-        """Headings, equations and sentences, in order."""
-
-    def latex(self, document: bool = False) -> str:
-        """The derivation in LaTeX.
-
-        Parameters
-        ----------
-        document : bool, default False
-            A complete article that compiles; otherwise the body, which needs ``amsmath``.
-        """
-        return latex_report(self._sections(), document)
-
-    def text(self, *, unicode: bool = True) -> str:
-        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
-        return text_report(self._sections(), unicode)
-
-    def _repr_latex_(self) -> str:
-        return self.latex()
-
-
-class Derivation(_Reported):
+class Derivation:
     """Drift, diffusion, modes, closed forms and rates of one model, derived symbolically.
 
     Made by :func:`lesde.derive`. Everything is computed when first asked for, and from the structure of the
@@ -166,11 +131,15 @@ class Derivation(_Reported):
         self.model = model
 
     @cached_property
-    def _coefficients(self) -> Coefficients:
+    def _coefficients(self) -> Any:
         return derive_coefficients(self.model)
 
-    def coefficients(self) -> Coefficients:
-        """The derived coefficients as numerical tables, which the law and the engines use."""
+    def coefficients(self) -> Any:
+        """The derived coefficients in the form that the law and the engines use.
+
+        :class:`~lesde.derivation.coefficients.Coefficients`, or for a feature kernel
+        :class:`~lesde.derivation.coefficients.FeatureCoefficients`.
+        """
         return self._coefficients
 
     @cached_property
@@ -181,7 +150,7 @@ class Derivation(_Reported):
         return tuple(sp.Add(*(table[k, l] * vectors[l] for l in K)) for k in K)
 
     @cached_property
-    def diffusion(self) -> ClassDiffusion:
+    def diffusion(self) -> Diffusion:
         """Covariance of the increments, without and with the sampling noise of SGD."""
         entries = self.model.entries
 
@@ -189,12 +158,16 @@ class Derivation(_Reported):
             factor = rule().sampling(_weight(self.model, l), entries[k, l], entries[m, l])
             return factor, matrix_symbol(f"S_{l + 1}")
 
-        return ClassDiffusion(self.model, second)
+        return Diffusion(self.model, second)
 
     @property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
         """The LE-ODE dX̄^k/dt = b_k of every class: the drift is the same for all samples of a class."""
-        return tuple(_mean_equation(k, drift) for k, drift in enumerate(self.drift))
+        return self._mean_ode(self.drift)
+
+    def _mean_ode(self, drifts: Iterable[sp.Expr]) -> tuple[sp.Eq, ...]:
+        sides = ((matrix_symbol(f"dXbar_{k + 1}/dt"), b) for k, b in enumerate(drifts))
+        return tuple(sp.Eq(left, right, evaluate=False) for left, right in sides)
 
     @property
     def class_matrix(self) -> sp.Matrix:
@@ -264,15 +237,29 @@ class Derivation(_Reported):
         """c of α − β = c/t at which separation sets in: K/2 in the balanced I- and L-model."""
         return rates.critical_constant(self.model)
 
-    def _sections(self) -> list[Any]:
-        return sections(self)
+    def latex(self, document: bool = False) -> str:
+        """The derivation in LaTeX.
+
+        Parameters
+        ----------
+        document : bool, default False
+            A complete article that compiles; otherwise the body, which needs ``amsmath``.
+        """
+        return latex_report(self, document)
+
+    def text(self, *, unicode: bool = True) -> str:
+        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
+        return text_report(self, unicode)
+
+    def _repr_latex_(self) -> str:
+        return self.latex()
 
     def __repr__(self) -> str:
         closed = "closed form" if self.is_closed else "no closed form"
         return f"Derivation of {self.model!r}: {len(self.modes)} modes, {closed}"
 
 
-class FeatureDerivation(_Reported):
+class FeatureDerivation(Derivation):
     """Drift and diffusion of a model with a :class:`lesde.FeatureKernel`, derived symbolically.
 
     Made by :func:`lesde.derive`. It has the names of :class:`Derivation`; those that need a linear drift
@@ -302,31 +289,22 @@ class FeatureDerivation(_Reported):
     False
     """
 
-    modes: tuple[()] = ()
-    is_closed = False
-    tree = None
-    solution = None
-    separation_rate = None
-    nc1_rate = None
-    nc2_rate = None
-    critical_constant = None
-    start = sp.Integer(0)
+    modes: Any = ()
+    is_closed: Any = False
+    tree = solution = separation_rate = nc1_rate = nc2_rate = critical_constant = None
+    start: Any = sp.Integer(0)
     why_open = (
         "The strength depends on the features, so the drift is not linear in them: there are no modes, no "
         "closed form and no rates that hold for all initial states."
     )
 
     def __init__(self, model: LESDE):
-        self.model = model
+        super().__init__(model)
         self.strength: PairFormula = model.kernel.formula  # type: ignore[attr-defined]
 
     @cached_property
-    def _coefficients(self) -> FeatureCoefficients:
+    def _coefficients(self) -> Any:
         return derive_feature_coefficients(self.model)
-
-    def coefficients(self) -> FeatureCoefficients:
-        """The strength, transform and noise in the form that the engines use."""
-        return self._coefficients
 
     @cached_property
     def drift(self) -> tuple[sp.Expr, ...]:
@@ -336,11 +314,11 @@ class FeatureDerivation(_Reported):
 
     def _summed(self, vectors: list[sp.Expr]) -> sp.Expr:
         """The drift, with a vector of every class in place of the average."""
-        factors = [rule().drift(_weight(self.model, l), 1) for l in range(len(vectors))]
+        drift, model = rule().drift, self.model
         return sp.Add(
             *(
-                f * _transformed(self.model, l, v)
-                for l, (f, v) in enumerate(zip(factors, vectors, strict=True))
+                drift(_weight(model, l), 1) * _transformed(model, l, v)
+                for l, v in enumerate(vectors)
             )
         )
 
@@ -363,18 +341,16 @@ class FeatureDerivation(_Reported):
         """
         K = range(self.model.n_classes)
         means = [matrix_symbol(f"Xbar_{l + 1}") for l in K]
-        return tuple(
-            _mean_equation(k, self._summed([self.mean_strength(k, l) * means[l] for l in K]))
-            for k in K
-        )
+        strengths = ([self.mean_strength(k, l) * means[l] for l in K] for k in K)
+        return self._mean_ode(map(self._summed, strengths))
 
     def mean_strength(self, k: int, l: int) -> sp.Expr:
         """κ(X̄^k, X̄^l): in r2, g and c of the two means; r2 of a mean with itself is 0."""
         first, second = sorted((k, l))
-        swaps: dict[sp.Symbol, sp.Expr] = {}
-        for name, symbol in FEATURE_VARIABLES.items():
-            assumptions: dict[str, bool] = {"nonnegative": True} if name == "r2" else {"real": True}
-            swaps[symbol] = sp.Symbol(f"{name}_{first + 1}_{second + 1}", **assumptions)
+        swaps: dict[sp.Symbol, sp.Expr] = {
+            symbol: sp.Symbol(f"{name}_{first + 1}_{second + 1}", **symbol.assumptions0)
+            for name, symbol in FEATURE_VARIABLES.items()
+        }
         if k == l:
             swaps[FEATURE_VARIABLES["r2"]] = sp.Integer(0)
         return self.strength.at(k == l).subs(swaps)
@@ -407,9 +383,6 @@ class FeatureDerivation(_Reported):
     def class_matrix(self) -> NoReturn:
         """Not available: the drift is not linear in the class means."""
         raise no_linear_drift("class_matrix")
-
-    def _sections(self) -> list[Any]:
-        return feature_sections(self)
 
     def __repr__(self) -> str:
         return f"Derivation of {self.model!r}: strength {self.strength.expression}, no closed form"
