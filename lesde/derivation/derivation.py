@@ -22,7 +22,7 @@ from lesde.derivation.modes import Mode, Tree, list_modes, mode_tree, reduced_ta
 from lesde.derivation.report import latex_report, text_report
 from lesde.derivation.rule import LEARNING_RATE, matrix_symbol, rule
 from lesde.derivation.solution import Solution
-from lesde.model.formula import FEATURE_VARIABLES, TIME, PairFormula, Unfinished, bounded
+from lesde.model.formula import FEATURE_VARIABLES, INFINITE, TIME, PairFormula, Unfinished, bounded
 from lesde.model.kernels import no_linear_drift
 from lesde.model.lesde import LESDE
 
@@ -149,16 +149,15 @@ class Derivation:
         vectors = [_transformed(self.model, l, matrix_symbol(f"Xbar_{l + 1}")) for l in K]
         return tuple(sp.Add(*(table[k, l] * vectors[l] for l in K)) for k in K)
 
-    @cached_property
+    @property
     def diffusion(self) -> Diffusion:
         """Covariance of the increments, without and with the sampling noise of SGD."""
-        entries = self.model.entries
+        return Diffusion(self.model, self._second)
 
-        def second(k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
-            factor = rule().sampling(_weight(self.model, l), entries[k, l], entries[m, l])
-            return factor, matrix_symbol(f"S_{l + 1}")
-
-        return Diffusion(self.model, second)
+    def _second(self, k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
+        E = self.model.entries
+        factor = rule().sampling(_weight(self.model, l), E[k, l], E[m, l])
+        return factor, matrix_symbol(f"S_{l + 1}")
 
     @property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
@@ -197,11 +196,10 @@ class Derivation:
     @cached_property
     def start(self) -> sp.Expr:
         """The initial time of the closed forms: 0, or the symbol t_0 where an integral from 0 diverges."""
-        infinite = (sp.zoo, sp.nan, sp.oo, -sp.oo)
         with contextlib.suppress(Unfinished):
-            for value in self.model.entries.values:
-                if bounded(lambda value=value: value.subs(TIME, 0).has(*infinite)):
-                    return sp.Symbol("t_0", positive=True)
+            at_zero = [bounded(value.subs, TIME, 0) for value in self.model.entries.values]
+            if any(value.has(*INFINITE) for value in at_zero):
+                return sp.Symbol("t_0", positive=True)
         return sp.Integer(0)
 
     @cached_property
@@ -238,13 +236,7 @@ class Derivation:
         return rates.critical_constant(self.model)
 
     def latex(self, document: bool = False) -> str:
-        """The derivation in LaTeX.
-
-        Parameters
-        ----------
-        document : bool, default False
-            A complete article that compiles; otherwise the body, which needs ``amsmath``.
-        """
+        """The derivation in LaTeX: the body, which needs ``amsmath``, or as a ``document`` that compiles."""
         return latex_report(self, document)
 
     def text(self, *, unicode: bool = True) -> str:
@@ -274,9 +266,7 @@ class FeatureDerivation(Derivation):
     The microscopic rule is that of a class kernel with κ(X_i, X_J) in place of E_kL. As κ varies with the
     drawn sample, its expectation leaves averages of products where a class kernel leaves means and second
     moments: ``kappaX_k_l`` is ⟨κ_iJ X_J⟩, the average over the samples J of class l for a sample i of class
-    k; ``kappakappaXX_k_m_l`` is ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m;
-    ``H_l``, ``sigma_k``, ``h`` and ``t`` are as in
-    :class:`Derivation`.
+    k; ``kappakappaXX_k_m_l`` is ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m.
 
     Examples
     --------
@@ -314,23 +304,14 @@ class FeatureDerivation(Derivation):
 
     def _summed(self, vectors: list[sp.Expr]) -> sp.Expr:
         """The drift, with a vector of every class in place of the average."""
-        drift, model = rule().drift, self.model
-        return sp.Add(
-            *(
-                drift(_weight(model, l), 1) * _transformed(model, l, v)
-                for l, v in enumerate(vectors)
-            )
+        terms = (
+            (_weight(self.model, l), _transformed(self.model, l, v)) for l, v in enumerate(vectors)
         )
+        return sp.Add(*(rule().drift(weight, 1) * vector for weight, vector in terms))
 
-    @cached_property
-    def diffusion(self) -> Diffusion:
-        """Covariance of the increments, without and with the sampling noise of SGD."""
-
-        def second(k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
-            average = matrix_symbol(f"kappakappaXX_{k + 1}_{m + 1}_{l + 1}")
-            return rule().sampling(_weight(self.model, l), 1, 1), average
-
-        return Diffusion(self.model, second)
+    def _second(self, k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
+        average = matrix_symbol(f"kappakappaXX_{k + 1}_{m + 1}_{l + 1}")
+        return rule().sampling(_weight(self.model, l), 1, 1), average
 
     @cached_property
     def mean_ode(self) -> tuple[sp.Eq, ...]:

@@ -234,8 +234,10 @@ def _rates(derivation: Any) -> Section:
                 else ""
             )
         )
-    for name in [name for name, value in rows.items() if value is None]:
-        section.notes.append(f"No closed form for {name}: {_why_missing(derivation, name)}.")
+    missing = [(name, _why_missing(derivation, name)) for name in rows if rows[name] is None]
+    for why in dict.fromkeys(why for _, why in missing):
+        names = ", ".join(name for name, own in missing if own == why)
+        section.notes.append(f"No closed form for {names}: {why}.")
     return section
 
 
@@ -245,7 +247,7 @@ def _why_missing(derivation: Any, name: str) -> str:
     if name == "rate_NC2" and model.n_classes < 3:
         return "two centred class means are a simplex always"
     if model.transform.kind == "matrix":
-        return "it depends on the direction"
+        return "they depend on the direction"
     if name == "c_crit" and not model.noise_table.is_constant:
         return "the noise depends on time"
     if not derivation.is_closed:

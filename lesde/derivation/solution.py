@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,6 @@ from lesde.model.formula import TIME, Formula
 from lesde.model.transforms import logit_directions
 
 __all__ = ["Solution"]
-
-
-def _class_symbol(name: str, k: int) -> sp.Symbol:
-    return sp.Symbol(f"{name}_{k + 1}", real=True)
 
 
 @dataclass(frozen=True)
@@ -58,20 +55,16 @@ class Solution:
         ``start`` gives the coordinates of all classes at the start: symbols, numbers or vectors.
         """
         terms: list[tuple[sp.Expr, Any]] = []
-        amplitudes = list(start)
-        node, level = k, self.tree
-        while True:
+        node, amplitudes = k, list(start)
+        for level in self.tree.levels():
             position = next(i for i, orbit in enumerate(level.orbits) if node in orbit)
             means = [sum(amplitudes[n] for n in o) / len(o) for o in level.orbits]
             rate = level.contrasts[position]
             if rate is not None:
                 terms.append((rate, amplitudes[node] - means[position]))
             node, amplitudes = position, means
-            if level.parent is None:
-                break
-            level = level.parent
-        assert level.eigen is not None
-        rates, vectors, inverse = level.eigen
+        assert self.tree.top is not None
+        rates, vectors, inverse = self.tree.top
         for i, rate in enumerate(rates):
             weight = sum(inverse[i, j] * a for j, a in enumerate(amplitudes))
             terms.append((rate, vectors[node, i] * weight))
@@ -79,8 +72,8 @@ class Solution:
 
     def mean(self, k: int) -> sp.Expr:
         """X̄^k(t) of class k (from 0)."""
-        K = range(len(self.coefficients.counts))
-        symbols = ([_class_symbol(name, l) for l in K] for name in ("X", "s", "d"))
+        K = len(self.coefficients.counts)
+        symbols = ([sp.Symbol(f"{name}_{l + 1}", real=True) for l in range(K)] for name in "Xsd")
         return sp.Add(*(a * vector * factor for a, vector, factor in self._terms(k, *symbols)))
 
     def _terms(
@@ -115,8 +108,8 @@ class Solution:
         """
         if len(self.tree.orbits) != 1 or self.tree.contrasts[0] is None:
             return None
-        assert self.tree.eigen is not None
-        contrast, common = self.tree.contrasts[0], self.tree.eigen[0][0]
+        assert self.tree.top is not None
+        contrast, common = self.tree.contrasts[0], self.tree.top[0][0]
         X_k, m, s_k, m_s, d_k, D = sp.symbols("X_k m s_k m_s d_k D", real=True)
         if not self.is_logits:
             return m * self.growth(common) + (X_k - m) * self.growth(contrast)
@@ -150,31 +143,26 @@ class Solution:
         d = logit_directions(K) if self.is_logits else np.zeros((K, p))
         scores = (means * d).sum(1) / (d**2).sum(1) if self.is_logits else np.zeros(K)
         table = coefficients.drift_table
-        functions, edges = dict(table.functions), np.empty(0)
-        known = not any(Formula(value, functions).unresolved() for value in table.values)
-        if len(times) > 1 and known and not table.is_constant:
-            edges = coefficients.kernel_panels(times).starts
+        places = np.empty(0), np.empty(0)
+        if not any(Formula(value, table.functions).unresolved() for value in table.values):
+            places = table.places(times[0], times[-1])
         values: dict[sp.Expr, np.ndarray] = {}
         result = np.zeros((len(times), K, p))
         for k in range(K):
             for amplitude, vector, factor in solution._terms(k, means, scores, d):
                 if factor not in values:
-                    values[factor] = _numbers(factor, times, functions, edges)
+                    _check_names(factor, table.functions)
+                    values[factor] = numerical(factor, TIME, table.functions, times, places)(times)
                 size = complex(amplitude) * values[factor]
                 result[:, k] += (size[:, None] * np.asarray(vector, complex)).real
         return result
 
 
-def _numbers(
-    expression: sp.Expr, times: np.ndarray, functions: dict[str, Any], edges: np.ndarray
-) -> np.ndarray:
-    """Values of a scalar closed form; integrals left standing by adaptive quadrature."""
+def _check_names(expression: sp.Expr, functions: Mapping[str, Any]) -> None:
     names = {f.func.__name__ for f in expression.atoms(AppliedUndef)} - set(functions)
-    free = {str(s) for s in expression.free_symbols - {TIME}}
-    if names or free:
+    names |= {str(s) for s in expression.free_symbols - {TIME}}
+    if names:
         raise ValueError(
-            f"the closed form has no value for {', '.join(sorted(names | free))}; give the kernel "
+            f"the closed form has no value for {', '.join(sorted(names))}; give the kernel "
             f"numbers or formulas."
         )
-    value = numerical(expression, TIME, functions, edges)
-    return np.array([value(float(t)) for t in times])

@@ -233,15 +233,12 @@ def _values_of(parameters: Parameters, known: Mapping[str, sp.Expr]) -> dict[str
     """The number that each named parameter stands for; a symbol where it is None."""
     if not isinstance(parameters, Mapping | None):
         raise TypeError(
-            f"parameters must be a mapping of names to numbers, such as {{'a': 0.3}}; got "
-            f"{shown(parameters)}."
+            f"parameters must be a mapping of names to numbers; got {shown(parameters)}."
         )
     values: dict[str, sp.Expr] = {}
     for key, number in (parameters or {}).items():
         if key in known:
-            raise ValueError(
-                f"parameters may not contain {key!r}, which is a variable of the formula."
-            )
+            raise ValueError(f"parameters may not contain {key!r}, a variable of the formula.")
         if number is None:
             values[key] = sp.Symbol(key, real=True)
         else:
@@ -314,11 +311,22 @@ def _too_long(name: str, given: Any) -> ValueError:
 # Formulas in t, formulas of two samples, and tables of formulas.
 
 
+_VECTORISE = "Write it with NumPy functions, for example numpy.where in place of if."
+
+
 @lru_cache(maxsize=4096)
 def _names(expression: sp.Expr) -> frozenset[str]:
     """Free symbols other than t, and unevaluated functions."""
     symbols = {str(s) for s in expression.free_symbols - {TIME}}
     return frozenset(symbols | {f.func.__name__ for f in expression.atoms(AppliedUndef)})
+
+
+def _refuse_open(name: str, expression: sp.Expr, missing: list[str]) -> None:
+    if missing:
+        raise ValueError(
+            f"{name} = {expression} has no value for {', '.join(missing)}; it can be derived from but not "
+            f"evaluated. Give numbers with parameters={{...}}, or later with model.substitute."
+        )
 
 
 @dataclass(frozen=True)
@@ -352,11 +360,7 @@ class Formula:
         ValueError names the formula where a name has no value, and the time where a value is complex or
         not finite.
         """
-        if missing := self.unresolved():
-            raise ValueError(
-                f"{name} = {self.expression} has no value for {', '.join(missing)}; it can be "
-                f"derived from but not evaluated. Give numbers with parameters={{...}}."
-            )
+        _refuse_open(name, self.expression, self.unresolved())
         times = np.asarray(times, dtype=np.float64)
         try:
             with np.errstate(all="ignore"):
@@ -368,13 +372,12 @@ class Formula:
                 raise
             raise ValueError(
                 f"{name} cannot be evaluated at an array of times: its function raised "
-                f"{type(error).__name__}: {error}. Write it with NumPy functions so that it is "
-                f"vectorised, for example numpy.where in place of if."
+                f"{type(error).__name__}: {error}. {_VECTORISE}"
             ) from error
         if raw.dtype.kind not in "biufc" or raw.shape != times.shape:
             raise ValueError(
                 f"{name} must return one value per time: given times of shape {times.shape}, it "
-                f"returned {shown(raw)}. Write it with NumPy functions so that it is vectorised."
+                f"returned {shown(raw)}. {_VECTORISE}"
             )
         bad = (np.imag(raw) != 0) | ~np.isfinite(raw)
         if bad.any():
@@ -401,19 +404,17 @@ class PairFormula:
 
     @cached_property
     def _parts(self) -> tuple[sp.Expr, ...]:
-        values = []
-        for s in (1, 0):
-            try:
-                value = sp.sympify(bounded(self.expression.subs, VARIABLES["s"], s))
-            except Unfinished:
-                raise _too_long("strength", self.expression) from None
-            if value.has(*INFINITE):
+        try:
+            parts = [sp.sympify(bounded(self.expression.subs, VARIABLES["s"], s)) for s in (1, 0)]
+        except Unfinished:
+            raise _too_long("strength", self.expression) from None
+        for s, part in zip((1, 0), parts, strict=True):
+            if part.has(*INFINITE):
                 raise ValueError(
-                    f"strength = {self.expression} is not finite at s = {s}; s is 1 for samples of "
-                    f"one class and 0 for others, so write for example s*a + (1-s)*b."
+                    f"strength = {self.expression} is not finite at s = {s}; s is 1 for samples of one class "
+                    f"and 0 for others, so write for example s*a + (1-s)*b."
                 )
-            values.append(value)
-        return tuple(values)
+        return tuple(parts)
 
     @cached_property
     def uses(self) -> frozenset[str]:
@@ -421,23 +422,13 @@ class PairFormula:
         free = self.at(True).free_symbols | self.at(False).free_symbols
         return frozenset(name for name, symbol in FEATURE_VARIABLES.items() if symbol in free)
 
-    @property
-    def is_class_only(self) -> bool:
-        """True if it depends on s and t only, and so is a class kernel."""
-        return not self.uses
-
     def unresolved(self) -> list[str]:
         """Names that have no value yet."""
         return sorted(_names(self.expression) - set(VARIABLES))
 
     def check_resolved(self) -> None:
         """Refuse a formula with a name that has no value."""
-        if missing := self.unresolved():
-            raise ValueError(
-                f"strength = {self.expression} has no value for {', '.join(missing)}; it can be "
-                f"derived from but not evaluated. Give numbers with parameters={{...}}, or later with "
-                f"model.substitute."
-            )
+        _refuse_open("strength", self.expression, self.unresolved())
 
     def __call__(self, r2: Any, g: Any, c: Any, s: Any, t: Any) -> np.ndarray:
         """Values for arrays that broadcast, float64; not checked to be finite."""
@@ -454,12 +445,9 @@ def parse_pair_formula(name: str, value: Any, parameters: Parameters = None) -> 
 
     It must be finite at s = 0 and 1, and at r2 = 0, the distance of a sample to itself.
     """
-    if isinstance(value, PairFormula):
-        value = value.expression
-    if not isinstance(value, str | int | float | np.number | sp.Expr) or isinstance(value, bool):
+    if (callable(value) and not isinstance(value, sp.Expr)) or isinstance(value, Formula):
         raise TypeError(
-            f"{name} must be a number, or a formula (text or SymPy) in {', '.join(VARIABLES)} and t; "
-            f"got {shown(value)}."
+            f"{name} must be a number, or a formula in r2, g, c, s and t; got {shown(value)}."
         )
     formula = PairFormula(parse_formula(name, value, parameters, variables=VARIABLES).expression)
     if formula.at(True).subs(VARIABLES["r2"], 0).has(*INFINITE):

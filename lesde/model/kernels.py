@@ -387,7 +387,7 @@ class FeatureKernel(Kernel):
     @property
     def class_kernel(self) -> TwoLevel | None:
         """The class kernel that it equals where the formula has only s and t, else None."""
-        if not self.formula.is_class_only:
+        if self.formula.uses:
             return None
         return TwoLevel(Formula(self.formula.at(True)), Formula(self.formula.at(False)))
 

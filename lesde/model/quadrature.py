@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["INTEGRATE", "NODES", "POINTS", "WEIGHTS", "Panels", "integrate", "resolve"]
+__all__ = ["INTEGRATE", "LEGENDRE", "NODES", "POINTS", "WEIGHTS", "Panels", "integrate", "resolve"]
 
 
 NODES = 16

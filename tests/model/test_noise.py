@@ -74,15 +74,11 @@ def test_a_constant_formula_is_the_number_bit_for_bit(value):
         model = LESDE(TwoLevel(1, 0), 3, 2, noise=text)
         assert model.noise.dtype == np.float64
         assert (model.noise == value).all()
-        coefficients = lesde.derive(model).coefficients()
-        assert (coefficients.noise_scale() == value).all()
-        np.testing.assert_array_equal(coefficients.noise_factor, model.noise_factor())
+        assert (lesde.derive(model).coefficients().noise.scale([0.0]) == value).all()
 
 
-def test_coefficients_of_noise_in_time_have_no_single_factor():
+def test_coefficients_of_noise_in_time():
     coefficients = lesde.derive(LESDE(TwoLevel(1, 0), 3, 2, noise="1+t")).coefficients()
-    with pytest.raises(ValueError, match=r"noise depends on time.*noise\.factor\(times\)"):
-        coefficients.noise_factor  # noqa: B018
     np.testing.assert_array_equal(coefficients.noise.scale([1.0])[0], [2, 2, 2])
     assert coefficients.n_features == 2
 
