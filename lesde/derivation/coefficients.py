@@ -47,16 +47,8 @@ class _Shared:
 class Coefficients(_Shared):
     """Tables of the derived drift and kicks, and the noise.
 
-    Attributes
-    ----------
-    transform, noise, counts
-        The matrices H_l; σ_k per square root of time, with the rule's factor; samples per class.
-    entries : EntryTable
-        The kernel E_kl(t) as the user gave it.
-    drift_table : EntryTable
-        w_l E_kl(t): the factor of H_l X̄^l in the drift of class k.
-    kick_table : EntryTable
-        E_kl(t): the factor of h H_l X_J in the step on sample J of class l.
+    ``entries`` is the kernel E_kl(t) as the user gave it, ``drift_table`` w_l E_kl(t), the factor of H_l X̄^l in the
+    drift of class k, and ``kick_table`` E_kl(t), the factor of h H_l X_J in the step on sample J of class l.
     """
 
     depends_on_features: ClassVar[bool] = False
@@ -124,13 +116,8 @@ def _noise(model: LESDE) -> Noise:
 class FeatureCoefficients(_Shared):
     """The strength of two samples, the transform and the noise.
 
-    Attributes
-    ----------
-    transform, noise, counts
-        As for :class:`Coefficients`.
-    strength : PairFormula
-        κ(X_i, X_J): the factor of h H_L X_J in the step of sample i on sample J. The drift of sample i is
-        the average of κ H_L X_J over all samples J.
+    ``strength`` is κ(X_i, X_J), the factor of h H_L X_J in the step of sample i on sample J. The drift of sample i is
+    the average of κ H_L X_J over all samples J.
     """
 
     depends_on_features: ClassVar[bool] = True

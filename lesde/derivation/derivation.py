@@ -51,11 +51,7 @@ class Diffusion:
 
         C_ij = (1/N) Σ_J κ_iJ κ_jJ H_J X_J X_Jᵀ H_Jᵀ − b_i b_jᵀ.
 
-    Attributes
-    ----------
-    model : LESDE
-    second : callable (k, m, l)
-        The factor between H_l and H_lᵀ for the drawn class l, with its coefficient.
+    ``second(k, m, l)`` is the coefficient of what stands between H_l and H_lᵀ for the drawn class l, and that.
     """
 
     model: LESDE
@@ -83,38 +79,28 @@ class Diffusion:
 
     def total(self, k: int, m: int, same_sample: bool = False) -> sp.Expr:
         """Covariance per unit time of a sample of class k with one of class m, noise and sampling."""
-        own = self.noise if same_sample else self.noise_between
-        return own * _noise_square(k) + LEARNING_RATE * self.sampling(k, m)
+        return self._sum(self.noise if same_sample else self.noise_between, k, m)
 
     def class_mean(self, k: int) -> sp.Expr:
         """Covariance per unit time of class k's mean with itself, for a kernel of classes."""
-        n = int(self.model.counts[k])
+        n = sp.Integer(int(self.model.counts[k]))
         # (1/n²) Σ_ij: n pairs of a sample with itself, n(n−1) of different ones.
-        averaged = (self.noise * n + self.noise_between * n * (n - 1)) / sp.Integer(n) ** 2
-        return averaged * _noise_square(k) + LEARNING_RATE * self.sampling(k, k)
+        return self._sum((self.noise + self.noise_between * (n - 1)) / n, k, k)
+
+    def _sum(self, noise: sp.Expr, k: int, m: int) -> sp.Expr:
+        sigma, sigma_T = matrix_symbol(f"sigma_{k + 1}"), matrix_symbol(f"sigma_{k + 1}^T")
+        return noise * sigma * sigma_T + LEARNING_RATE * self.sampling(k, m)
 
     def factor(self, k: int) -> sp.Expr | sp.Matrix:
         """σ_k(t) of a sample, as the model gives it: an expression that multiplies I, or a matrix."""
         return self.model.noise_table.expression(k)
 
 
-def _noise_square(k: int) -> sp.Expr:
-    return matrix_symbol(f"sigma_{k + 1}") * matrix_symbol(f"sigma_{k + 1}^T")
-
-
 class Derivation:
     """Drift, diffusion, modes, closed forms and rates of one model, derived symbolically.
 
     Made by :func:`lesde.derive`. Everything is computed when first asked for, and from the structure of the
-    kernel, so that large models cost little.
-
-    Parameters
-    ----------
-    model : LESDE
-
-    Notes
-    -----
-    Symbols: ``t`` time, ``h`` learning rate, ``Xbar_l`` mean of class l, ``H_l`` its transform,
+    kernel, so that large models cost little. Symbols: ``t`` time, ``h`` learning rate, ``Xbar_l`` mean of class l, ``H_l`` its transform,
     ``S_l`` its second moment, ``sigma_k`` its noise; vectors and matrices do not commute.
 
     Examples
@@ -181,11 +167,7 @@ class Derivation:
 
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
-        """Modes with rates and multiplicities.
-
-        Those that follow from symmetry are always included; the others only where their
-        eigenvectors do not change in time (see :attr:`is_closed`).
-        """
+        """Modes with rates and multiplicities: all where :attr:`is_closed`, else those of symmetry."""
         return () if self.tree is None else tuple(list_modes(self.tree, self.model.transform))
 
     @property
@@ -257,12 +239,6 @@ class FeatureDerivation(Derivation):
     Made by :func:`lesde.derive`. It has the names of :class:`Derivation`; those that need a linear drift
     are empty or None, for the reason in ``why_open``.
 
-    Parameters
-    ----------
-    model : LESDE
-
-    Notes
-    -----
     The microscopic rule is that of a class kernel with κ(X_i, X_J) in place of E_kL. As κ varies with the
     drawn sample, its expectation leaves averages of products where a class kernel leaves means and second
     moments: ``kappaX_k_l`` is ⟨κ_iJ X_J⟩, the average over the samples J of class l for a sample i of class

@@ -53,8 +53,7 @@ class LogitRates(NamedTuple):
     ``equal`` is that of equal scores, (α−β)/K, which drives X̄^k along d_k, a simplex ETF; ``contrasts``
     are those of the scores' contrasts, of which K = 2 has none, as they move both means alike (d_1 = −d_2).
     ``dominant`` is the largest of these and 0, the rate of the part of the initial means that never moves;
-    where the signs of α and β do not determine it, that of equal scores, which is right for α > β and β ≤
-    0.
+    where signs do not determine it, that of equal scores, which is right for α > β and β ≤ 0.
     """
 
     equal: sp.Expr
@@ -153,15 +152,11 @@ def separation_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
     """
     late = late_means(coefficients, tree)
     if late is not None:
-        first = {
-            next((m for m, A in enumerate(late.shapes) if np.abs(A[k] - A[l]).max() > NEAR), None)
-            for k, l in itertools.combinations(range(coefficients.transform.n_classes), 2)
-        }
-        if len(first) != 1 or None in first:
-            return None
+        pairs = itertools.combinations(range(coefficients.transform.n_classes), 2)
+        apart = [[np.abs(A[k] - A[l]).max() > NEAR for A in late.shapes] for k, l in pairs]
+        first = {row.index(True) if any(row) else -1 for row in apart}
         m = first.pop()
-        assert m is not None
-        return tidy(late.rates[m]) if late.wins(late.values[m]) else None
+        return tidy(late.rates[m]) if not first and m >= 0 and late.wins(late.values[m]) else None
     if coefficients.transform.kind == "logits":
         found = logit_rates(coefficients, tree)
         return None if found is None else tidy(found.dominant)
@@ -196,11 +191,8 @@ def nc1_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
         ends = range(coefficients.n_features, scaled.shape[1] + 1, coefficients.n_features)
         ranks = [np.linalg.matrix_rank(scaled[:, :end], tol=NEAR) for end in ends]
         m = int(np.searchsorted(ranks, directions))
-        if (
-            m == len(ranks)
-            or abs(late.values[m].imag) > NEAR
-            or (m > 0 and coefficients.transform.kind == "logits")
-        ):
+        unknown = m > 0 and coefficients.transform.kind == "logits"
+        if unknown or m == len(ranks) or abs(late.values[m].imag) > NEAR:
             return None
         return within_rate(coefficients) - 2 * tidy(late.rates[m])
     if coefficients.transform.kind == "logits":

@@ -34,6 +34,10 @@ class Section:
         """Add an equation for a symbol of this name."""
         self.equations.append((sp.Symbol(left), right))
 
+    def note(self, sentence: str) -> None:
+        """Add a sentence."""
+        self.notes.append(sentence)
+
 
 # --------------------------------------------------------------------------------------------------
 # What a derivation says, in order: headings, equations and sentences.
@@ -62,12 +66,12 @@ def _transformed(derivation: Any, vector: sp.Expr, label: str = "l") -> sp.Expr:
 
 
 def _rule(derivation: Any) -> Section:
-    model = derivation.model
-    section = Section("Microscopic rule at learning rate h")
-    identity = model.transform.kind == "identity"
-    swaps = {H: sp.Integer(1) if identity else H, NOISE["i"][0]: word("sigma_k")}
-    strength = word("kappa_iJ" if _of_pairs(derivation) else "E_kL")
-    section.add("DeltaX_i", increment(strength).xreplace(swaps))
+    model, section = derivation.model, Section("Microscopic rule at learning rate h")
+    swaps = {NOISE["i"][0]: word("sigma_k")}
+    if model.transform.kind == "identity":
+        swaps[H] = sp.Integer(1)
+    strength = "kappa_iJ" if _of_pairs(derivation) else "E_kL"
+    section.add("DeltaX_i", increment(word(strength)).xreplace(swaps))
     if _of_pairs(derivation):
         kappa = derivation.strength
         section.add("kappa_iJ", kappa.expression)
@@ -85,86 +89,68 @@ def _rule(derivation: Any) -> Section:
         section.add("E", model.entries.matrix())
     if model.transform.kind == "logits":
         section.add("H_l", word("d_l") * word("d_l^T") / sp.Symbol("|d_l|^2"))
-        section.notes.append(
-            "The logit directions d_l are unit vectors e_l without the mean of all; they sum to zero."
-        )
-    _add_noise(derivation, section)
-    sizes = model.counts.tolist() if not model.is_balanced else int(model.counts[0])
-    section.notes.append(
+        section.note("d_l is the unit vector e_l without its mean: the logit direction of class l.")
+    noise = model.noise_table
+    if not noise.is_isotropic and model.n_features > EXPLICIT:
+        section.note("The noise is a matrix, which is not written out here.")
+    elif noise.is_shared and not noise.is_numeric:  # a plain number stays with the model
+        section.add("sigma_k", noise.expression(0))
+    elif not noise.is_numeric:
+        for k in _shown_classes(derivation):
+            section.add(f"sigma_{k + 1}", noise.expression(k))
+        section.note("Every class has its own noise.")
+    sizes = int(model.counts[0]) if model.is_balanced else model.counts.tolist()
+    section.note(
         f"{model.n_classes} classes in {model.n_features} dimensions, samples per class: {sizes}."
     )
     return section
 
 
-def _add_noise(derivation: Any, section: Section) -> None:
-    model, noise, classes = (
-        derivation.model,
-        derivation.model.noise_table,
-        _shown_classes(derivation),
-    )
-    if noise.is_numeric:  # a plain number stays with the model
-        return
-    if not noise.is_isotropic and model.n_features > EXPLICIT:
-        section.notes.append("The noise is a matrix of functions of time, not written out here.")
-    elif noise.is_shared:
-        section.add("sigma_k", derivation.diffusion.factor(0))
-    else:
-        for k in classes:
-            section.add(f"sigma_{k + 1}", derivation.diffusion.factor(k))
-        if len(classes) < model.n_classes:
-            section.notes.append("Every class has its own noise; that of some is shown.")
-
-
 def _drift(derivation: Any) -> Section:
     section = Section("Drift: expectation over the drawn class and sample")
-    of_pairs, K = _of_pairs(derivation), derivation.model.n_classes
-    single = derivation.tree is not None and len(derivation.tree.orbits) == 1 and K > 1
-    shown = _shown_classes(derivation)
-    if of_pairs:
+    model, shown, b = derivation.model, _shown_classes(derivation), word("b_k")
+    if _of_pairs(derivation):
+        b = word("b_i")
         factor = word("sum") * rule().drift(word("w_l"), 1)
         section.add("b_i", factor * _transformed(derivation, word("avgX")))
-        section.notes.append(
-            "Angle brackets are averages over the samples of a class, the one of the second index."
-        )
-        shown = shown if K <= EXPLICIT else []
-    elif single:
+        section.note("Angle brackets are averages over samples of a class, the last index.")
+        shown = shown if model.n_classes <= EXPLICIT else []
+    elif derivation.tree is not None and len(derivation.tree.orbits) == 1 and model.n_classes > 1:
         table = derivation.coefficients().drift_table
         own = _transformed(derivation, word("Xbar_k"), "k")
-        others = word("sumX" if derivation.model.transform.kind == "identity" else "sumHX")
+        others = word("sumX" if model.transform.kind == "identity" else "sumHX")
         section.add("b_k", table[0, 0] * own + table[0, 1] * others)
         shown = []
     for k in shown:
         section.add(f"b_{k + 1}", derivation.drift[k])
-    b = "b_i" if of_pairs else "b_k"
-    section.add("dX_i", word(b) * word("dt") + word("sigma_k") * word("dW_i"))
-    if not of_pairs:
-        section.add("dXbar_k/dt", word(b))
+    section.add("dX_i", b * word("dt") + word("sigma_k") * word("dW_i"))
+    if not _of_pairs(derivation):
+        section.add("dXbar_k/dt", b)
     return section
 
 
 def _diffusion(derivation: Any) -> Section:
     section = Section("Diffusion: covariance of two samples i (class k) and j (class m)")
-    of_pairs, K = _of_pairs(derivation), derivation.model.n_classes
-    own, other = ("C_ii", "C_ij") if of_pairs else ("C_kk", "C_km")
-    h, diffusion = LEARNING_RATE, derivation.diffusion
+    own, other = ("C_ii", "C_ij") if _of_pairs(derivation) else ("C_kk", "C_km")
+    K, diffusion = derivation.model.n_classes, derivation.diffusion
     noise = diffusion.noise * word("sigma_k") * word("sigma_k^T")
-    section.add("Cov_ii", noise + h * word(own))
-    section.add("Cov_ij", diffusion.noise_between * word("sigma_k") + h * word(other))
-    section.notes.append("C is the sampling noise of SGD; it vanishes with h.")
+    section.add("Cov_ii", noise + LEARNING_RATE * word(own))
+    between = diffusion.noise_between * word("sigma_k")
+    section.add("Cov_ij", between + LEARNING_RATE * word(other))
+    section.note("C is the sampling noise of SGD; it vanishes with h.")
     identity = derivation.model.transform.kind == "identity"
-    if of_pairs:
+    if _of_pairs(derivation):
         average = _transformed(derivation, word("avgXX")) * (1 if identity else word("H_l^T"))
         second = word("sum") * rule().sampling(word("w_l"), 1, 1) * average
         section.add(other, second - word("b_i") * word("b_j^T"))
         return section
-    section.notes.append("S_l is the second moment of the features of class l.")
+    section.note("S_l is the second moment of the features of class l.")
     if K > EXPLICIT:
         second = word("sumwEE") * word("S_l" if identity else "HSH")
         section.add(other, second - word("b_k") * word("b_m^T"))
-        return section
-    k = _shown_classes(derivation)[0]
-    for m in dict.fromkeys([k, (k + 1) % K]):
-        section.add(f"C_{k + 1}{m + 1}", diffusion.sampling(k, m))
+    else:
+        for m in range(min(K, 2)):
+            section.add(f"C_1{m + 1}", diffusion.sampling(0, m))
     return section
 
 
@@ -172,72 +158,68 @@ def _modes(derivation: Any) -> Section:
     section = Section("Modes of the mean ODE")
     for i, mode in enumerate(derivation.modes, start=1):
         section.add(f"lambda_{i}", mode.rate)
-        section.notes.append(f"lambda_{i}: {mode.name}, multiplicity {mode.multiplicity}")
+        section.note(f"lambda_{i}: {mode.name}, multiplicity {mode.multiplicity}")
     if not derivation.is_closed:
-        section.notes.append(
-            "The part that symmetry leaves coupled has no eigenvectors that are constant in time: there is no "
-            "closed form, and the law integrates it numerically."
+        section.note(
+            "What symmetry leaves coupled has no eigenvectors that are constant in time: there is no closed "
+            "form, and the law integrates it numerically."
         )
     return section
 
 
 def _solution(derivation: Any) -> Section:
-    section = Section("Solution of the mean ODE")
-    solution = derivation.solution
+    section, solution = Section("Solution of the mean ODE"), derivation.solution
     if solution is None:
-        section.notes.append(
-            "Not written out here; lesde.law(model, times) integrates it to 1e-12."
-        )
+        section.note("Not written out here; lesde.law(model, times) integrates it to 1e-12.")
         return section
-    generic = solution.generic()
-    means = {"k": generic}
+    generic, note = solution.generic(), "X_k is the initial mean of class k"
     if generic is None:
         means = {str(k + 1): solution.mean(k) for k in _shown_classes(derivation)}
+    else:
+        means = {"k": generic}
+        scores = (
+            ", s_k its initial score, m_s the mean score, and D the sum of s_l d_l over classes"
+        )
+        note += scores if solution.is_logits else ", m the mean of all X_k"
     meaning: dict[sp.Expr, sp.Expr] = {}
     for label, mean in means.items():
         short, more = abbreviate(mean)
         meaning |= more
         section.add(f"Xbar_{label}(t)", short)
-    note = "X_k is the initial mean of class k"
-    if generic is not None and solution.is_logits:
-        note += ", s_k its initial score, m_s the mean score, and D the sum of s_l d_l over classes"
-    elif generic is not None:
-        note += ", m the mean of all X_k"
-    section.notes.append(f"{note}.")
-    section.equations += list(meaning.items())
+    section.equations += meaning.items()
+    section.note(f"{note}.")
     return section
 
 
 def _rates(derivation: Any) -> Section:
-    section = Section("Rates")
+    section, model = Section("Rates"), derivation.model
     rows = {
         "rate_gap": derivation.separation_rate,
         "rate_NC1": derivation.nc1_rate,
         "rate_NC2": derivation.nc2_rate,
         "c_crit": derivation.critical_constant,
     }
+    missing: dict[str, list[str]] = {}
     for name, value in rows.items():
-        if value is not None:
+        if value is None:
+            missing.setdefault(_why_missing(derivation, name), []).append(name)
+        else:
             section.add(name, value)
     if section.equations:
-        section.notes.append(
-            "These are d/dt of the logarithm of the gap of two class means, of NC1 and of the NC2 error, "
-            "and the critical constant; s_0 is the spread within a class at t_0."
+        section.note(
+            "Rates are d/dt of the logarithm of the gap of two class means, of NC1 and of the NC2 error; s_0 is "
+            "the spread within a class at t_0."
         )
     if rows["c_crit"] is not None:
-        section.notes.append(
-            "Where the difference of the levels is c/t the gap over the spread grows without bound "
-            "if and only if c exceeds c_crit."
-            + (
-                " This is for a level between classes of at most 0."
-                if derivation.model.transform.kind == "logits"
-                else ""
-            )
+        levels = ", and for levels between classes of at most 0" * (
+            model.transform.kind == "logits"
         )
-    missing = [(name, _why_missing(derivation, name)) for name in rows if rows[name] is None]
-    for why in dict.fromkeys(why for _, why in missing):
-        names = ", ".join(name for name, own in missing if own == why)
-        section.notes.append(f"No closed form for {names}: {why}.")
+        section.note(
+            f"Where the two levels differ by c/t{levels}, the gap over the spread grows without bound if and only if "
+            f"c exceeds c_crit."
+        )
+    for why, names in missing.items():
+        section.note(f"No closed form for {', '.join(names)}: {why}.")
     return section
 
 
@@ -252,10 +234,7 @@ def _why_missing(derivation: Any, name: str) -> str:
         return "the noise depends on time"
     if not derivation.is_closed:
         return "the modes have no closed form"
-    return (
-        "classes are not exchangeable, and the late class means oscillate, differ between pairs of "
-        "classes, or depend on which of several functions of time wins"
-    )
+    return "late class means oscillate, differ between pairs of classes, or none of several functions of time wins"
 
 
 def _small_noise(derivation: Any) -> Section:
@@ -265,7 +244,7 @@ def _small_noise(derivation: Any) -> Section:
     if derivation.model.n_classes <= EXPLICIT:
         for k, equation in enumerate(derivation.mean_ode):
             section.add(f"dXbar_{k + 1}/dt", equation.rhs)
-    section.notes.append(
+    section.note(
         "This is exact without noise and for samples that start at their class means; with noise the class "
         "means do not obey an equation of their own."
     )
@@ -275,13 +254,13 @@ def _small_noise(derivation: Any) -> Section:
 def _no_modes(derivation: Any) -> Section:
     section = Section("Modes, solution and rates")
     if derivation.class_model is None:
-        section.notes.append(derivation.why_open)
+        section.note(derivation.why_open)
         return section
     section.add("E_kk", derivation.strength.at(True))
     section.add("E_kl", derivation.strength.at(False))
-    section.notes.append(
-        "The strength does not depend on the features, so the model equals the one with this class "
-        "kernel, whose derivation has modes, solution and rates."
+    section.note(
+        "The strength does not depend on the features, so the model equals the one with this class kernel, "
+        "whose derivation has modes, solution and rates."
     )
     return section
 

@@ -25,15 +25,8 @@ class Solution:
     """The class means as explicit functions of time.
 
     Expressions use the symbols ``X_k`` (initial class mean, a vector), and for the L-model ``d_k``
-    (logit directions) and ``s_k`` (initial scores ⟨d_k, X_k⟩/‖d_k‖²); they are linear in them.
-
-    Attributes
-    ----------
-    coefficients : Coefficients
-    tree : Tree
-        The modes; closed.
-    start : sympy.Expr
-        The initial time.
+    (logit directions) and ``s_k`` (initial scores ⟨d_k, X_k⟩/‖d_k‖²); they are linear in them. The tree is
+    closed, and ``start`` the initial time.
     """
 
     coefficients: Coefficients
@@ -54,6 +47,7 @@ class Solution:
 
         ``start`` gives the coordinates of all classes at the start: symbols, numbers or vectors.
         """
+        assert self.tree.top is not None
         terms: list[tuple[sp.Expr, Any]] = []
         node, amplitudes = k, list(start)
         for level in self.tree.levels():
@@ -63,7 +57,6 @@ class Solution:
             if rate is not None:
                 terms.append((rate, amplitudes[node] - means[position]))
             node, amplitudes = position, means
-        assert self.tree.top is not None
         rates, vectors, inverse = self.tree.top
         for i, rate in enumerate(rates):
             weight = sum(inverse[i, j] * a for j, a in enumerate(amplitudes))
@@ -76,13 +69,10 @@ class Solution:
         symbols = ([sp.Symbol(f"{name}_{l + 1}", real=True) for l in range(K)] for name in "Xsd")
         return sp.Add(*(a * vector * factor for a, vector, factor in self._terms(k, *symbols)))
 
-    def _terms(
-        self, k: int, means: Any, scores: Any, directions: Any
-    ) -> list[tuple[Any, Any, sp.Expr]]:
+    def _terms(self, k: int, means: Any, scores: Any, directions: Any) -> list[tuple[Any, ...]]:
         """X̄^k as triples: an amplitude, a vector and their factor, a function of time.
 
-        The arguments are the initial means and scores and the logit directions of all classes, as
-        symbols or as numbers.
+        Initial means and scores and logit directions of all classes are symbols or numbers.
         """
         if not self.is_logits:
             return [(1, vector, self.growth(rate)) for rate, vector in self.reduced(k, means)]
@@ -92,7 +82,7 @@ class Solution:
         common = table.values[np.bincount(np.delete(row, k), minlength=1).argmax()]
         parts = [self.reduced(l, scores) for l in range(len(row))]
         shared = set(parts[0]).intersection(*parts[1:])
-        terms: list[tuple[Any, Any, sp.Expr]] = [(1, means[k], sp.Integer(1))]
+        terms: list[tuple[Any, ...]] = [(1, means[k], sp.Integer(1))]
         for l, part in enumerate(parts):
             for rate, amplitude in part:
                 factor = table.values[row[l]] - (common if (rate, amplitude) in shared else 0)
@@ -122,18 +112,9 @@ class Solution:
         return X_k + m_s * d_k * shared + (s_k - m_s) * d_k * apart + D * rest
 
     def evaluate(self, times: Any, initial: Any) -> np.ndarray:
-        """Numbers from the closed form; integrals left standing are done by quadrature.
+        """Class means (time, class, feature) from the closed form; integrals left standing by quadrature.
 
-        Parameters
-        ----------
-        times : array, shape (time,)
-            Increasing; the first is the initial time.
-        initial : array, shape (class, feature)
-            Class means at ``times[0]``.
-
-        Returns
-        -------
-        ndarray, shape (time, class, feature), float64
+        ``times`` increase, and ``initial``, of shape (class, feature), are the class means at the first of them.
         """
         coefficients = self.coefficients
         K, p = len(coefficients.counts), coefficients.n_features

@@ -67,11 +67,7 @@ class Kernel(ABC):
         raise TypeError(f"{type(self).__name__} has no levels α and β to replace.")
 
     def with_parameters(self, values: Mapping[str, float]) -> Kernel:
-        """The same kernel with numbers in place of free names; other names stay free.
-
-        A name is free in a formula where ``parameters={"a": None}`` left it so, or where a SymPy
-        expression has a symbol other than t.
-        """
+        """The same kernel with numbers in place of free names; other names stay free."""
         raise TypeError(f"{type(self).__name__} takes its parameters where it is made.")
 
     def describe(self) -> dict[str, Any]:
@@ -90,6 +86,9 @@ class _NamedFormulas(Kernel):
     """A kernel of named formulas, with a rule for the place of each."""
 
     formulas: dict[str, Formula]
+
+    def _read(self, parameters: Parameters, **given: Any) -> None:
+        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
 
     @abstractmethod
     def _index(self, n_classes: int) -> np.ndarray:
@@ -112,11 +111,6 @@ class _NamedFormulas(Kernel):
         return {name: str(formula) for name, formula in self.formulas.items()}
 
 
-def _formulas(parameters: Parameters, **given: Any) -> dict[str, Formula]:
-    """The formulas of named values."""
-    return {name: _value(name, value, parameters) for name, value in given.items()}
-
-
 class TwoLevel(_NamedFormulas):
     """Within-class strength α(t), between-class strength β(t).
 
@@ -136,7 +130,7 @@ class TwoLevel(_NamedFormulas):
     """
 
     def __init__(self, alpha: Any = None, beta: Any = None, parameters: Parameters = None):
-        self.formulas = _formulas(parameters, alpha=alpha, beta=beta)
+        self._read(parameters, alpha=alpha, beta=beta)
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr]:
@@ -155,8 +149,7 @@ class ClassMatrix(_NamedFormulas):
     Parameters
     ----------
     matrix : K×K nested sequence, array or SymPy matrix of values
-        Entry (k, l): the strength with which a step on class l moves class k. Each entry is a number, a formula in t, a
-        callable of t, or None for an unevaluated function.
+        Entry (k, l), of the kinds that :class:`TwoLevel` takes: the strength with which a step on class l moves class k.
     parameters : mapping, optional
         Values of named parameters in the formulas.
 
@@ -215,7 +208,7 @@ class Hierarchical(_NamedFormulas):
         parameters: Parameters = None,
     ):
         self.groups = check_labels("groups", groups)
-        self.formulas = _formulas(parameters, alpha=alpha, beta=beta, gamma=gamma)
+        self._read(parameters, alpha=alpha, beta=beta, gamma=gamma)
 
     def _index(self, n_classes: int) -> np.ndarray:
         other_group = self.groups[:, None] != self.groups[None, :]
@@ -230,8 +223,8 @@ class LabelNoise(Kernel):
 
     A training label is wrong with probability p, uniformly over the other classes, so a step on a
     sample of class l acts as one on class m with probability Q_lm, Q = (1−p)I + p/(K−1)(11ᵀ−I), and
-    E′ = E Qᵀ: the expected strength. The engine "sgd" uses it too and draws no labels, so the extra
-    sampling noise of wrong labels, and a transform H of the wrong class, are not part of this kernel.
+    E′ = E Qᵀ: the expected strength. No labels are drawn, so the extra sampling noise of wrong labels,
+    and a transform H of the wrong class, are not part of this kernel.
     For a two-level kernel α′−β′ = (α−β)(1 − pK/(K−1)): it vanishes at p = (K−1)/K.
 
     Parameters
@@ -255,10 +248,9 @@ class LabelNoise(Kernel):
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel must be an elasticity kernel; got {shown(kernel)}.")
         self.kernel = kernel
-        number = float(p) if isinstance(p, sp.Expr) and p.is_real and p.is_number else p
-        if not (isinstance(p, sp.Expr) and p.free_symbols):
-            check_real("p", number, 0.0, 1.0)
-        self.p = p if isinstance(p, sp.Expr) else rational(p)
+        self.p = p if isinstance(p, sp.Expr) else rational(check_real("p", p, 0.0, 1.0))
+        if not self.p.free_symbols:
+            check_real("p", float(self.p), 0.0, 1.0)
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
@@ -301,10 +293,7 @@ class _FunctionKernel(Kernel):
         self.__doc__ = function.__doc__
 
     def _entry(self, k: int, l: int) -> Formula:
-        name = f"kernel({k}, {l}, t)"
-        given = getattr(self.function, "__name__", "E")
-        # A lambda's name is not an identifier, as the symbol of a callable must be.
-        symbol = f"{given if given.isidentifier() else 'E'}_{k + 1}_{l + 1}"
+        name, symbol = f"kernel({k}, {l}, t)", f"E_{k + 1}_{l + 1}"
         try:
             return parse_formula(name, self.function(k, l, TIME), self.parameters, symbol)
         except (TypeError, AttributeError):
@@ -329,10 +318,9 @@ def kernel(function: Callable[[int, int, Any], Any]) -> Kernel:
     Parameters
     ----------
     function : callable
-        Called with class numbers k (moved) and l (drawn), from 0, and the time. It returns a
-        number, a formula or an expression in t. It is called with a SymPy symbol first, so that the
-        kernel can be derived from; if it fails there with TypeError or AttributeError (it uses NumPy
-        functions on t), it is kept as a numerical function.
+        Called with class numbers k (moved) and l (drawn), from 0, and the time as a SymPy symbol. It
+        returns a number, a formula or an expression in t; where it uses NumPy functions on t, it is kept as a
+        numerical function.
 
     Examples
     --------
@@ -352,7 +340,7 @@ class FeatureKernel(Kernel):
 
     The drift of such a model is not linear in the features, so it has no exact law: it is simulated
     with the engines "torchsde" and "sgd". A step costs O(N² p), in bounded memory, and O(N p²) where the
-    formula is of degree one in g and c. A formula in s and t only is a class kernel.
+    formula is of degree one in g and c.
 
     Parameters
     ----------
@@ -365,8 +353,7 @@ class FeatureKernel(Kernel):
         - ``s``, 1 where both samples are of one class and 0 where not,
         - ``t``, the time.
     parameters : mapping, optional
-        Values of named parameters in the formula; None leaves a name free, to derive with and to set
-        later by ``model.substitute``.
+        Values of named parameters in the formula; None leaves a name free.
 
     Notes
     -----

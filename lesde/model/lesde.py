@@ -72,8 +72,7 @@ class LESDE:
     ):
         if not isinstance(kernel, Kernel):
             raise TypeError(
-                f"kernel must be an elasticity kernel such as lesde.TwoLevel(alpha=2, beta=-1); got "
-                f"{shown(kernel)}."
+                f"kernel must be one such as lesde.TwoLevel(2, -1); got {shown(kernel)}."
             )
         self.kernel = kernel
         self.n_classes = check_integer("n_classes", n_classes, 1, MOST_CLASSES)
@@ -96,10 +95,7 @@ class LESDE:
     def __setattr__(self, name: str, value: Any) -> None:
         # cached_property writes to __dict__ and bypasses this.
         if getattr(self, "_frozen", False):
-            raise AttributeError(
-                f"a LESDE is immutable, so {name} cannot be set; make another with model.replace"
-                f"({name}=...)."
-            )
+            raise AttributeError(f"a LESDE is immutable; make another with replace({name}=...).")
         object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> LESDE:
@@ -113,19 +109,17 @@ class LESDE:
             "noise": self._given_noise,
             "parameters": self.parameters or None,
         }
-        unknown = sorted(set(changes) - set(arguments))
-        if unknown:
+        if unknown := sorted(set(changes) - set(arguments)):
             raise TypeError(f"replace knows {', '.join(arguments)}; got {', '.join(unknown)}.")
         return LESDE(**{**arguments, **changes})
 
     @property
     def free_parameters(self) -> tuple[str, ...]:
         """Names in the formulas of kernel and noise that have no value yet, sorted."""
-        expressions = [] if self.entries is None else list(self.entries.values)
-        if not self.noise_table.is_numeric:
-            expressions += [formula.expression for formula in self.noise_table.given.ravel()]
-        names = {str(s) for e in expressions for s in e.free_symbols - {TIME}}
-        return tuple(sorted(names.union(self.kernel.free_names)))
+        tables = [] if self.entries is None else [self.entries]
+        tables += [] if self.noise_table.is_numeric else [self.noise_table.table]
+        symbols = {s for table in tables for e in table.values for s in e.free_symbols - {TIME}}
+        return tuple(sorted({*map(str, symbols), *self.kernel.free_names}))
 
     def substitute(self, **parameters: float) -> LESDE:
         """The model with numbers in place of free names; those not given stay free.
@@ -139,17 +133,18 @@ class LESDE:
         TwoLevel(alpha=2/(t + 1), beta=-1/2)
         """
         free = self.free_parameters
-        unknown = sorted(set(parameters) - set(free))
-        if unknown:
+        if unknown := sorted(set(parameters) - set(free)):
             raise TypeError(
                 f"substitute knows the free names of the model, {', '.join(free) or 'which has none'}; "
                 f"got {', '.join(unknown)}."
             )
-        if not parameters:
-            return self
-        return self.replace(
-            kernel=self.kernel.with_parameters(parameters),
-            parameters={**self.parameters, **parameters},
+        return (
+            self
+            if not parameters
+            else self.replace(
+                kernel=self.kernel.with_parameters(parameters),
+                parameters={**self.parameters, **parameters},
+            )
         )
 
     @property
@@ -182,9 +177,7 @@ class LESDE:
         At a time, which may be left out where the noise does not depend on it.
         """
         if time is None and not self.noise_table.is_constant:
-            raise ValueError(
-                "time must be given, as the noise of this model depends on it; got None."
-            )
+            raise ValueError("time must be given, as the noise depends on it; got None.")
         return self.noise_table.factor([0.0 if time is None else check_real("time", time)])[0]
 
     def noise_covariance(self, time: float | None = None) -> np.ndarray:
@@ -220,10 +213,8 @@ def _counts(value: Any, n_classes: int) -> np.ndarray:
     ):
         return np.full(n_classes, check_integer("n_per_class", value))
     if len(value) != n_classes:
-        raise ValueError(
-            f"n_per_class must be one integer or {n_classes} of them, one per class; got "
-            f"{len(value)} values."
-        )
+        wanted = f"one integer or {n_classes} of them, one per class"
+        raise ValueError(f"n_per_class must be {wanted}; got {len(value)} values.")
     return np.array([check_integer(f"n_per_class[{k}]", n) for k, n in enumerate(value)])
 
 
@@ -265,10 +256,9 @@ def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> I
     if dims := getattr(initial, "dims", None):
         order = [dim for dim in ("replicate", "class", "sample", "feature") if dim in dims]
         if order and len(order) < len(dims):
-            raise ValueError(
-                f"initial has the dimensions {', '.join(map(repr, dims))}; name them 'class' or 'sample', "
-                f"'feature', and optionally 'replicate'."
-            )
+            known = "'class' or 'sample', 'feature', and optionally 'replicate'"
+            given = ", ".join(map(repr, dims))
+            raise ValueError(f"initial has the dimensions {given}; name them {known}.")
         initial = initial.transpose(*order).values if order else initial.values
     array = check_finite_array("initial", initial, shapes)
     if array.shape[-2] == K and K != N:
