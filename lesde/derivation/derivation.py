@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-import numpy as np
 import sympy as sp
 
-from lesde.checks import check_finite_array, check_real
 from lesde.derivation import rates
 from lesde.derivation.coefficients import (
     Coefficients,
@@ -311,24 +309,6 @@ class FeatureDerivation(Derivation):
         if k == l:
             swaps[FEATURE_VARIABLES["r2"]] = sp.Integer(0)
         return self.strength.at(k == l).subs(swaps)
-
-    def mean_drift(self, means: Any, t: float) -> np.ndarray:
-        """The right side of :attr:`mean_ode` in numbers, for ``means`` (..., class, feature)."""
-        K, p = self.model.n_classes, self.model.n_features
-        means = np.asarray(means, dtype=np.float64)
-        check_finite_array("means", means, [("...",) * (means.ndim - 2) + (K, p)])
-        t = check_real("t", t)
-        difference = means[..., :, None, :] - means[..., None, :, :]
-        norm = np.linalg.norm(means, axis=-1, keepdims=True)
-        unit = np.divide(means, norm, out=np.zeros_like(means), where=norm > 0)
-        strength = self._coefficients.strength(
-            (difference**2).sum(-1),
-            means @ np.swapaxes(means, -1, -2),
-            np.clip(unit @ np.swapaxes(unit, -1, -2), -1.0, 1.0),
-            np.eye(K),
-            t,
-        )
-        return (strength * self.model.weights) @ self.model.transform(means)
 
     @property
     def class_model(self) -> LESDE | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import sympy as sp
 
-from lesde.derivation.integrals import abbreviate
 from lesde.derivation.rule import LEARNING_RATE, NOISE, H, increment, rule
 from lesde.derivation.rule import matrix_symbol as word
 from lesde.model.formula import VARIABLES
@@ -181,12 +180,8 @@ def _solution(derivation: Any) -> Section:
             ", s_k its initial score, m_s the mean score, and D the sum of s_l d_l over classes"
         )
         note += scores if solution.is_logits else ", m the mean of all X_k"
-    meaning: dict[sp.Expr, sp.Expr] = {}
     for label, mean in means.items():
-        short, more = abbreviate(mean)
-        meaning |= more
-        section.add(f"Xbar_{label}(t)", short)
-    section.equations += meaning.items()
+        section.add(f"Xbar_{label}(t)", mean)
     section.note(f"{note}.")
     return section
 

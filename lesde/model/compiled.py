@@ -126,13 +126,10 @@ def _operations() -> dict[type, Callable[..., Any]]:
     """What torch does for each kind of node."""
     import torch
 
-    names = (
-        "log sin cos tan asin acos atan tanh asinh acosh atanh erf sign floor Not Eq Ne Lt Le Gt Ge"
-    )
-    words = {
-        "Not": "logical_not",
-        **{word: word.lower() for word in ("Eq", "Ne", "Lt", "Le", "Gt", "Ge")},
-    }
+    same = "exp sinh cosh log sin cos tan asin acos atan tanh asinh acosh atanh erf sign floor"
+    other = {"Abs": "abs", "ceiling": "ceil", "Not": "logical_not"}
+    words = {word: word for word in same.split()} | other
+    words |= {word: word.lower() for word in ("Eq", "Ne", "Lt", "Le", "Gt", "Ge")}
 
     def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, for numbers as well: torch.log takes no 2."""
@@ -142,25 +139,13 @@ def _operations() -> dict[type, Callable[..., Any]]:
         """The function of two, for any number of values."""
         return lambda *values: functools.reduce(function, values)
 
-    return {
-        **{
-            getattr(sp, word): lifted(getattr(torch, words.get(word, word)))
-            for word in names.split()
-        },
-        **{
-            kind: _guarded(lifted(getattr(torch, kind.__name__)))
-            for kind in (sp.exp, sp.sinh, sp.cosh)
-        },
-        sp.Abs: lifted(torch.abs),
-        sp.ceiling: lifted(torch.ceil),
-        sp.Add: joined(operator.add),
-        sp.Mul: _guarded(joined(operator.mul)),
-        sp.Pow: _guarded(operator.pow),
-        sp.Max: lifted(joined(torch.maximum)),
-        sp.Min: lifted(joined(torch.minimum)),
-        sp.And: lifted(joined(torch.logical_and)),
-        sp.Or: lifted(joined(torch.logical_or)),
-    }
+    table = {getattr(sp, word): lifted(getattr(torch, own)) for word, own in words.items()}
+    pairs = {sp.Max: torch.maximum, sp.Min: torch.minimum}
+    pairs |= {sp.And: torch.logical_and, sp.Or: torch.logical_or}
+    table |= {kind: lifted(joined(function)) for kind, function in pairs.items()}
+    table |= {sp.Add: joined(operator.add), sp.Mul: joined(operator.mul), sp.Pow: operator.pow}
+    growing = (sp.exp, sp.sinh, sp.cosh, sp.Mul, sp.Pow)
+    return table | {kind: _guarded(table[kind]) for kind in growing}
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,9 +184,8 @@ def _cases(node: sp.Piecewise, symbols: tuple[sp.Symbol, ...], given: Given, nam
             # A gradient through the place of a jump is a delta function, which no evaluation sees.
             if places := [str(symbol) for symbol in moving if symbol in condition.free_symbols]:
                 raise ValueError(
-                    f"{name} switches where {condition}, which depends on {', '.join(places)}: gradients "
-                    f"with respect to the place of a switch are not available. Give {', '.join(places)} as "
-                    f"a plain number, or write a smooth switch such as tanh."
+                    f"{name} switches where {condition}, which depends on {', '.join(places)}: gradients to "
+                    f"the place of a switch are not available. Give a plain number, or a smooth switch."
                 )
             chosen = _tensor(holds(values)).bool() & left
             own = [torch.where(chosen, v, v.detach()) if v.requires_grad else v for v in values]
@@ -221,11 +205,7 @@ def _outside(node: sp.Basic, given: Given, name: str) -> Callable[..., Any]:
     def call(*values: Any) -> Any:
         tensors = [*map(_tensor, values)]
         if any(value.requires_grad for value in tensors):
-            raise ValueError(
-                f"{name} contains {node}, a function that has no gradient here; with free names use "
-                f"arithmetic, exp, log, trigonometric and hyperbolic functions, erf, Min, Max and "
-                f"conditions."
-            )
+            raise ValueError(f"{name} contains {node}, a function that has no gradient here.")
         found = function(*(value.cpu().double().numpy() for value in tensors))
         return torch.as_tensor(np.array(found, np.float64), device=tensors[0].device)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import sympy as sp
 
-from lesde.checks import bare_array, check_finite_array, check_real
+from lesde.checks import bare_array, check_finite_array
 from lesde.errors import Diverged
 from lesde.model.formula import EntryTable, Formula, Parameters, parse_formula, rational
 from lesde.model.quadrature import Panels, integrate, resolve
@@ -22,54 +22,39 @@ def read_noise(value: Any, n_classes: int, n_features: int, parameters: Paramete
     """The argument ``noise`` of a model, as :class:`lesde.LESDE` documents it."""
     parse_formula("noise", 0, parameters)  # checks the parameters, also where no formula uses them
     given = value.given if isinstance(value, Noise) else value
+    K, p = n_classes, n_features
     entries = bare_array("noise", given)
-    if entries.dtype.kind not in "biufc":
-        # From the original: an array of texts and numbers holds the numbers as texts.
-        entries = _read_formulas(np.array(given, dtype=object), n_classes, n_features, parameters)
-    elif entries.ndim == 0:
-        entries = np.array(check_real("noise", entries.item()))
-    else:
-        entries = check_finite_array("noise", given, _shapes(n_classes, n_features)).copy()
-    if entries.dtype == object:
-        parts = [each.expression for each in entries.flat]
-        numbers = [float(part) if part.is_number else np.nan for part in parts]
-        numbers = np.reshape(numbers, entries.shape)
-    else:
+    if entries.dtype.kind in "biufc":
+        entries = check_finite_array("noise", given, [(K,), (p, p), (K, p, p), ()]).copy()
         numbers = entries
-    if entries.ndim < 2 and (numbers < 0).any():
+    else:
+        # From the original: an array of texts and numbers holds the numbers as texts.
+        entries = np.array(given, dtype=object)
+        if entries.shape not in [(), (K,), (p, p), (K, p, p)]:
+            wanted = f"one value or of shape ({K},) or ({p}, {p}) or ({K}, {p}, {p})"
+            raise ValueError(f"noise must be {wanted}; got shape {entries.shape[:4]}.")
+        entries = _read_formulas(entries, parameters)
+        parts = [formula.expression for formula in entries.flat]
+        plain = [float(part) if part.is_number else np.nan for part in parts]
+        numbers = np.reshape(plain, entries.shape)
+        entries = entries if np.isnan(numbers).any() else numbers
+    if numbers.ndim < 2 and (numbers < 0).any():
         k = int(np.argmax(numbers < 0))
         raise _negative("noise", numbers.flat[k], f"for class {k}")
-    entries = entries if np.isnan(numbers).any() else numbers
     entries.setflags(write=False)
     return Noise(entries, n_classes, n_features)
 
 
-def _shapes(K: int, p: int) -> list[tuple[int | str, ...]]:
-    return [(K,), (p, p), (K, p, p)]
-
-
-def _read_formulas(
-    entries: np.ndarray, n_classes: int, n_features: int, parameters: Parameters
-) -> np.ndarray:
+def _read_formulas(entries: np.ndarray, parameters: Parameters) -> np.ndarray:
     """An array of formulas, equal entries the same one."""
-    shapes = _shapes(n_classes, n_features)
-    if entries.shape not in [(), *shapes]:
-        raise ValueError(
-            f"noise must be one value or have shape {' or '.join(map(str, shapes))}; got shape "
-            f"{entries.shape[:4]}."
-        )
     known: dict[Any, Formula] = {}
-    between = "" if n_features < 10 else "_"
     found = np.empty(entries.shape, dtype=object)
     for index in np.ndindex(entries.shape):
         entry = entries[index]
         key = (type(entry), entry if isinstance(entry, str | int | float) else id(entry))
         if key not in known:
-            # A callable is written sigma(t), sigma_1(t) for class 1, sigma_12(t) for an entry of a matrix.
-            numbers = [str(i + 1) for i in index]
-            row = len(index) - 2 if len(index) > 1 else len(index)
-            words = ["sigma", *numbers[:row], between.join(numbers[row:])]
-            symbol = "_".join(filter(None, words))
+            # A callable is written sigma(t), sigma_1(t) for class 1, sigma_1_2(t) for an entry of a matrix.
+            symbol = "sigma" + "".join(f"_{i + 1}" for i in index)
             known[key] = parse_formula(_entry_name(index), entry, parameters, symbol)
         found[index] = known[key]
     return found
@@ -92,8 +77,7 @@ class Noise:
     """σ_k(t) of every class, per square root of time: the factor of dW in the LE-SDE.
 
     ``given``, of shape (), (K,), (p, p) or (K, p, p), holds float64 numbers; or, where an entry is a formula,
-    a Formula each. Values that depend on time raise ValueError where they are negative, not finite
-    or have no number yet, with their name and the time.
+    a Formula each.
     """
 
     given: np.ndarray
@@ -105,10 +89,10 @@ class Noise:
         if factor == 1:
             return self
         if self.is_numeric:
-            return Noise(self.given * float(factor), self.n_classes, self.n_features)
-        given = np.empty(self.given.shape, dtype=object)
-        given.flat = [Formula(factor * f.expression, f.functions) for f in self.given.flat]
-        return Noise(given, self.n_classes, self.n_features)
+            return replace(self, given=self.given * float(factor))
+        given = self.given.copy()
+        given.flat = [Formula(factor * f.expression, f.functions) for f in given.flat]
+        return replace(self, given=given)
 
     @property
     def is_numeric(self) -> bool:
@@ -159,8 +143,9 @@ class Noise:
                 labels = labels[:, 0, 0]
         return labels[:1] if (labels == labels[:1]).all() else labels
 
-    def _evaluated(self, times: np.ndarray) -> np.ndarray:
+    def _evaluated(self, times: Any) -> np.ndarray:
         """The entries in the smallest shape, (time, 1 or K[, p, p]), checked."""
+        times = np.asarray(times, dtype=np.float64)
         if self.is_numeric:
             values = np.array(self._distinct[0])[self._indices]
             return np.broadcast_to(values, (len(times), *values.shape))
@@ -175,23 +160,26 @@ class Noise:
         """σ_k at the times, shape (time, class), float64, where every factor is σ_k times the identity."""
         if not self.is_isotropic:
             raise ValueError("noise has p×p factors, which no single number per class stands for.")
-        times = np.asarray(times, dtype=np.float64)
-        return np.array(np.broadcast_to(self._evaluated(times), (len(times), self.n_classes)))
+        values = self._evaluated(times)
+        return np.array(np.broadcast_to(values, (len(values), self.n_classes)))
 
     def factor(self, times: Any) -> np.ndarray:
         """σ_k at the times, shape (time, class, feature, feature), float64."""
-        K, p = self.n_classes, self.n_features
+        return self._full(self._evaluated(times))
+
+    def _full(self, values: np.ndarray) -> np.ndarray:
+        """Values in the smallest shape as matrices for every class."""
+        p = self.n_features
         if self.is_isotropic:
-            return self.scale(times)[:, :, None, None] * np.eye(p)
-        times = np.asarray(times, dtype=np.float64)
-        return np.array(np.broadcast_to(self._evaluated(times), (len(times), K, p, p)))
+            values = values[:, :, None, None] * np.eye(p)
+        return np.array(np.broadcast_to(values, (len(values), self.n_classes, p, p)))
 
     def square(self, times: Any) -> np.ndarray:
         """σ² or σσᵀ in the smallest shape: (time, 1 or class), or (time, 1 or class, feature, feature).
 
         The first where :attr:`is_isotropic`; one class stands for all where :attr:`is_shared`.
         """
-        values = self._evaluated(np.asarray(times, dtype=np.float64))
+        values = self._evaluated(times)
         with np.errstate(over="ignore", invalid="ignore"):  # its sum raises Diverged
             return values**2 if self.is_isotropic else values @ np.swapaxes(values, -1, -2)
 
@@ -205,33 +193,27 @@ class Noise:
 
         Only where :attr:`is_isotropic`. Diverged where the integral up to some time overflows.
         """
-        times = np.asarray(times, dtype=np.float64)
-        whole = self._integral(times)[..., 0]
-        return np.array(np.broadcast_to(whole, (len(times) - 1, self.n_classes)))
+        whole = self._integral(times)
+        return np.array(np.broadcast_to(whole, (len(whole), self.n_classes)))
 
     def integrated(self, times: Any) -> np.ndarray:
         """∫ σ_k σ_kᵀ dt between successive times, (interval, class, feature, feature), to rounding."""
-        K, p = self.n_classes, self.n_features
-        if self.is_isotropic:
-            return self.integrated_scale(times)[:, :, None, None] * np.eye(p)
-        times = np.asarray(times, dtype=np.float64)
-        whole = self._integral(times)
-        return np.array(
-            np.broadcast_to(whole.reshape(*whole.shape[:2], p, p), (len(times) - 1, K, p, p))
-        )
+        return self._full(self._integral(times))
 
     def check_variance(self, times: np.ndarray) -> None:
         """Raise Diverged where the variance that noise has added overflows, at the first such time."""
         self._integral(times)
 
-    def _integral(self, times: np.ndarray) -> np.ndarray:
-        """∫ σσᵀ dt between successive times, (interval, 1 or class, entry)."""
-        at_times = self._flat_square(times)  # errors at the times first
+    def _integral(self, times: Any) -> np.ndarray:
+        """∫ σσᵀ dt between successive times, in the shape of :meth:`square`."""
+        times = np.asarray(times, dtype=np.float64)
+        at_times = self.square(times)  # errors at the times first
         with np.errstate(over="ignore", invalid="ignore"):
             if self.is_constant or len(times) == 1:
-                whole = np.diff(times)[:, None, None] * at_times[:1]
+                whole = np.diff(times).reshape(-1, *(1,) * (at_times.ndim - 1)) * at_times[:1]
             else:
                 whole = integrate(self._flat_square, self.panels(times), len(times) - 1)
+                whole = whole.reshape(-1, *at_times.shape[1:])
             return finite_variance(whole, times)
 
     def panels(

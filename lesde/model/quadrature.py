@@ -39,21 +39,12 @@ INSIDE = 4
 ATOM = 32
 
 
-def _gauss_legendre() -> tuple[np.ndarray, ...]:
-    """Nodes and weights on [0, 1]; the matrices to Legendre coefficients and to integrals from 0."""
-    x, w = np.polynomial.legendre.leggauss(NODES)
-    # Integrate the Legendre interpolant exactly: ∫_{-1}^{x} P_j = (P_{j+1} − P_{j−1})/(2j+1).
-    P = np.polynomial.legendre.legvander(x, NODES)
-    degrees = np.arange(NODES)
-    integrals = np.empty((NODES, NODES))
-    integrals[:, 0] = x + 1
-    for j in range(1, NODES):
-        integrals[:, j] = (P[:, j + 1] - P[:, j - 1]) / (2 * j + 1)
-    to_coefficients = (P[:, :NODES] * w[:, None]).T * (2 * degrees[:, None] + 1) / 2
-    return (x + 1) / 2, w / 2, to_coefficients, integrals @ to_coefficients / 2
-
-
-POINTS, WEIGHTS, LEGENDRE, INTEGRATE = _gauss_legendre()
+# Nodes and weights on [0, 1]; the matrices from values at the nodes to Legendre coefficients and to integrals from 0.
+_x, _w = np.polynomial.legendre.leggauss(NODES)
+POINTS, WEIGHTS = (_x + 1) / 2, _w / 2
+_values = np.polynomial.legendre.legvander(_x, NODES)
+LEGENDRE = (_values[:, :NODES] * _w[:, None]).T * (np.arange(NODES)[:, None] + 0.5)
+INTEGRATE = _values @ np.polynomial.legendre.legint(LEGENDRE, lbnd=-1) / 2
 
 
 @lru_cache(maxsize=32)

@@ -94,7 +94,7 @@ def _parts(
 
 def _search(
     function: Callable[[np.ndarray], np.ndarray],
-    label: Callable[[np.ndarray], np.ndarray],
+    label: Callable[..., Any],
     start: float,
     end: float,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +105,7 @@ def _search(
             return np.nan_to_num(np.real(function(times)).astype(float), nan=-np.inf)
 
     samples = np.linspace(start, end, SAMPLES)
-    sizes = amount(samples)
-    turns = np.concatenate([_largest(sign, amount, samples, sizes) for sign in (1.0, -1.0)])
+    turns = _turns(amount, samples)
     samples = np.union1d(samples, turns)
     labels = label(amount(samples))
     at = np.flatnonzero(labels[1:] != labels[:-1])
@@ -119,13 +118,12 @@ def _search(
     return right, turns
 
 
-def _largest(
-    sign: float, amount: Callable[[np.ndarray], np.ndarray], samples: np.ndarray, sizes: np.ndarray
-) -> np.ndarray:
-    """Where the function, or its negative, is largest between samples. By trisection."""
-    sizes = sign * sizes
-    inner = (sizes[1:-1] > sizes[:-2]) & (sizes[1:-1] >= sizes[2:])
-    left, right = samples[:-2][inner], samples[2:][inner]
+def _turns(amount: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
+    """Where the function is largest or smallest between samples, by trisection."""
+    sizes = amount(samples)
+    rises, falls = (sizes[1:-1] > sizes[:-2]), (sizes[1:-1] < sizes[:-2])
+    inner = (rises & (sizes[1:-1] >= sizes[2:])) | (falls & (sizes[1:-1] <= sizes[2:]))
+    left, right, sign = samples[:-2][inner], samples[2:][inner], np.where(rises, 1, -1)[inner]
     for _ in range(TRISECTIONS if len(left) else 0):
         first, second = left + (right - left) / 3, right - (right - left) / 3
         lower = sign * amount(first) < sign * amount(second)
