@@ -160,8 +160,7 @@ def _modes(derivation: Any) -> Section:
         section.note(f"lambda_{i}: {mode.name}, multiplicity {mode.multiplicity}")
     if not derivation.is_closed:
         section.note(
-            "What symmetry leaves coupled has no eigenvectors that are constant in time: there is no closed "
-            "form, and the law integrates it numerically."
+            "What symmetry leaves coupled has no eigenvectors constant in time, so no closed form."
         )
     return section
 
@@ -202,8 +201,7 @@ def _rates(derivation: Any) -> Section:
             section.add(name, value)
     if section.equations:
         section.note(
-            "Rates are d/dt of the logarithm of the gap of two class means, of NC1 and of the NC2 error; s_0 is "
-            "the spread within a class at t_0."
+            "These are derivatives of logarithms in time; s_0 is the spread within a class at t_0."
         )
     if rows["c_crit"] is not None:
         levels = ", and for levels between classes of at most 0" * (
@@ -239,10 +237,7 @@ def _small_noise(derivation: Any) -> Section:
     if derivation.model.n_classes <= EXPLICIT:
         for k, equation in enumerate(derivation.mean_ode):
             section.add(f"dXbar_{k + 1}/dt", equation.rhs)
-    section.note(
-        "This is exact without noise and for samples that start at their class means; with noise the class "
-        "means do not obey an equation of their own."
-    )
+    section.note("With noise the class means do not obey an equation of their own.")
     return section
 
 
@@ -254,8 +249,7 @@ def _no_modes(derivation: Any) -> Section:
     section.add("E_kk", derivation.strength.at(True))
     section.add("E_kl", derivation.strength.at(False))
     section.note(
-        "The strength does not depend on the features, so the model equals the one with this class kernel, "
-        "whose derivation has modes, solution and rates."
+        "The model equals the one with this class kernel, whose derivation has all of these."
     )
     return section
 
@@ -309,27 +303,20 @@ _PATTERNS = [
 _LOWERED = str.maketrans("0123456789klmi", "₀₁₂₃₄₅₆₇₈₉ₖₗₘᵢ")
 
 
-def _latex_name(name: str) -> str:
+def _written(name: str, column: int) -> str:
+    """A symbol's name in LaTeX (0) or on a terminal (1)."""
     if name in _NAMES:
-        return _NAMES[name][0]
-    for pattern, template, _ in _PATTERNS:
+        return _NAMES[name][column]
+    for pattern, *templates in _PATTERNS:
         if match := re.fullmatch(pattern, name):
-            return match.expand(template)
-    return sp.latex(sp.Symbol(name))
-
-
-def _text_name(name: str) -> str:
-    if name in _NAMES:
-        return _NAMES[name][1]
-    for pattern, _, template in _PATTERNS:
-        if match := re.fullmatch(pattern, name):
-            text = match.expand(template)
-            return text if "_" in text else text[:1] + text[1:].translate(_LOWERED)
-    return name
+            text = match.expand(templates[column])
+            lowered = text[:1] + text[1:].translate(_LOWERED)
+            return text if column == 0 or "_" in text else lowered
+    return sp.latex(sp.Symbol(name)) if column == 0 else name
 
 
 def _set(expression: sp.Basic) -> str:
-    names = {symbol: _latex_name(symbol.name) for symbol in expression.atoms(sp.Symbol)}
+    names = {symbol: _written(symbol.name, 0) for symbol in expression.atoms(sp.Symbol)}
     return sp.latex(expression, symbol_names=names, mul_symbol=None, ln_notation=False)
 
 
@@ -356,7 +343,7 @@ def latex_report(derivation: Any, document: bool) -> str:
             rows = [f"  {_set(left)} &= {_broken(right)}" for left, right in section.equations]
             lines += [r"\begin{align*}", " \\\\\n".join(rows), r"\end{align*}"]
         for note in section.notes:
-            symbols = re.sub(r"\b[A-Za-z]+_\w+", lambda match: f"${_latex_name(match[0])}$", note)
+            symbols = re.sub(r"\b[A-Za-z]+_\w+", lambda match: f"${_written(match[0], 0)}$", note)
             lines.append(symbols + r"\par")
     body = "\n".join(lines)
     if not document:
@@ -371,7 +358,8 @@ def _plain(expression: sp.Basic, unicode: bool) -> sp.Basic:
     """Symbols under the names that a terminal shows well."""
     swaps = {}
     for symbol in expression.atoms(sp.Symbol):
-        name = _text_name(symbol.name) if unicode else in_ascii(_text_name(symbol.name))
+        name = _written(symbol.name, 1)
+        name = name if unicode else in_ascii(name)
         if name != symbol.name:  # a replacement by the same would multiply out what contains it
             swaps[symbol] = sp.Symbol(name, **symbol.assumptions0)
     return expression.xreplace(swaps)

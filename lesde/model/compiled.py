@@ -91,8 +91,9 @@ def _torch_function(
     def function(*values: Any) -> list[Any]:
         tensors = [*map(_tensor, values)]
         typical = [value for value in tensors if value.dim()] or tensors  # a lone number has no say
-        shape = torch.broadcast_shapes(*(value.shape for value in typical))
-        dtype = functools.reduce(torch.promote_types, (value.dtype for value in typical))
+        shapes, dtypes = ({getattr(v, name) for v in typical} for name in ("shape", "dtype"))
+        shape = torch.broadcast_shapes(*shapes) if len(shapes) > 1 else typical[0].shape
+        dtype = functools.reduce(torch.promote_types, dtypes)
         found = [_tensor(node(tensors)).to(typical[0].device, dtype) for node in nodes]
         return [each if each.shape == shape else each.expand(shape) for each in found]
 
@@ -143,9 +144,16 @@ def _operations() -> dict[type, Callable[..., Any]]:
     pairs = {sp.Max: torch.maximum, sp.Min: torch.minimum}
     pairs |= {sp.And: torch.logical_and, sp.Or: torch.logical_or}
     table |= {kind: lifted(joined(function)) for kind, function in pairs.items()}
-    table |= {sp.Add: joined(operator.add), sp.Mul: joined(operator.mul), sp.Pow: operator.pow}
+    table |= {sp.Add: joined(operator.add), sp.Mul: joined(operator.mul), sp.Pow: _power}
     growing = (sp.exp, sp.sinh, sp.cosh, sp.Mul, sp.Pow)
     return table | {kind: _guarded(table[kind]) for kind in growing}
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    """base**exponent, with a root where that will do: torch.pow takes ten times as long."""
+    if isinstance(exponent, float) and 0.5 < abs(exponent) < 4 and exponent % 1 == 0.5:
+        return base ** (exponent - 0.5) * _tensor(base).sqrt()
+    return base**exponent
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:

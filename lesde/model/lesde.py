@@ -82,9 +82,14 @@ class LESDE:
         self.noise_table: Noise = read_noise(noise, self.n_classes, self.n_features, parameters)
         self.noise: np.ndarray = self.noise_table.given
         self.parameters: dict[str, float | None] = dict(parameters or {})
-        # As given, for replace(parameters=...): in the formulas the names have been replaced by values.
+        # The noise as given, as in the formulas names have been replaced by values.
         numbers = bare_array("noise", noise).dtype.kind in "biuf"
-        self._given_noise = self.noise_table.describe() if numbers else deepcopy(noise)
+        self._arguments: dict[str, Any] = {
+            **{"kernel": kernel, "n_classes": n_classes, "n_features": n_features},
+            **{"n_per_class": deepcopy(n_per_class), "transform": self.transform},
+            "noise": self.noise_table.describe() if numbers else deepcopy(noise),
+            "parameters": self.parameters or None,
+        }
         # A kernel that depends on the features has no table; callers ask for that first.
         self.entries: EntryTable = (
             None if kernel.depends_on_features else kernel.entries(self.n_classes)  # type: ignore[assignment]
@@ -100,18 +105,10 @@ class LESDE:
 
     def replace(self, **changes: Any) -> LESDE:
         """Another model, with the given arguments changed."""
-        arguments: dict[str, Any] = {
-            "kernel": self.kernel,
-            "n_classes": self.n_classes,
-            "n_features": self.n_features,
-            "n_per_class": int(self.counts[0]) if self.is_balanced else self.counts.tolist(),
-            "transform": self.transform,
-            "noise": self._given_noise,
-            "parameters": self.parameters or None,
-        }
-        if unknown := sorted(set(changes) - set(arguments)):
-            raise TypeError(f"replace knows {', '.join(arguments)}; got {', '.join(unknown)}.")
-        return LESDE(**{**arguments, **changes})
+        if unknown := sorted(set(changes) - set(self._arguments)):
+            known = ", ".join(self._arguments)
+            raise TypeError(f"replace knows {known}; got {', '.join(unknown)}.")
+        return LESDE(**{**self._arguments, **changes})
 
     @property
     def free_parameters(self) -> tuple[str, ...]:
@@ -207,10 +204,8 @@ class LESDE:
 
 
 def _counts(value: Any, n_classes: int) -> np.ndarray:
-    if (
-        not isinstance(value, Sequence | np.ndarray)
-        or np.ndim(bare_array("n_per_class", value)) != 1
-    ):
+    several = isinstance(value, Sequence | np.ndarray)
+    if not several or np.ndim(bare_array("n_per_class", value)) != 1:
         return np.full(n_classes, check_integer("n_per_class", value))
     if len(value) != n_classes:
         wanted = f"one integer or {n_classes} of them, one per class"

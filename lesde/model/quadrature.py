@@ -94,25 +94,27 @@ def resolve(
     """
     edges = _separate(windows, np.union1d(switches, peaks))
     left, right = edges[:-1], edges[1:]
-    found = _measure(function, left, right, np.ptp(windows))
+    found, probed = _measure(function, left, right), np.zeros(len(left), dtype=bool)
     while True:
         width, rounding = right - left, np.spacing(np.maximum(np.abs(left), np.abs(right)))
         error, gross, size, area = found.transpose(1, 0, 2)
         owner = np.searchsorted(windows, left, "right") - 1
         parts = np.zeros((len(windows) - 1, area.shape[1]))
         np.add.at(parts, owner, area)
-        for i in range(1, len(parts)):
-            parts[i] += parts[i - 1] * (1.0 if kept is None else kept[i])
+        if kept is None:
+            parts = parts.cumsum(0)
+        else:
+            for i in range(1, len(parts)):
+                parts[i] += kept[i] * parts[i - 1]
         mean = (parts / (windows[1:] - windows[0])[:, None])[owner]
         # A fast function at a large time cannot be smoother than the rounding of the time lets it.
         share = RESOLVED + rounding / (2 * width)
         allowed = share[:, None] * np.maximum(size, mean)
         atom = (width <= ATOM * rounding)[:, None]
         pole = atom & (size / BOUNDED > mean)
-        bad = (error > allowed) & (gross * width[:, None] > NEGLIGIBLE * parts[owner])
-        bad &= ~atom
+        bad = (error > allowed) & (gross * width[:, None] > NEGLIGIBLE * parts[owner]) & ~atom
         halved = bad.any(1)
-        if not (bad | pole).any():
+        if not (bad | pole | ~probed[:, None]).any():
             order = np.argsort(left)
             return Panels(left[order], width[order], owner[order])
         if pole.any() or len(left) + halved.sum() > MOST_PANELS:
@@ -130,13 +132,19 @@ def resolve(
                 f"{entry} changes too abruptly to integrate near t = {left[i]:g}: it has a singularity "
                 f"there. Let `times` end before that point or begin after it, or change the formula."
             )
+        if not halved.any():
+            some = ~probed
+            found[some] = _measure(function, left[some], right[some], np.ptp(windows))
+            probed[:] = True
+            continue
         middle = left[halved] + width[halved] / 2
         new_left = np.concatenate([left[halved], middle])
         new_right = np.concatenate([middle, right[halved]])
-        new = _measure(function, new_left, new_right, np.ptp(windows))
+        new = _measure(function, new_left, new_right)
         left = np.concatenate([left[~halved], new_left])
         right = np.concatenate([right[~halved], new_right])
         found = np.concatenate([found[~halved], new])
+        probed = np.append(probed[~halved], np.zeros(len(new), dtype=bool))
 
 
 def _separate(windows: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -149,8 +157,10 @@ def _separate(windows: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.union1d(windows, inside[clear])
 
 
-def _measure(function: Function, left: np.ndarray, right: np.ndarray, total: float) -> np.ndarray:
-    """What is known of the functions on panels, (panel, 4, group).
+def _measure(
+    function: Function, left: np.ndarray, right: np.ndarray, total: float = np.inf
+) -> np.ndarray:
+    """What is known of the functions on panels, (panel, 4, group), where :data:`PROBES` points fill the ``total``.
 
     How far the Legendre series is from its end, allowing for what it misses between the nodes; the same without
     allowance; the largest value; and the integral of the absolute value.
