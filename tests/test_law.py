@@ -264,7 +264,7 @@ def test_without_a_kernel_means_spread_like_samples(noise, integral):
         ("1 - t", r"noise must not be negative at any time; noise = 1 - t is -1 at t = 2"),
         ([1, "cos(t)", 1], r"not be negative.*noise\[1\] = cos\(t\) is -0\.416147 at t = 2"),
         ("1/t", r"noise = 1/t is not finite at t = 0"),
-        ("sqrt(1-t)", r"noise = sqrt\(1 - t\) is complex \(.*\) at t = 2"),
+        ("sqrt(1-t)", r"noise = sqrt\(1 - t\) is not finite at t = 2"),
         ("1/Abs(t-0.7)", r"noise( = 1/Abs.* is not finite at t = 0\.7| changes too abruptly)"),
         (sp.Symbol("s") * sp.Symbol("t"), r"noise = s\*t has no value for s; .* not evaluated"),
         (sp.Symbol("s"), r"noise = s has no value for s; .* not evaluated"),
@@ -445,7 +445,7 @@ def test_bad_arguments(times, initial, error, message):
 
 
 def test_kernel_that_fails_inside_the_interval_names_the_time():
-    with pytest.raises(ValueError, match=r"alpha = sqrt\(1 - t\) is complex .* at t = 3;"):
+    with pytest.raises(ValueError, match=r"alpha = sqrt\(1 - t\) is not finite at t = 3;"):
         lesde.law(LESDE(TwoLevel("sqrt(1-t)", 0), 3, 2), [0, 3], np.ones((3, 2)))
 
 

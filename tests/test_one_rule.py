@@ -82,7 +82,6 @@ for kind in ("sampling", "modified"):
         model, engine=lesde.TorchSDE(noise=kind, dt=0.05), learning_rate=0.05
     )
 PAIR_ROUTES = {
-    "mean drift": lambda model: lesde.derive(model).mean_drift(MEANS, 0.3),
     "torchsde engine": lambda model: simulated(model, engine="torchsde", learning_rate=0.05),
     "sgd": lambda model: simulated(model, engine="sgd", learning_rate=0.05),
 }
@@ -167,7 +166,7 @@ def test_noise_follows_the_rule(route, make, change_noise):
     follows(NOISE_ROUTES[route], make, change_noise, 2)
 
 
-@pytest.mark.parametrize("route", [name for name in PAIR_ROUTES if name != "mean drift"])
+@pytest.mark.parametrize("route", PAIR_ROUTES)
 def test_noise_about_feature_kernels_follows_the_rule(route, change_noise):
     follows(PAIR_ROUTES[route], noisy_pairs, change_noise, 2)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, NoReturn
 
 import numpy as np
@@ -27,23 +26,29 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Coefficients:
+class _Shared:
+    """What kernels of classes and of features have in common.
+
+    ``transform`` has the matrices H_l, ``noise`` σ_k of a sample per square root of time, as a function of time
+    and with the rule's factor, and ``counts`` the samples per class.
+    """
+
+    transform: Transform
+    noise: Noise
+    counts: np.ndarray
+
+    @property
+    def n_features(self) -> int:
+        """p."""
+        return self.noise.n_features
+
+
+@dataclass(frozen=True)
+class Coefficients(_Shared):
     """Tables of the derived drift and kicks, and the noise.
 
-    Attributes
-    ----------
-    entries : EntryTable
-        The kernel E_kl(t) as the user gave it.
-    drift_table : EntryTable
-        w_l E_kl(t): the factor of H_l X̄^l in the drift of class k.
-    kick_table : EntryTable
-        E_kl(t): the factor of h H_l X_J in the step on sample J of class l.
-    transform : Transform
-        The matrices H_l, with their structure.
-    noise : Noise
-        σ_k of a sample, per square root of time, as a function of time, with the rule's factor.
-    counts : ndarray of int, shape (class,)
-        Samples per class.
+    ``entries`` is the kernel E_kl(t) as the user gave it, ``drift_table`` w_l E_kl(t), the factor of H_l X̄^l in the
+    drift of class k, and ``kick_table`` E_kl(t), the factor of h H_l X_J in the step on sample J of class l.
     """
 
     depends_on_features: ClassVar[bool] = False
@@ -51,9 +56,6 @@ class Coefficients:
     entries: EntryTable
     drift_table: EntryTable
     kick_table: EntryTable
-    transform: Transform
-    noise: Noise
-    counts: np.ndarray
 
     def weights(self, times: np.ndarray) -> np.ndarray:
         """w_l E_kl at the times, shape (time, class, class), float64: the drift's class matrix."""
@@ -78,12 +80,8 @@ class Coefficients:
     ) -> Panels:
         """Panels between successive times on which w_l E_kl is resolved.
 
-        Free names have the given values, with which ``distinct`` evaluates the drift table's values.
-
-        Raises
-        ------
-        ValueError
-            Where it changes too abruptly, or too often, to integrate; names the value.
+        Free names have the given values, with which ``distinct`` evaluates the drift table's values. ValueError
+        names a value that changes too abruptly, or too often, to integrate.
         """
         places = self.drift_table.places(float(times[0]), float(times[-1]), values)
         evaluate = distinct or (lambda at: self._checked(self.drift_table, at))
@@ -96,38 +94,17 @@ class Coefficients:
         name = self.entries.names[value] if self.entries.names else "the kernel"
         return f"{name} = {self.entries.values[value]}"
 
-    @property
-    def n_features(self) -> int:
-        """p."""
-        return self.noise.n_features
-
-    @cached_property
-    def noise_factor(self) -> np.ndarray:
-        """σ_k of a sample, shape (class, feature, feature), where it does not depend on time."""
-        if not self.noise.is_constant:
-            raise ValueError(
-                "noise depends on time, so it has no single factor; ask coefficients.noise.factor(times)."
-            )
-        return self.noise.factor(np.zeros(1))[0]
-
-    def noise_scale(self) -> np.ndarray | None:
-        """σ_k as numbers, shape (class,), of constant noise whose factors are multiples of I; else None."""
-        return self.noise_factor[:, 0, 0] if self.noise.is_isotropic else None
-
 
 def derive_coefficients(model: LESDE) -> Coefficients:
     """Apply the derived rule to each distinct entry of the model's kernel."""
-    factors, N = rule(), model.n_samples
-    same = np.zeros_like(model.entries.index)
-    kicks = model.entries.combine(same, lambda E, _: factors.kick(E))
-    columns = np.broadcast_to(model.counts[None, :], model.entries.index.shape)
-    drift = model.entries.combine(columns, lambda E, n: factors.drift(sp.Rational(n, N), E))
-    return Coefficients(
-        model.entries, drift, kicks, model.transform, _derived_noise(model), model.counts
-    )
+    factors, N, entries = rule(), model.n_samples, model.entries
+    kicks = entries.combine(np.zeros_like(entries.index), lambda E, _: factors.kick(E))
+    columns = np.broadcast_to(model.counts, entries.index.shape)
+    drift = entries.combine(columns, lambda E, n: factors.drift(sp.Rational(n, N), E))
+    return Coefficients(model.transform, _noise(model), model.counts, entries, drift, kicks)
 
 
-def _derived_noise(model: LESDE) -> Noise:
+def _noise(model: LESDE) -> Noise:
     """The model's σ_k with the factor that the derived rule gives it, which is 1 for the published rule."""
     factors = rule()
     if factors.noise_between != 0:
@@ -136,33 +113,16 @@ def _derived_noise(model: LESDE) -> Noise:
 
 
 @dataclass(frozen=True)
-class FeatureCoefficients:
+class FeatureCoefficients(_Shared):
     """The strength of two samples, the transform and the noise.
 
-    Attributes
-    ----------
-    strength : PairFormula
-        κ(X_i, X_J): the factor of h H_L X_J in the step of sample i on sample J. The drift of sample i is
-        the average of κ H_L X_J over all samples J.
-    transform : Transform
-        The matrices H_l, with their structure.
-    noise : Noise
-        σ_k of a sample, per square root of time, as a function of time, with the rule's factor.
-    counts : ndarray of int, shape (class,)
-        Samples per class.
+    ``strength`` is κ(X_i, X_J), the factor of h H_L X_J in the step of sample i on sample J. The drift of sample i is
+    the average of κ H_L X_J over all samples J.
     """
 
     depends_on_features: ClassVar[bool] = True
 
     strength: PairFormula
-    transform: Transform
-    noise: Noise
-    counts: np.ndarray
-
-    @property
-    def n_features(self) -> int:
-        """p."""
-        return self.transform.n_features
 
     def weights(self, times: np.ndarray) -> NoReturn:
         """Not available: the drift is not a matrix of classes."""
@@ -176,4 +136,4 @@ class FeatureCoefficients:
 def derive_feature_coefficients(model: LESDE) -> FeatureCoefficients:
     """Apply the derived rule to the strength of a model with a feature kernel."""
     strength = PairFormula(rule().kick(model.kernel.formula.expression))  # type: ignore[attr-defined]
-    return FeatureCoefficients(strength, model.transform, _derived_noise(model), model.counts)
+    return FeatureCoefficients(model.transform, _noise(model), model.counts, strength)

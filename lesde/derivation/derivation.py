@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-import numpy as np
 import sympy as sp
 
-from lesde.checks import check_finite_array, check_real
 from lesde.derivation import rates
 from lesde.derivation.coefficients import (
     Coefficients,
-    FeatureCoefficients,
     derive_coefficients,
     derive_feature_coefficients,
 )
 from lesde.derivation.modes import Mode, Tree, list_modes, mode_tree, reduced_table
-from lesde.derivation.report import feature_sections, latex_report, sections, text_report
+from lesde.derivation.report import latex_report, text_report
 from lesde.derivation.rule import LEARNING_RATE, matrix_symbol, rule
 from lesde.derivation.solution import Solution
-from lesde.model.formula import FEATURE_VARIABLES, TIME, PairFormula, Unfinished, bounded
+from lesde.model.formula import FEATURE_VARIABLES, INFINITE, TIME, PairFormula, Unfinished, bounded
 from lesde.model.kernels import no_linear_drift
 from lesde.model.lesde import LESDE
 
-__all__ = ["ClassDiffusion", "Derivation", "Diffusion", "FeatureDerivation"]
+__all__ = ["Derivation", "Diffusion", "FeatureDerivation"]
 
 
 def _weight(model: LESDE, l: int) -> sp.Rational:
@@ -53,11 +49,7 @@ class Diffusion:
 
         C_ij = (1/N) Σ_J κ_iJ κ_jJ H_J X_J X_Jᵀ H_Jᵀ − b_i b_jᵀ.
 
-    Attributes
-    ----------
-    model : LESDE
-    second : callable (k, m, l)
-        The factor between H_l and H_lᵀ for the drawn class l, with its coefficient.
+    ``second(k, m, l)`` is the coefficient of what stands between H_l and H_lᵀ for the drawn class l, and that.
     """
 
     model: LESDE
@@ -85,71 +77,28 @@ class Diffusion:
 
     def total(self, k: int, m: int, same_sample: bool = False) -> sp.Expr:
         """Covariance per unit time of a sample of class k with one of class m, noise and sampling."""
-        own = self.noise if same_sample else self.noise_between
-        return own * _noise_square(k) + LEARNING_RATE * self.sampling(k, m)
+        return self._sum(self.noise if same_sample else self.noise_between, k, m)
+
+    def class_mean(self, k: int) -> sp.Expr:
+        """Covariance per unit time of class k's mean with itself, for a kernel of classes."""
+        n = sp.Integer(int(self.model.counts[k]))
+        # (1/n²) Σ_ij: n pairs of a sample with itself, n(n−1) of different ones.
+        return self._sum((self.noise + self.noise_between * (n - 1)) / n, k, k)
+
+    def _sum(self, noise: sp.Expr, k: int, m: int) -> sp.Expr:
+        sigma, sigma_T = matrix_symbol(f"sigma_{k + 1}"), matrix_symbol(f"sigma_{k + 1}^T")
+        return noise * sigma * sigma_T + LEARNING_RATE * self.sampling(k, m)
 
     def factor(self, k: int) -> sp.Expr | sp.Matrix:
         """σ_k(t) of a sample, as the model gives it: an expression that multiplies I, or a matrix."""
         return self.model.noise_table.expression(k)
 
 
-class ClassDiffusion(Diffusion):
-    """The :class:`Diffusion` of a kernel of classes and time."""
-
-    def class_mean(self, k: int) -> sp.Expr:
-        """Covariance per unit time of class k's mean with itself: noise averaged over its samples."""
-        n = int(self.model.counts[k])
-        # (1/n²) Σ_ij: n pairs of a sample with itself, n(n−1) of different ones.
-        averaged = (self.noise * n + self.noise_between * n * (n - 1)) / sp.Integer(n) ** 2
-        return averaged * _noise_square(k) + LEARNING_RATE * self.sampling(k, k)
-
-
-def _noise_square(k: int) -> sp.Expr:
-    return matrix_symbol(f"sigma_{k + 1}") * matrix_symbol(f"sigma_{k + 1}^T")
-
-
-def _mean_equation(k: int, right: sp.Expr) -> sp.Eq:
-    return sp.Eq(matrix_symbol(f"dXbar_{k + 1}/dt"), right, evaluate=False)
-
-
-class _Reported(ABC):
-    """Text and LaTeX of a derivation."""
-
-    @abstractmethod
-    def _sections(self) -> list[Any]:
-        """Headings, equations and sentences, in order."""
-
-    def latex(self, document: bool = False) -> str:
-        """The derivation in LaTeX.
-
-        Parameters
-        ----------
-        document : bool, default False
-            A complete article that compiles; otherwise the body, which needs ``amsmath``.
-        """
-        return latex_report(self._sections(), document)
-
-    def text(self, *, unicode: bool = True) -> str:
-        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
-        return text_report(self._sections(), unicode)
-
-    def _repr_latex_(self) -> str:
-        return self.latex()
-
-
-class Derivation(_Reported):
+class Derivation:
     """Drift, diffusion, modes, closed forms and rates of one model, derived symbolically.
 
     Made by :func:`lesde.derive`. Everything is computed when first asked for, and from the structure of the
-    kernel, so that large models cost little.
-
-    Parameters
-    ----------
-    model : LESDE
-
-    Notes
-    -----
-    Symbols: ``t`` time, ``h`` learning rate, ``Xbar_l`` mean of class l, ``H_l`` its transform,
+    kernel, so that large models cost little. Symbols: ``t`` time, ``h`` learning rate, ``Xbar_l`` mean of class l, ``H_l`` its transform,
     ``S_l`` its second moment, ``sigma_k`` its noise; vectors and matrices do not commute.
 
     Examples
@@ -166,11 +115,15 @@ class Derivation(_Reported):
         self.model = model
 
     @cached_property
-    def _coefficients(self) -> Coefficients:
+    def _coefficients(self) -> Any:
         return derive_coefficients(self.model)
 
-    def coefficients(self) -> Coefficients:
-        """The derived coefficients as numerical tables, which the law and the engines use."""
+    def coefficients(self) -> Any:
+        """The derived coefficients in the form that the law and the engines use.
+
+        :class:`~lesde.derivation.coefficients.Coefficients`, or for a feature kernel
+        :class:`~lesde.derivation.coefficients.FeatureCoefficients`.
+        """
         return self._coefficients
 
     @cached_property
@@ -180,21 +133,24 @@ class Derivation(_Reported):
         vectors = [_transformed(self.model, l, matrix_symbol(f"Xbar_{l + 1}")) for l in K]
         return tuple(sp.Add(*(table[k, l] * vectors[l] for l in K)) for k in K)
 
-    @cached_property
-    def diffusion(self) -> ClassDiffusion:
+    @property
+    def diffusion(self) -> Diffusion:
         """Covariance of the increments, without and with the sampling noise of SGD."""
-        entries = self.model.entries
+        return Diffusion(self.model, self._second)
 
-        def second(k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
-            factor = rule().sampling(_weight(self.model, l), entries[k, l], entries[m, l])
-            return factor, matrix_symbol(f"S_{l + 1}")
-
-        return ClassDiffusion(self.model, second)
+    def _second(self, k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
+        E = self.model.entries
+        factor = rule().sampling(_weight(self.model, l), E[k, l], E[m, l])
+        return factor, matrix_symbol(f"S_{l + 1}")
 
     @property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
         """The LE-ODE dX̄^k/dt = b_k of every class: the drift is the same for all samples of a class."""
-        return tuple(_mean_equation(k, drift) for k, drift in enumerate(self.drift))
+        return self._mean_ode(self.drift)
+
+    def _mean_ode(self, drifts: Iterable[sp.Expr]) -> tuple[sp.Eq, ...]:
+        sides = ((matrix_symbol(f"dXbar_{k + 1}/dt"), b) for k, b in enumerate(drifts))
+        return tuple(sp.Eq(left, right, evaluate=False) for left, right in sides)
 
     @property
     def class_matrix(self) -> sp.Matrix:
@@ -209,11 +165,7 @@ class Derivation(_Reported):
 
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
-        """Modes with rates and multiplicities.
-
-        Those that follow from symmetry are always included; the others only where their
-        eigenvectors do not change in time (see :attr:`is_closed`).
-        """
+        """Modes with rates and multiplicities: all where :attr:`is_closed`, else those of symmetry."""
         return () if self.tree is None else tuple(list_modes(self.tree, self.model.transform))
 
     @property
@@ -224,11 +176,10 @@ class Derivation(_Reported):
     @cached_property
     def start(self) -> sp.Expr:
         """The initial time of the closed forms: 0, or the symbol t_0 where an integral from 0 diverges."""
-        infinite = (sp.zoo, sp.nan, sp.oo, -sp.oo)
         with contextlib.suppress(Unfinished):
-            for value in self.model.entries.values:
-                if bounded(lambda value=value: value.subs(TIME, 0).has(*infinite)):
-                    return sp.Symbol("t_0", positive=True)
+            at_zero = [bounded(value.subs, TIME, 0) for value in self.model.entries.values]
+            if any(value.has(*INFINITE) for value in at_zero):
+                return sp.Symbol("t_0", positive=True)
         return sp.Integer(0)
 
     @cached_property
@@ -264,32 +215,32 @@ class Derivation(_Reported):
         """c of α − β = c/t at which separation sets in: K/2 in the balanced I- and L-model."""
         return rates.critical_constant(self.model)
 
-    def _sections(self) -> list[Any]:
-        return sections(self)
+    def latex(self, document: bool = False) -> str:
+        """The derivation in LaTeX: the body, which needs ``amsmath``, or as a ``document`` that compiles."""
+        return latex_report(self, document)
+
+    def text(self, *, unicode: bool = True) -> str:
+        """The derivation as plain text with formulas set in Unicode, or in ASCII alone."""
+        return text_report(self, unicode)
+
+    def _repr_latex_(self) -> str:
+        return self.latex()
 
     def __repr__(self) -> str:
         closed = "closed form" if self.is_closed else "no closed form"
         return f"Derivation of {self.model!r}: {len(self.modes)} modes, {closed}"
 
 
-class FeatureDerivation(_Reported):
+class FeatureDerivation(Derivation):
     """Drift and diffusion of a model with a :class:`lesde.FeatureKernel`, derived symbolically.
 
     Made by :func:`lesde.derive`. It has the names of :class:`Derivation`; those that need a linear drift
     are empty or None, for the reason in ``why_open``.
 
-    Parameters
-    ----------
-    model : LESDE
-
-    Notes
-    -----
     The microscopic rule is that of a class kernel with κ(X_i, X_J) in place of E_kL. As κ varies with the
     drawn sample, its expectation leaves averages of products where a class kernel leaves means and second
     moments: ``kappaX_k_l`` is ⟨κ_iJ X_J⟩, the average over the samples J of class l for a sample i of class
-    k; ``kappakappaXX_k_m_l`` is ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m;
-    ``H_l``, ``sigma_k``, ``h`` and ``t`` are as in
-    :class:`Derivation`.
+    k; ``kappakappaXX_k_m_l`` is ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩ over class l for i of class k and j of class m.
 
     Examples
     --------
@@ -302,31 +253,22 @@ class FeatureDerivation(_Reported):
     False
     """
 
-    modes: tuple[()] = ()
-    is_closed = False
-    tree = None
-    solution = None
-    separation_rate = None
-    nc1_rate = None
-    nc2_rate = None
-    critical_constant = None
-    start = sp.Integer(0)
+    modes: Any = ()
+    is_closed: Any = False
+    tree = solution = separation_rate = nc1_rate = nc2_rate = critical_constant = None
+    start: Any = sp.Integer(0)
     why_open = (
         "The strength depends on the features, so the drift is not linear in them: there are no modes, no "
         "closed form and no rates that hold for all initial states."
     )
 
     def __init__(self, model: LESDE):
-        self.model = model
+        super().__init__(model)
         self.strength: PairFormula = model.kernel.formula  # type: ignore[attr-defined]
 
     @cached_property
-    def _coefficients(self) -> FeatureCoefficients:
+    def _coefficients(self) -> Any:
         return derive_feature_coefficients(self.model)
-
-    def coefficients(self) -> FeatureCoefficients:
-        """The strength, transform and noise in the form that the engines use."""
-        return self._coefficients
 
     @cached_property
     def drift(self) -> tuple[sp.Expr, ...]:
@@ -336,23 +278,14 @@ class FeatureDerivation(_Reported):
 
     def _summed(self, vectors: list[sp.Expr]) -> sp.Expr:
         """The drift, with a vector of every class in place of the average."""
-        factors = [rule().drift(_weight(self.model, l), 1) for l in range(len(vectors))]
-        return sp.Add(
-            *(
-                f * _transformed(self.model, l, v)
-                for l, (f, v) in enumerate(zip(factors, vectors, strict=True))
-            )
+        terms = (
+            (_weight(self.model, l), _transformed(self.model, l, v)) for l, v in enumerate(vectors)
         )
+        return sp.Add(*(rule().drift(weight, 1) * vector for weight, vector in terms))
 
-    @cached_property
-    def diffusion(self) -> Diffusion:
-        """Covariance of the increments, without and with the sampling noise of SGD."""
-
-        def second(k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
-            average = matrix_symbol(f"kappakappaXX_{k + 1}_{m + 1}_{l + 1}")
-            return rule().sampling(_weight(self.model, l), 1, 1), average
-
-        return Diffusion(self.model, second)
+    def _second(self, k: int, m: int, l: int) -> tuple[sp.Expr, sp.Expr]:
+        average = matrix_symbol(f"kappakappaXX_{k + 1}_{m + 1}_{l + 1}")
+        return rule().sampling(_weight(self.model, l), 1, 1), average
 
     @cached_property
     def mean_ode(self) -> tuple[sp.Eq, ...]:
@@ -363,39 +296,19 @@ class FeatureDerivation(_Reported):
         """
         K = range(self.model.n_classes)
         means = [matrix_symbol(f"Xbar_{l + 1}") for l in K]
-        return tuple(
-            _mean_equation(k, self._summed([self.mean_strength(k, l) * means[l] for l in K]))
-            for k in K
-        )
+        strengths = ([self.mean_strength(k, l) * means[l] for l in K] for k in K)
+        return self._mean_ode(map(self._summed, strengths))
 
     def mean_strength(self, k: int, l: int) -> sp.Expr:
         """κ(X̄^k, X̄^l): in r2, g and c of the two means; r2 of a mean with itself is 0."""
         first, second = sorted((k, l))
-        swaps: dict[sp.Symbol, sp.Expr] = {}
-        for name, symbol in FEATURE_VARIABLES.items():
-            assumptions: dict[str, bool] = {"nonnegative": True} if name == "r2" else {"real": True}
-            swaps[symbol] = sp.Symbol(f"{name}_{first + 1}_{second + 1}", **assumptions)
+        swaps: dict[sp.Symbol, sp.Expr] = {
+            symbol: sp.Symbol(f"{name}_{first + 1}_{second + 1}", **symbol.assumptions0)
+            for name, symbol in FEATURE_VARIABLES.items()
+        }
         if k == l:
             swaps[FEATURE_VARIABLES["r2"]] = sp.Integer(0)
         return self.strength.at(k == l).subs(swaps)
-
-    def mean_drift(self, means: Any, t: float) -> np.ndarray:
-        """The right side of :attr:`mean_ode` in numbers, for ``means`` (..., class, feature)."""
-        K, p = self.model.n_classes, self.model.n_features
-        means = np.asarray(means, dtype=np.float64)
-        check_finite_array("means", means, [("...",) * (means.ndim - 2) + (K, p)])
-        t = check_real("t", t)
-        difference = means[..., :, None, :] - means[..., None, :, :]
-        norm = np.linalg.norm(means, axis=-1, keepdims=True)
-        unit = np.divide(means, norm, out=np.zeros_like(means), where=norm > 0)
-        strength = self._coefficients.strength(
-            (difference**2).sum(-1),
-            means @ np.swapaxes(means, -1, -2),
-            np.clip(unit @ np.swapaxes(unit, -1, -2), -1.0, 1.0),
-            np.eye(K),
-            t,
-        )
-        return (strength * self.model.weights) @ self.model.transform(means)
 
     @property
     def class_model(self) -> LESDE | None:
@@ -407,9 +320,6 @@ class FeatureDerivation(_Reported):
     def class_matrix(self) -> NoReturn:
         """Not available: the drift is not linear in the class means."""
         raise no_linear_drift("class_matrix")
-
-    def _sections(self) -> list[Any]:
-        return feature_sections(self)
 
     def __repr__(self) -> str:
         return f"Derivation of {self.model!r}: strength {self.strength.expression}, no closed form"

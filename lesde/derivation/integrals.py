@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import sympy as sp
-from scipy.integrate import quad
 from sympy.core.function import AppliedUndef
 from sympy.integrals.manualintegrate import manualintegrate
 from sympy.integrals.rationaltools import ratint
 
 from lesde.model.formula import TIME, Unfinished, bounded
+from lesde.model.quadrature import LEGENDRE, resolve
 
 __all__ = [
     "DUMMY",
-    "abbreviate",
     "expand_terms",
     "growth_integral",
     "numerical",
@@ -27,13 +26,8 @@ __all__ = [
     "time_terms",
 ]
 
-CAPITALS = {"alpha": "A", "beta": "B", "gamma": "Gamma"}
-
-
 DUMMY = sp.Symbol("tau", real=True)
 INNER = sp.Symbol("u", real=True)
-
-
 EXPONENTIAL = sp.Symbol("u", positive=True)
 
 MANY_TERMS = 1000
@@ -85,30 +79,16 @@ def time_integral(integrand: sp.Expr, start: sp.Expr) -> sp.Expr:
 
 
 def _integrate_one(function: sp.Expr, start: sp.Expr) -> sp.Expr:
-    standing = sp.Integral(function.subs(TIME, DUMMY), (DUMMY, start, TIME))
     if TIME not in function.free_symbols:
         return function * (TIME - start)
-    if function.atoms(AppliedUndef) or function.has(sp.Integral):
-        return standing
-    if _count_terms(function) > MANY_TERMS:
-        return standing  # a long search would find only what nobody would print
-    try:
-        value = bounded(_definite, function, start)
-    except (*GIVEN_UP, Unfinished):
-        return standing
-    return standing if value is None or value.has(sp.nan, sp.zoo, sp.oo) else value
-
-
-GIVEN_UP = (
-    ArithmeticError,
-    AttributeError,
-    MemoryError,
-    NotImplementedError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-"""Errors with which SymPy gives up an integral, which is then left as it is."""
+    value = None
+    # A long search would find only what nobody would print.
+    if not function.has(AppliedUndef, sp.Integral) and _count_terms(function) <= MANY_TERMS:
+        with contextlib.suppress(Exception, Unfinished):  # SymPy gives up with errors of all kinds
+            value = bounded(_definite, function, start)
+    if value is None or value.has(sp.nan, sp.zoo, sp.oo):
+        return sp.Integral(function.subs(TIME, DUMMY), (DUMMY, start, TIME))
+    return value
 
 
 def _definite(function: sp.Expr, start: sp.Expr) -> sp.Expr | None:
@@ -121,31 +101,24 @@ def _definite(function: sp.Expr, start: sp.Expr) -> sp.Expr | None:
 
 
 def _primitive(function: sp.Expr) -> sp.Expr | None:
-    """A function whose derivative is the given one at all times; None where none is found."""
-    powers = {power: sp.diff(power.exp, TIME) for power in function.atoms(sp.exp)}
-    slopes = [slope for slope in powers.values() if slope != 0]
-    if slopes and all(TIME not in slope.free_symbols for slope in slopes):
-        unit = sp.gcd_list(slopes) if all(slope.is_Rational for slope in slopes) else slopes[0]
-        degrees = {power: slope / unit for power, slope in powers.items()}
-        if all(d.is_number and d.is_real and float(d).is_integer() for d in degrees.values()):
-            return _of_exponential(function, unit, {p: round(d) for p, d in degrees.items()})
-    return _search(function)
+    """A function whose derivative is the given one at all times; None where none is found.
 
-
-def _of_exponential(
-    function: sp.Expr, unit: sp.Expr, degrees: dict[sp.Expr, int]
-) -> sp.Expr | None:
-    """A primitive in u = exp(unit·t), where the function is rational in it and has t nowhere else.
-
-    Constants are symbols meanwhile: SymPy takes exp(3.14159) for a power of exp(1/100000).
+    A rational function of exponentials is integrated in u = exp(unit·t). Constants are symbols meanwhile: SymPy
+    takes exp(3.14159) for a power of exp(1/100000).
     """
-    constants = {p: sp.exp(p.exp.subs(TIME, 0)) for p in degrees}
+    slopes = {power: sp.diff(power.exp, TIME) for power in function.atoms(sp.exp)}
+    moving = [slope for slope in slopes.values() if slope != 0]
+    if not moving or any(TIME in slope.free_symbols for slope in moving):
+        return _search(function)
+    unit = sp.gcd_list(moving) if all(slope.is_Rational for slope in moving) else moving[0]
+    degrees = {power: slope / unit for power, slope in slopes.items()}
+    constants = {power: sp.exp(power.exp.subs(TIME, 0)) for power in slopes}
     symbols = {c: sp.Dummy(positive=True) for c in constants.values() if c != 1}
     swaps = {p: symbols.get(constants[p], 1) * EXPONENTIAL**d for p, d in degrees.items()}
     rational = function.xreplace(swaps) / EXPONENTIAL
     if TIME in rational.free_symbols or not rational.is_rational_function(EXPONENTIAL):
         return _search(function)
-    if max(map(abs, degrees.values())) > MANY_POWERS:
+    if max(abs(degree) for degree in degrees.values()) > MANY_POWERS:
         return None
     found = ratint(sp.cancel(rational), EXPONENTIAL)
     if found.has(sp.RootSum, sp.Integral):
@@ -176,11 +149,8 @@ def growth_integral(factor: sp.Expr, rate: sp.Expr, start: sp.Expr) -> sp.Expr:
     if factor == 0:
         return sp.Integer(0)
     growth = sp.exp(time_integral(rate, start))
-    if rate != 0:
-        try:
-            ratio = bounded(_constant_ratio, factor, rate)
-        except Unfinished:
-            ratio = None
+    with contextlib.suppress(Unfinished):
+        ratio = bounded(_constant_ratio, factor, rate) if rate != 0 else None
         if ratio is not None:
             return ratio * (growth - 1)
     if TIME not in rate.free_symbols:
@@ -200,75 +170,64 @@ def _constant_ratio(factor: sp.Expr, rate: sp.Expr) -> sp.Expr | None:
     return first if all(sp.simplify(first - other) == 0 for other in others) else None
 
 
+Function = Callable[[np.ndarray], np.ndarray]
+
+
 def numerical(
     expression: sp.Expr,
     variable: sp.Symbol,
     functions: Mapping[str, Callable[..., Any]],
-    edges: np.ndarray,
-) -> Callable[[float], complex]:
-    """A function of one number from an expression whose integrals may be standing and nested.
+    times: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray],
+) -> Function:
+    """A function of times from an expression whose integrals may be standing and nested.
 
-    Integrals are done piece by piece between the edges, on which what stands in them is smooth.
+    These begin at the first of ``times``, and what stands in them may jump or peak at ``places``.
     """
+    nodes = sorted(expression.atoms(sp.Integral), key=lambda node: -node.count_ops())
     standing: dict[sp.Integral, sp.Symbol] = {}
-
-    def mark(node: sp.Basic) -> sp.Basic:
-        if isinstance(node, sp.Integral):
-            return standing.setdefault(node, sp.Symbol(f"integral_{len(standing)}"))
-        return node.func(*map(mark, node.args)) if node.args else node
-
-    marked = mark(expression)
+    for node in nodes:
+        if expression.has(node):  # and not within another
+            standing[node] = sp.Symbol(f"integral_{len(standing)}")
+            expression = expression.xreplace({node: standing[node]})
+    inner = [numerical(n.function, n.limits[0][0], functions, times, places) for n in standing]
+    areas = [_antiderivative(function, times, places) for function in inner]
     arguments = [variable, *standing.values()]
-    body = sp.lambdify(arguments, marked, modules=[dict(functions), "numpy", "scipy"])
+    body = sp.lambdify(arguments, expression, modules=[dict(functions), "numpy", "scipy"])
 
-    @cache
-    def precise() -> Callable[..., Any]:
-        return sp.lambdify(arguments, marked, modules=[dict(functions), "mpmath"])
-
-    parts = []
-    for node in standing:
-        bound, lower, _ = node.limits[0]
-        inner = numerical(node.function, bound, functions, edges)
-        parts.append((inner, float(lower), node.has(sp.I)))
-
-    def area(part: tuple[Callable[[float], complex], float, bool], x: float) -> complex:
-        f, lower, is_complex = part
-        ends = [lower, *edges[(edges > min(lower, x)) & (edges < x)], x]
-        sides = (lambda u: f(u).real, lambda u: f(u).imag)[: 1 + is_complex]
-        sizes = [
-            math.fsum(
-                quad(g, a, b, epsabs=0.0, epsrel=1e-12, limit=200)[0]
-                for a, b in itertools.pairwise(ends)
-            )
-            for g in sides
-        ]
-        return complex(*sizes)
-
-    def value(x: float) -> complex:
-        areas = [area(part, x) for part in parts]
-        areas = [a if a.imag else a.real for a in areas]
+    def value(at: np.ndarray) -> np.ndarray:
+        given = [at, *(area(at) for area in areas)]
         try:
-            with np.errstate(over="raise", divide="raise", invalid="raise", under="ignore"):
-                return complex(body(np.float64(x), *areas))
+            with np.errstate(over="raise", divide="raise", invalid="raise"):
+                return np.broadcast_to(np.asarray(body(*given), complex), at.shape)
         except (FloatingPointError, ZeroDivisionError, OverflowError):
             # such as t − log(1 + exp(1000t))/1000: mpmath's exponents have no end
-            return complex(precise()(x, *areas))
+            precise = sp.lambdify(arguments, expression, modules=[dict(functions), "mpmath"])
+            return np.array([complex(precise(*each)) for each in zip(*given, strict=True)])
 
     return value
 
 
-def abbreviate(expression: sp.Expr) -> tuple[sp.Expr, dict[sp.Expr, sp.Expr]]:
-    """Write A(t), B(t), Γ(t) for the integrals of unevaluated α, β, γ; also returns what they mean."""
-    meaning: dict[sp.Expr, sp.Expr] = {}
+def _antiderivative(
+    function: Function, times: np.ndarray, places: tuple[np.ndarray, np.ndarray]
+) -> Function:
+    """The integral from the first time on as a function of its end."""
+    if len(times) < 2:
+        return np.zeros_like
 
-    def short(node: sp.Integral) -> sp.Expr:
-        name = CAPITALS.get(getattr(node.function.func, "__name__", ""))
-        bound, lower, upper = node.limits[0]
-        if name is None or node.function.args != (bound,):
-            return node
-        capital = sp.Function(name, real=True)
-        rebound = node.function.subs(bound, DUMMY)
-        meaning[capital(TIME)] = sp.Integral(rebound, (DUMMY, lower, TIME))
-        return capital(upper)
+    def parts(at: np.ndarray) -> np.ndarray:
+        found = function(at)
+        return np.stack([found.real, found.imag], -1)[:, None]
 
-    return expression.replace(lambda e: isinstance(e, sp.Integral), short), meaning
+    panels = resolve(parts, times, *places, lambda *_: "the integrand of the closed form")
+    values = function(panels.nodes.ravel()).reshape(panels.nodes.shape)
+    series = np.polynomial.legendre.legint(LEGENDRE @ values.T, lbnd=-1) * panels.widths / 2
+    before = np.cumsum(series.sum(0)) - series.sum(0)  # P_n(1) = 1
+
+    def value(at: np.ndarray) -> np.ndarray:
+        i = np.searchsorted(panels.starts[1:], at, "right")
+        inside = 2 * (at - panels.starts[i]) / panels.widths[i] - 1
+        area = before[i] + np.polynomial.legendre.legval(inside, series[:, i], tensor=False)
+        return area if area.imag.any() else area.real
+
+    return value

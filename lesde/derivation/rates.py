@@ -32,22 +32,10 @@ NEAR = 1e-8
 
 def between_rates(tree: Tree) -> list[sp.Expr] | None:
     """Rates of the directions between classes: every mode but the grand mean; None if unknown."""
-    rates: list[sp.Expr] = []
-    level: Tree | None = tree
-    while level is not None:
-        rates += [rate for rate in level.contrasts if rate is not None]
-        if level.parent is None and (level.eigen is None or len(level.eigen[0]) > 1):
-            return None
-        level = level.parent
+    if tree.top is None or len(tree.top[0]) > 1:
+        return None
+    rates = [rate for level in tree.levels() for rate in level.contrasts if rate is not None]
     return list(dict.fromkeys(rates))
-
-
-def grand_rate(tree: Tree) -> sp.Expr | None:
-    """Rate of the one mode that all classes share; None where there is no such mode."""
-    level = tree
-    while level.parent is not None:
-        level = level.parent
-    return level.eigen[0][0] if level.eigen is not None and len(level.eigen[0]) == 1 else None
 
 
 def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
@@ -65,8 +53,7 @@ class LogitRates(NamedTuple):
     ``equal`` is that of equal scores, (α−β)/K, which drives X̄^k along d_k, a simplex ETF; ``contrasts``
     are those of the scores' contrasts, of which K = 2 has none, as they move both means alike (d_1 = −d_2).
     ``dominant`` is the largest of these and 0, the rate of the part of the initial means that never moves;
-    where the signs of α and β do not determine it, that of equal scores, which is right for α > β and β ≤
-    0.
+    where signs do not determine it, that of equal scores, which is right for α > β and β ≤ 0.
     """
 
     equal: sp.Expr
@@ -76,9 +63,10 @@ class LogitRates(NamedTuple):
 
 def logit_rates(coefficients: Coefficients, tree: Tree) -> LogitRates | None:
     """The competing rates of an L-model; None where classes are not exchangeable."""
-    equal, contrasts = grand_rate(tree), between_rates(tree)
-    if equal is None or contrasts is None:
+    contrasts = between_rates(tree)
+    if tree.top is None or contrasts is None:
         return None
+    equal = tree.top[0][0]
     contrasts = [] if coefficients.transform.n_classes == 2 else contrasts
     candidates = [equal, *contrasts, sp.Integer(0)]
     winners = [a for a in candidates if all(_never_smaller(a, b) for b in candidates)]
@@ -107,31 +95,25 @@ def late_means(coefficients: Coefficients, tree: Tree) -> LateMeans | None:
 
     None for others: with several functions of time, or one that may be negative, none is known to win.
     """
-    table = coefficients.drift_table
+    table, K = coefficients.drift_table, coefficients.transform.n_classes
     terms = [time_terms(value) for value in table.values if value != 0]
     functions = {function for term in terms for function in term}
-    numeric = all(constant.is_number for term in terms for constant in term.values())
-    if (
-        coefficients.transform.n_classes < 2
-        or not tree.is_closed
-        or len(functions) != 1
-        or not numeric
-    ):
+    constants = [constant for term in terms for constant in term.values()]
+    numeric = all(constant.is_number for constant in constants)
+    if K < 2 or not tree.is_closed or len(functions) != 1 or not numeric:
         return None
     (function,) = functions
     if not _never_smaller(function, sp.Integer(0)):
         return None
-
-    scale = max(abs(complex(constant)) for term in terms for constant in term.values())
+    scale = max(abs(complex(constant)) for constant in constants)
 
     def multiple(rate: sp.Expr) -> complex:
         return complex(time_terms(rate).get(function, 0)) / scale
 
-    K, p = coefficients.transform.n_classes, coefficients.n_features
-    initial = np.random.default_rng(0).normal(size=(K, p))
-    directions = logit_directions(K)
+    initial = np.random.default_rng(0).normal(size=(K, coefficients.n_features))
+    logits, directions = coefficients.transform.kind == "logits", logit_directions(K)
     start: Any = initial
-    if coefficients.transform.kind == "logits":
+    if logits:
         start = (initial * directions).sum(1) / (directions**2).sum(1)
     found: dict[complex, tuple[sp.Expr, np.ndarray]] = {}
     solution = Solution(coefficients, tree, sp.Integer(0))
@@ -141,26 +123,25 @@ def late_means(coefficients: Coefficients, tree: Tree) -> LateMeans | None:
             key = next((v for v in found if abs(v - value) < NEAR), value)
             part = found.setdefault(key, (rate, np.zeros((K, *np.shape(start[0])), complex)))[1]
             part[k] += np.asarray(amplitude, complex)
-    if coefficients.transform.kind == "logits":
+    if logits:
         # X_k + Σ_l d_l ∫ w_l E_kl s_l; what a score without growth adds to is linear, and wins over X_k.
-        weights = np.array([float(multiple(value).real) for value in table.values])[table.index]
+        weights = np.array([multiple(value).real for value in table.values])[table.index]
         still = initial.astype(complex)
         for value, (rate, scores) in list(found.items()):
             moved = weights @ (scores[:, None] * directions)
-            found[value] = rate, moved / (value if abs(value) > NEAR else 1)
-            still -= found[value][1] if abs(value) > NEAR else 0
+            if abs(value) > NEAR:
+                moved = moved / value
+                still -= moved
+            found[value] = rate, moved
         zero = next((v for v in found if abs(v) < NEAR), 0j)
-        linear = found.get(zero, (sp.Integer(0), np.zeros((K, p))))[1]
-        found[zero] = sp.Integer(0), linear if _size(linear) > NEAR else still
-    ordered = sorted(found, key=lambda v: -v.real)
-    kept = [v for v in ordered if _size(found[v][1]) > NEAR]
-    shapes = [found[v][1] - found[v][1].mean(0) for v in kept]
-    return LateMeans([found[v][0] for v in kept], kept, shapes)
-
-
-def _size(shape: np.ndarray) -> float:
-    """The size of class means without what all share."""
-    return float(np.abs(shape - shape.mean(0)).max())
+        linear = found.get(zero, (0, np.zeros_like(still)))[1]
+        found[zero] = (
+            sp.Integer(0),
+            linear if np.abs(linear - linear.mean(0)).max() > NEAR else still,
+        )
+    rows = ((v, rate, A - A.mean(0)) for v, (rate, A) in found.items())
+    kept = sorted((row for row in rows if np.abs(row[2]).max() > NEAR), key=lambda r: -r[0].real)
+    return LateMeans([row[1] for row in kept], [row[0] for row in kept], [row[2] for row in kept])
 
 
 def separation_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
@@ -171,15 +152,11 @@ def separation_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
     """
     late = late_means(coefficients, tree)
     if late is not None:
-        first = {
-            next((m for m, A in enumerate(late.shapes) if np.abs(A[k] - A[l]).max() > NEAR), None)
-            for k, l in itertools.combinations(range(coefficients.transform.n_classes), 2)
-        }
-        if len(first) != 1 or None in first:
-            return None
+        pairs = itertools.combinations(range(coefficients.transform.n_classes), 2)
+        apart = [[np.abs(A[k] - A[l]).max() > NEAR for A in late.shapes] for k, l in pairs]
+        first = {row.index(True) if any(row) else -1 for row in apart}
         m = first.pop()
-        assert m is not None
-        return tidy(late.rates[m]) if late.wins(late.values[m]) else None
+        return tidy(late.rates[m]) if not first and m >= 0 and late.wins(late.values[m]) else None
     if coefficients.transform.kind == "logits":
         found = logit_rates(coefficients, tree)
         return None if found is None else tidy(found.dominant)
@@ -214,11 +191,8 @@ def nc1_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
         ends = range(coefficients.n_features, scaled.shape[1] + 1, coefficients.n_features)
         ranks = [np.linalg.matrix_rank(scaled[:, :end], tol=NEAR) for end in ends]
         m = int(np.searchsorted(ranks, directions))
-        if (
-            m == len(ranks)
-            or abs(late.values[m].imag) > NEAR
-            or (m > 0 and coefficients.transform.kind == "logits")
-        ):
+        unknown = m > 0 and coefficients.transform.kind == "logits"
+        if unknown or m == len(ranks) or abs(late.values[m].imag) > NEAR:
             return None
         return within_rate(coefficients) - 2 * tidy(late.rates[m])
     if coefficients.transform.kind == "logits":
@@ -305,27 +279,21 @@ def critical_constant(model: LESDE) -> sp.Expr | None:
     is for β ≤ 0; with β > 0 the contrasts of the scores grow faster and separate the classes sooner.
     None also where the noise depends on time, as the spread then does not grow as √t.
     """
-    if not model.noise_table.is_constant:
+    if not model.noise_table.is_constant or model.kernel.levels is None:
         return None
-    if model.kernel.levels is None or model.transform.kind == "matrix":
+    if model.transform.kind == "matrix":
         return None
     c = sp.Symbol("c", positive=True)
     beta = sp.Function("beta", real=True)(TIME)
     varied = model.replace(kernel=model.kernel.with_levels(beta + c / TIME, beta))
     coefficients = derive_coefficients(varied)
     table = reduced_table(coefficients)
-    if table is None:
-        return None
-    rate = separation_rate(coefficients, mode_tree(table))
+    rate = None if table is None else separation_rate(coefficients, mode_tree(table))
     if rate is None:
         return None
     exponent = sp.simplify(TIME * rate)
-    if TIME in exponent.free_symbols or exponent.has(sp.Function("beta")):
+    if TIME in exponent.free_symbols:  # also within β(t)
         return None
-    if c not in exponent.free_symbols:
-        return sp.oo
-    solutions = sp.solve(sp.Eq(exponent, sp.Rational(1, 2)), c, dict=True)
     slope = sp.simplify(sp.diff(exponent, c))
-    if not solutions or slope.is_negative:
-        return sp.oo
-    return sp.factor(solutions[0][c])
+    solutions = sp.solve(sp.Eq(exponent, sp.Rational(1, 2)), c) if slope != 0 else []
+    return sp.oo if not solutions or slope.is_negative else sp.factor(solutions[0])

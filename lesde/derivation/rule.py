@@ -46,20 +46,11 @@ def increment(strength: sp.Expr, side: str = "i") -> sp.Expr:
 class Rule:
     """Factors of what one drawn class adds, as functions of its weight and of strengths.
 
-    They hold for kernels of classes and for kernels of pairs of samples alike. A strength κ_iJ that varies
-    with the drawn sample stays inside the average over the class, ⟨κ_iJ X_J⟩_l and ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩_l;
-    the factor in front is the one for the strength 1.
-
-    Attributes
-    ----------
-    kick : callable (E)
-        Factor of H_L X_J in ΔX/h.
-    drift : callable (w, E)
-        Factor of H_l X̄^l in the drift, for a drawn class l of weight w.
-    sampling : callable (w, E_k, E_m)
-        Factor of H_l S_l H_lᵀ in the second moment of the kicks, divided by h².
-    noise, noise_between : sympy.Expr
-        Factor of σσᵀ in the covariance of ΔX_i with itself, and with another sample's, divided by h.
+    ``kick(E)`` is the factor of H_L X_J in ΔX/h; ``drift(w, E)`` that of H_l X̄^l in the drift, for a drawn class l
+    of weight w; ``sampling(w, E_k, E_m)`` that of H_l S_l H_lᵀ in the second moment of the kicks, divided by h²;
+    ``noise`` and ``noise_between`` those of σσᵀ in the covariance of ΔX_i with itself, and with another sample's,
+    divided by h. A strength κ_iJ that varies with the drawn sample stays inside the average over the class,
+    ⟨κ_iJ X_J⟩_l and ⟨κ_iJ κ_jJ X_J X_Jᵀ⟩_l; the factor in front is the one for the strength 1.
     """
 
     kick: Callable[[sp.Expr], sp.Expr]
@@ -98,10 +89,8 @@ def _terms(expression: sp.Expr) -> list[tuple[sp.Expr, list[sp.Symbol]]]:
     result = []
     for term in sp.Add.make_args(sp.expand(expression)):
         scalars, factors = term.args_cnc()
-        word: list[sp.Symbol] = []
-        for factor in factors:
-            base, power = factor.as_base_exp()
-            word.extend([base] * int(power))
+        powers = [factor.as_base_exp() for factor in factors]
+        word = [base for base, power in powers for _ in range(int(power))]
         result.append((sp.Mul(*scalars), word))
     return result
 
@@ -124,23 +113,20 @@ def _expectation(expression: sp.Expr, same_sample: bool) -> sp.Expr:
 
 
 def _expected_word(word: list[sp.Symbol], same_sample: bool) -> sp.Expr:
-    columns = {ZETA["i"][0], ZETA["j"][0]}
-    rows = {ZETA["i"][1], ZETA["j"][1]}
+    columns, rows = ({ZETA[side][i] for side in "ij"} for i in (0, 1))
     result: list[sp.Symbol] = []
-    position = 0
-    while position < len(word):
-        symbol = word[position]
-        following = word[position + 1] if position + 1 < len(word) else None
+    rest = list(word)
+    while rest:
+        symbol = rest.pop(0)
+        following = rest[0] if rest else None
         if symbol in columns and following in rows:
-            if symbol != _TRANSPOSE[following] and not same_sample:
+            if rest.pop(0) != _TRANSPOSE[symbol] and not same_sample:
                 return sp.Integer(0)  # independent noises
-            position += 2
-        elif symbol in columns or symbol in rows:
+        elif symbol in columns | rows:
             return sp.Integer(0)  # a noise alone has mean zero, whatever multiplies it
         elif symbol == X and following == X_T:
+            rest.pop(0)
             result.append(SECOND)
-            position += 2
         else:
             result.append({X: MEAN, X_T: MEAN_T}.get(symbol, symbol))
-            position += 1
     return sp.Mul(*result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,24 +20,13 @@ from lesde.model.transforms import logit_directions
 __all__ = ["Solution"]
 
 
-def _class_symbol(name: str, k: int) -> sp.Symbol:
-    return sp.Symbol(f"{name}_{k + 1}", real=True)
-
-
 @dataclass(frozen=True)
 class Solution:
     """The class means as explicit functions of time.
 
     Expressions use the symbols ``X_k`` (initial class mean, a vector), and for the L-model ``d_k``
-    (logit directions) and ``s_k`` (initial scores ⟨d_k, X_k⟩/‖d_k‖²); they are linear in them.
-
-    Attributes
-    ----------
-    coefficients : Coefficients
-    tree : Tree
-        The modes; closed.
-    start : sympy.Expr
-        The initial time.
+    (logit directions) and ``s_k`` (initial scores ⟨d_k, X_k⟩/‖d_k‖²); they are linear in them. The tree is
+    closed, and ``start`` the initial time.
     """
 
     coefficients: Coefficients
@@ -57,21 +47,17 @@ class Solution:
 
         ``start`` gives the coordinates of all classes at the start: symbols, numbers or vectors.
         """
+        assert self.tree.top is not None
         terms: list[tuple[sp.Expr, Any]] = []
-        amplitudes = list(start)
-        node, level = k, self.tree
-        while True:
+        node, amplitudes = k, list(start)
+        for level in self.tree.levels():
             position = next(i for i, orbit in enumerate(level.orbits) if node in orbit)
             means = [sum(amplitudes[n] for n in o) / len(o) for o in level.orbits]
             rate = level.contrasts[position]
             if rate is not None:
                 terms.append((rate, amplitudes[node] - means[position]))
             node, amplitudes = position, means
-            if level.parent is None:
-                break
-            level = level.parent
-        assert level.eigen is not None
-        rates, vectors, inverse = level.eigen
+        rates, vectors, inverse = self.tree.top
         for i, rate in enumerate(rates):
             weight = sum(inverse[i, j] * a for j, a in enumerate(amplitudes))
             terms.append((rate, vectors[node, i] * weight))
@@ -79,17 +65,14 @@ class Solution:
 
     def mean(self, k: int) -> sp.Expr:
         """X̄^k(t) of class k (from 0)."""
-        K = range(len(self.coefficients.counts))
-        symbols = ([_class_symbol(name, l) for l in K] for name in ("X", "s", "d"))
+        K = len(self.coefficients.counts)
+        symbols = ([sp.Symbol(f"{name}_{l + 1}", real=True) for l in range(K)] for name in "Xsd")
         return sp.Add(*(a * vector * factor for a, vector, factor in self._terms(k, *symbols)))
 
-    def _terms(
-        self, k: int, means: Any, scores: Any, directions: Any
-    ) -> list[tuple[Any, Any, sp.Expr]]:
+    def _terms(self, k: int, means: Any, scores: Any, directions: Any) -> list[tuple[Any, ...]]:
         """X̄^k as triples: an amplitude, a vector and their factor, a function of time.
 
-        The arguments are the initial means and scores and the logit directions of all classes, as
-        symbols or as numbers.
+        Initial means and scores and logit directions of all classes are symbols or numbers.
         """
         if not self.is_logits:
             return [(1, vector, self.growth(rate)) for rate, vector in self.reduced(k, means)]
@@ -99,7 +82,7 @@ class Solution:
         common = table.values[np.bincount(np.delete(row, k), minlength=1).argmax()]
         parts = [self.reduced(l, scores) for l in range(len(row))]
         shared = set(parts[0]).intersection(*parts[1:])
-        terms: list[tuple[Any, Any, sp.Expr]] = [(1, means[k], sp.Integer(1))]
+        terms: list[tuple[Any, ...]] = [(1, means[k], sp.Integer(1))]
         for l, part in enumerate(parts):
             for rate, amplitude in part:
                 factor = table.values[row[l]] - (common if (rate, amplitude) in shared else 0)
@@ -115,8 +98,8 @@ class Solution:
         """
         if len(self.tree.orbits) != 1 or self.tree.contrasts[0] is None:
             return None
-        assert self.tree.eigen is not None
-        contrast, common = self.tree.contrasts[0], self.tree.eigen[0][0]
+        assert self.tree.top is not None
+        contrast, common = self.tree.contrasts[0], self.tree.top[0][0]
         X_k, m, s_k, m_s, d_k, D = sp.symbols("X_k m s_k m_s d_k D", real=True)
         if not self.is_logits:
             return m * self.growth(common) + (X_k - m) * self.growth(contrast)
@@ -129,18 +112,9 @@ class Solution:
         return X_k + m_s * d_k * shared + (s_k - m_s) * d_k * apart + D * rest
 
     def evaluate(self, times: Any, initial: Any) -> np.ndarray:
-        """Numbers from the closed form; integrals left standing are done by quadrature.
+        """Class means (time, class, feature) from the closed form; integrals left standing by quadrature.
 
-        Parameters
-        ----------
-        times : array, shape (time,)
-            Increasing; the first is the initial time.
-        initial : array, shape (class, feature)
-            Class means at ``times[0]``.
-
-        Returns
-        -------
-        ndarray, shape (time, class, feature), float64
+        ``times`` increase, and ``initial``, of shape (class, feature), are the class means at the first of them.
         """
         coefficients = self.coefficients
         K, p = len(coefficients.counts), coefficients.n_features
@@ -150,31 +124,26 @@ class Solution:
         d = logit_directions(K) if self.is_logits else np.zeros((K, p))
         scores = (means * d).sum(1) / (d**2).sum(1) if self.is_logits else np.zeros(K)
         table = coefficients.drift_table
-        functions, edges = dict(table.functions), np.empty(0)
-        known = not any(Formula(value, functions).unresolved() for value in table.values)
-        if len(times) > 1 and known and not table.is_constant:
-            edges = coefficients.kernel_panels(times).starts
+        places = np.empty(0), np.empty(0)
+        if not any(Formula(value, table.functions).unresolved() for value in table.values):
+            places = table.places(times[0], times[-1])
         values: dict[sp.Expr, np.ndarray] = {}
         result = np.zeros((len(times), K, p))
         for k in range(K):
             for amplitude, vector, factor in solution._terms(k, means, scores, d):
                 if factor not in values:
-                    values[factor] = _numbers(factor, times, functions, edges)
+                    _check_names(factor, table.functions)
+                    values[factor] = numerical(factor, TIME, table.functions, times, places)(times)
                 size = complex(amplitude) * values[factor]
                 result[:, k] += (size[:, None] * np.asarray(vector, complex)).real
         return result
 
 
-def _numbers(
-    expression: sp.Expr, times: np.ndarray, functions: dict[str, Any], edges: np.ndarray
-) -> np.ndarray:
-    """Values of a scalar closed form; integrals left standing by adaptive quadrature."""
+def _check_names(expression: sp.Expr, functions: Mapping[str, Any]) -> None:
     names = {f.func.__name__ for f in expression.atoms(AppliedUndef)} - set(functions)
-    free = {str(s) for s in expression.free_symbols - {TIME}}
-    if names or free:
+    names |= {str(s) for s in expression.free_symbols - {TIME}}
+    if names:
         raise ValueError(
-            f"the closed form has no value for {', '.join(sorted(names | free))}; give the kernel "
+            f"the closed form has no value for {', '.join(sorted(names))}; give the kernel "
             f"numbers or formulas."
         )
-    value = numerical(expression, TIME, functions, edges)
-    return np.array([value(float(t)) for t in times])

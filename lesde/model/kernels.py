@@ -67,11 +67,7 @@ class Kernel(ABC):
         raise TypeError(f"{type(self).__name__} has no levels α and β to replace.")
 
     def with_parameters(self, values: Mapping[str, float]) -> Kernel:
-        """The same kernel with numbers in place of free names; other names stay free.
-
-        A name is free in a formula where ``parameters={"a": None}`` left it so, or where a SymPy
-        expression has a symbol other than t.
-        """
+        """The same kernel with numbers in place of free names; other names stay free."""
         raise TypeError(f"{type(self).__name__} takes its parameters where it is made.")
 
     def describe(self) -> dict[str, Any]:
@@ -91,12 +87,20 @@ class _NamedFormulas(Kernel):
 
     formulas: dict[str, Formula]
 
+    def _read(self, parameters: Parameters, **given: Any) -> None:
+        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
+
     @abstractmethod
     def _index(self, n_classes: int) -> np.ndarray:
         """The K×K numbers of the formulas, in their order."""
 
     def entries(self, n_classes: int) -> EntryTable:
-        return EntryTable.from_formulas(self.formulas, self._index(n_classes))
+        index = self._index(n_classes)
+        if len(index) != n_classes:
+            raise ValueError(
+                f"n_classes must be {len(index)}, the size of the kernel; got {n_classes}."
+            )
+        return EntryTable.from_formulas(self.formulas, index)
 
     def with_parameters(self, values: Mapping[str, float]) -> Kernel:
         other = copy(self)
@@ -126,8 +130,7 @@ class TwoLevel(_NamedFormulas):
     """
 
     def __init__(self, alpha: Any = None, beta: Any = None, parameters: Parameters = None):
-        given = {"alpha": alpha, "beta": beta}
-        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
+        self._read(parameters, alpha=alpha, beta=beta)
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr]:
@@ -146,8 +149,7 @@ class ClassMatrix(_NamedFormulas):
     Parameters
     ----------
     matrix : K×K nested sequence, array or SymPy matrix of values
-        Entry (k, l): the strength with which a step on class l moves class k. Each entry is a number, a formula in t, a
-        callable of t, or None for an unevaluated function.
+        Entry (k, l), of the kinds that :class:`TwoLevel` takes: the strength with which a step on class l moves class k.
     parameters : mapping, optional
         Values of named parameters in the formulas.
 
@@ -158,29 +160,21 @@ class ClassMatrix(_NamedFormulas):
     """
 
     def __init__(self, matrix: Any, parameters: Parameters = None):
-        rows = matrix.tolist() if hasattr(matrix, "tolist") else matrix
-        if not isinstance(rows, Sequence) or isinstance(rows, str) or len(rows) == 0:
+        try:
+            table = np.array(matrix, dtype=object)
+        except ValueError:  # rows of unequal length
+            table = np.empty(0)
+        if table.ndim != 2 or len(table) != table.shape[1]:
             raise TypeError(f"matrix must be a K×K table of values; got {shown(matrix)}.")
-        rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
-        for row in rows:
-            if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(rows):
-                raise ValueError(
-                    f"matrix must be square: it has {len(rows)} rows, one of them is {shown(row)}."
-                )
-        self.n_classes = len(rows)
+        self.n_classes = len(table)
         between = "" if self.n_classes < 10 else "_"
         self.formulas = {}
-        for k, row in enumerate(rows):
-            for l, value in enumerate(row):
-                name, symbol = f"matrix[{k}][{l}]", f"E_{k + 1}{between}{l + 1}"
-                self.formulas[name] = _value(name, value, parameters, symbol)
+        for (k, l), value in np.ndenumerate(table):
+            name, symbol = f"matrix[{k}][{l}]", f"E_{k + 1}{between}{l + 1}"
+            self.formulas[name] = _value(name, value, parameters, symbol)
 
     def _index(self, n_classes: int) -> np.ndarray:
-        if n_classes != self.n_classes:
-            raise ValueError(
-                f"n_classes must be {self.n_classes}, the size of the kernel's matrix; got {n_classes}."
-            )
-        return np.arange(n_classes**2).reshape(n_classes, n_classes)
+        return np.arange(self.n_classes**2).reshape(self.n_classes, self.n_classes)
 
     def _describe(self) -> dict[str, Any]:
         text = np.array([str(formula) for formula in self.formulas.values()], object)
@@ -214,17 +208,11 @@ class Hierarchical(_NamedFormulas):
         parameters: Parameters = None,
     ):
         self.groups = check_labels("groups", groups)
-        given = {"alpha": alpha, "beta": beta, "gamma": gamma}
-        self.formulas = {name: _value(name, v, parameters) for name, v in given.items()}
+        self._read(parameters, alpha=alpha, beta=beta, gamma=gamma)
 
     def _index(self, n_classes: int) -> np.ndarray:
-        if n_classes != len(self.groups):
-            raise ValueError(
-                f"n_classes must be {len(self.groups)}, the length of the kernel's groups; got "
-                f"{n_classes}."
-            )
-        same_group = self.groups[:, None] == self.groups[None, :]
-        return np.where(np.eye(n_classes, dtype=bool), 0, np.where(same_group, 1, 2))
+        other_group = self.groups[:, None] != self.groups[None, :]
+        return 1 + other_group - np.eye(len(self.groups), dtype=int)
 
     def _describe(self) -> dict[str, Any]:
         return {"groups": self.groups.tolist(), **super()._describe()}
@@ -235,8 +223,8 @@ class LabelNoise(Kernel):
 
     A training label is wrong with probability p, uniformly over the other classes, so a step on a
     sample of class l acts as one on class m with probability Q_lm, Q = (1−p)I + p/(K−1)(11ᵀ−I), and
-    E′ = E Qᵀ: the expected strength. The engine "sgd" uses it too and draws no labels, so the extra
-    sampling noise of wrong labels, and a transform H of the wrong class, are not part of this kernel.
+    E′ = E Qᵀ: the expected strength. No labels are drawn, so the extra sampling noise of wrong labels,
+    and a transform H of the wrong class, are not part of this kernel.
     For a two-level kernel α′−β′ = (α−β)(1 − pK/(K−1)): it vanishes at p = (K−1)/K.
 
     Parameters
@@ -260,12 +248,9 @@ class LabelNoise(Kernel):
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel must be an elasticity kernel; got {shown(kernel)}.")
         self.kernel = kernel
-        if isinstance(p, sp.Expr):
-            if not p.free_symbols:
-                check_real("p", float(p) if p.is_real else p, 0.0, 1.0)
-            self.p = p
-        else:
-            self.p = rational(check_real("p", p, 0.0, 1.0))
+        self.p = p if isinstance(p, sp.Expr) else rational(check_real("p", p, 0.0, 1.0))
+        if not self.p.free_symbols:
+            check_real("p", float(self.p), 0.0, 1.0)
 
     @property
     def levels(self) -> tuple[sp.Expr, sp.Expr] | None:
@@ -288,17 +273,10 @@ class LabelNoise(Kernel):
         counts = np.stack([(clean.index == v).sum(1) for v in range(len(clean.values))], axis=1)
         kinds, row_kind = np.unique(counts, axis=0, return_inverse=True)
 
-        keep = 1 - self.p - spread
-        factors = {int(n): sp.simplify(spread * int(n)) for n in np.unique(kinds)}
-        own = {n: sp.simplify(factor + keep) for n, factor in factors.items()}
-        tallies = [{clean.values[v]: int(row[v]) for v in np.flatnonzero(row)} for row in kinds]
-        sums = [sp.Add(*(factors[n] * v for v, n in tally.items())) for tally in tallies]
-
         def noisy(value: sp.Expr, kind: int) -> sp.Expr:
-            if self.p.is_number:  # SymPy merges the numbers
-                return sums[kind] + keep * value
-            n = tallies[kind][value]
-            return sums[kind] - factors[n] * value + own[n] * value
+            present = [(clean.values[v], int(kinds[kind, v])) for v in np.flatnonzero(kinds[kind])]
+            own = 1 - self.p - spread
+            return sp.Add(*((n * spread + (own if v == value else 0)) * v for v, n in present))
 
         return clean.combine(np.broadcast_to(row_kind.reshape(-1, 1), clean.index.shape), noisy)
 
@@ -315,10 +293,7 @@ class _FunctionKernel(Kernel):
         self.__doc__ = function.__doc__
 
     def _entry(self, k: int, l: int) -> Formula:
-        name = f"kernel({k}, {l}, t)"
-        given = getattr(self.function, "__name__", "E")
-        # A lambda's name is not an identifier, as the symbol of a callable must be.
-        symbol = f"{given if given.isidentifier() else 'E'}_{k + 1}_{l + 1}"
+        name, symbol = f"kernel({k}, {l}, t)", f"E_{k + 1}_{l + 1}"
         try:
             return parse_formula(name, self.function(k, l, TIME), self.parameters, symbol)
         except (TypeError, AttributeError):
@@ -343,10 +318,9 @@ def kernel(function: Callable[[int, int, Any], Any]) -> Kernel:
     Parameters
     ----------
     function : callable
-        Called with class numbers k (moved) and l (drawn), from 0, and the time. It returns a
-        number, a formula or an expression in t. It is called with a SymPy symbol first, so that the
-        kernel can be derived from; if it fails there with TypeError or AttributeError (it uses NumPy
-        functions on t), it is kept as a numerical function.
+        Called with class numbers k (moved) and l (drawn), from 0, and the time as a SymPy symbol. It
+        returns a number, a formula or an expression in t; where it uses NumPy functions on t, it is kept as a
+        numerical function.
 
     Examples
     --------
@@ -366,7 +340,7 @@ class FeatureKernel(Kernel):
 
     The drift of such a model is not linear in the features, so it has no exact law: it is simulated
     with the engines "torchsde" and "sgd". A step costs O(N² p), in bounded memory, and O(N p²) where the
-    formula is of degree one in g and c. A formula in s and t only is a class kernel.
+    formula is of degree one in g and c.
 
     Parameters
     ----------
@@ -379,13 +353,7 @@ class FeatureKernel(Kernel):
         - ``s``, 1 where both samples are of one class and 0 where not,
         - ``t``, the time.
     parameters : mapping, optional
-        Values of named parameters in the formula; None leaves a name free, to derive with and to set
-        later by ``model.substitute``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything but such a formula; for names that are not known, with those that are.
+        Values of named parameters in the formula; None leaves a name free.
 
     Notes
     -----
@@ -406,7 +374,7 @@ class FeatureKernel(Kernel):
     @property
     def class_kernel(self) -> TwoLevel | None:
         """The class kernel that it equals where the formula has only s and t, else None."""
-        if not self.formula.is_class_only:
+        if self.formula.uses:
             return None
         return TwoLevel(Formula(self.formula.at(True)), Formula(self.formula.at(False)))
 

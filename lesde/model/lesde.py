@@ -18,11 +18,8 @@ from lesde.model.transforms import Transform, make_transform
 __all__ = ["LESDE", "Initial", "class_average", "read_initial"]
 
 
-MOST_SAMPLES = 10**15
-"""All classes together; sums over samples stay exact in float64."""
 MOST_CLASSES = 10**4
 """Tables of a kernel have an entry for every pair of classes."""
-MOST_FEATURES = 10**9
 
 
 class LESDE:
@@ -51,11 +48,6 @@ class LESDE:
         Values of named parameters in the formulas of ``noise``; kernels have their own. None
         leaves a name free.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument, what was given and what is allowed.
-
     References
     ----------
     Zhang, Wang, Su, NeurIPS 2021 (arXiv 2110.05960).
@@ -80,20 +72,24 @@ class LESDE:
     ):
         if not isinstance(kernel, Kernel):
             raise TypeError(
-                f"kernel must be an elasticity kernel such as lesde.TwoLevel(alpha=2, beta=-1); got "
-                f"{shown(kernel)}."
+                f"kernel must be one such as lesde.TwoLevel(2, -1); got {shown(kernel)}."
             )
         self.kernel = kernel
         self.n_classes = check_integer("n_classes", n_classes, 1, MOST_CLASSES)
-        self.n_features = check_integer("n_features", n_features, 1, MOST_FEATURES)
+        self.n_features = check_integer("n_features", n_features)
         self.counts = _counts(n_per_class, self.n_classes)
         self.transform: Transform = make_transform(transform, self.n_classes, self.n_features)
         self.noise_table: Noise = read_noise(noise, self.n_classes, self.n_features, parameters)
         self.noise: np.ndarray = self.noise_table.given
         self.parameters: dict[str, float | None] = dict(parameters or {})
-        # As given, for replace(parameters=...): in the formulas the names have been replaced by values.
+        # The noise as given, as in the formulas names have been replaced by values.
         numbers = bare_array("noise", noise).dtype.kind in "biuf"
-        self._given_noise = self.noise_table.describe() if numbers else deepcopy(noise)
+        self._arguments: dict[str, Any] = {
+            **{"kernel": kernel, "n_classes": n_classes, "n_features": n_features},
+            **{"n_per_class": deepcopy(n_per_class), "transform": self.transform},
+            "noise": self.noise_table.describe() if numbers else deepcopy(noise),
+            "parameters": self.parameters or None,
+        }
         # A kernel that depends on the features has no table; callers ask for that first.
         self.entries: EntryTable = (
             None if kernel.depends_on_features else kernel.entries(self.n_classes)  # type: ignore[assignment]
@@ -104,36 +100,23 @@ class LESDE:
     def __setattr__(self, name: str, value: Any) -> None:
         # cached_property writes to __dict__ and bypasses this.
         if getattr(self, "_frozen", False):
-            raise AttributeError(
-                f"a LESDE is immutable, so {name} cannot be set; make another with model.replace"
-                f"({name}=...)."
-            )
+            raise AttributeError(f"a LESDE is immutable; make another with replace({name}=...).")
         object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> LESDE:
         """Another model, with the given arguments changed."""
-        arguments: dict[str, Any] = {
-            "kernel": self.kernel,
-            "n_classes": self.n_classes,
-            "n_features": self.n_features,
-            "n_per_class": int(self.counts[0]) if self.is_balanced else self.counts.tolist(),
-            "transform": self.transform,
-            "noise": self._given_noise,
-            "parameters": self.parameters or None,
-        }
-        unknown = sorted(set(changes) - set(arguments))
-        if unknown:
-            raise TypeError(f"replace knows {', '.join(arguments)}; got {', '.join(unknown)}.")
-        return LESDE(**{**arguments, **changes})
+        if unknown := sorted(set(changes) - set(self._arguments)):
+            known = ", ".join(self._arguments)
+            raise TypeError(f"replace knows {known}; got {', '.join(unknown)}.")
+        return LESDE(**{**self._arguments, **changes})
 
     @property
     def free_parameters(self) -> tuple[str, ...]:
         """Names in the formulas of kernel and noise that have no value yet, sorted."""
-        expressions = [] if self.entries is None else list(self.entries.values)
-        if not self.noise_table.is_numeric:
-            expressions += [formula.expression for formula in self.noise_table.given.ravel()]
-        names = {str(s) for e in expressions for s in e.free_symbols - {TIME}}
-        return tuple(sorted(names.union(self.kernel.free_names)))
+        tables = [] if self.entries is None else [self.entries]
+        tables += [] if self.noise_table.is_numeric else [self.noise_table.table]
+        symbols = {s for table in tables for e in table.values for s in e.free_symbols - {TIME}}
+        return tuple(sorted({*map(str, symbols), *self.kernel.free_names}))
 
     def substitute(self, **parameters: float) -> LESDE:
         """The model with numbers in place of free names; those not given stay free.
@@ -147,17 +130,18 @@ class LESDE:
         TwoLevel(alpha=2/(t + 1), beta=-1/2)
         """
         free = self.free_parameters
-        unknown = sorted(set(parameters) - set(free))
-        if unknown:
+        if unknown := sorted(set(parameters) - set(free)):
             raise TypeError(
                 f"substitute knows the free names of the model, {', '.join(free) or 'which has none'}; "
                 f"got {', '.join(unknown)}."
             )
-        if not parameters:
-            return self
-        return self.replace(
-            kernel=self.kernel.with_parameters(parameters),
-            parameters={**self.parameters, **parameters},
+        return (
+            self
+            if not parameters
+            else self.replace(
+                kernel=self.kernel.with_parameters(parameters),
+                parameters={**self.parameters, **parameters},
+            )
         )
 
     @property
@@ -189,21 +173,14 @@ class LESDE:
 
         At a time, which may be left out where the noise does not depend on it.
         """
-        return self.noise_table.factor([self._noise_time(time)])[0]
+        if time is None and not self.noise_table.is_constant:
+            raise ValueError("time must be given, as the noise depends on it; got None.")
+        return self.noise_table.factor([0.0 if time is None else check_real("time", time)])[0]
 
     def noise_covariance(self, time: float | None = None) -> np.ndarray:
-        """σ_k σ_kᵀ, per sample and unit time, shape (class, feature, feature), float64.
-
-        At a time, which may be left out where the noise does not depend on it.
-        """
-        return self.noise_table.covariance([self._noise_time(time)])[0]
-
-    def _noise_time(self, time: float | None) -> float:
-        if time is None and not self.noise_table.is_constant:
-            raise ValueError(
-                "time must be given, as the noise of this model depends on it; got None."
-            )
-        return 0.0 if time is None else check_real("time", time)
+        """σ_k σ_kᵀ per sample and unit time, with shape and time as in :meth:`noise_factor`."""
+        factor = self.noise_factor(time)
+        return factor @ np.swapaxes(factor, -1, -2)
 
     def describe(self) -> dict[str, Any]:
         """The model as plain numbers and text, for the attributes of a dataset."""
@@ -227,20 +204,13 @@ class LESDE:
 
 
 def _counts(value: Any, n_classes: int) -> np.ndarray:
-    if isinstance(value, Sequence | np.ndarray) and np.ndim(bare_array("n_per_class", value)) == 1:
-        if len(value) != n_classes:
-            raise ValueError(
-                f"n_per_class must be one integer or {n_classes} of them, one per class; got "
-                f"{len(value)} values."
-            )
-        counts = [check_integer(f"n_per_class[{k}]", n, 1, np.inf) for k, n in enumerate(value)]
-    else:
-        counts = [check_integer("n_per_class", value, 1, np.inf)] * n_classes
-    if sum(counts) > MOST_SAMPLES:
-        raise ValueError(
-            f"n_per_class must add up to at most {MOST_SAMPLES:.0e} samples; got {shown(sum(counts))}."
-        )
-    return np.array(counts)
+    several = isinstance(value, Sequence | np.ndarray)
+    if not several or np.ndim(bare_array("n_per_class", value)) != 1:
+        return np.full(n_classes, check_integer("n_per_class", value))
+    if len(value) != n_classes:
+        wanted = f"one integer or {n_classes} of them, one per class"
+        raise ValueError(f"n_per_class must be {wanted}; got {len(value)} values.")
+    return np.array([check_integer(f"n_per_class[{k}]", n) for k, n in enumerate(value)])
 
 
 @dataclass(frozen=True)
@@ -281,10 +251,9 @@ def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> I
     if dims := getattr(initial, "dims", None):
         order = [dim for dim in ("replicate", "class", "sample", "feature") if dim in dims]
         if order and len(order) < len(dims):
-            raise ValueError(
-                f"initial has the dimensions {', '.join(map(repr, dims))}; name them 'class' or 'sample', "
-                f"'feature', and optionally 'replicate'."
-            )
+            known = "'class' or 'sample', 'feature', and optionally 'replicate'"
+            given = ", ".join(map(repr, dims))
+            raise ValueError(f"initial has the dimensions {given}; name them {known}.")
         initial = initial.transpose(*order).values if order else initial.values
     array = check_finite_array("initial", initial, shapes)
     if array.shape[-2] == K and K != N:

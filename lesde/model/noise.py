@@ -3,107 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import sympy as sp
 
-from lesde.checks import bare_array, check_finite_array, check_real, shown
+from lesde.checks import bare_array, check_finite_array
 from lesde.errors import Diverged
-from lesde.model.formula import TIME, EntryTable, Formula, Parameters, parse_formula, rational
+from lesde.model.formula import EntryTable, Formula, Parameters, parse_formula, rational
 from lesde.model.quadrature import Panels, integrate, resolve
 
 __all__ = ["Noise", "finite_variance", "read_noise"]
-
-LARGEST_SQUARE = 2.0**900
-"""Larger ones are scaled down to be resolved."""
 
 
 def read_noise(value: Any, n_classes: int, n_features: int, parameters: Parameters = None) -> Noise:
     """The argument ``noise`` of a model, as :class:`lesde.LESDE` documents it."""
     parse_formula("noise", 0, parameters)  # checks the parameters, also where no formula uses them
     given = value.given if isinstance(value, Noise) else value
-    try:
-        entries = bare_array("noise", given)
-    except TypeError:  # rows of unequal length, or too many levels
-        try:
-            entries = np.array(given, dtype=object)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"noise must be a number, a formula or a callable, or an array of them; got {shown(given)}."
-            ) from None
-    if entries.dtype.kind not in "biufc":
+    K, p = n_classes, n_features
+    entries = bare_array("noise", given)
+    if entries.dtype.kind in "biufc":
+        entries = check_finite_array("noise", given, [(K,), (p, p), (K, p, p), ()]).copy()
+        numbers = entries
+    else:
         # From the original: an array of texts and numbers holds the numbers as texts.
         entries = np.array(given, dtype=object)
-        entries = _read_formulas(entries, n_classes, n_features, parameters)
-    if entries.dtype != object:
-        plain = given if np.ndim(entries) == 0 and isinstance(given, complex | bool) else entries
-        entries = _read_numbers(plain, n_classes, n_features)
+        if entries.shape not in [(), (K,), (p, p), (K, p, p)]:
+            wanted = f"one value or of shape ({K},) or ({p}, {p}) or ({K}, {p}, {p})"
+            raise ValueError(f"noise must be {wanted}; got shape {entries.shape[:4]}.")
+        entries = _read_formulas(entries, parameters)
+        parts = [formula.expression for formula in entries.flat]
+        plain = [float(part) if part.is_number else np.nan for part in parts]
+        numbers = np.reshape(plain, entries.shape)
+        entries = entries if np.isnan(numbers).any() else numbers
+    if numbers.ndim < 2 and (numbers < 0).any():
+        k = int(np.argmax(numbers < 0))
+        raise _negative("noise", numbers.flat[k], f"for class {k}")
     entries.setflags(write=False)
     return Noise(entries, n_classes, n_features)
 
 
-def _read_formulas(
-    entries: np.ndarray, n_classes: int, n_features: int, parameters: Parameters
-) -> np.ndarray:
-    """An array of formulas, or of numbers where every formula is just a number."""
-    K, p = n_classes, n_features
-    nested = entries.ndim < 4 and [e for e in entries.flat if isinstance(e, list | tuple)]
-    if nested:
-        raise ValueError(
-            f"noise must be a full table, with rows of equal length; got {shown(nested[0])} among its rows."
-        )
-    if entries.shape not in [(), (K,), (p, p), (K, p, p)]:
-        raise ValueError(
-            f"noise must be one value or have shape ({K}) or ({p}, {p}) or ({K}, {p}, {p}); got shape "
-            f"{entries.shape[:4]}{'…' * (entries.ndim > 4)}."
-        )
+def _read_formulas(entries: np.ndarray, parameters: Parameters) -> np.ndarray:
+    """An array of formulas, equal entries the same one."""
     known: dict[Any, Formula] = {}
-    formulas = np.empty(entries.shape, dtype=object)
+    found = np.empty(entries.shape, dtype=object)
     for index in np.ndindex(entries.shape):
         entry = entries[index]
         key = (type(entry), entry if isinstance(entry, str | int | float) else id(entry))
         if key not in known:
-            # A callable is written sigma(t), sigma_1(t) for class 1, sigma_12(t) for an entry of a matrix.
-            ends = "".join(f"_{i + 1}" for i in index)
-            if len(index) >= 2 and max(index) < 9:
-                ends = "".join(f"_{i + 1}" for i in index[:-2]) + f"_{index[-2] + 1}{index[-1] + 1}"
-            known[key] = parse_formula(_entry_name(index), entry, parameters, f"sigma{ends}")
-        formulas[index] = known[key]
-    numbers = [
-        float(formula.expression) if not _is_open(formula) else None for formula in formulas.flat
-    ]
-    if None not in numbers:
-        return np.array(numbers, dtype=np.float64).reshape(entries.shape)
-    if entries.ndim < 2:
-        for i, number in enumerate(numbers):
-            if number is not None and number < 0:
-                raise _negative(number, i)
-    return formulas
+            # A callable is written sigma(t), sigma_1(t) for class 1, sigma_1_2(t) for an entry of a matrix.
+            symbol = "sigma" + "".join(f"_{i + 1}" for i in index)
+            known[key] = parse_formula(_entry_name(index), entry, parameters, symbol)
+        found[index] = known[key]
+    return found
 
 
-def _is_open(formula: Formula) -> bool:
-    """True if it is more than a number: it contains time, an open name or a callable."""
-    return TIME in formula.expression.free_symbols or bool(formula.unresolved())
-
-
-def _read_numbers(value: Any, n_classes: int, n_features: int) -> np.ndarray:
-    if np.ndim(value) == 0:
-        return np.array(check_real("noise", np.asarray(value).item(), 0.0))
-    p = n_features
-    array = check_finite_array("noise", value, [(n_classes,), (p, p), (n_classes, p, p)])
-    if array.ndim == 1 and (array < 0).any():
-        k = int(np.argmax(array < 0))
-        raise _negative(array[k], k)
-    return array.copy()
-
-
-def _negative(value: float, k: int) -> ValueError:
+def _negative(name: str, value: float, where: str) -> ValueError:
     return ValueError(
-        f"noise must not be negative; got {value:g} for class {k}. Noise is the diffusion σ, whose square "
-        f"is a variance per unit time."
+        f"noise must not be negative at any time; {name} is {value:g} {where}. Noise is the diffusion σ, "
+        f"whose square is a variance per unit time."
     )
 
 
@@ -117,8 +77,7 @@ class Noise:
     """σ_k(t) of every class, per square root of time: the factor of dW in the LE-SDE.
 
     ``given``, of shape (), (K,), (p, p) or (K, p, p), holds float64 numbers; or, where an entry is a formula,
-    a Formula each. Values that depend on time raise ValueError where they are negative, not finite or have no
-    number yet, with their name and the time.
+    a Formula each.
     """
 
     given: np.ndarray
@@ -130,12 +89,10 @@ class Noise:
         if factor == 1:
             return self
         if self.is_numeric:
-            return Noise(self.given * float(factor), self.n_classes, self.n_features)
-        given = np.empty(self.given.shape, dtype=object)
-        for index in np.ndindex(given.shape):
-            formula = self.given.item(*index)
-            given[index] = Formula(factor * formula.expression, formula.functions)
-        return Noise(given, self.n_classes, self.n_features)
+            return replace(self, given=self.given * float(factor))
+        given = self.given.copy()
+        given.flat = [Formula(factor * f.expression, f.functions) for f in given.flat]
+        return replace(self, given=given)
 
     @property
     def is_numeric(self) -> bool:
@@ -161,9 +118,8 @@ class Noise:
     def table(self) -> EntryTable:
         """The formulas in the shape in which they were given; one value has the shape (1,)."""
         names = [_entry_name(index) for index in np.ndindex(self.given.shape)]
-        formulas = dict(zip(names, self.given.flat, strict=True))
         index = np.arange(len(names)).reshape(self.given.shape or (1,))
-        return EntryTable.from_formulas(formulas, index)
+        return EntryTable.from_formulas(dict(zip(names, self.given.flat, strict=True)), index)
 
     @cached_property
     def _distinct(self) -> tuple[list[Any], np.ndarray]:
@@ -187,8 +143,9 @@ class Noise:
                 labels = labels[:, 0, 0]
         return labels[:1] if (labels == labels[:1]).all() else labels
 
-    def _evaluated(self, times: np.ndarray) -> np.ndarray:
+    def _evaluated(self, times: Any) -> np.ndarray:
         """The entries in the smallest shape, (time, 1 or K[, p, p]), checked."""
+        times = np.asarray(times, dtype=np.float64)
         if self.is_numeric:
             values = np.array(self._distinct[0])[self._indices]
             return np.broadcast_to(values, (len(times), *values.shape))
@@ -196,39 +153,33 @@ class Noise:
         values = self.table.distinct(asked)[:, self._indices]
         if self.given.ndim < 2 and (values < 0).any():
             i, k = np.argwhere(values < 0)[0]
-            raise ValueError(
-                f"noise must not be negative at any time; {self._name(k)} is {values[i, k]:g} at t = "
-                f"{times[i]:g}. Noise is the diffusion σ, whose square is a variance per unit time."
-            )
+            raise _negative(self._name(k), values[i, k], f"at t = {times[i]:g}")
         return np.broadcast_to(values, (len(times), *values.shape[1:]))
 
     def scale(self, times: Any) -> np.ndarray:
         """σ_k at the times, shape (time, class), float64, where every factor is σ_k times the identity."""
         if not self.is_isotropic:
             raise ValueError("noise has p×p factors, which no single number per class stands for.")
-        times = np.asarray(times, dtype=np.float64)
-        return np.array(np.broadcast_to(self._evaluated(times), (len(times), self.n_classes)))
+        values = self._evaluated(times)
+        return np.array(np.broadcast_to(values, (len(values), self.n_classes)))
 
     def factor(self, times: Any) -> np.ndarray:
         """σ_k at the times, shape (time, class, feature, feature), float64."""
-        K, p = self.n_classes, self.n_features
-        if self.is_isotropic:
-            return self.scale(times)[:, :, None, None] * np.eye(p)
-        times = np.asarray(times, dtype=np.float64)
-        return np.array(np.broadcast_to(self._evaluated(times), (len(times), K, p, p)))
+        return self._full(self._evaluated(times))
 
-    def covariance(self, times: Any) -> np.ndarray:
-        """σ_k σ_kᵀ at the times, per sample and unit time, shape (time, class, feature, feature)."""
-        factor = self.factor(times)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return factor @ np.swapaxes(factor, -1, -2)
+    def _full(self, values: np.ndarray) -> np.ndarray:
+        """Values in the smallest shape as matrices for every class."""
+        p = self.n_features
+        if self.is_isotropic:
+            values = values[:, :, None, None] * np.eye(p)
+        return np.array(np.broadcast_to(values, (len(values), self.n_classes, p, p)))
 
     def square(self, times: Any) -> np.ndarray:
         """σ² or σσᵀ in the smallest shape: (time, 1 or class), or (time, 1 or class, feature, feature).
 
         The first where :attr:`is_isotropic`; one class stands for all where :attr:`is_shared`.
         """
-        values = self._evaluated(np.asarray(times, dtype=np.float64))
+        values = self._evaluated(times)
         with np.errstate(over="ignore", invalid="ignore"):  # its sum raises Diverged
             return values**2 if self.is_isotropic else values @ np.swapaxes(values, -1, -2)
 
@@ -242,34 +193,27 @@ class Noise:
 
         Only where :attr:`is_isotropic`. Diverged where the integral up to some time overflows.
         """
-        times = np.asarray(times, dtype=np.float64)
-        self.scale(times)  # errors at the times first
-        return np.array(
-            np.broadcast_to(self._integral(times)[..., 0], (len(times) - 1, self.n_classes))
-        )
+        whole = self._integral(times)
+        return np.array(np.broadcast_to(whole, (len(whole), self.n_classes)))
 
     def integrated(self, times: Any) -> np.ndarray:
         """∫ σ_k σ_kᵀ dt between successive times, (interval, class, feature, feature), to rounding."""
-        K, p = self.n_classes, self.n_features
-        if self.is_isotropic:
-            return self.integrated_scale(times)[:, :, None, None] * np.eye(p)
-        times = np.asarray(times, dtype=np.float64)
-        self.factor(times)
-        whole = self._integral(times)
-        whole = whole.reshape(*whole.shape[:2], p, p)
-        return np.array(np.broadcast_to(whole, (len(times) - 1, K, p, p)))
+        return self._full(self._integral(times))
 
     def check_variance(self, times: np.ndarray) -> None:
         """Raise Diverged where the variance that noise has added overflows, at the first such time."""
         self._integral(times)
 
-    def _integral(self, times: np.ndarray) -> np.ndarray:
-        """∫ σσᵀ dt between successive times, (interval, 1 or class, entry)."""
+    def _integral(self, times: Any) -> np.ndarray:
+        """∫ σσᵀ dt between successive times, in the shape of :meth:`square`."""
+        times = np.asarray(times, dtype=np.float64)
+        at_times = self.square(times)  # errors at the times first
         with np.errstate(over="ignore", invalid="ignore"):
             if self.is_constant or len(times) == 1:
-                whole = np.diff(times)[:, None, None] * self._flat_square(times[:1])
+                whole = np.diff(times).reshape(-1, *(1,) * (at_times.ndim - 1)) * at_times[:1]
             else:
                 whole = integrate(self._flat_square, self.panels(times), len(times) - 1)
+                whole = whole.reshape(-1, *at_times.shape[1:])
             return finite_variance(whole, times)
 
     def panels(
@@ -284,34 +228,21 @@ class Noise:
         Free names have the given values, with which ``square`` evaluates σσᵀ. Diverged, with the end of the
         window, where it overflows.
         """
-        places = self.places(float(windows[0]), float(windows[-1]), values)
-        square = square or self._flat_square
 
-        def scaled(times: np.ndarray, shift: int) -> np.ndarray:
-            found = square(times)
+        def finite(times: np.ndarray) -> np.ndarray:
+            found = (square or self._flat_square)(times)
             bad = ~np.isfinite(found).all((1, 2))
             if bad.any():
                 raise _overflow(windows[np.searchsorted(windows, times[bad].min())])
-            found = np.ldexp(found, shift)
-            if found.max() > LARGEST_SQUARE:
-                raise OverflowError
             return found
 
-        try:
-            return resolve(partial(scaled, shift=0), windows, *places, self._name, kept)
-        except OverflowError:  # sums of so large numbers are not finite: resolve a part of each
-            return resolve(partial(scaled, shift=-256), windows, *places, self._name, kept)
-
-    def places(
-        self, start: float, end: float, values: Mapping[str, float] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Switches and peaks of the formulas, as from :meth:`EntryTable.places`."""
-        return self.table.places(start, end, values)
+        places = self.table.places(float(windows[0]), float(windows[-1]), values)
+        return resolve(finite, windows, *places, self._name, kept)
 
     def _name(self, k: int, _: int = 0) -> str:
         """The user's name for the noise of a class, for error messages."""
         index = (k,) if self.given.ndim in (1, 3) else ()
-        formula = f" = {self.given.item(*index).expression}" if self.given.ndim < 2 else ""
+        formula = f" = {self.expression(k)}" if self.given.ndim < 2 else ""
         return f"{_entry_name(index)}{formula}"
 
     def expression(self, k: int) -> sp.Expr | sp.Matrix:
@@ -327,11 +258,9 @@ class Noise:
         """The noise as numbers and text in nested lists, for the attributes of a dataset."""
         if self.is_numeric:
             return self.given.tolist()
-        plain = np.empty(self.given.shape, dtype=object)
-        for index in np.ndindex(self.given.shape):
-            expression = self.given.item(*index).expression
-            plain[index] = float(expression) if expression.is_number else str(expression)
-        return plain.tolist()
+        parts = [formula.expression for formula in self.given.flat]
+        plain = [float(part) if part.is_number else str(part) for part in parts]
+        return np.array(plain, dtype=object).reshape(self.given.shape).tolist()
 
     def __repr__(self) -> str:
         return f"array{self.given.shape}" if self.given.ndim else repr(self.describe())

@@ -1,13 +1,8 @@
 """Feature transforms H: the part of a drawn sample's features that moves the others.
 
-The microscopic rule moves every sample of class k by ``h E_kL H_L X_J`` when sample J of class L is
-drawn. With ``H = I`` (the I-model) features pull along themselves; with ``H_l = d_l d_lᵀ/‖d_l‖²``,
-``d_l = e_l − 1/K`` (the L-model) only their component along the class's logit direction counts.
-
-References
-----------
-Zhang, Wang, Su, *Imitating Deep Learning Dynamics via Locally Elastic Stochastic Differential
-Equations*, NeurIPS 2021 (arXiv 2110.05960): the I-model and the L-model.
+With ``H = I`` (the I-model) features pull along themselves; with ``H_l = d_l d_lᵀ/‖d_l‖²``, ``d_l = e_l − 1/K``
+(the L-model) only their component along the class's logit direction counts (Zhang, Wang, Su, NeurIPS 2021,
+arXiv 2110.05960).
 """
 
 from __future__ import annotations
@@ -42,14 +37,13 @@ class Transform:
 
     def array(self) -> np.ndarray:
         """H_l of every class, shape (class, feature, feature), float64."""
+        if self.matrices is not None:
+            return self.matrices
         K, p = self.n_classes, self.n_features
         if self.kind == "identity":
             return np.broadcast_to(np.eye(p), (K, p, p))
-        if self.kind == "logits":
-            d = logit_directions(K)
-            return d[:, :, None] * d[:, None, :] / (d**2).sum(1)[:, None, None]
-        assert self.matrices is not None
-        return self.matrices
+        d = logit_directions(K)
+        return d[:, :, None] * d[:, None, :] / (d**2).sum(1)[:, None, None]
 
     def norms(self) -> np.ndarray:
         """Spectral norms of the H_l, shape (class,)."""
@@ -60,8 +54,7 @@ class Transform:
     @property
     def is_shared(self) -> bool:
         """True if all classes have the same matrix."""
-        if self.kind == "matrix":
-            assert self.matrices is not None
+        if self.matrices is not None:
             return bool((self.matrices == self.matrices[:1]).all())
         return self.kind == "identity" or self.n_classes == 1
 
@@ -89,11 +82,8 @@ def make_transform(value: Any, n_classes: int, n_features: int) -> Transform:
     if isinstance(value, str):
         kind = check_choice("transform", value, ("identity", "logits"))
         if kind == "logits" and n_features != n_classes:
-            raise ValueError(
-                f"transform='logits' needs one feature per class; got n_classes={n_classes} and "
-                f"n_features={n_features}. Set n_features={n_classes}, or pass an array of shape "
-                f"({n_features}, {n_features})."
-            )
+            given = f"n_classes={n_classes} and n_features={n_features}"
+            raise ValueError(f"transform='logits' needs one feature per class; got {given}.")
         if kind == "logits" and n_classes < 2:
             raise ValueError("transform='logits' needs at least 2 classes; got n_classes=1.")
         return Transform(kind, n_classes, n_features)

@@ -112,12 +112,6 @@ def test_a_formula_beyond_floating_point_is_refused_at_once(where, text):
     assert time.thread_time() - start < 5
 
 
-def test_a_complex_value_is_still_told_as_one():
-    model = lesde.LESDE(lesde.TwoLevel("sqrt(t-1)", 0), 2, 2, 5)
-    with pytest.raises(ValueError, match=r"alpha = sqrt\(t - 1\) is complex \(1\.0\*I\) at t = 0"):
-        lesde.simulate(model, [0, 1], seed=0)
-
-
 @pytest.mark.parametrize(
     "text", ["s*exp(exp(1e222-t))", "exp(700)*s", "s*atan(tan(r2+8)*tan(t)+t)"]
 )

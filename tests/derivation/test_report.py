@@ -111,7 +111,7 @@ def test_noise_is_shown_as_a_function_of_time():
         lesde.derive(REPORTED["noise matrix"]).latex()
     )
     callables = lesde.derive(REPORTED["noise callables"]).latex()
-    assert r"\sigma_{k} &= \sigma_{11}{\left(t \right)}" in callables
+    assert r"\sigma_{k} &= \sigma_{1 1}{\left(t \right)}" in callables
     assert "not written out" in lesde.derive(REPORTED["noise matrix, large"]).text()
     plain = lesde.derive(LESDE(TwoLevel(), 3, 2, noise=0.3))
     assert r"\sigma_{k} &=" not in plain.latex()

@@ -70,7 +70,7 @@ def test_names_of_the_noise():
     np.testing.assert_allclose(
         filled.noise_factor(1.0)[0], 0.5 * np.exp(-2) * np.eye(2), rtol=1e-15
     )
-    with pytest.raises(ValueError, match=r"noise must be a finite number in .*got -1"):
+    with pytest.raises(ValueError, match=r"noise must not be negative.* -1 "):
         LESDE(TwoLevel(1, 0), 2, 2, noise="s", parameters={"s": None}).substitute(s=-1.0)
 
 
@@ -87,11 +87,9 @@ def test_what_does_not_fit_is_told():
         model.substitute(c=1)
     with pytest.raises(ValueError, match=r"alpha = .* has no value for a.*parameters"):
         lesde.law(model, [0, 1])
-    with pytest.raises(
-        TypeError, match=r"parameters\['a'\] must be a real number; got 'x'\. None leaves"
-    ):
+    with pytest.raises(TypeError, match=r"parameters\['a'\] must be a real number; got 'x'"):
         model.substitute(a="x")
-    with pytest.raises(ValueError, match=r"alpha = .*1/a.* must be finite"):
+    with pytest.raises(ValueError, match=r"alpha = .*1/a.* must be real and finite"):
         LESDE(TwoLevel("1/a", 0, {"a": None}), 2, 2).substitute(a=0)
     with pytest.raises(ValueError, match="p must be a finite number"):
         LESDE(LabelNoise(TwoLevel(1, 0), P), 2, 2).substitute(p=1.5)

@@ -7,7 +7,8 @@ import pytest
 import sympy as sp
 import torch
 
-from lesde.model.formula import TIME, compiled, parse_formula
+from lesde.model.compiled import compiled
+from lesde.model.formula import TIME, parse_formula
 
 TIMES = np.array([0.3, 0.7, 1.0, 2.5])
 NUMBERS = {"a": 0.6, "b": -1.3, "r": 0.4}

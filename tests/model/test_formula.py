@@ -129,29 +129,22 @@ def test_hostile_text_runs_nothing(text, tmp_path):
 
 
 REFUSED = [
-    ("t.__class__", "Attribute is not allowed"),
-    ("().__class__.__bases__[0]", "Subscript is not allowed"),
-    ("exp.__globals__", "Attribute is not allowed"),
-    ("__builtins__", "unknown symbol '__builtins__'"),
-    ("[t]", "List is not allowed"),
-    ("(t:=3)", "NamedExpr is not allowed"),
-    ("t^2", r"write '\*\*'"),
-    ("t//2", "FloorDiv is not allowed"),
-    ("t != 1", "NotEq is not allowed"),
-    ("'a'", "'a' is not a real number"),
-    ("1j", "1j is not a real number"),
-    ("True", "True is not a real number"),
-    ("exp", r"write exp\(\.\.\.\)"),
-    ("exp()", "takes one argument"),
-    ("exp(1, 2)", "takes one argument"),
-    ("exp(t=2)", "plain arguments only"),
-    ("foo(t)", "unknown function 'foo'; known are .*exp"),
+    *[
+        (text, r"is not allowed; use numbers, t, .* \+ - \* / \*\* \(not \^\), .* exp, ")
+        for text in (
+            *("t.__class__", "().__class__.__bases__[0]", "exp.__globals__", "[t]", "(t:=3)"),
+            *("t^2", "t//2", "t != 1", "'a'", "1j", "True"),
+            *("exp()", "exp(1, 2)", "exp(t=2)", "foo(t)"),
+        )
+    ],
+    ("__builtins__", "unknown symbol '__builtins__'; known are t, pi, e, E"),
+    ("exp", "unknown symbol 'exp'"),
     ("a*t", r"unknown symbol 'a'.*parameters=\{'a': \.\.\.\}"),
     ("2*", "syntax error"),
     ("", "syntax error"),
     ("t t", "syntax error"),
-    ("\x00", "syntax error"),
-    ("t > 1", "it is a condition, not a number"),
+    ("\x00", "syntax error|null bytes"),
+    ("t > 1", r"the condition 't > 1' stands where a number must"),
     ("(t > 1) + 1", r"the condition 't > 1' stands where a number must"),
     ("-(t > 1)", "stands where a number must"),
     ("abs(t > 1)", "stands where a number must"),
@@ -160,18 +153,17 @@ REFUSED = [
     ("1 if t else 2", "the number 't' stands where a condition must"),
     ("t and 1", "stands where a condition must"),
     ("1 if sqrt(-1) < 2 else 1", "cannot be computed"),
-    ("1/0", "divides by zero"),
-    ("0*log(0)", "logarithm of zero"),
-    ("0/0", "divides by zero"),
-    ("max(1/0, 1)", "divides by zero"),
+    ("1/0", "'1 / 0' is not finite"),
+    ("0*log(0)", r"'log\(0\)' is not finite"),
+    ("0/0", "is not finite"),
+    ("max(1/0, 1)", "is not finite"),
     ("10**400", "an exponent may be at most 100"),
     ("1e400", "too large for a floating-point number"),
     ("9" * 400, "too large for a floating-point number"),
     ("10**100*10**100*10**100*10**100", "too large for a floating-point number"),
     ("exp(1000)", "an exponent may be at most 700"),
     ("exp(10**9*log(2))", "an exponent may be at most 700"),
-    ("exp(10**9*log(2) + t)", "numbers in the exponent"),
-    ("2**(t + 10**9)", "numbers in the exponent"),
+    ("2**(t + 10**9)", "numbers in an exponent"),
     ("2**exp(exp(exp(100)))", "too large|exponent"),
     ("1 if exp(exp(exp(9))) > 1 else 2", "too large|exponent"),
     ("9**9**9**9", "an exponent may be at most 100"),
@@ -180,7 +172,7 @@ REFUSED = [
     ("1/(1+" * 80 + "t" + ")" * 80, "nested too deeply"),
     ("-" * 450 + "t", "nested too deeply"),
     ("(" * 240 + "t" + ")" * 240, "syntax error"),
-    ("t+" * 300 + "1", "at most 500 characters, this has 601"),
+    ("t+" * 300 + "1", "at most 500 characters, and has 601"),
 ]
 
 
@@ -211,12 +203,12 @@ def test_long_but_harmless_text_is_read_quickly(text):
         ),
         (True, TypeError, "beta must be a number.*got True"),
         ([1, 2], TypeError, r"beta must be a number.*got \[1, 2\]"),
-        (float("nan"), ValueError, "beta must be finite.*got nan"),
-        (float("-inf"), ValueError, "beta must be finite.*got -inf"),
-        (10**400, ValueError, "beta must be finite"),
-        (sp.oo, ValueError, "beta = oo must be finite"),
-        (sp.I, ValueError, "beta = I must be real"),
-        ("(-1)**0.5", ValueError, "beta = .* must be real: it equals I"),
+        (float("nan"), ValueError, "beta must be a finite number.*got nan"),
+        (float("-inf"), ValueError, "beta must be a finite number.*got -inf"),
+        (10**400, ValueError, "beta must be a finite number"),
+        (sp.oo, ValueError, "beta = oo must be real and finite"),
+        (sp.I, ValueError, "beta = I must be real and finite"),
+        ("(-1)**0.5", ValueError, "beta = .* must be real and finite; it is I"),
     ],
 )
 def test_unusable_values(value, error, message):
@@ -229,8 +221,8 @@ def test_unusable_values(value, error, message):
     [
         ({"a": "2"}, TypeError, r"parameters\['a'\] must be a real number; got '2'"),
         ({"a": True}, TypeError, r"parameters\['a'\]"),
-        ({"a": float("nan")}, ValueError, r"parameters\['a'\] must be finite; got nan"),
-        ({"t": 1}, ValueError, "may not contain 't', which is the time"),
+        ({"a": float("nan")}, ValueError, r"parameters\['a'\] must be a finite number.*got nan"),
+        ({"t": 1}, ValueError, "may not contain 't', a variable"),
     ],
 )
 def test_unusable_parameters(parameters, error, message):
@@ -247,7 +239,7 @@ def test_names_without_a_value_are_named_at_evaluation():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sqrt(1 - t)", r"alpha = sqrt\(1 - t\) is complex \(.*I\) at t = 1\.75"),
+        ("sqrt(1 - t)", r"alpha = sqrt\(1 - t\) is not finite at t = 1\.75; it must be real"),
         ("1/t", "alpha = 1/t is not finite at t = 0;"),
         ("1/(t - 0.5)", "is not finite at t = 0.5;"),
         (
@@ -268,7 +260,7 @@ def test_bad_value_at_some_time_names_it(text, message):
         (lambda t: 1.0 if t > 1 else 0.0, "alpha cannot be evaluated.*ValueError.*numpy.where"),
         (lambda t: t.nothing, "alpha cannot be evaluated.*AttributeError"),
         (lambda t: t[:2], r"alpha must return one value per time: given times of shape \(6,\)"),
-        (lambda t: None, "alpha must return numbers; its function returned"),
+        (lambda t: None, "alpha must return one value per time: .* returned None|array"),
         (lambda t: t + 1j, r"alpha = alpha\(t\) is .* at t = 0;"),
         (lambda t: np.full_like(t, np.nan), "is not finite at t = 0;"),
     ],

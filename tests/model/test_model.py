@@ -42,9 +42,7 @@ def test_immutable():
     noise[0], counts[0] = 9, 9
     assert model.noise[0] == 1
     assert model.counts[0] == 1
-    with pytest.raises(
-        AttributeError, match=r"immutable, so n_classes cannot be set.*model\.replace"
-    ):
+    with pytest.raises(AttributeError, match=r"immutable.*replace\(n_classes="):
         model.n_classes = 4
     for array in (model.noise, model.counts):
         with pytest.raises(ValueError, match="read-only"):
@@ -91,7 +89,7 @@ def test_one_class():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"kernel": 2.0}, TypeError, r"kernel must be an elasticity kernel such as .*; got 2\.0"),
+        ({"kernel": 2.0}, TypeError, r"kernel must be one such as .*; got 2\.0"),
         ({"n_classes": 0}, ValueError, "n_classes must be an integer of at least 1; got 0"),
         ({"n_classes": 3.0}, TypeError, r"n_classes must be an integer of at least 1; got 3\.0"),
         ({"n_classes": True}, TypeError, "n_classes must be an integer.*got True"),
@@ -106,13 +104,13 @@ def test_one_class():
         ),
         ({"n_per_class": [1, 2, -3]}, ValueError, r"n_per_class\[2\] must be .* got -3"),
         ({"n_per_class": np.ones(3)}, TypeError, r"n_per_class\[0\] must be an integer"),
-        ({"noise": -0.1}, ValueError, r"noise must be .*got -0\.1"),
+        ({"noise": -0.1}, ValueError, r"noise must not be negative .* -0\.1"),
         ({"noise": float("nan")}, ValueError, "noise must be .*got nan"),
         ({"noise": None}, TypeError, "noise must be a number, a string or SymPy .*; got None"),
         (
             {"noise": [0.1, -0.2, 0.1]},
             ValueError,
-            r"noise must not be negative; got -0\.2 for class 1",
+            r"noise must not be negative .* -0\.2 for class 1",
         ),
         (
             {"noise": np.ones((3, 3))},
@@ -135,9 +133,3 @@ def test_one_class():
 def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=message):
         LESDE(**{"kernel": KERNEL, "n_classes": 3, "n_features": 2, **change})
-
-
-@pytest.mark.parametrize("count", [8 * 10**18, 10**30, [1, 10**16]])
-def test_more_samples_than_can_be_counted_are_refused(count):
-    with pytest.raises(ValueError, match="n_per_class must add up to at most"):
-        LESDE(TwoLevel(2, -1), 2, 2, count)

@@ -55,8 +55,7 @@ def test_read(name):
     assert (noise.is_constant, noise.is_isotropic, noise.is_shared) == tuple(map(bool, kinds))
     times = np.array([0.5, 2.0])
     np.testing.assert_allclose(noise.factor(times)[1, 1], factor, rtol=1e-15)
-    np.testing.assert_allclose(noise.covariance(times)[1, 1], factor @ np.transpose(factor))
-    assert noise.factor(times).shape == noise.covariance(times).shape == (2, 3, 2, 2)
+    assert noise.factor(times).shape == (2, 3, 2, 2)
     if noise.is_isotropic:
         assert noise.scale(times).shape == (2, 3)
         np.testing.assert_array_equal(noise.scale(times)[:, 1], noise.factor(times)[:, 1, 0, 0])
@@ -75,15 +74,11 @@ def test_a_constant_formula_is_the_number_bit_for_bit(value):
         model = LESDE(TwoLevel(1, 0), 3, 2, noise=text)
         assert model.noise.dtype == np.float64
         assert (model.noise == value).all()
-        coefficients = lesde.derive(model).coefficients()
-        assert (coefficients.noise_scale() == value).all()
-        np.testing.assert_array_equal(coefficients.noise_factor, model.noise_factor())
+        assert (lesde.derive(model).coefficients().noise.scale([0.0]) == value).all()
 
 
-def test_coefficients_of_noise_in_time_have_no_single_factor():
+def test_coefficients_of_noise_in_time():
     coefficients = lesde.derive(LESDE(TwoLevel(1, 0), 3, 2, noise="1+t")).coefficients()
-    with pytest.raises(ValueError, match=r"noise depends on time.*noise\.factor\(times\)"):
-        coefficients.noise_factor  # noqa: B018
     np.testing.assert_array_equal(coefficients.noise.scale([1.0])[0], [2, 2, 2])
     assert coefficients.n_features == 2
 
@@ -132,7 +127,8 @@ def test_integrated_matrices_against_scipy():
 
 def test_integrated_is_exact_for_numbers_and_adds_up():
     noise = read_noise([[1.0, 0.5], [0, 2]], 3, 2)
-    expected = np.diff(TIMES)[:, None, None, None] * noise.covariance(TIMES[:1])
+    factor = noise.factor(TIMES[:1])
+    expected = np.diff(TIMES)[:, None, None, None] * (factor @ factor.swapaxes(-1, -2))
     np.testing.assert_array_equal(noise.integrated(TIMES), expected)
     peaked = read_noise("exp(-1e8*(t-1.5)**2)", 2, 1)
     total = peaked.integrated_scale([0.0, 1.4999, 1.5001, 2.0]).sum(0)  # edges on its flanks
@@ -229,16 +225,16 @@ def test_factor_of_the_model_at_a_time():
     [
         ("1/", ValueError, r"noise = '1/' is not a usable formula: syntax error"),
         ("s*t", ValueError, r"noise = 's\*t' is not a usable formula: unknown symbol 's'"),
-        ("-1/2", ValueError, r"noise must be a finite number in \[0, inf\); got -0\.5"),
-        (["t", -1, 2], ValueError, r"noise must not be negative; got -1 for class 1"),
-        (["t", "1"], ValueError, r"noise must be one value or have shape \(3\) or \(2, 2\).*\(2,\)"),
-        ([["t", 1], [0]], ValueError, "noise must be a full table, with rows of equal length"),
+        ("-1/2", ValueError, r"noise must not be negative .* noise is -0\.5"),
+        (["t", -1, 2], ValueError, r"noise must not be negative .* -1 for class 1"),
+        (["t", "1"], ValueError, r"noise must be one value or of shape \(3,\) or \(2, 2\).*\(2,\)"),
+        ([["t", 1], [0]], TypeError, "noise must be an array"),
         ([["t", None], [0, 1]], TypeError, r"noise\[0\]\[1\] must be a number, a string.*got None"),
         (["t", True, 1], TypeError, r"noise\[1\] must be a number, .* got True"),
-        (["t", np.nan, 1], ValueError, r"noise\[1\] must be finite in float64; got nan"),
+        (["t", np.nan, 1], ValueError, r"noise\[1\] must be a finite number.*got nan"),
         ("sqrt(-1)", ValueError, r"noise = 'sqrt\(-1\)' must be real"),
-        (1j, TypeError, "noise must be a real number; got 1j"),
-        (True, TypeError, "noise must be a real number; got True"),
+        (1j, TypeError, "noise must be an array of real numbers; got 1j"),
+        (True, TypeError, "noise must be an array of real numbers; got True"),
         ({}, TypeError, "noise must be a number, a string.*got {}"),
     ],
 )  # fmt: skip

@@ -74,7 +74,7 @@ def test_matrices_are_copied_and_frozen():
     ("value", "K", "p", "error", "message"),
     [
         ("logit", 3, 3, ValueError, "transform must be one of .*Did you mean 'logits'"),
-        ("logits", 3, 4, ValueError, "n_classes=3 and n_features=4. Set n_features=3"),
+        ("logits", 3, 4, ValueError, "n_classes=3 and n_features=4"),
         ("logits", 1, 1, ValueError, "at least 2 classes; got n_classes=1"),
         (np.ones((2, 3)), 3, 3, ValueError, r"transform must have shape .*got .*\(2, 3\)"),
         (
