@@ -248,14 +248,6 @@ def test_labels_of_cifar_that_are_no_integers(tmp_path, labels):
         networks.cifar10(tmp_path, 2, 1, 1)
 
 
-@pytest.mark.parametrize("engine", ["exact", "torchsde", "sgd"])
-def test_memory_limit_counts_tables_over_pairs_of_classes(engine):
-    """800 classes: one table is 5.1 MB, and every engine holds more than four of them."""
-    model = lesde.LESDE(lesde.TwoLevel("1/(1+t)", -0.5), 800, 1, 1)
-    with pytest.raises(ValueError, match=r"memory_limit leaves 20 MB.*pairs of the 800 classes"):
-        lesde.simulate(model, [0, 1], np.zeros((800, 1)), 1, 0.1, engine, memory_limit="20 MB")
-
-
 def run(*arguments):
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -11,23 +11,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lesde.checks import check_instance, check_times, shown
+from lesde.checks import check_instance, check_times
 from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.system import MeanSystem
-from lesde.laws.transitions import MeanTransitions, left, mean_transitions
+from lesde.laws.transitions import MeanTransitions, mean_transitions
 from lesde.laws.values import numbers_of, read_parameters
-from lesde.model.lesde import LESDE, read_initial
+from lesde.model.lesde import LESDE, Initial, read_initial
 
-__all__ = [
-    "PathLikelihood",
-    "TensorLaw",
-    "initial_means",
-    "law",
-    "path_likelihood",
-    "refuse_feature_kernel",
-    "tensor_law",
-]
+__all__ = ["PathLikelihood", "TensorLaw", "law", "path_likelihood", "tensor_law"]
 
 LARGEST_RESULT = 4e9  # bytes
 
@@ -58,22 +50,19 @@ def law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -
     Returns
     -------
     xarray.Dataset
-        ``mean`` (time, class, feature); ``covariance`` (time, class, feature, class_, feature_) of
-        the class means; ``centred_mean`` and ``centred_covariance``, the same of the class means less
-        the (unweighted) grand mean: where contrasts do not mix with the grand mean they keep their own
-        digits, however much faster it grows, so take gaps between classes from these;
-        ``within`` (time, class, feature, feature_), the covariance of a sample
-        about its class's process mean that noise has built up. The empirical covariance of n_k
-        samples (divisor n_k) has expectation (1 − 1/n_k) of it, plus that of the initial
-        deviations. Coordinates ``label`` (sample) and ``count`` (class). Where ``initial`` gives
-        the samples, also their deviations ``offset`` (sample, feature), which do not change. All
-        float64, accurate to about 1e-12 relative.
+        ``mean`` (time, class, feature) and ``covariance`` (time, class, feature, class_, feature_) of
+        the class means; ``centred_mean`` and ``centred_covariance``, the same less the (unweighted) grand
+        mean, which keep their own digits however much faster it grows: take gaps between classes from these;
+        ``within`` (time, class, feature, feature_), the covariance of a sample about its class's process
+        mean that noise has built up (the empirical covariance of n_k samples, divisor n_k, has expectation
+        (1 − 1/n_k) of it, plus that of the initial deviations). Coordinates ``label`` (sample) and ``count``
+        (class). Where ``initial`` gives the samples, also their deviations ``offset`` (sample, feature),
+        which do not change. All float64, accurate to about 1e-12 relative.
 
     Raises
     ------
-    ValueError, TypeError
-        For times or initial states that are not usable, a result beyond 4 GB, or a kernel or noise that
-        cannot be integrated, such as one with a pole; names its entry.
+    ValueError
+        For a kernel or noise that cannot be integrated, such as one with a pole; names its entry.
     Diverged
         Where the growth overflows.
 
@@ -88,36 +77,8 @@ def law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -
     check_instance("model", model, LESDE, "a lesde.LESDE")
     if parameters is not None:
         model = model.substitute(**numbers_of(read_parameters(model, parameters)))
-    start = read_initial(model, initial)
     with torch.no_grad():
-        found = _solved(model, times, initial, {})
-    classes, both = ("time", "class", "feature"), ("time", "class", "feature", "class_", "feature_")
-    meanings = {
-        "mean": (classes, "class mean"),
-        "covariance": (both, "covariance of the class means"),
-        "centred_mean": (classes, "class mean less the grand mean"),
-        "centred_covariance": (both, "covariance of the class means less the grand mean"),
-        "within": (
-            ("time", "class", "feature", "feature_"),
-            "covariance of a sample about its class's process mean",
-        ),
-    }
-    data: dict[str, Any] = {
-        name: (dims, getattr(found, name).numpy(), {"long_name": meaning})
-        for name, (dims, meaning) in meanings.items()
-    }
-    if start.offsets is not None:
-        data["offset"] = (("sample", "feature"), start.offsets)
-    coords = {
-        "time": ("time", found.times.numpy(), {"long_name": "time"}),
-        "label": ("sample", model.labels),
-        "count": ("class", model.counts),
-    }
-    attrs = {
-        "model": json.dumps(model.describe()),
-        "initial": "random" if start.is_random else "given",
-    }
-    return xr.Dataset(data, coords, attrs)
+        return _solved(model, times, initial, {}).dataset()
 
 
 def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -> TensorLaw:
@@ -125,13 +86,10 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
 
     Parameters
     ----------
-    model : LESDE
-        With a kernel that depends on classes and time only.
-    times : array, shape (time,)
-        Strictly increasing; no gradient.
+    model, times
+        As for :func:`lesde.law`.
     initial : None, tensor or array, optional
-        (class, feature) class means or (sample, feature) samples; a tensor keeps its graph. None, the
-        default: random means N(0, I/p), as for :func:`lesde.law`.
+        As for :func:`lesde.law`; a tensor keeps its graph.
     parameters : mapping of str to number or 0-d tensor
         A value for every name in ``model.free_parameters``; tensors keep their graph.
 
@@ -142,9 +100,9 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
 
     Raises
     ------
-    TypeError, ValueError
-        For parameters that are missing or not in the model, formulas without a gradient (a switch
-        whose place depends on a parameter that requires one), and whatever ``lesde.law`` refuses.
+    ValueError
+        For a switch whose place depends on a parameter that requires a gradient, and whatever
+        :func:`lesde.law` refuses.
     Diverged
         Where the growth overflows.
 
@@ -160,28 +118,20 @@ def tensor_law(model: LESDE, times: Any, initial: Any = None, parameters: Any = 
     1.359141
     """
     check_instance("model", model, LESDE, "a lesde.LESDE")
-    refuse_feature_kernel(model)
     return _solved(model, times, initial, read_parameters(model, parameters))
 
 
 @dataclass(frozen=True, eq=False)
 class TensorLaw:
-    """The law of :func:`lesde.law` as float64 tensors that are part of a graph.
-
-    Made by ``lesde.tensor_law(model, times, initial, parameters={...})``.
+    """The law as float64 tensors that are part of a graph, made by :func:`lesde.tensor_law`.
 
     Attributes
     ----------
     times : tensor (time,)
-    mean : tensor (time, class, feature)
-        Of the class means.
-    covariance : tensor (time, class, feature, class, feature)
-        Of the class means.
-    centred_mean, centred_covariance : tensors of the same shapes
-        The same of the class means less the grand mean: take gaps between classes from these, which
-        keep their digits however much faster the grand mean grows.
+    mean, centred_mean : tensor (time, class, feature)
+    covariance, centred_covariance : tensor (time, class, feature, class, feature)
     within : tensor (time, class, feature, feature)
-        Covariance of a sample about its class's process mean that noise has built up.
+        As for :func:`lesde.law`.
     """
 
     times: torch.Tensor
@@ -192,7 +142,7 @@ class TensorLaw:
     within: torch.Tensor
     _steps: MeanTransitions
     _model: LESDE
-    _initial: Any
+    _start: Initial
 
     @property
     def transitions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -200,55 +150,64 @@ class TensorLaw:
 
         X̄(t₁) given X̄(t₀) is Gaussian with mean Φ X̄(t₀) and covariance C.
         """
-        steps = self._steps
-        phi, noise = (_to_classes(x, steps.basis) for x in (steps.full_phi(), steps.full_noise()))
-        return [(phi[j], noise[j]) for j in steps.kind.tolist()]
+        return self._steps.in_classes()
 
     def log_likelihood(self, means: Any) -> torch.Tensor:
-        """Log-density of observed paths of class means, given their state at the first time.
+        """Log-density of observed paths of class means, given their state at the first time, as tensor ().
 
-        Parameters
-        ----------
-        means : tensor or array, shape (replicate, time, class, feature)
-            At the times of the law; without a replicate dimension one path.
-
-        Returns
-        -------
-        tensor ()
-            Summed over replicates and intervals: the means are Markov with Gaussian transitions. The
-            law's own initial state does not enter.
-
-        Raises
-        ------
-        ValueError
-            For another shape, values that are not finite, or noise that leaves a direction without
-            a density.
+        ``means`` ([replicate,] time, class, feature) are at the times of the law. The result is summed over
+        replicates and intervals: the means are Markov with Gaussian transitions. The law's own initial state
+        does not enter. ValueError where the noise leaves a direction without a density.
         """
-        observed = torch.as_tensor(means, dtype=torch.float64)
-        shape = tuple(self.mean.shape)
-        if observed.dim() == 3:
+        observed, shape = torch.as_tensor(means, dtype=torch.float64), self.mean.shape
+        if observed.shape == shape:
             observed = observed.unsqueeze(0)
-        if observed.dim() != 4 or tuple(observed.shape[1:]) != shape:
+        if observed.dim() != 4 or observed.shape[1:] != shape or shape[0] < 2:
             raise ValueError(
-                f"means must have shape (replicate, {', '.join(map(str, shape))}), (replicate, time, "
-                f"class, feature); got {tuple(observed.shape)}."
+                f"means must have shape (replicate, {', '.join(map(str, shape))}), (replicate, time, class, "
+                f"feature), with at least 2 times; got {tuple(observed.shape)}."
             )
-        if shape[0] < 2:
-            raise ValueError("the law must hold at least 2 times for paths to have transitions.")
         if not bool(torch.isfinite(observed).all()):
-            raise ValueError(
-                "means must be finite. Leave out the replicates or times that are not."
-            )
+            raise ValueError("means must be finite. Leave out what is not.")
         return path_likelihood(self._steps, observed).value()
 
     def dataset(self) -> xr.Dataset:
-        """The same law without gradients, computed anew by :func:`lesde.law`."""
-        return law(self._model, self.times.numpy(), self._initial)
+        """The same without gradients, as :func:`lesde.law` returns it."""
+        classes = ("time", "class", "feature")
+        both, one = (*classes, "class_", "feature_"), (*classes, "feature_")
+        meanings = {
+            "mean": (classes, "class mean"),
+            "covariance": (both, "covariance of the class means"),
+            "centred_mean": (classes, "class mean less the grand mean"),
+            "centred_covariance": (both, "covariance of the class means less the grand mean"),
+            "within": (one, "covariance of a sample about its class's process mean"),
+        }
+        data: dict[str, Any] = {
+            name: (dims, getattr(self, name).detach().numpy(), {"long_name": meaning})
+            for name, (dims, meaning) in meanings.items()
+        }
+        if self._start.offsets is not None:
+            data["offset"] = (("sample", "feature"), self._start.offsets)
+        coords = {
+            "time": ("time", self.times.numpy(), {"long_name": "time"}),
+            "label": ("sample", self._model.labels),
+            "count": ("class", self._model.counts),
+        }
+        attrs = {
+            "model": json.dumps(self._model.describe()),
+            "initial": "random" if self._start.is_random else "given",
+        }
+        return xr.Dataset(data, coords, attrs)
 
 
 def _solved(model: LESDE, times: Any, initial: Any, values: dict[str, torch.Tensor]) -> TensorLaw:
     saved = check_times("times", times, minimum_length=1)
-    means = initial_means(model, initial)
+    start = read_initial(model, initial)
+    means = None if start.means is None else torch.from_numpy(np.array(start.means))
+    if isinstance(initial, torch.Tensor):  # in its graph
+        means = initial.to("cpu", torch.float64)
+        if start.offsets is not None or len(means) != model.n_classes:
+            means = torch.stack([part.mean(0) for part in means.split(model.counts.tolist())])
     K, p, T = model.n_classes, model.n_features, len(saved)
     size = 16.0 * T * (K * p) ** 2
     if size > LARGEST_RESULT:
@@ -259,12 +218,12 @@ def _solved(model: LESDE, times: Any, initial: Any, values: dict[str, torch.Tens
     system = MeanSystem(derive(model).coefficients(), values)
     added = system.noise.integrated(saved)
     steps = mean_transitions(system, saved)
-    basis = steps.basis
+    basis, noise, features = steps.basis, steps.noise, steps.features
     # The covariance is carried as the noise is: in parts, of classes alone where the features obey one system.
-    noise, features = steps.noise, steps.features
-    state = basis.new_zeros(K, p) if means is None else basis.T @ means
-    parts = noise.new_zeros(noise.shape[1:])
-    if means is None:  # I/p, as one more part or in the only one
+    state, parts = basis.new_zeros(K, p), noise.new_zeros(noise.shape[1:])
+    if means is not None:
+        state = basis.T @ means
+    else:  # I/p, as one more part or in the only one
         if features is not None:
             noise = torch.nn.functional.pad(noise, (0, 0, 0, 0, 0, 1))
             features = torch.cat([features, torch.eye(p, dtype=torch.float64)[None]])
@@ -275,7 +234,7 @@ def _solved(model: LESDE, times: Any, initial: Any, values: dict[str, torch.Tens
     for j in steps.kind.tolist():
         phi = steps.phi[j]
         states.append(steps.apply(phi, states[-1]))
-        covariances.append(noise[j] + left(phi, left(phi, covariances[-1]).mT))
+        covariances.append(noise[j] + phi @ covariances[-1] @ phi.mT)
     mean, covariance = torch.stack(states), torch.stack(covariances)
     for name, found in (("the mean of the law", mean), ("the covariance of the law", covariance)):
         finite = torch.isfinite(found.detach()).flatten(1).all(1).numpy()
@@ -293,7 +252,7 @@ def _solved(model: LESDE, times: Any, initial: Any, values: dict[str, torch.Tens
         within=system.noise.covariances(within, K).contiguous(),
         _steps=steps,
         _model=model.substitute(**numbers_of(values)),
-        _initial=initial.detach().clone() if isinstance(initial, torch.Tensor) else initial,
+        _start=start,
     )
 
 
@@ -305,36 +264,8 @@ def _covariance(
     if features is None:
         K = len(basis)
         whole = parts[:, 0].unflatten(2, (K, -1)).unflatten(1, (K, -1))
-        return _to_classes(whole[:, first:, :, first:], B)
+        return torch.einsum("ka,taibj,lb->tkilj", B, whole[:, first:, :, first:], B)
     return torch.einsum("tskl,sij->tkilj", B @ parts[..., first:, first:] @ B.mT, features)
-
-
-def _to_classes(matrix: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """From (…, contrast, feature, contrast, feature) to classes."""
-    return torch.einsum("ka,...aibj,lb->...kilj", basis, matrix, basis)
-
-
-def refuse_feature_kernel(model: LESDE) -> None:
-    """Raise for a kernel of the features, whose class means have no closed law."""
-    if getattr(model.kernel, "depends_on_features", False):
-        raise ValueError(
-            f"lesde.tensor_law needs a kernel of classes and time, such as lesde.TwoLevel; got "
-            f"{shown(model.kernel)}, which depends on the features."
-        )
-
-
-def initial_means(model: LESDE, initial: Any) -> torch.Tensor | None:
-    """Class means (class, feature), float64 on the CPU, with the graph of a tensor; None for random."""
-    start = read_initial(model, initial)  # checks shape and values
-    if start.means is None:
-        return None
-    if not isinstance(initial, torch.Tensor):
-        return torch.from_numpy(np.array(start.means))
-    given = initial.to("cpu", torch.float64)
-    if start.offsets is None and len(given) == model.n_classes:
-        return given
-    parts = given.split(model.counts.tolist())
-    return torch.stack([part.mean(0) for part in parts])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -345,17 +276,8 @@ def initial_means(model: LESDE, initial: Any) -> torch.Tensor | None:
 class PathLikelihood:
     """The parts of the log-density of paths, given their first state.
 
-    With the noise's covariances multiplied by s² the log-density is
-    −(quadratic/s² + log_determinant + size (log 2π + log s²))/2.
-
-    Attributes
-    ----------
-    quadratic : tensor ()
-        Σ eᵀC⁻¹e over intervals and replicates, e = X̄(t₁) − Φ X̄(t₀).
-    log_determinant : tensor ()
-        Σ log det C over the same.
-    size : int
-        Numbers observed: replicates × intervals × classes × features.
+    They are Σ eᵀC⁻¹e and Σ log det C over intervals and replicates, with e = X̄(t₁) − Φ X̄(t₀), and the
+    numbers observed.
     """
 
     quadratic: torch.Tensor
@@ -364,28 +286,23 @@ class PathLikelihood:
 
     def value(self, log_scale: torch.Tensor | float = 0.0) -> torch.Tensor:
         """The log-density where noise is exp(log_scale) times that of the transitions."""
-        shrink = (
-            math.exp(-2 * log_scale) if isinstance(log_scale, float) else torch.exp(-2 * log_scale)
-        )
+        log_scale = torch.as_tensor(log_scale, dtype=torch.float64)
         level = math.log(2 * math.pi) + 2 * log_scale
-        return -(self.quadratic * shrink + self.log_determinant + self.size * level) / 2
+        shrunk = self.quadratic * torch.exp(-2 * log_scale)
+        return -(shrunk + self.log_determinant + self.size * level) / 2
 
 
 def path_likelihood(steps: MeanTransitions, means: torch.Tensor) -> PathLikelihood:
     """The likelihood of class means (replicate, time, class, feature), float64, given those at the first time.
 
-    Raises
-    ------
-    ValueError
-        Where the noise leaves some direction of the class means without a density.
-    Diverged
-        Where the growth overflows.
+    ValueError where the noise leaves some direction without a density, Diverged where the growth overflows.
     """
     steps.check_finite()
     kind = torch.from_numpy(steps.kind)
     state = steps.basis.T @ means
     error = state[:, 1:] - steps.apply(steps.phi[kind], state[:, :-1])
     R, T, K, p = error.shape
+    log_determinant = torch.zeros((), dtype=torch.float64)
     if steps.features is not None and len(steps.features) == 1:
         root, shape = _root(steps.noise[:, 0]), _root(steps.features[0])
         turned = torch.linalg.solve_triangular(shape, error.reshape(-1, p).T, upper=False)
@@ -394,11 +311,10 @@ def path_likelihood(steps: MeanTransitions, means: torch.Tensor) -> PathLikeliho
     else:
         root = _root(steps.full_noise().reshape(-1, K * p, K * p))
         columns = error.reshape(R, T, K * p).permute(1, 2, 0)
-        log_determinant = torch.zeros((), dtype=torch.float64)
     white = torch.linalg.solve_triangular(root[kind], columns, upper=False)
     copies = R * K * p // root.shape[-1]  # of each root's directions
     log_each = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)[kind].sum()
-    return PathLikelihood((white**2).sum(), log_determinant + 2 * copies * log_each, R * T * K * p)
+    return PathLikelihood((white**2).sum(), log_determinant + 2 * copies * log_each, error.numel())
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ SDE has
 
     dμ/dt = D μ,    dV/dt = D V + V Dᵀ + N + h E C,    dW_k/dt = (1 − 1/n_k) σ_kσ_kᵀ,
 
-and an iteration of the discrete process x ← x + hU + √h ν adds h (M V + V Mᵀ + N) + h² (E C + M V Mᵀ) to V.
+and an iteration of the discrete process x ← x + hU + √h ν adds h (M V + V Mᵀ + N) + h² (E C + M V Mᵀ) to V, as
+an Euler step of length h of the SDE with D = M does.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 from scipy.integrate import solve_ivp
 
 from lesde.checks import (
     bare_array,
-    check_choice,
+    check_choices,
     check_finite_array,
     check_instance,
     check_real,
@@ -35,19 +36,18 @@ from lesde.clocks import StepGrid, iteration_counts, seen_times
 from lesde.derivation import derive
 from lesde.derivation.coefficients import Coefficients
 from lesde.errors import Diverged
-from lesde.laws.rule import Transforms, drift, modified_drift, modified_noise, sampling_covariance
+from lesde.laws.rule import Transforms, modified_drift, modified_noise, sampling_covariance
 from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.model.lesde import LESDE, Initial, read_initial
 from lesde.paths import with_asked_times
 
-__all__ = ["PROCESSES", "moments"]
+__all__ = ["PROCESSES", "moments", "read_learning_rates"]
 
 RELATIVE = 1e-12
 """Tolerance of the solver in each step; the result is right to about ten times this, relatively."""
 ABSOLUTE = 1e-14
-CHUNK = 1024
-OVERFLOW = 1e150
-"""A solver that gives up with numbers beyond this met an overflow."""
+"""Likewise, relative to the size of mean, covariance and within."""
+TABLE_NUMBERS = 2**20
 PROCESSES = ("sgd", "plain", "sampling", "modified")
 LARGEST = 300
 """Largest K·p: the state has (K·p)² numbers, and a step multiplies matrices of that size."""
@@ -104,18 +104,16 @@ def moments(
 
     Raises
     ------
-    TypeError, ValueError
-        Naming the argument, what was given and what is allowed; for a kernel that depends on the
-        features, whose moments do not close.
+    ValueError
+        For a kernel that depends on the features, whose moments do not close.
     Diverged
         Where the moments overflow.
 
     Notes
     -----
     The equations are in :mod:`lesde.laws.moments`, those of the modified equation in
-    :mod:`lesde.laws.rule`. ``"modified"`` needs the time derivative of kernel and noise: symbolic
-    for formulas, finite differences of sixth order for Python callables. A formula with jumps has
-    no derivative there, and then the order is 1.
+    :mod:`lesde.laws.rule`. ``"modified"`` needs the time derivative of kernel and noise, so numbers or
+    formulas. A formula with jumps has no derivative there, and then the order is 1.
 
     Cost: a few products of (K·p)×(K·p) matrices for each iteration or step; on one core about 0.1 ms where
     they are small and 15 ms at 300 features. The SDEs' own moments take 0.1 s and 2 s.
@@ -129,10 +127,16 @@ def moments(
     [4.046, 4.482]
     """
     check_instance("model", model, LESDE, "a lesde.LESDE")
-    saved = check_times("times", times, minimum_length=1)
+    asked = saved = check_times("times", times, minimum_length=1)
     start = read_initial(model, initial)
-    names, several = _processes(process)
-    rates, batched = _rates(learning_rate, names)
+    names, several = check_choices("process", process, PROCESSES), not isinstance(process, str)
+    rates, batched = read_learning_rates(learning_rate)
+    needy = [name for name in names if name != "plain"]
+    if rates is None and needy:
+        raise ValueError(
+            f"learning_rate must be given for process={needy[0]!r}; only 'plain', the limit of small "
+            f"learning rates, has none."
+        )
     if dt is not None:
         dt = check_real("dt", dt, 0.0, open_minimum=True)
         if "sgd" in names:
@@ -140,122 +144,86 @@ def moments(
                 "dt is the Euler step of an SDE; got it with process='sgd', whose step is learning_rate. "
                 "Leave dt out, or leave 'sgd' out of process."
             )
-    coefficients = derive(model).coefficients()
-    _check_model(model, coefficients)
-    asked: np.ndarray = saved
-    iterations: list[np.ndarray] = []
-    if "sgd" in names:
-        steps = [rate for rate in rates if rate is not None]
-        iterations = [iteration_counts(asked, rate) for rate in steps]
-        saved = seen_times(asked, steps, iterations)
-    if "sgd" in names or "modified" in names or dt is not None:
-        coefficients.weights(
-            saved
-        )  # a kernel that is not finite there raises an error with its name
-    coefficients.noise.factor(saved)
-
-    cells: list[Moments] = []
-    for name in names:
-        track: list[Moments] = []
-        for i, rate in enumerate(rates):
-            if name != "plain" or not track:
-                counts = iterations[i] if name == "sgd" else None
-                track = _track(coefficients, saved, start, name, rate, dt, counts)
-            cells += track
-
-    lead = ([("process", len(names))] if several else []) + (
-        [("learning_rate", len(rates))] if batched else []
-    )
-    dims, sizes = [dim for dim, _ in lead], [size for _, size in lead]
-    K, p = model.n_classes, model.n_features
-    both = ("class", "feature", "class_", "feature_")
-    meanings = {
-        "mean": (("class", "feature"), (K, p), "class mean"),
-        "covariance": (both, (K, p, K, p), "covariance of the class means"),
-        "within": (
-            ("class", "feature", "feature_"),
-            (K, p, p),
-            "expected empirical covariance within classes",
-        ),
-    }
-    data: dict[str, Any] = {}
-    for name, (own, shape, meaning) in meanings.items():
-        values = np.stack([getattr(cell, name) for cell in cells])
-        values = values.reshape(*sizes, len(saved), *shape)
-        data[name] = ((*dims, "time", *own), values, {"long_name": meaning})
-    coords: dict[str, Any] = with_asked_times(
-        {"time": ("time", saved, {"long_name": "time"})}, asked
-    )
-    coords |= {"label": ("sample", model.labels), "count": ("class", model.counts)}
-    if iterations:
-        counts = np.stack(iterations) if batched else iterations[0]
-        along = [*(["learning_rate"] if batched else []), "time"]
-        coords["iteration"] = (along, counts, {"long_name": "iteration"})
-    if several:
-        coords["process"] = ("process", names)
-    if rates[0] is not None:
-        about = {"long_name": "learning rate"}
-        coords["learning_rate"] = (
-            ("learning_rate", np.array(rates), about) if batched else ((), rates[0], about)
-        )
-    attrs: dict[str, Any] = {
-        "model": json.dumps(model.describe()),
-        "initial": "random" if start.is_random else "given",
-        "process": ", ".join(names),
-    }
-    if dt is not None:
-        attrs["dt"] = dt
-    return xr.Dataset(data, coords, attrs)
-
-
-def _processes(value: Any) -> tuple[list[str], bool]:
-    if isinstance(value, str):
-        return [check_choice("process", value, PROCESSES)], False
-    if not isinstance(value, Sequence) or not value:
-        raise TypeError(
-            f"process must be one of {', '.join(map(repr, PROCESSES))}, or a list of them; got "
-            f"{shown(value)}."
-        )
-    names = [check_choice("process", name, PROCESSES) for name in value]
-    if len(set(names)) < len(names):
-        raise ValueError(f"process must not repeat a name; got {shown(names)}.")
-    return names, True
-
-
-def _rates(value: Any, names: list[str]) -> tuple[list[float | None], bool]:
-    if value is None:
-        needy = [name for name in names if name != "plain"]
-        if needy:
-            raise ValueError(
-                f"learning_rate must be given for process={needy[0]!r}; only 'plain', the limit of small "
-                f"learning rates, has none."
-            )
-        return [None], False
-    if not isinstance(value, Sequence) and bare_array("learning_rate", value).ndim == 0:
-        value = value.item() if isinstance(value, np.ndarray | np.generic) else value
-        return [check_real("learning_rate", value, 0.0, open_minimum=True)], False
-    array = check_finite_array("learning_rate", value, [("L",)])
-    if len(array) == 0 or (array <= 0).any() or len(np.unique(array)) < len(array):
-        raise ValueError(
-            f"learning_rate must hold distinct positive values, at least one; got "
-            f"{shown(array.tolist())}."
-        )
-    return array.tolist(), True
-
-
-def _check_model(model: LESDE, coefficients: Coefficients) -> None:
-    if getattr(coefficients, "depends_on_features", False):
+    if model.kernel.depends_on_features:
         raise ValueError(
             f"model must have a kernel that depends on classes and time only; got {shown(model.kernel)}, "
             f"for which the moments of the class means depend on all higher ones. Estimate them with "
             f"lesde.simulate."
         )
-    size = model.n_classes * model.n_features
-    if size > LARGEST:
+    K, p = model.n_classes, model.n_features
+    if K * p > LARGEST:
         raise ValueError(
-            f"model has n_classes·n_features = {size} class-mean features; moments are computed for up to "
+            f"model has n_classes·n_features = {K * p} class-mean features; moments are computed for up to "
             f"{LARGEST}. Take fewer features, or simulate with lesde.simulate."
         )
+    coefficients = derive(model).coefficients()
+    steps = [] if rates is None else rates.tolist()
+    iterations: list[np.ndarray] = []
+    if "sgd" in names:
+        iterations = [iteration_counts(asked, rate) for rate in steps]
+        saved = seen_times(asked, steps, iterations)
+    if dt is not None or names != ["plain"]:  # a kernel may have a pole at the first of them
+        coefficients.weights(saved)
+    coefficients.noise.factor(saved)
+
+    cells = []
+    for name in names:
+        for i, rate in enumerate(steps or [0.0]):
+            counts = iterations[i] if name == "sgd" else None
+            cells += _track(coefficients, saved, start, name, rate, dt, counts)
+
+    along = ["learning_rate"] if batched else []
+    lead = ["process", *along] if several else along
+    sizes = {"process": len(names), "learning_rate": len(steps), "time": len(saved)}
+    sizes |= {"class": K, "class_": K, "feature": p, "feature_": p}
+    meanings = {
+        "mean": (["class", "feature"], "class mean"),
+        "covariance": (["class", "feature", "class_", "feature_"], "covariance of the class means"),
+        "within": (
+            ["class", "feature", "feature_"],
+            "expected empirical covariance within classes",
+        ),
+    }
+    data: dict[str, Any] = {}
+    for name, (own, meaning) in meanings.items():
+        dims = [*lead, "time", *own]
+        values = np.stack([getattr(cell, name) for cell in cells])
+        data[name] = (dims, values.reshape([sizes[d] for d in dims]), {"long_name": meaning})
+    time = {"time": ("time", saved, {"long_name": "time"})}
+    coords: dict[str, Any] = with_asked_times(time, asked)
+    coords |= {"label": ("sample", model.labels), "count": ("class", model.counts)}
+    if iterations:
+        counts = np.stack(iterations) if batched else iterations[0]
+        coords["iteration"] = ([*along, "time"], counts, {"long_name": "iteration"})
+    if several:
+        coords["process"] = ("process", names)
+    if rates is not None:
+        coords["learning_rate"] = (along, rates if batched else steps[0])
+        coords["learning_rate"] += ({"long_name": "learning rate"},)
+    attrs: dict[str, Any] = {
+        "model": json.dumps(model.describe()),
+        "initial": "random" if start.is_random else "given",
+        "process": ", ".join(names),
+    }
+    return xr.Dataset(data, coords, attrs if dt is None else {**attrs, "dt": dt})
+
+
+def read_learning_rates(value: Any) -> tuple[np.ndarray | None, bool]:
+    """Learning rates (cell,), and whether they are a dimension of the result."""
+    if value is None:
+        return None, False
+    if isinstance(value, str) or (
+        not isinstance(value, Sequence) and bare_array("learning_rate", value).ndim == 0
+    ):
+        value = value.item() if isinstance(value, np.ndarray) else value
+        return np.array([check_real("learning_rate", value, 0.0, open_minimum=True)]), False
+    rates = check_finite_array("learning_rate", value, [("L",)])
+    if len(rates) == 0 or (rates <= 0).any() or len(np.unique(rates)) < len(rates):
+        raise ValueError(
+            f"learning_rate must hold distinct positive values, at least one; got "
+            f"{shown(rates.tolist())}."
+        )
+    return rates, True
 
 
 # --------------------------------------------------------------------------------------------------
@@ -279,101 +247,56 @@ class Moments(NamedTuple):
         return Moments(*(new.reshape(old.shape) for new, old in zip(parts, self, strict=True)))
 
 
-@dataclass(frozen=True)
-class Rates:
-    """The coefficients of the equations at one time.
-
-    ``kicks`` is E_kl, ``push`` is x ↦ M x, ``effective`` x ↦ D x, ``noise`` N and ``growth`` dW/dt.
-    """
+class Rates(NamedTuple):
+    """The coefficients of the equations at one time: E_kl, M, D, N and dW/dt; D and N of the process at hand."""
 
     kicks: np.ndarray
-    push: Callable[[np.ndarray], np.ndarray]
-    effective: Callable[[np.ndarray], np.ndarray]
-    noise: np.ndarray
+    M: np.ndarray
+    D: np.ndarray
+    N: np.ndarray
     growth: np.ndarray
 
 
 class MomentEquations:
-    """The equations of one of the :data:`PROCESSES` at a learning rate h, which is 0 for "plain".
+    """The equations of one of the :data:`PROCESSES` at a learning rate h, which is 0 for "plain"."""
 
-    Callables are asked for their derivative between ``start`` and ``end``.
-    """
-
-    def __init__(
-        self, coefficients: Coefficients, process: str, rate: float, start: float, end: float
-    ):
+    def __init__(self, coefficients: Coefficients, process: str, rate: float):
         self.coefficients, self.h = coefficients, rate
         self.transforms = Transforms(coefficients.transform)
         self.counts = coefficients.counts
         self.shares = self.counts / self.counts.sum()
-        self.K, self.p = len(self.counts), coefficients.n_features
-        self.slopes: tuple[Callable[..., np.ndarray], ...] = ()
+        self.size = len(self.counts) * coefficients.n_features
+        self.slopes: list[Callable[..., np.ndarray]] = []
         if process == "modified":
-            derivatives = drift_derivative, noise_derivative
-            self.slopes = tuple(each(coefficients, start, end) for each in derivatives)
+            self.slopes = [drift_derivative(coefficients), noise_derivative(coefficients)]
         self.constant = coefficients.drift_table.is_constant and coefficients.noise.is_constant
-        self._known: Rates | None = None
 
-    def rates(self, times: np.ndarray) -> Callable[[int], Rates]:
-        """The coefficients at the times, by their position; tables are made at once."""
-        if self._known is not None:
-            known = self._known
-            return lambda i: known
+    def rates(self, times: np.ndarray) -> list[Rates]:
+        """The coefficients at the times."""
         at = times[:1] if self.constant else times
-        tables = [self.coefficients.kicks(at), self.coefficients.weights(at)]
+        kicks, weights = self.coefficients.kicks(at), self.coefficients.weights(at)
         factors = self.coefficients.noise.factor(at)
+        M = D = self._blocks(weights)
+        one, each = np.eye(self.size), self.counts[:, None, None]
+        root = one
         if self.slopes:
-            drift_slope, noise_slope = self.slopes
-            tables.append(drift_slope(at))
-            factors = factors - 0.5 * self.h * noise_slope(at)
+            turned = self._blocks(self.slopes[0](at))
+            factors = factors - 0.5 * self.h * self.slopes[1](at)
+            D = modified_drift(lambda x: M @ x, lambda x: turned @ x, one, self.h)
+            root = modified_noise(lambda x: M @ x, one, self.h)
         spread = factors @ factors.swapaxes(-1, -2)
-        if not self.slopes and self.coefficients.noise.is_constant:
-            own = self._own_noise(spread[0])
-            noise = lambda i: own  # noqa: E731
-        else:
-            noise = lambda i: self._own_noise(spread[i])  # noqa: E731
-        if self.constant:
-            self._known = self._rates(noise(0), *(column[0] for column in tables))
-            return self.rates(times)
-        return lambda i: self._rates(noise(i), *(column[i] for column in tables))
+        own = np.einsum("tkij,kl->tkilj", spread / each, np.eye(len(each)))
+        N = root @ own.reshape(M.shape) @ root.swapaxes(-1, -2)
+        growth = (1 - 1 / each) * spread
+        rows = [Rates(*row) for row in zip(kicks, M, D, N, growth, strict=True)]
+        return rows * len(times) if self.constant else rows
 
-    def _own_noise(self, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """N of the plain SDE and dW/dt, from σσᵀ (class, feature, feature)."""
-        each, classes = self.counts[:, None, None], np.arange(self.K)
-        noise = np.zeros((self.K, self.p, self.K, self.p))
-        noise[classes, :, classes] = covariance / each
-        return noise.reshape(self.K * self.p, -1), (1 - 1 / each) * covariance
-
-    def _rates(
-        self,
-        own: tuple[np.ndarray, np.ndarray],
-        kicks: np.ndarray,
-        weights: np.ndarray,
-        *slope: np.ndarray,
-    ) -> Rates:
-        noise, growth = own
-
-        def push(means: np.ndarray) -> np.ndarray:
-            return drift(self.transforms, weights, means)
-
-        if not slope:
-            return Rates(kicks, push, push, noise, growth)
-
-        def effective(means: np.ndarray) -> np.ndarray:
-            turned = lambda x: drift(self.transforms, slope[0], x)  # noqa: E731
-            return modified_drift(push, turned, means, self.h)
-
-        half = self._rows(lambda x: modified_noise(push, x, self.h), noise)
-        whole = self._rows(lambda x: modified_noise(push, x, self.h), half.T)
-        return Rates(kicks, push, effective, whole, growth)
-
-    def _rows(self, function: Callable[[np.ndarray], np.ndarray], matrix: np.ndarray) -> np.ndarray:
-        """A map of class means applied to every row of a matrix: A Fᵀ."""
-        return function(matrix.reshape(-1, self.K, self.p)).reshape(matrix.shape)
+    def _blocks(self, weights: np.ndarray) -> np.ndarray:
+        return self.transforms.blocks(torch.from_numpy(weights)).numpy()
 
     def _kick_covariance(self, rates: Rates, state: Moments) -> np.ndarray:
         """E UUᵀ − b bᵀ for the kick U, with b = M μ: E C + M V Mᵀ."""
-        K, p = self.K, self.p
+        K, p = state.mean.shape
         blocks = np.einsum("kikj->kij", state.covariance.reshape(K, p, K, p))
         return sampling_covariance(
             self.transforms, rates.kicks, self.shares, state.mean, blocks + state.within
@@ -381,43 +304,24 @@ class MomentEquations:
 
     def derivative(self, rates: Rates, state: Moments) -> Moments:
         """d/dt of the moments of the SDE."""
-        V = state.covariance
-        carried = self._rows(rates.effective, V)
-        change = carried + carried.T + rates.noise
+        carried = rates.D @ state.covariance
+        change = carried + carried.T + rates.N
         if self.h:
-            spread = self._rows(rates.push, self._rows(rates.push, V).T)
-            change = change + self.h * (self._kick_covariance(rates, state) - spread)
-        return Moments(rates.effective(state.mean), change, rates.growth)
+            again = rates.M @ state.covariance @ rates.M.T
+            change += self.h * (self._kick_covariance(rates, state) - again)
+        moved = rates.D @ state.mean.ravel()
+        return Moments(moved.reshape(state.mean.shape), change, rates.growth)
 
-    def euler(self, rates: Rates, state: Moments, dt: float) -> Moments:
-        """The moments after one Euler-Maruyama step of the SDE."""
-        change = self.derivative(rates, state)
-        second = self._rows(rates.effective, self._rows(rates.effective, state.covariance).T)
-        mean, covariance, within = (a + dt * b for a, b in zip(state, change, strict=True))
-        return Moments(mean, covariance + dt**2 * second, within)
-
-    def iterate(self, rates: Rates, state: Moments, _: float) -> Moments:
-        """The moments after one iteration of the discrete process."""
-        h, V = self.h, state.covariance
-        carried = self._rows(rates.push, V)
-        covariance = V + h * (carried + carried.T + rates.noise)
-        covariance += h**2 * self._kick_covariance(rates, state)
-        mean = state.mean + h * rates.push(state.mean)
-        return Moments(mean, covariance, state.within + h * rates.growth)
-
-    def follow(
-        self,
-        step: Callable[[Rates, Moments, float], Moments],
-        state: Moments,
-        starts: np.ndarray,
-        widths: np.ndarray,
-    ) -> Moments:
-        """The moments after steps (:meth:`iterate` or :meth:`euler`) that begin at the starts."""
-        for first in range(0, len(starts), CHUNK):
-            part = starts[first : first + CHUNK]
-            rates = self.rates(part)
-            for i in range(len(part)):
-                state = step(rates(i), state, float(widths[first + i]))
+    def follow(self, state: Moments, starts: np.ndarray, widths: np.ndarray) -> Moments:
+        """The moments after Euler-Maruyama steps of the SDE that begin at the starts."""
+        at_once = len(starts) if self.constant else max(1, TABLE_NUMBERS // self.size**2)
+        for first in range(0, len(starts), max(1, at_once)):
+            part = slice(first, first + at_once)
+            for rates, width in zip(self.rates(starts[part]), widths[part].tolist(), strict=True):
+                change = self.derivative(rates, state)
+                second = rates.D @ state.covariance @ rates.D.T
+                mean, V, within = (a + width * b for a, b in zip(state, change, strict=True))
+                state = Moments(mean, V + width**2 * second, within)
         return state
 
     def pieces(self, times: np.ndarray) -> np.ndarray:
@@ -425,72 +329,42 @@ class MomentEquations:
 
         On each piece kernel and noise are resolved by one polynomial.
         """
-        if len(times) == 1:
-            return times
-        edges = [times]
-        if not self.coefficients.drift_table.is_constant:
-            edges.append(self.coefficients.kernel_panels(times).starts)
-        noise = self.coefficients.noise
+        edges, noise = [times], self.coefficients.noise
         noise.check_variance(times)
-        if not noise.is_constant:
+        if len(times) > 1 and not self.coefficients.drift_table.is_constant:
+            edges.append(self.coefficients.kernel_panels(times).starts)
+        if len(times) > 1 and not noise.is_constant:
             edges.append(noise.panels(times).starts)
         return np.unique(np.concatenate(edges))
 
     def solve(self, state: Moments, start: float, end: float) -> Moments:
-        """The moments of the SDE at ``end`` from those at ``start``, two neighbours of :meth:`pieces`.
-
-        Raises
-        ------
-        Diverged
-            Where they overflow.
-        ValueError
-            Where the solver cannot go on, because kernel or noise change too abruptly.
-        """
-        # A kernel may have no value at an end, such as log(t) at 0.
+        """The moments of the SDE at ``end`` from those at ``start``, two neighbours of :meth:`pieces`."""
+        # A kernel may have no value at an end, such as log(t) at 0, and may jump there: it is asked inside.
         part = np.finfo(float).eps * (end - start)
-        inside = (
-            max(np.nextafter(start, end), start + part),
-            min(np.nextafter(end, start), end - part),
-        )
+        low = max(np.nextafter(start, end), start + part)
+        high = min(np.nextafter(end, start), end - part)
+        known = self.rates(np.array([(start + end) / 2]))[0]
 
-        last, largest = start, 0.0
+        last = start
 
         def right(t: float, y: np.ndarray) -> np.ndarray:
-            nonlocal last, largest
-            last, largest = t, float(np.abs(y * unit).max())
-            # A kernel may jump at a saved time: the interval knows its own side only.
-            at = np.clip([t], *inside)
-            return self.derivative(self.rates(at)(0), state.unpacked(y * unit)).packed() / unit
+            nonlocal last
+            last = t
+            rates = known if self.constant else self.rates(np.clip([t], low, high))[0]
+            return self.derivative(rates, state.unpacked(y)).packed()
 
-        # The solver squares its estimates: in units of a power of two these squares do not overflow.
-        unit = np.exp2(np.floor(np.log2(self._scale(state, start, end))))
-        if not np.isfinite(unit).all():
-            raise Diverged(end, "the moments", "end `times` earlier or weaken kernel and noise")
-        with np.errstate(over="ignore", invalid="ignore"):
-            solution = solve_ivp(
-                right, (start, end), state.packed() / unit, method="DOP853", t_eval=[end],
-                rtol=RELATIVE, atol=ABSOLUTE,
-            )  # fmt: skip
-        result = solution.y[:, -1] * unit if solution.success else None
-        if result is not None and np.isfinite(result).all():
-            return state.unpacked(result)
-        if not largest < OVERFLOW:  # NaN counts
-            raise Diverged(last, "the moments", "end `times` earlier or weaken the kernel")
-        raise ValueError(
-            f"the moments cannot be integrated from {start:g} to {end:g}: kernel or noise change too "
-            f"abruptly at t = {last:g} ({solution.message}). End `times` earlier, or give a smoother "
-            f"formula."
-        )
-
-    def _scale(self, state: Moments, start: float, end: float) -> np.ndarray:
-        """Sizes of mean, covariance and within, of which the solver may err by a tiny share."""
-        width = end - start
-        change = self.derivative(self.rates(np.array([start + width / 2]))(0), state)
-        parts = []
-        for value, slope in zip(state, change, strict=True):
-            size = float(np.abs(value).max() + width * np.abs(slope).max())
-            parts.append(np.full(value.size, size if size > 0 else 1.0))
-        return np.concatenate(parts)
+        # The tolerance is for each of mean, covariance and within by its own size.
+        sizes = [
+            np.full(a.size, np.abs(a).max() + (end - start) * np.abs(b).max() or 1.0)
+            for a, b in zip(state, self.derivative(known, state), strict=True)
+        ]
+        solution = solve_ivp(
+            right, (start, end), state.packed(), method="DOP853", t_eval=[end], rtol=RELATIVE,
+            atol=ABSOLUTE * np.concatenate(sizes),
+        )  # fmt: skip
+        if not solution.success or not np.isfinite(solution.y).all():
+            raise Diverged(last, "the moments", "end `times` earlier or weaken kernel and noise")
+        return state.unpacked(solution.y[:, -1])
 
 
 def _track(
@@ -498,27 +372,27 @@ def _track(
     times: np.ndarray,
     start: Initial,
     process: str,
-    rate: float | None,
+    rate: float,
     dt: float | None,
     counts: np.ndarray | None,
 ) -> list[Moments]:
     """The moments of one process at one learning rate at all times, for SGD after so many iterations."""
-    h = 0.0 if process == "plain" or rate is None else rate
-    equations = MomentEquations(coefficients, process, h, float(times[0]), float(times[-1]))
-    state = _initial_moments(coefficients, start)
+    h = 0.0 if process == "plain" else rate
+    equations = MomentEquations(coefficients, process, h)
+    track = [_initial_moments(coefficients, start)]
     pieces = equations.pieces(times) if counts is None and dt is None else times
-    track = [state]
-    if counts is None and dt is not None:
-        grid = StepGrid.regular(times, dt)
+    grid = None if dt is None else StepGrid.regular(times, dt)
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(1, len(times)):
-            if counts is not None:
+            state = track[-1]
+            if (
+                counts is not None
+            ):  # an iteration is a step of the SDE with sampling noise, to second moments
                 starts = times[0] + h * np.arange(counts[i - 1], counts[i])
-                state = equations.follow(equations.iterate, state, starts, np.full(len(starts), h))
-            elif dt is not None:
+                state = equations.follow(state, starts, np.full(len(starts), h))
+            elif grid is not None:
                 part = slice(grid.saved[i - 1], grid.saved[i])
-                steps = grid.starts[part], grid.widths[part]
-                state = equations.follow(equations.euler, state, *steps)
+                state = equations.follow(state, grid.starts[part], grid.widths[part])
             else:
                 ends = pieces[(pieces >= times[i - 1]) & (pieces <= times[i])].tolist()
                 for first, last in itertools.pairwise(ends):

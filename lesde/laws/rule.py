@@ -29,22 +29,12 @@ import torch
 
 from lesde.model.transforms import Transform, logit_directions
 
-__all__ = [
-    "Transforms",
-    "drift",
-    "kick",
-    "modified_drift",
-    "modified_noise",
-    "sampling_covariance",
-    "sampling_noise",
-]
-
 
 class Transforms:
     """The maps x ↦ H_l x of all classes as tensors, with their structure.
 
-    The identity does nothing, "logits" subtracts a mean and scales, and only matrices that a user gave are
-    multiplied.
+    The identity does nothing, "logits" subtracts a mean and scales, and only ``matrices`` that a user gave
+    (class, feature, feature) are multiplied.
 
     Parameters
     ----------
@@ -62,9 +52,7 @@ class Transforms:
         self.n_classes, self.n_features = transform.n_classes, transform.n_features
         self._plain = transform
         self.matrices: torch.Tensor | None = None
-        """H_l (class, feature, feature), where a user gave matrices."""
         if self.kind == "matrix":
-            # A copy: the model's own matrices are read-only.
             self.matrices = torch.tensor(transform.array(), dtype=dtype, device=device)
             self._turned = self.matrices.mT.contiguous()
 
@@ -101,14 +89,8 @@ class Transforms:
         return (score / -K).expand(x.shape).scatter_add(-1, place, score)
 
     def array(self) -> torch.Tensor:
-        """H_l written out, (class, feature, feature), float64 on the CPU or as the user's matrices."""
-        if self.matrices is not None:
-            return self.matrices
-        K, p = self.n_classes, self.n_features
-        if self.kind == "identity":
-            return torch.eye(p, dtype=torch.float64).expand(K, p, p)
-        d = torch.from_numpy(logit_directions(K))
-        return d[:, :, None] * d[:, None, :] / (1 - 1 / K)
+        """H_l written out, (class, feature, feature), float64 on the CPU."""
+        return torch.tensor(self._plain.array())
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """U (class, feature, rank) and V (class, rank, feature) with H_l = U_l V_l, of the smallest rank."""
@@ -125,13 +107,13 @@ class Transforms:
 
     def blocks(self, matrix: torch.Tensor) -> torch.Tensor:
         """The map Σ_l A_kl H_l x^l as a matrix (..., K·p, K·p), of A (..., class, class); for small K·p."""
-        K, p = self.n_classes, self.n_features
+        size = self.n_classes * self.n_features
         whole = matrix[..., :, None, :, None] * self.array().to(matrix).transpose(0, 1)
-        return whole.reshape(*matrix.shape[:-2], K * p, K * p)
+        return whole.reshape(*matrix.shape[:-2], size, size)
 
 
 def drift(transforms: Transforms, weights: Any, means: Any, class_axis: int = -2) -> Any:
-    """The drift b_k = Σ_l w_l E_kl H_l X̄^l of every class.
+    """The drift b_k = Σ_l w_l E_kl H_l X̄^l of every class, in the shape of ``means``.
 
     The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with
     d/dt of w_l E_kl it is the drift's slope.
@@ -140,13 +122,9 @@ def drift(transforms: Transforms, weights: Any, means: Any, class_axis: int = -2
     ----------
     transforms : Transforms
     weights : tensor (..., class, class)
-        w_l E_kl(t); its leading dimensions broadcast against those of the means before the class.
+        w_l E_kl(t); its leading dimensions broadcast against those of the means before the class. There is
+        one product for each leading index, whose rounding does not depend on how many there are.
     means : tensor (..., class, feature), or with ``class_axis=-3`` (..., class, replicate, feature)
-
-    Returns
-    -------
-    tensor of the shape of ``means``
-        One product for each leading index, whose rounding does not depend on how many there are.
     """
     shape = means.shape
     pushed = transforms(means, class_axis).reshape(*shape[: len(shape) + class_axis + 1], -1)
@@ -162,21 +140,9 @@ def kick(
 ) -> torch.Tensor:
     """The kick E_kL H_L x_J that every class k gets from the sample drawn; SGD's step is h times this.
 
-    With strengths κ_iJ of samples in place of classes it is the kick that every sample gets.
-
-    Parameters
-    ----------
-    transforms : Transforms
-    columns : tensor (..., class)
-        E_kL(t), L the class of the sample drawn.
-    drawn : tensor (..., feature)
-        Its features x_J.
-    classes : tensor of int (...)
-        L.
-
-    Returns
-    -------
-    tensor (..., class, feature)
+    ``columns`` (..., class) are E_kL(t), L the class of the sample drawn, ``drawn`` (..., feature) its features
+    x_J and ``classes`` (...) L; the result is (..., class, feature). With strengths κ_iJ of samples in place
+    of classes it is the kick that every sample gets.
     """
     return columns.unsqueeze(-1) * transforms.rows(drawn, classes).unsqueeze(-2)
 
@@ -213,9 +179,8 @@ def sampling_covariance(
     columns = columns.reshape(*columns.shape[:-3], K * p, K)
     spread = second
     if transforms.kind != "identity":
-        turned = transforms(
-            second.swapaxes(-3, -2)
-        )  # H_l T_l, as T_l is symmetric: (column, class, row)
+        # H_l T_l, as T_l is symmetric: (column, class, row)
+        turned = transforms(second.swapaxes(-3, -2))
         spread = transforms(turned.swapaxes(-3, -1)).swapaxes(-3, -2)
     pairs = weighted[..., None, :] * kicks[..., None, :, :]  # E_kl w_l E_ml: (k, m, l)
     blocks = pairs.reshape(*pairs.shape[:-3], K * K, K) @ spread.reshape(*spread.shape[:-2], p * p)
@@ -237,9 +202,9 @@ def sampling_noise(
     """C^{1/2} applied to normals: the sampling noise of every class, without a matrix of classes and features.
 
     Σ_l √w_l [E_kl H_l (X̄^l z_l + d_l) − b_k z_l] has covariance C, for independent z_l ~ N(0, 1) and d_l ~
-    N(0, W_l), W_l the covariance within class l. With one normal ξ_j per sample, z_l = n_l^{-1/2} Σ_j ξ_j and
-    d_l = n_l^{-1/2} Σ_j Y_j ξ_j are such, Y_j the deviations of the samples of class l from its mean. Every
-    sample of class k gets the same increment, √(h dt) times this.
+    N(0, W_l), W_l the covariance within class l. With one normal ξ_j per sample, d_l = n_l^{-1/2} Σ_j Y_j ξ_j
+    is such, Y_j the deviations of the samples of class l from its mean. Every sample of class k gets the same
+    increment, √(h dt) times this.
 
     Parameters
     ----------
@@ -250,10 +215,8 @@ def sampling_noise(
         w_l.
     means, mean_drift : tensor
         X̄ and its drift b (of the plain equation), laid out as :func:`drift` takes them.
-    numbers : tensor
-        z_l, laid out as the means, with one feature.
-    deviations : tensor
-        d_l, laid out as the means.
+    numbers, deviations : tensor
+        z_l and d_l, laid out as the means, z_l with one feature.
     """
     roots = shares.sqrt()
     moved = drift(transforms, kicks * roots, means * numbers + deviations, class_axis)
@@ -266,36 +229,20 @@ Push = Callable[[Any], Any]
 
 
 def modified_drift(push: Push, slope: Push, means: Any, rate: float) -> Any:
-    """The drift of the modified equation, b − (h/2)(M b + Ṁ x), laid out as ``means``.
+    """The drift of the modified equation, b − (h/2)(M b + Ṁ x), of class means x; b where h is 0.
 
-    Parameters
-    ----------
-    push, slope : callable
-        x ↦ M x = Σ_l w_l E_kl(t) H_l x^l, and x ↦ Ṁ x, the same with the time derivative of w_l E_kl
-        (see :func:`lesde.laws.slopes.drift_derivative`).
-    means : array or tensor
-        x, laid out as the two maps take it.
-    rate : float
-        The learning rate h; 0 gives the drift b of the plain SDE.
+    ``push`` is x ↦ M x = Σ_l w_l E_kl(t) H_l x^l, ``slope`` x ↦ Ṁ x, the same with the time derivative of
+    w_l E_kl (see :func:`lesde.laws.slopes.drift_derivative`), and ``rate`` the learning rate h.
     """
     plain = push(means)
     return plain - 0.5 * rate * (push(plain) + slope(means))
 
 
 def modified_noise(push: Push, noise: Any, rate: float) -> Any:
-    """(1 − hM/2) applied to the noise of the class means, laid out as ``noise``.
+    """(1 − hM/2) applied to the noise of the class means ν_k, with ``push`` x ↦ M x and the learning rate h.
 
     What it adds to the mean of class k, −(h/2) Σ_l w_l E_kl H_l ν_l, is added to every sample of class k:
     the deviations of samples from their class mean have no other noise than in the plain SDE. Where σ
     depends on time, both are to be made with σ − (h/2)σ̇ (see :func:`lesde.laws.slopes.noise_derivative`).
-
-    Parameters
-    ----------
-    push : callable
-        x ↦ M x.
-    noise : array or tensor
-        ν_k, the mean over class k of the samples' own noise.
-    rate : float
-        The learning rate h.
     """
     return noise - 0.5 * rate * push(noise)

@@ -58,8 +58,9 @@ def clean(matrices: torch.Tensor) -> torch.Tensor:
 class MeanSystem:
     """W(t), V and the noise of dY = W V Y dt + noise.
 
-    The space has n = K dimensions where the transform is the identity, and every feature obeys the same
-    system; else n = K·p, and W and V have the rank of the H_l.
+    The space has n = K dimensions where the transform is the identity and the noise constant or one number per
+    class: every feature obeys the same system. Else n = K·p, and W and V have the rank of the H_l. ValueError
+    where the drift is not linear, or needs dense matrices beyond :data:`DENSE_LIMIT`.
 
     Attributes
     ----------
@@ -67,13 +68,8 @@ class MeanSystem:
     right : tensor (r, n)
         V; the identity where n = K.
     features : tensor (part, p, p), or None
-        The noise of the class means has the intensity Σ_part Q_part ⊗ features_part, with matrices Q of
-        :meth:`intensity` of classes alone; None where there is one Q, (K·p)×(K·p).
-
-    Raises
-    ------
-    ValueError
-        Where the drift is not linear, or needs dense matrices beyond :data:`DENSE_LIMIT`.
+        Where n = K the noise of the class means has the intensity Σ_part Q_part ⊗ features_part, with matrices Q
+        of :meth:`intensity`; None where n = K·p.
     """
 
     def __init__(
@@ -89,36 +85,26 @@ class MeanSystem:
         self.n_features = p = coefficients.n_features
         K = len(self.counts)
         self.basis = B = torch.from_numpy(contrast_basis(K))
-        transforms = Transforms(coefficients.transform)
         self.features: torch.Tensor | None = None
-        self._left: torch.Tensor | None = None
-        identity = coefficients.transform.kind == "identity"
-        if identity and noise.is_isotropic:
-            self.features = torch.eye(p, dtype=torch.float64)[None]
-        elif identity and noise.is_constant:
-            self.features = noise.square(np.zeros(1))[0]
-        elif K * p > DENSE_LIMIT:
-            why, instead = (
-                (
-                    "noise with a matrix that changes in time",
-                    "noise that is constant or one number per class",
-                )
-                if identity
-                else (
-                    "the exact law of this model",
-                    "transform='identity', which needs matrices of size n_classes only",
-                )
-            )
-            raise ValueError(
-                f"{why} needs dense matrices of size n_classes·n_features = {K * p}, more than {DENSE_LIMIT}, for the "
-                f"exact law; use engine='torchsde', or {instead}."
-            )
-        self.right = torch.eye(K, dtype=torch.float64)
-        if not identity:
-            self._left, readout = transforms.factors()
-            V = torch.einsum("lb,lri,la->brai", B, readout, B).reshape(-1, K * p)
-            self.right = clean(V[None])[0]
         self._norms = coefficients.transform.norms()
+        identity = coefficients.transform.kind == "identity"
+        if identity and (noise.is_isotropic or noise.is_constant):
+            self.right = torch.eye(K, dtype=torch.float64)
+            self.features = torch.eye(p, dtype=torch.float64)[None]
+            if not noise.is_isotropic:
+                self.features = noise.square(np.zeros(1))[0]
+            return
+        if K * p > DENSE_LIMIT:
+            why, instead = "the exact law of this model", "transform='identity'"
+            if identity:
+                why, instead = "noise with a matrix that changes in time", "constant noise"
+            raise ValueError(
+                f"{why} needs dense matrices of size n_classes·n_features = {K * p}, more than {DENSE_LIMIT}; "
+                f"use engine='torchsde', or {instead}."
+            )
+        self._left, readout = Transforms(coefficients.transform).factors()
+        V = torch.einsum("lb,lri,la->brai", B, readout, B).reshape(-1, K * p)
+        self.right = clean(V[None])[0]
 
     @property
     def is_constant(self) -> bool:
@@ -126,23 +112,21 @@ class MeanSystem:
         return self.drift.is_constant and self.noise.is_constant
 
     @property
-    def noise_shape(self) -> tuple[int, int]:
-        """Parts and rows of the noise's matrices Q."""
-        if self.features is None:
-            return 1, len(self.counts) * self.n_features
-        return len(self.features), len(self.counts)
+    def parts(self) -> int:
+        """The number of matrices Q of the noise."""
+        return 1 if self.features is None else len(self.features)
 
     @property
     def panels_at_once(self) -> int:
         """The number of panels whose flows and noise are held in memory at once."""
-        (r, n), (parts, m) = self.right.shape, self.noise_shape
-        return max(1, VALUES_AT_ONCE // (NODES * max(n * r, parts * m**2)))
+        r, n = self.right.shape
+        return max(1, VALUES_AT_ONCE // (NODES * n * max(r, self.parts * n)))
 
     def check(self, times: np.ndarray) -> None:
         """Raise where kernel or noise are not finite at one of the times; names the value."""
         with torch.no_grad():
-            self.weights(times)
-            self.noise.square(times)
+            self._checked(times[:1] if self.drift.is_constant else times)
+            self.noise.square(times[:1] if self.noise.is_constant else times)
 
     def weights(self, times: np.ndarray) -> torch.Tensor:
         """The drift's class matrix w_l E_kl, shape (time, class, class)."""
@@ -161,48 +145,35 @@ class MeanSystem:
 
     def _outer(self, weights: torch.Tensor) -> torch.Tensor:
         B = self.basis
-        if self._left is None:
+        if self.features is not None:
             return clean(B.T @ weights @ B)
-        columns = torch.einsum("lir,lb->lirb", self._left, B).flatten(
-            1
-        )  # (class, feature·rank·contrast)
+        # (class, feature·rank·contrast)
+        columns = torch.einsum("lir,lb->lirb", self._left, B).flatten(1)
         blocks = (B.T @ weights @ columns).unflatten(-1, (*self._left.shape[1:], len(B)))
         r, n = self.right.shape
         return clean(blocks.movedim(-1, -2)).reshape(-1, n, r)
 
     def intensity(self, times: np.ndarray) -> torch.Tensor:
-        """Q of the class means' noise at the times: (time, part, K, K), or (time, 1, K·p, K·p)."""
+        """Q of the class means' noise at the times, (time, part, n, n)."""
         B, K, p = self.basis, len(self.counts), self.n_features
-        if self.features is not None:
-            if self.noise.is_isotropic:
-                size = self.noise.square(times)[:, None].expand(-1, 1, K)
-            else:  # the noise's size is in the features' matrices
-                parts = len(self.features)
-                size = (
-                    torch.eye(K, dtype=torch.float64)[None]
-                    if parts > 1
-                    else self.basis.new_ones(1, 1, K)
-                )
-                size = size.expand(len(times), parts, K)
-            Q = (B.T * (size / self.counts).unsqueeze(-2)) @ B
-            return clean(Q.flatten(0, 1)).view(Q.shape)
-        covariance = (
-            self.noise.covariances(self.noise.square(times), K) / self.counts[:, None, None]
-        )
-        Q = torch.einsum("ka,tkij,kb->taibj", B, covariance, B)
-        return clean(Q).reshape(-1, 1, K * p, K * p)
+        if self.features is None:
+            square = self.noise.covariances(self.noise.square(times), K)
+            Q = torch.einsum("ka,tkij,kb->taibj", B, square / self.counts[:, None, None], B)
+            return clean(Q).reshape(-1, 1, K * p, K * p)
+        if self.noise.is_isotropic:
+            sizes = self.noise.square(times)[:, None].expand(-1, 1, K)
+        else:  # of one matrix for all classes, or one for each: its size is in `features`
+            one = torch.ones(1, K).double() if self.parts == 1 else torch.eye(K).double()
+            sizes = one.expand(len(times), -1, -1)
+        Q = (B.T * (sizes / self.counts).unsqueeze(-2)) @ B
+        return clean(Q.flatten(0, 1)).view(Q.shape)
 
-    def panels(self, times: np.ndarray) -> tuple[Panels, bool]:
+    def panels(self, times: np.ndarray) -> Panels:
         """Panels on which kernel and noise are resolved and the flow is near the identity, at the current values.
 
-        The owner of each is the interval between successive times. There are at most :data:`MOST_PANELS`
-        where the kernel is strong; the second result is True where they end there, short of the last time.
-        The choice is no part of a graph: the law does not depend on it but by rounding.
-
-        Raises
-        ------
-        ValueError
-            Where a coefficient changes too abruptly, or too often, to integrate; names it.
+        The owner of each is the interval between successive times. The choice is no part of a graph: the law
+        does not depend on it but by rounding. ValueError, with the name of a coefficient, where it changes too
+        abruptly or too often to integrate, or is too strong.
         """
         panels = Panels(times[:-1], np.diff(times), np.arange(len(times) - 1))
         if not self.drift.is_constant:
@@ -210,26 +181,26 @@ class MeanSystem:
                 panels = self.coefficients.kernel_panels(
                     times, numbers_of(self.values), lambda at: self._checked(at).numpy()
                 )
-        norms = self._panel_norms(panels)
-        short = False
-        while (wide := norms * panels.widths > LARGEST_NORM).any():
-            half = panels.widths[wide] / 2
-            starts = np.stack([panels.starts[wide], panels.starts[wide] + half], 1).ravel()
-            new = Panels(starts, np.repeat(half, 2), np.repeat(panels.owner[wide], 2))
-            rows = zip(vars(panels).values(), vars(new).values(), strict=True)
-            starts, widths, owner = (np.concatenate([old[~wide], its]) for old, its in rows)
-            order = np.argsort(starts, kind="stable")[:MOST_PANELS]
-            short |= len(starts) > MOST_PANELS
-            panels = Panels(starts[order], widths[order], owner[order])
-            norms = np.concatenate([norms[~wide], self._panel_norms(new)])[order]
+        pieces = np.ceil(self._panel_norms(panels) * panels.widths / LARGEST_NORM).clip(min=1)
+        if not pieces.sum() <= MOST_PANELS:
+            at = panels.starts[[int(np.argmax(pieces))]]
+            with torch.no_grad():
+                strongest = int(self.drift.distinct(at)[0].abs().argmax())
+            raise ValueError(
+                f"{self.coefficients.entry(strongest)} is too strong to integrate from t = {times[0]:g} to "
+                f"{times[-1]:g}, which would take {pieces.sum():.2g} steps. End `times` earlier, or weaken the "
+                f"kernel."
+            )
+        pieces = pieces.astype(int)
+        widths = np.repeat(panels.widths / pieces, pieces)
+        position = np.arange(len(widths)) - np.repeat(pieces.cumsum() - pieces, pieces)
+        starts = np.repeat(panels.starts, pieces) + position * widths
+        panels = Panels(starts, widths, np.repeat(panels.owner, pieces))
         if self.noise.is_constant:
-            return panels, short
+            return panels
         kept = np.exp(-2 * panels.widths * self._panel_losses(panels))
-        windows = np.append(panels.starts, panels.starts[-1] + panels.widths[-1])
-        if not short:
-            windows[-1] = times[-1]
-        finer = self.noise.panels(windows, kept)
-        return Panels(finer.starts, finer.widths, panels.owner[finer.owner]), short
+        finer = self.noise.panels(np.append(panels.starts, times[-1]), kept)
+        return Panels(finer.starts, finer.widths, panels.owner[finer.owner])
 
     @torch.no_grad()
     def _matrices(self, panels: Panels) -> Iterator[torch.Tensor]:

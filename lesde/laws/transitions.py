@@ -9,7 +9,6 @@ width share one transition.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from lesde.errors import Diverged
 from lesde.laws.system import LARGEST_NORM, MeanSystem
 from lesde.model.quadrature import INTEGRATE, NODES, POINTS, WEIGHTS
 
-__all__ = ["MeanTransitions", "Transition", "left", "mean_transitions", "transitions"]
+__all__ = ["MeanTransitions", "mean_transitions", "transitions"]
 
 EPS = np.finfo(float).eps
 
@@ -31,11 +30,11 @@ class MeanTransitions:
     Attributes
     ----------
     phi : tensor (kind, n, n)
-        Φ of the different intervals; n = K where the transform is the identity, else K·p.
-    noise : tensor (kind, part, m, m)
-        The covariance that noise adds is Σ_part noise_part ⊗ features_part, m = K; where ``features`` is
-        None it is the one part, m = K·p.
+        Φ of the different intervals; n = K where every feature obeys the same system, else K·p.
+    noise : tensor (kind, part, n, n)
     features : tensor (part, p, p), or None
+        The covariance that noise adds is Σ_part noise_part ⊗ features_part; where ``features`` is None, n = K·p,
+        it is the one part.
     kind : ndarray of int (interval,)
         Which of them an interval has: those of equal width share one where nothing depends on time.
     basis : tensor (K, K)
@@ -53,10 +52,8 @@ class MeanTransitions:
 
     def check_finite(self) -> None:
         """Raise Diverged at the end of the first interval over which the growth overflows."""
-        finite = torch.isfinite(self.phi).flatten(1).all(1) & torch.isfinite(self.noise).flatten(
-            1
-        ).all(1)
-        bad = ~finite.numpy()[self.kind]
+        parts = (torch.isfinite(each).flatten(1).all(1) for each in (self.phi, self.noise))
+        bad = ~torch.stack([*parts]).all(0).numpy()[self.kind]
         if bad.any():
             raise Diverged(
                 self.times[1 + int(np.argmax(bad))],
@@ -66,15 +63,16 @@ class MeanTransitions:
 
     def apply(self, phi: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
         """Φ (…, n, n) times coordinates (…, contrast, feature)."""
-        if phi.shape[-1] == len(self.basis):
+        if self.features is not None:
             return phi @ coordinates
         return (phi @ coordinates.flatten(-2).unsqueeze(-1)).view_as(coordinates)
 
     def full_phi(self) -> torch.Tensor:
         """Φ of every kind as (kind, contrast, feature, contrast, feature)."""
         K, p = len(self.basis), self.n_features
-        whole = left(self.phi, torch.eye(K * p, dtype=torch.float64))
-        return whole.reshape(-1, K, p, K, p)
+        if self.features is None:
+            return self.phi.reshape(-1, K, p, K, p)
+        return torch.einsum("tab,ij->taibj", self.phi, torch.eye(p, dtype=torch.float64))
 
     def full_noise(self) -> torch.Tensor:
         """The covariance of every kind as (kind, contrast, feature, contrast, feature)."""
@@ -82,6 +80,15 @@ class MeanTransitions:
         if self.features is None:
             return self.noise.reshape(-1, K, p, K, p)
         return torch.einsum("tsab,sij->taibj", self.noise, self.features)
+
+    def in_classes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Φ and the covariance of every interval, each (class, feature, class, feature)."""
+        B = self.basis
+        phi, noise = (
+            torch.einsum("ka,...aibj,lb->...kilj", B, matrix, B)
+            for matrix in (self.full_phi(), self.full_noise())
+        )
+        return [(phi[j], noise[j]) for j in self.kind]
 
     def variances(self) -> torch.Tensor:
         """The variances that noise adds to every contrast and feature, shape (kind, K, p)."""
@@ -91,35 +98,18 @@ class MeanTransitions:
         return torch.einsum("tsa,si->tai", own, self.features.diagonal(dim1=-2, dim2=-1))
 
 
-def left(matrix: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """A matrix (…, m, r) times rows (…, r, c); one that acts on classes alone meets rows of class and feature."""
-    rows = matrix.shape[-1]
-    if rows == whole.shape[-2]:
-        return matrix @ whole
-    moved = matrix @ whole.unflatten(-2, (rows, -1)).flatten(-2)
-    return moved.reshape(*moved.shape[:-2], -1, whole.shape[-1])
-
-
 def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
     """The transitions between successive times; see :meth:`MeanTransitions.check_finite` for overflow."""
+    system.check(times)
     if len(times) == 1:
-        n, (parts, m) = system.right.shape[1], system.noise_shape
-        phi, noise = system.basis.new_zeros(0, n, n), system.basis.new_zeros(0, parts, m, m)
-        kind = np.zeros(0, dtype=int)
+        n, kind = system.right.shape[1], np.zeros(0, dtype=int)
+        phi, noise = system.basis.new_zeros(0, n, n), system.basis.new_zeros(0, system.parts, n, n)
     elif system.is_constant:
         widths, kind = distinct(np.diff(times), np.abs(times).max())
         phi, noise = _constant(system, times[0], widths)
     else:
         kind = np.arange(len(times) - 1)
-        try:
-            phi, noise = _varying(system, times)
-        except (ValueError, Diverged) as error:
-            # Evaluated at the given times, kernel and noise raise errors that name the value at fault.
-            system.check(times)
-            if isinstance(error, Diverged):
-                with torch.no_grad():
-                    system.noise.integrated(times)
-            raise
+        phi, noise = _varying(system, times)
     return MeanTransitions(
         phi, noise, system.features, kind, system.basis, system.n_features, times
     )
@@ -165,41 +155,22 @@ def _constant(
 
 def _varying(system: MeanSystem, times: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Φ and C of every interval, where kernel or noise depend on time."""
-    panels, short = system.panels(times)
-    largest, at_once = float(np.abs(times).max()), system.panels_at_once
-    phis, noises, last = [], [], None
+    panels = system.panels(times)
+    at_once = system.panels_at_once
+    phis, noises, owners = [], [], np.zeros(0, dtype=int)
     for first in range(0, len(panels.starts), at_once):
         part = slice(first, first + at_once)
         starts, widths = panels.starts[part], panels.widths[part]
-        if system.drift.is_constant:  # then flows depend on the width alone
-            known, kind = distinct(widths, largest)
-            phi, J = (each[kind] for each in _flows(system, np.full(len(known), starts[0]), known))
-        else:
-            phi, J = _flows(system, starts, widths)
-        noise, owner = _covariances(system, starts, widths, J), panels.owner[part]
-        if last is not None:  # an interval that is not over yet
-            phi, noise = torch.cat([last[0], phi]), torch.cat([last[1], noise])
-            owner = np.append(last[2], owner)
-        phi, noise, owner = _composed(phi, noise, owner)
-        phis.append(phi[:-1])
-        noises.append(noise[:-1])
-        last = phi[-1:], noise[-1:], owner[-1:]
-    assert last is not None
-    phi, noise = torch.cat([*phis, last[0]]), torch.cat([*noises, last[1]])
-    if short:
-        reached = panels.starts[-1]
-        kind = np.arange(len(phi))
-        MeanTransitions(
-            phi, noise, None, kind, system.basis, system.n_features, times
-        ).check_finite()
-        with torch.no_grad():
-            strongest = int(system.drift.distinct(np.array([reached]))[0].abs().argmax())
-        raise ValueError(
-            f"{system.coefficients.entry(strongest)} is too strong to integrate from t = {times[0]:g} to "
-            f"{times[-1]:g}: {len(panels.starts)} steps reached t = {reached:g} only. End `times` earlier, or weaken the "
-            f"kernel."
+        phi, J = _flows(system, starts, widths)
+        noise = _covariances(system, starts, widths, J)
+        # The interval that ended the last part may go on in this one.
+        phi, noise, owner = _composed(
+            torch.cat([*phis[-1:], phi]),
+            torch.cat([*noises[-1:], noise]),
+            np.append(owners, panels.owner[part]),
         )
-    return phi, noise
+        phis[-1:], noises[-1:], owners = [phi[:-1], phi[-1:]], [noise[:-1], noise[-1:]], owner[-1:]
+    return torch.cat(phis), torch.cat(noises)
 
 
 def _flows(
@@ -238,7 +209,7 @@ def _flows(
 def _covariances(
     system: MeanSystem, starts: np.ndarray, widths: np.ndarray, J: torch.Tensor
 ) -> torch.Tensor:
-    """∫ Φ Q Φᵀ ds over every panel, (panel, part, m, m)."""
+    """∫ Φ Q Φᵀ ds over every panel, (panel, part, n, n)."""
     nodes = starts[:, None] + widths[:, None] * POINTS
     if system.noise.is_constant:
         Q = system.intensity(starts[:1])[:, None].expand(len(starts), NODES, -1, -1, -1)
@@ -247,19 +218,17 @@ def _covariances(
     V = system.right
     weights = torch.from_numpy(WEIGHTS)
     # With Φ = 1 + J V the integrand is Q + G + Gᵀ, G = J (V Q + V Q Vᵀ Jᵀ/2): one product over all nodes of a panel.
-    VQ = left(V, Q)
-    inner = left(V, VQ.mT)
-    B = VQ + left(J[:, :, None], inner).mT / 2
+    VQ = V @ Q
+    B = VQ + (J[:, :, None] @ (V @ VQ.mT)).mT / 2
     weighted = (weights[:, None, None] * J).movedim(1, 2).flatten(2)
-    G = left(weighted[:, None], B.movedim(1, 2).flatten(2, 3))
+    G = weighted[:, None] @ B.movedim(1, 2).flatten(2, 3)
     mean = torch.einsum("j,sjpab->spab", weights, Q)
     return torch.from_numpy(widths)[:, None, None, None] * (mean + G + G.mT)
 
 
 def _sandwich(phi: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Φ C Φᵀ for Φ (item, n, n) and C (item, part, m, m)."""
-    phi = phi[:, None]
-    return left(phi, left(phi, noise).mT)
+    """Φ C Φᵀ for Φ (item, n, n) and C (item, part, n, n)."""
+    return phi[:, None] @ noise @ phi[:, None].mT
 
 
 def _composed(
@@ -281,107 +250,12 @@ def _composed(
     return phi, noise, owner
 
 
-# --------------------------------------------------------------------------------------------------
-# The transitions as NumPy arrays, as the engines take them.
-
-
-@dataclass(frozen=True)
-class Transition:
-    """The Gaussian transition of the class means over one interval, as NumPy arrays.
-
-    Matrices are in the coordinates of :func:`lesde.laws.system.contrast_basis` (grand mean and contrasts);
-    :meth:`mean`, :meth:`noise`, :meth:`covariance` and :meth:`phi_full` speak of classes.
-
-    Attributes
-    ----------
-    phi : ndarray, shape (n, n)
-        Φ; n = K where the transform is the identity, else K·p.
-    parts : tuple of (ndarray (m, m), ndarray (p, p) or None)
-        The covariance is Σ part ⊗ factor factorᵀ over these, m = K; without a factor it is the part itself,
-        m = K·p.
-    basis : ndarray, shape (K, K)
-        The contrast basis.
-    n_features : int
-        p.
-    """
-
-    phi: np.ndarray
-    parts: tuple[tuple[np.ndarray, np.ndarray | None], ...]
-    basis: np.ndarray
-    n_features: int
-
-    def is_small(self, matrix: np.ndarray) -> bool:
-        """True for a matrix that acts on classes alone; for one feature both are the same."""
-        if self.n_features == 1:
-            return self.parts[0][1] is not None
-        return len(matrix) == len(self.basis)
-
-    def apply(self, matrix: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """A matrix of this transition times coordinates (..., contrast, feature)."""
-        if self.is_small(matrix):
-            return matrix @ coordinates
-        flat = coordinates.reshape(*coordinates.shape[:-2], -1)
-        return (flat @ matrix.T).reshape(coordinates.shape)
-
-    def mean(self, means: np.ndarray) -> np.ndarray:
-        """The conditional expectation of class means (..., class, feature)."""
-        return self.basis @ self.apply(self.phi, self.basis.T @ means)
-
-    def noise(self, normals: np.ndarray) -> np.ndarray:
-        """The noise of the class means from standard normals of shape (part, ..., class, feature)."""
-        total = np.zeros(normals.shape[1:])
-        for root, (_, factor), z in zip(self.roots, self.parts, normals, strict=True):
-            coloured = self.apply(root, z)
-            total += coloured if factor is None else coloured @ factor.T
-        return self.basis @ total
-
-    @property
-    def n_normals(self) -> int:
-        """The number of arrays of standard normals that :meth:`noise` takes."""
-        return len(self.parts)
-
-    @cached_property
-    def roots(self) -> list[np.ndarray]:
-        """A square root of every part of the covariance."""
-        return [_square_root(part) for part, _ in self.parts]
-
-    def covariance(self) -> np.ndarray:
-        """The covariance of the class means, shape (class, feature, class, feature)."""
-        K, p = len(self.basis), self.n_features
-        total = np.zeros((K, p, K, p))
-        for part, factor in self.parts:
-            if factor is None:
-                total += part.reshape(K, p, K, p)
-            else:
-                total += np.einsum("ab,ij->aibj", part, factor @ factor.T)
-        return self._in_classes(total)
-
-    def phi_full(self) -> np.ndarray:
-        """Φ as (class, feature, class, feature)."""
-        K, p = len(self.basis), self.n_features
-        if self.is_small(self.phi):
-            return self._in_classes(np.einsum("ab,ij->aibj", self.phi, np.eye(p)))
-        return self._in_classes(self.phi.reshape(K, p, K, p))
-
-    def _in_classes(self, matrix: np.ndarray) -> np.ndarray:
-        return np.einsum("ka,aibj,lb->kilj", self.basis, matrix, self.basis, optimize=True)
-
-
-def _square_root(matrix: np.ndarray) -> np.ndarray:
-    """R with R Rᵀ = matrix, for a positive semi-definite matrix of any rank."""
-    if (matrix == np.diag(np.diag(matrix))).all():
-        return np.sqrt(matrix)
-    values, vectors = np.linalg.eigh(matrix)
-    return vectors * np.sqrt(np.clip(values, 0.0, None))
-
-
 def transitions(
     coefficients: Coefficients | FeatureCoefficients, times: np.ndarray
-) -> list[Transition]:
-    """The transitions between successive times, without gradients; those of the latest times are kept.
+) -> MeanTransitions:
+    """The transitions of the class means between successive times, without gradients, to about 1e-13 relative.
 
-    Intervals that are equal up to the rounding of the times share one object where nothing depends on time.
-    Where the growth overflows, the matrices are not finite.
+    Those of the latest times are kept. Where the growth overflows, the matrices are not finite.
 
     Parameters
     ----------
@@ -389,11 +263,6 @@ def transitions(
         ``lesde.derive(model).coefficients()``.
     times : ndarray, shape (time,)
         Strictly increasing.
-
-    Returns
-    -------
-    list of Transition, one per interval
-        To about 1e-13 relative.
 
     Raises
     ------
@@ -408,17 +277,8 @@ def transitions(
     if times.tobytes() not in kept:
         with torch.no_grad():
             system = MeanSystem(coefficients)
-            if system.noise.is_constant:
-                coefficients.noise.check_variance(times)
-            steps = mean_transitions(system, times)
-        factors: list[np.ndarray | None] = [None]
-        if steps.features is not None:
-            factors = [_square_root(each) for each in steps.features.numpy()]
-        basis, p = steps.basis.numpy(), steps.n_features
-        kinds = [
-            Transition(phi, tuple(zip(noise, factors, strict=True)), basis, p)
-            for phi, noise in zip(steps.phi.numpy(), steps.noise.numpy(), strict=True)
-        ]
+            system.noise.integrated(times)  # raises Diverged where it overflows
+            found = mean_transitions(system, times)
         kept.clear()
-        kept[times.tobytes()] = [kinds[j] for j in steps.kind]
+        kept[times.tobytes()] = found
     return kept[times.tobytes()]

@@ -26,19 +26,17 @@ MOST_VALUES = 2**22
 
 def read_parameters(model: LESDE, parameters: Any) -> dict[str, torch.Tensor]:
     """Values for the free names of a model, still part of the graph of the tensors given."""
-    given = {} if parameters is None else parameters
+    given, free = {} if parameters is None else parameters, model.free_parameters
     if not isinstance(given, Mapping):
         raise TypeError(
             f"parameters must be a mapping of names to numbers or 0-d tensors, such as {{'a': 2.0}}; "
             f"got {shown(parameters)}."
         )
-    free = model.free_parameters
-    unknown = [name for name in given if name not in free]
+    unknown = [str(name) for name in given if name not in free]
     if unknown:
         raise ValueError(
-            f"parameters has {', '.join(map(str, unknown))}, which the model does not; its free names "
-            f"are {', '.join(free) or 'none'}. A name is left free by a formula of a kernel with "
-            f"parameters={{'a': None}}."
+            f"parameters has {', '.join(unknown)}, which the model does not; its free names are "
+            f"{', '.join(free) or 'none'}."
         )
     missing = [name for name in free if name not in given]
     if missing:
@@ -50,19 +48,17 @@ def read_parameters(model: LESDE, parameters: Any) -> dict[str, torch.Tensor]:
 
 
 def _scalar(name: str, value: Any) -> torch.Tensor:
+    allowed = f"parameters[{name!r}] must be a number or a real 0-d tensor"
     if isinstance(value, torch.Tensor):
         if value.dim() != 0 or value.is_complex() or value.dtype == torch.bool:
             raise ValueError(
-                f"parameters[{name!r}] must be a number or a real 0-d tensor; got a tensor of shape "
-                f"{tuple(value.shape)} and {value.dtype}."
+                f"{allowed}; got a tensor of shape {tuple(value.shape)} and {value.dtype}."
             )
         tensor = value.to("cpu", torch.float64)
-    elif isinstance(value, numbers.Real | np.floating) and not isinstance(value, bool):
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
         tensor = torch.tensor(float(value), dtype=torch.float64)
     else:
-        raise TypeError(
-            f"parameters[{name!r}] must be a number or a real 0-d tensor; got {shown(value)}."
-        )
+        raise TypeError(f"{allowed}; got {shown(value)}.")
     if not bool(torch.isfinite(tensor)):
         raise ValueError(f"parameters[{name!r}] must be finite; got {float(tensor.detach())}.")
     return tensor
@@ -93,30 +89,20 @@ class BoundTable:
         if not any(self._symbols):
             return torch.from_numpy(table.distinct(times))
         at = torch.from_numpy(np.array(times, dtype=np.float64))
+        names = table.names or [self.name] * len(table.values)
         columns = []
-        for position, (expression, symbols) in enumerate(
-            zip(table.values, self._symbols, strict=True)
-        ):
-            function = compiled(
-                expression, [TIME, *symbols], "torch", table.functions, self._name(position)
-            )
+        for name, expression, symbols in zip(names, table.values, self._symbols, strict=True):
+            function = compiled(expression, [TIME, *symbols], "torch", table.functions, name)
             columns.append(function(at, *(self.values[symbol.name] for symbol in symbols)))
-        found = torch.stack(columns, -1)
-        bad = torch.nonzero(~torch.isfinite(found))
-        if len(bad):
-            row, position = bad[0].tolist()
-            used = (
-                f"{symbol} = {float(self.values[symbol.name].detach()):g}"
-                for symbol in self._symbols[position]
-            )
-            raise ValueError(
-                f"{self._name(position)} = {table.values[position]} is not a finite real number at t = "
-                f"{times[row]:g} for {', '.join(used)}. Change the values, the formula or the times."
-            )
-        return found
-
-    def _name(self, position: int) -> str:
-        return self.table.names[position] if self.table.names else self.name
+            bad = ~torch.isfinite(columns[-1])
+            if bool(bad.any()):
+                used = (f"{s} = {float(self.values[s.name].detach()):g}" for s in symbols)
+                raise ValueError(
+                    f"{name} = {expression} is not a finite real number at t = "
+                    f"{times[int(bad.nonzero()[0])]:g} for {', '.join(used)}. Change the values, the "
+                    f"formula or the times."
+                )
+        return torch.stack(columns, -1)
 
 
 class BoundNoise:
@@ -125,7 +111,6 @@ class BoundNoise:
     def __init__(self, noise: Noise, values: Values):
         self.noise, self.values = noise, values
         self.is_constant, self.is_isotropic = noise.is_constant, noise.is_isotropic
-        self.is_shared = noise.is_shared
         self._table: BoundTable | None = None
         if not noise.is_numeric and values:
             self._table = BoundTable(noise.table, values, "noise")
@@ -141,8 +126,7 @@ class BoundNoise:
                 i, k = negative[0].tolist()
                 raise ValueError(
                     f"noise must not be negative at any time; got {float(factors[i, k].detach()):g} "
-                    f"for class {k} at t = {times[i]:g}. Noise is the diffusion σ, whose square is a "
-                    f"variance per unit time."
+                    f"for class {k} at t = {times[i]:g}."
                 )
             return factors**2
         if self.noise.given.ndim == 2:
@@ -162,25 +146,17 @@ class BoundNoise:
     def integrated(self, times: np.ndarray) -> torch.Tensor:
         """∫ σσᵀ between successive times, in the shape of :meth:`square`, (interval, 1 or class, …).
 
-        Raises
-        ------
-        ValueError
-            Where the noise is not finite at some time, or changes too abruptly to integrate.
-        Diverged
-            Where the variance up to some time overflows.
+        Diverged where the variance up to some time overflows.
         """
-        asked = self.square(
-            times[:1] if self.is_constant else times
-        )  # names what is wrong at the times
+        at = self.square(times[:1] if self.is_constant else times)  # errors at the times first
         if len(times) == 1:
-            return asked[:0]
+            return at[:0]
         if self.is_constant:
-            widths = torch.from_numpy(np.diff(times))
-            total = widths.view(-1, *(1,) * (asked.dim() - 1)) * asked[:1]
+            total = torch.from_numpy(np.diff(times)).view(-1, *(1,) * (at.dim() - 1)) * at
         else:
             panels = self.panels(times)
-            total = asked.new_zeros(len(times) - 1, *asked.shape[1:])
-            at_once = max(1, MOST_VALUES // (len(WEIGHTS) * asked[0].numel()))
+            total = at.new_zeros(len(times) - 1, *at.shape[1:])
+            at_once = max(1, MOST_VALUES // (len(WEIGHTS) * at[0].numel()))
             for first in range(0, len(panels.starts), at_once):
                 part = slice(first, first + at_once)
                 nodes = panels.nodes[part]

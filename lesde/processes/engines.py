@@ -25,9 +25,9 @@ ENGINES = ("auto", "exact", "torchsde", "sgd")
 class Exact:
     """Draw from the Gaussian law of the LE-SDE at the saved times: no steps, no discretisation error.
 
-    For kernels that depend on classes and time. The law is that of the limit of small learning rates:
-    with several learning rates the results are independent copies. A model whose law needs dense
-    matrices beyond n_classes·n_features = 2,000 is refused; integrate it by :class:`lesde.TorchSDE`.
+    For kernels that depend on classes and time. The law is the limit of small learning rates: with several
+    of them the results are independent copies. Models that need dense matrices beyond n_classes·n_features =
+    2,000 are refused; integrate them by :class:`lesde.TorchSDE`.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class Exact:
                 "engine='exact' draws from a Gaussian law, which a kernel that depends on features does "
                 "not have; use engine='torchsde' or engine='sgd'."
             )
-        return ExactPaths(model, read_initial(model, initial, replicates))
+        return ExactPaths(model, read_initial(model, initial, replicates), "exact")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class TorchSDE:
         noise depends on the state and needs "euler".
     dt : float, optional
         Largest integration step; every saved interval is divided evenly. Default: the learning rate, where
-        there is one; else a step with which the growth of the class means over the run is accurate to about
-        1 %, at most a hundredth of the run (for a kernel that depends on features: a hundredth of the run).
+        there is one; else a hundredth of the run, or what makes the growth of the class means accurate to
+        about 1 %, where that is less (not for kernels that depend on features).
     noise : {"plain", "sampling", "modified"}
         The SDE that is integrated. "plain": the LE-SDE, the limit of small learning rates. "sampling":
         with the sampling noise √(hC) of SGD at learning rate h as a further diffusion; an Euler step of
@@ -71,9 +71,9 @@ class TorchSDE:
 
     Notes
     -----
-    Class means are integrated alone and the samples' deviations from them drawn at the saved times,
-    which has the law of stepping every sample with the same steps. Every sample is stepped where the
-    kernel depends on features, and where samples are kept with other noise than "plain".
+    Class means are integrated alone and the samples' deviations from them drawn at the saved times, which has
+    the law of stepping every sample with the same steps (at every step, where samples are kept with other noise
+    than "plain"). Where the kernel depends on features every sample is stepped, by the same schemes.
 
     Examples
     --------
@@ -108,11 +108,8 @@ class TorchSDE:
                 "noise='modified' is derived for kernels of classes and time; this one depends on "
                 "features. Use noise='sampling'."
             )
-        settings = self.method, self.dt, self.noise
-        by_samples = IntegratedParticles(model, start, *settings)
-        if model.kernel.depends_on_features:
-            return by_samples
-        return IntegratedPaths(model, start, *settings, by_samples)
+        kind = IntegratedParticles if model.kernel.depends_on_features else IntegratedPaths
+        return kind(model, start, self.method, self.dt, self.noise)
 
 
 @dataclass(frozen=True)
@@ -134,11 +131,15 @@ class SGD:
 
     def process(self, model: LESDE, initial: Any = None, replicates: int | None = None) -> Process:
         """The model from an initial state as a process."""
-        start = read_initial(model, initial, replicates)
-        noise = model.noise_table
-        if model.kernel.depends_on_features or not (noise.is_constant or noise.is_isotropic):
-            return ParticleSGD(model, start)
-        return SGDPaths(model, start)
+        start, noise = read_initial(model, initial, replicates), model.noise_table
+        if model.kernel.depends_on_features:
+            return ParticleSGD(model, start, "sgd")
+        if not (noise.is_constant or noise.is_isotropic):
+            raise ValueError(
+                "engine='sgd' needs noise that is constant or one number per class, with a kernel of classes; "
+                "got a matrix that changes in time. Use engine='torchsde'."
+            )
+        return SGDPaths(model, start, "sgd")
 
 
 Engine = Exact | TorchSDE | SGD
@@ -146,6 +147,7 @@ Engine = Exact | TorchSDE | SGD
 
 def read_engine(engine: Any, model: LESDE, has_rates: bool) -> Engine:
     """The engine of a name, "auto" among them, or as it was given."""
+    named: dict[str, Engine] = {"exact": Exact(), "torchsde": TorchSDE(), "sgd": SGD()}
     if isinstance(engine, Exact | TorchSDE | SGD):
         return engine
     if not isinstance(engine, str):
@@ -153,14 +155,12 @@ def read_engine(engine: Any, model: LESDE, has_rates: bool) -> Engine:
             f"engine must be one of {', '.join(map(repr, ENGINES))}, or lesde.Exact(), lesde.TorchSDE(...) "
             f"or lesde.SGD(); got {shown(engine)}."
         )
-    check_choice("engine", engine, ENGINES)
-    if engine == "auto" and has_rates:
-        return SGD()
-    if engine == "auto" and not model.kernel.depends_on_features:
-        try:
-            MeanSystem(derive(model).coefficients())
-            return Exact()
-        except ValueError:  # matrices too large to form
-            return TorchSDE()
-    named: dict[str, Engine] = {"exact": Exact(), "torchsde": TorchSDE(), "sgd": SGD()}
-    return named.get(engine, TorchSDE())
+    if check_choice("engine", engine, ENGINES) != "auto":
+        return named[engine]
+    if has_rates or model.kernel.depends_on_features:
+        return named["sgd" if has_rates else "torchsde"]
+    try:
+        MeanSystem(derive(model).coefficients())
+    except ValueError:  # matrices too large to form
+        return named["torchsde"]
+    return named["exact"]

@@ -63,8 +63,6 @@ class PairInteraction:
         largest = max(block.stop - block.start for block in self.blocks)
         cells = max(largest**2 if self.tiles else 0, 8 * self.N * coefficients.n_features)
         self.together = min(BLOCK, 2 ** int(math.log2(max(1, CELLS[kind] // cells))))
-        numbers = 6 * largest**2 + 16 * self.N * (coefficients.n_features + 2)
-        self.bytes = self.together * numbers * dtype.itemsize
         # It returns freed arrays of such sizes to the system, and every tile would fault its pages in anew,
         # unless it has once seen a larger array come and go.
         torch.empty(HELD, dtype=torch.uint8)
@@ -72,19 +70,15 @@ class PairInteraction:
     def _tiles(self) -> list[tuple[int, int, bool, torch.Tensor | None]]:
         """Every two blocks and whether their samples are of one class; where only some are, which."""
         needed = [same for same, strength in self.strengths.items() if strength.linear is None]
-        ends = [
-            (int(labels[0]), int(labels[-1]))
-            for labels in map(self.labels.__getitem__, self.blocks)
-        ]
+        labels = [self.labels[block] for block in self.blocks]
         tiles: list[tuple[int, int, bool, torch.Tensor | None]] = []
-        for i, j in itertools.combinations_with_replacement(range(len(ends)), 2):
-            first, last = ends[i][0], ends[j][1]
-            if i == j and first < last:
-                labels = self.labels[self.blocks[i]]
-                one_class = labels.unsqueeze(1) == labels
-                tiles += [(i, j, same, one_class == same) for same in needed]
-            elif (first == last) in needed:
-                tiles.append((i, j, first == last, None))
+        for i, j in itertools.combinations_with_replacement(range(len(labels)), 2):
+            one_class = bool(labels[i][0] == labels[j][-1])
+            if i == j and not one_class:
+                among = labels[i].unsqueeze(1) == labels[i]
+                tiles += [(i, j, same, among == same) for same in needed]
+            elif one_class in needed:
+                tiles.append((i, j, one_class, None))
         return tiles
 
     def rounded(self, replicates: int) -> int:
@@ -165,9 +159,8 @@ class PairInteraction:
         rows = [torch.ones_like(x[:, :1]), x, unit_vectors(x, 1)]  # κ is a scalar product of these
         used = [i for i in range(3) if same[i] or different[i]]
         known = torch.cat([rows[i] for i in used], 1)
-        widths = torch.tensor([rows[i].shape[1] for i in used])
-        weights = torch.tensor([[same[i], different[i]] for i in used], dtype=x.dtype)
-        weights = weights.repeat_interleave(widths, 0).to(x.device)
+        columns = [each for i in used for each in [[same[i], different[i]]] * rows[i].shape[1]]
+        weights = torch.tensor(columns, dtype=x.dtype, device=x.device)
         counts = self.counts.tolist()
         moments = [
             y @ k.mT for y, k in zip(pushed.split(counts, 2), known.split(counts, 2), strict=True)
@@ -278,17 +271,14 @@ def _value(expression: sp.Expr, time: float) -> float:
 
 def cut(counts: np.ndarray, largest: int) -> list[slice]:
     """The samples in blocks of one class each, of at most ``largest`` samples, or of several small classes."""
-    ends = [0]
-    open_block = False
+    ends, joins = [0], False
     for n in counts.tolist():
         first = ends[-1]
-        if n >= SMALL:
-            ends += np.linspace(first, first + n, -(-n // largest) + 1).astype(int).tolist()[1:]
-        elif open_block and first + n - ends[-2] <= 2 * SMALL:
-            ends[-1] += n
-        else:
-            ends.append(first + n)
-        open_block = n < SMALL
+        if joins and n < SMALL and first + n - ends[-2] <= 2 * SMALL:
+            ends.pop()  # together with the small classes before
+        parts = 1 if n < SMALL else -(-n // largest)
+        ends += [first + n * i // parts for i in range(1, parts + 1)]
+        joins = n < SMALL
     return [slice(first, end) for first, end in itertools.pairwise(ends)]
 
 

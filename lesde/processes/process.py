@@ -9,8 +9,8 @@ different streams: class means, for example, are the same whether samples or sta
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -49,7 +49,7 @@ class Process(Protocol):
 
     Notes
     -----
-    Optional, for the meaning of the process:
+    Optional:
 
     - ``at(learning_rate)`` returns the process at a learning rate. Without it the rates of a batch are
       independent copies.
@@ -57,25 +57,15 @@ class Process(Protocol):
       feature, feature)`` and ``reach (replicate, class, class)`` as `lesde.statistics` defines them,
       for a process that can draw them without particles; other names are one number per replicate, or
       ``reach_expected``, the reach along ``directions`` (below).
-    - ``describe()`` returns a dict for the dataset's attribute ``model``.
-    - ``attributes`` is a dict of further attributes of the dataset, such as ``engine``, or ``joint``,
-      0 where ``reduce`` draws the reaches of one class toward several others independently. Values
-      that differ between learning rates become a list.
-    - ``remedy``, for the message where a path stops being finite, says what the user can do.
-
-    Optional, for speed and memory:
-
+    - ``describe()`` returns a dict for the dataset's attribute ``model``, and ``attributes`` is a dict of
+      further attributes, such as ``engine``, or ``joint``, 0 where ``reduce`` draws the reaches of one
+      class toward several others independently. Values that differ between learning rates become a list.
     - ``prepare(times, statistics)`` returns the process for these saved times, to be reduced rather
       than observed where ``statistics`` is true. It is called once, after ``at``; its result is
       observed (or reduced) at every saved time in order, so that it may tabulate transitions and
       draw for several times at once. It may have ``iterations (time,)``, the number of SGD steps
       done at the saved times, which then becomes the dataset's clock, and ``directions
       (time, class, class, feature)``, unit vectors along which the reach is taken too.
-    - ``memory(times, statistics, replicates)`` returns the bytes of tables held throughout, and those
-      that one block needs, of 32 replicates or as many as are asked for. As many blocks as fit are
-      advanced side by side. It is asked where the process has ``n_features``, the number of features, too.
-    - ``most_blocks``, the largest useful number of blocks side by side; by default a frame has about
-      a million numbers.
     - ``parallel``, true where groups of blocks may be advanced in several threads at a time.
     """
 
@@ -144,20 +134,20 @@ class Random:
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Standard normals."""
-        dtype = dtype or self.dtype
-        return self._draw(shape, lambda noise, own: noise.normal(*own, dtype=dtype))
+        return self._draw(shape, lambda noise, own: noise.normal(*own, dtype=dtype or self.dtype))
 
     def uniform(self, *shape: int) -> torch.Tensor:
         """Uniform numbers in [0, 1)."""
-        return self._draw(shape, lambda noise, own: noise.uniform(*own).to(self.dtype))
+        return self._on_host(shape, lambda numpy, own: numpy.random(own)).to(self.dtype)
 
     def exponential(self, *shape: int) -> torch.Tensor:
         """Exponential variables of mean 1."""
-        return self._draw(shape, lambda noise, own: noise.exponential(*own).to(self.dtype))
+        drawn = self._on_host(shape, lambda numpy, own: numpy.standard_exponential(own))
+        return drawn.to(self.dtype)
 
     def integers(self, high: int, *shape: int) -> torch.Tensor:
         """Uniform integers 0 to high − 1."""
-        return self._draw(shape, lambda noise, own: noise.integers(high, *own))
+        return self._on_host(shape, lambda numpy, own: numpy.integers(high, size=own))
 
     def normal_(self, out: torch.Tensor) -> torch.Tensor:
         """Fill a contiguous tensor (replicate, …) with standard normals."""
@@ -175,113 +165,48 @@ class Random:
                 f"the first axis of random numbers is that of the {self.replicates} replicates at hand, "
                 f"the argument `replicates` of start; got shape {shape}."
             )
-        own = (BLOCK, *shape[1:])
-        return torch.cat([draw(noise, own) for noise in self.blocks])
+        return torch.cat([draw(noise, (BLOCK, *shape[1:])) for noise in self.blocks])
 
-
-# Numbers of the streams that our own processes use; another's follows from its name.
-_STREAMS = {"start": 0, "means": 1, "deviations": 2, "reach": 3, "process": 4}
-# Where torch keeps the 624 words of its Mersenne twister inside Generator.get_state().
-_WORDS = slice(24, 24 + 624 * 8)
+    def _on_host(self, shape: tuple[int, ...], draw: Any) -> torch.Tensor:
+        drawn = self._draw(shape, lambda noise, own: torch.from_numpy(draw(noise.numpy, own)))
+        return drawn.to(self.device)
 
 
 class BlockNoise:
     """Random numbers of one block, addressed by (seed, index of the learning rate, block, stream).
 
-    On the CPU single-precision normals come from torch (its vectorised Box-Muller), double-precision
-    normals and integers from NumPy's SFC64, which is several times faster than torch there. On
-    another device all come from torch's generator of that device, so results differ between devices
-    but not between runs on one.
+    Single-precision normals come from torch (on the CPU its vectorised Box-Muller takes a third of the
+    time); double-precision normals on the CPU, and everything else, from NumPy's SFC64. So results
+    differ between kinds of devices but not between runs on one.
     """
 
     def __init__(
         self, seed: int, cell: int, block: int, device: torch.device, stream: str = "start"
     ):
         self.device = device
-        number = _STREAMS.get(stream, zlib.crc32(stream.encode()))
-        self._seed, self._key = seed, (cell, block, number)
-
-    def _sequence(self, *child: int) -> np.random.SeedSequence:
-        """The source of all bits: child 0 of single precision, child 1 of double precision."""
-        # The address goes in as a spawn key: words of a plain tuple run together, so that for example
-        # (2³², 0, 0) and (0, 1, 0) would be one stream.
-        return np.random.SeedSequence(self._seed, spawn_key=(*self._key, *child))
+        # As a spawn key: words of a plain tuple run together, so that for example (2³², 0, 0) and
+        # (0, 1, 0) would be one stream.
+        key = (cell, block, zlib.crc32(stream.encode()))
+        self._sequence = np.random.SeedSequence(seed, spawn_key=key)
 
     @cached_property
     def _torch(self) -> torch.Generator:
-        # Made when first asked for: to seed it takes as long as a thousand normals.
-        if self.device.type == "cpu":
-            return _seeded(self._sequence(0))
-        word = int(self._sequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
+        # On the CPU manual_seed keeps 32 bits: of 10,000 blocks two share a stream with probability 0.01.
+        word = int(self._sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
         return torch.Generator(self.device).manual_seed(word)
 
     @cached_property
-    def _numpy(self) -> np.random.Generator:
-        return np.random.Generator(np.random.SFC64(self._sequence(1)))
+    def numpy(self) -> np.random.Generator:
+        """The generator of all that is drawn on the host, in double precision."""
+        return np.random.Generator(np.random.SFC64(self._sequence))
 
     def normal_(self, out: torch.Tensor) -> torch.Tensor:
         """Fill a contiguous tensor with standard normals."""
         if self.device.type == "cpu" and out.dtype == torch.float64:
-            self._numpy.standard_normal(out=out.numpy())
+            self.numpy.standard_normal(out=out.numpy())
             return out
         return out.normal_(generator=self._torch)
 
     def normal(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Standard normals in a new tensor."""
         return self.normal_(torch.empty(shape, dtype=dtype, device=self.device))
-
-    def exponential(self, *shape: int) -> torch.Tensor:
-        """Exponential float64 numbers of mean 1."""
-        if self.device.type == "cpu":
-            return torch.from_numpy(self._numpy.standard_exponential(shape))
-        empty = torch.empty(shape, dtype=torch.float64, device=self.device)
-        return empty.exponential_(generator=self._torch)
-
-    def uniform(self, *shape: int) -> torch.Tensor:
-        """Uniform float64 numbers in [0, 1)."""
-        if self.device.type == "cpu":
-            return torch.from_numpy(self._numpy.random(shape))
-        empty = torch.empty(shape, dtype=torch.float64, device=self.device)
-        return empty.uniform_(generator=self._torch)
-
-    def chi_square(self, degrees: Sequence[float] | np.ndarray, rows: int) -> np.ndarray:
-        """Chi-square variables (row, degree), float64, of the given degrees of freedom."""
-        shape = np.broadcast_to(np.asarray(degrees) / 2.0, (rows, len(degrees)))
-        if self.device.type == "cpu":
-            return 2.0 * self._numpy.standard_gamma(shape)
-        device = torch.as_tensor(shape.copy(), device=self.device)
-        return 2.0 * torch._standard_gamma(device, generator=self._torch).cpu().numpy()
-
-    def integers(self, high: int, *shape: int) -> torch.Tensor:
-        """Uniform integers 0..high-1."""
-        if self.device.type == "cpu":
-            return torch.from_numpy(self._numpy.integers(high, size=shape))
-        return torch.randint(high, shape, generator=self._torch, device=self.device)
-
-
-def _seeded(sequence: np.random.SeedSequence) -> torch.Generator:
-    """A CPU generator with all of its state from the sequence.
-
-    ``manual_seed`` keeps only 32 bits on the CPU: among 100,000 blocks two would be expected to
-    share a stream. So the twister's words are set directly.
-    """
-    generator = torch.Generator()
-    template = _known_state()
-    if template is None:
-        return generator.manual_seed(int(sequence.generate_state(1)[0]))
-    # As NumPy's MT19937 does, which is slow to hand its words over; the first bit says "not all zero".
-    words = sequence.generate_state(624)
-    words[0] = 0x80000000
-    state = template.clone()
-    state.numpy()[_WORDS].view(np.uint64)[:] = words
-    generator.set_state(state)
-    return generator
-
-
-@cache
-def _known_state() -> torch.Tensor | None:
-    """A state of torch's CPU generator, None where its layout is not the one known here."""
-    state = torch.Generator().manual_seed(1).get_state()
-    words = state.numpy()[_WORDS].view(np.uint64)
-    known = len(words) == 624 and words[0] == 1 and words[1] == 1812433254
-    return state if known else None

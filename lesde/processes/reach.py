@@ -46,15 +46,67 @@ __all__ = ["draw_reach", "is_joint", "largest_of_centred"]
 EXPLICIT = 128
 EXPLICIT_PER_ROW = 16
 """Samples of up to ``EXPLICIT`` + ``EXPLICIT_PER_ROW`` D points are always drawn in full."""
-
 LARGEST_CORRECTION = 0.5
 """Of the covariance of a point below t, relative to that of a normal one."""
-
 CHUNK = 2**19
 """Numbers worked on at once. Changing it changes the stream of random numbers."""
-
 TIE = 1e-12
 """Equal rows are kept apart by this much per row, which moves the levels by as little."""
+NUMBERS = 200_000
+"""Random numbers that the joint law of one class of one replicate may take (about 2 ms)."""
+
+
+def draw_reach(noise: BlockNoise, counts: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """One draw, for every replicate, of the reach of each class toward each other one.
+
+    Exact in law up to the errors stated above, jointly over the other classes where :func:`is_joint` says so,
+    else each with its own law. Different classes, and different replicates, are independent. So are two
+    calls: the joint law of one class at two times is not that of a path.
+
+    ``counts`` (K,) are the samples of each class. ``directions[r, k, l]``, (R, K, K, p), is Aᵀu_kl for the
+    unit vector u_kl from class l to class k; many times may go into one call, as further replicates. The
+    result ``[r, k, l]`` is the largest of −u_kl·Y_i over the samples of class k: NaN where the direction
+    is, and for k = l.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    R, K, _, p = directions.shape
+    reach = np.full((R, K, K), np.nan)
+    if K == 1:
+        return reach
+    other = np.array([[l for l in range(K) if l != k] for k in range(K)])
+    own = np.arange(K)[:, None]
+    rows = -directions[:, own, other]
+    length = np.linalg.norm(rows, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Where there is no direction any row does: its result is not used.
+        rows = np.where((length > 0)[..., None], rows / length[..., None], np.eye(p)[0])
+    peaks = np.empty((R, K, K - 1))
+    joint = np.array([is_joint(count, K, p) for count in counts])
+    if joint.any():
+        part = rows[:, joint]
+        sizes = np.broadcast_to(counts[joint], part.shape[:2])
+        if p > 2 * (K - 1):
+            # Only inner products of the rows matter: K−1 coordinates do.
+            triangle = np.asarray(np.linalg.qr(part.swapaxes(-1, -2), mode="r"))
+            part = triangle.swapaxes(-1, -2)
+        flat = part.reshape(-1, K - 1, part.shape[-1])
+        peaks[:, joint] = largest_of_centred(noise, flat, sizes.ravel()).reshape(part.shape[:-1])
+    if not joint.all():
+        sizes = np.broadcast_to(counts[~joint, None], peaks[:, ~joint].shape)
+        alone = largest_of_centred(noise, np.ones((sizes.size, 1, 1)), sizes.ravel())
+        peaks[:, ~joint] = alone.reshape(sizes.shape)
+    with np.errstate(invalid="ignore"):
+        reach[:, own, other] = np.where(length == 0, 0.0, length * peaks)
+    return reach
+
+
+def is_joint(count: int, n_classes: int, n_features: int) -> bool:
+    """True if a class of ``count`` samples gets the joint law of its reaches, else each alone."""
+    D = n_classes - 1
+    if D == 0:
+        return True
+    points = count if _is_small(count, D) else _batch(D)
+    return points * (n_features if n_features <= 2 * D else D) <= NUMBERS
 
 
 def largest_of_centred(noise: BlockNoise, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -68,10 +120,10 @@ def largest_of_centred(noise: BlockNoise, rows: np.ndarray, counts: np.ndarray) 
     small = np.zeros(L, dtype=bool)
     for n in np.unique(counts).tolist():
         if _is_small(n, D):
-            same = counts == n
-            small |= same
-            for part in _pieces(np.flatnonzero(same), n * (q + D)):
-                out[part] = _in_full(noise, rows[part], n)
+            small |= counts == n
+            for part in _pieces(np.flatnonzero(counts == n), n * (q + D)):
+                projected = rows[part] @ _normals(noise, len(part), q, n)
+                out[part] = projected.max(-1) - projected.mean(-1)
     for part in _pieces(np.flatnonzero(~small), _batch(D) * (q + 3 * D)):
         out[part] = _Descent(noise, rows[part], counts[part]).run()
     return out
@@ -99,21 +151,13 @@ def _pieces(index: np.ndarray, numbers: int) -> list[np.ndarray]:
 
 
 def _normals(noise: BlockNoise, *shape: int) -> np.ndarray:
-    return noise.normal(*shape, dtype=torch.float64).cpu().numpy()
-
-
-def _in_full(noise: BlockNoise, rows: np.ndarray, n: int) -> np.ndarray:
-    projected = rows @ _normals(noise, len(rows), rows.shape[2], n)
-    return projected.max(-1) - projected.mean(-1)
+    return noise.numpy.standard_normal(shape)
 
 
 class _Descent:
     """Points of all lanes in the order of falling T, and then the sums of the rest.
 
     Everything is kept as projections on the rows: a point is the vector of its D projections.
-
-    ``peak`` (lane, D) are the largest projections so far, of the points kept; ``candidates`` and ``kept``
-    (lane, D) the sums over the candidates above the level reached, and over those kept.
     """
 
     def __init__(self, noise: BlockNoise, rows: np.ndarray, counts: np.ndarray):
@@ -123,11 +167,11 @@ class _Descent:
         self.shift = TIE * np.arange(self.D)
         # A level that half of the points would be candidates for: hardly ever reached.
         self.floor = float(-ndtri(0.5 / self.D)) if self.D > 1 else -np.inf
+        # The largest projections of the points kept so far; sums and numbers of the candidates above the
+        # level reached, and of those kept, in this order.
         self.peak = np.full((self.L, self.D), -np.inf)
-        self.candidates = np.zeros((self.L, self.D))
-        self.kept = np.zeros((self.L, self.D))
-        self.n_candidates = np.zeros(self.L)
-        self.n_kept = np.zeros(self.L)
+        self.sums = np.zeros((self.L, self.D, 2))
+        self.numbers = np.zeros((self.L, 2))
 
     def run(self) -> np.ndarray:
         """The maxima about the mean, (lane, D)."""
@@ -140,12 +184,12 @@ class _Descent:
         if full.any():
             good = np.flatnonzero(~full)
             law = _BelowLevel(t[good], self.gram[good])
-        rest = self.counts[good] - self.n_candidates[good]
+        rest = self.counts[good] - self.numbers[good, 0]
         y = _normals(self.noise, len(rest), self.q)
         total = np.empty((self.L, self.D))
-        total[good] = self.candidates[good] + law.sums(self.rows[good], rest, y)
+        total[good] = self.sums[good, :, 0] + law.sums(self.rows[good], rest, y)
         for lane in np.flatnonzero(full).tolist():
-            total[lane] = self.kept[lane] + self._rest_in_full(lane, t[lane])
+            total[lane] = self.sums[lane, :, 1] + self._rest_in_full(lane, t[lane])
         return self.peak + self.shift - total / self.counts[:, None]
 
     def _descend(self) -> None:
@@ -155,11 +199,11 @@ class _Descent:
         spent = np.zeros(self.L)
         drawn = 0
         while len(lanes):
-            # Order statistics of n uniform levels: log(1 − V) falls by exponential steps.
-            place = drawn + np.arange(size)
-            left = self.counts[lanes, None] - place
-            steps = self._exponentials(len(lanes), size) / np.maximum(left, 1)
-            log_rest = spent[lanes, None] + steps.cumsum(1)
+            # Order statistics of n uniform levels: log(1 − V) falls by exponential steps, never by zero,
+            # which would put a point at infinity.
+            left = self.counts[lanes, None] - (drawn + np.arange(size))
+            steps = self.noise.numpy.standard_exponential((len(lanes), size)) + 2.0**-54
+            log_rest = spent[lanes, None] + (steps / np.maximum(left, 1)).cumsum(1)
             spent[lanes] = log_rest[:, -1]
             V = np.where(left > 0, -np.expm1(-log_rest), 1.0)
             points, height, keep = self._candidates(lanes, -ndtri(V / self.D))
@@ -172,11 +216,8 @@ class _Descent:
             above = height >= t[:, None]
             chosen = np.stack([above, above & keep], 2).astype(np.float64)
             number = chosen.sum(1)
-            sums = points @ chosen + self.shift[:, None] * number[:, None]
-            self.candidates[lanes] += sums[..., 0]
-            self.kept[lanes] += sums[..., 1]
-            self.n_candidates[lanes] += number[:, 0]
-            self.n_kept[lanes] += number[:, 1]
+            self.sums[lanes] += points @ chosen + self.shift[:, None] * number[:, None]
+            self.numbers[lanes] += number
             lanes = lanes[height[:, -1] > t]
             drawn += size
 
@@ -187,19 +228,18 @@ class _Descent:
 
         Returns the shifted projections (lane, D, point), that on the row drawn, and which are kept.
         """
+        if self.D == 1:
+            return level[:, None], level, np.ones(level.shape, dtype=bool)
         rows, gram = self.rows, self.gram
         if len(lanes) < self.L:
             rows, gram = rows[lanes], gram[lanes]
         L, size = level.shape
-        if self.D == 1:
-            return level[:, None], level, np.ones(level.shape, dtype=bool)
         points = rows @ _normals(self.noise, L, self.q, size)
-        row = self.noise.integers(self.D, L, size).cpu().numpy() + self.D * np.arange(L)[:, None]
+        row = self.noise.numpy.integers(self.D, size=(L, size)) + self.D * np.arange(L)[:, None]
         own = row * size + np.arange(size)
         # Where the projection on the row drawn is changed, the others change along.
-        excess = level - points.take(own)
         toward = gram.reshape(-1, self.D).take(row, axis=0)
-        toward *= excess[..., None]
+        toward *= (level - points.take(own))[..., None]
         points += toward.swapaxes(1, 2)
         points -= self.shift[:, None]
         height = points.take(own)
@@ -207,7 +247,7 @@ class _Descent:
 
     def _rest_in_full(self, lane: int, t: float) -> np.ndarray:
         """Projections of the sum of the points that were not kept, drawn one by one below t."""
-        needed = int(self.counts[lane] - self.n_kept[lane])
+        needed = int(self.counts[lane] - self.numbers[lane, 1])
         total = np.zeros(self.D)
         while needed:
             points = _normals(self.noise, needed + 8, self.q) @ self.rows[lane].T
@@ -215,10 +255,6 @@ class _Descent:
             total += below.sum(0)
             needed -= len(below)
         return total
-
-    def _exponentials(self, *shape: int) -> np.ndarray:
-        # Never zero, which would put a point at infinity.
-        return self.noise.exponential(*shape).cpu().numpy() + 2.0**-54
 
 
 class _BelowLevel:
@@ -256,70 +292,3 @@ class _BelowLevel:
         m = number[:, None]
         along = np.sqrt(m) * (t * f * x + f * f * X) + m * f + third / 6.0
         return np.sqrt(m) * x - (gram @ along[..., None])[..., 0]
-
-
-NUMBERS = 200_000
-"""Random numbers that the joint law of one class of one replicate may take (about 2 ms)."""
-
-
-def is_joint(count: int, n_classes: int, n_features: int) -> bool:
-    """True if a class of ``count`` samples gets the joint law of its reaches, else each alone."""
-    D = n_classes - 1
-    if D == 0:
-        return True
-    points = count if _is_small(count, D) else _batch(D)
-    return points * (n_features if n_features <= 2 * D else D) <= NUMBERS
-
-
-def draw_reach(noise: BlockNoise, counts: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """One draw, for every replicate, of the reach of each class toward each other one.
-
-    Exact in law up to the errors stated above, jointly over the other classes where :func:`is_joint` says so,
-    else each with its own law. Different classes, and different replicates, are independent. So are two
-    calls: the joint law of one class at two times is not that of a path.
-
-    ``counts`` (K,) are the samples of each class. ``directions[r, k, l]``, (R, K, K, p), is Aᵀu_kl for the
-    unit vector u_kl from class l to class k; many times may go into one call, as further replicates. The
-    result ``[r, k, l]`` is the largest of −u_kl·Y_i over the samples of class k: NaN where the direction
-    is, and for k = l.
-    """
-    counts = np.asarray(counts, dtype=np.int64)
-    R, K, _, p = directions.shape
-    reach = np.full((R, K, K), np.nan)
-    if K == 1:
-        return reach
-    other = np.array([[l for l in range(K) if l != k] for k in range(K)])
-    own = np.arange(K)[:, None]
-    rows = -directions[:, own, other]
-    length = np.linalg.norm(rows, axis=-1)
-    rows = _unit_rows(rows, length)
-    peaks = np.empty((R, K, K - 1))
-    joint = np.array([is_joint(count, K, p) for count in counts])
-    if joint.any():
-        part = rows[:, joint]
-        sizes = np.broadcast_to(counts[joint], part.shape[:2])
-        if p > 2 * (K - 1):
-            # Only inner products of the rows matter: K−1 coordinates do.
-            triangle = np.asarray(np.linalg.qr(part.swapaxes(-1, -2), mode="r"))
-            part = triangle.swapaxes(-1, -2)
-        flat = part.reshape(-1, K - 1, part.shape[-1])
-        peaks[:, joint] = largest_of_centred(noise, flat, sizes.ravel()).reshape(part.shape[:-1])
-    if not joint.all():
-        sizes = np.broadcast_to(counts[~joint, None], peaks[:, ~joint].shape)
-        alone = largest_of_centred(noise, np.ones((sizes.size, 1, 1)), sizes.ravel())
-        peaks[:, ~joint] = alone.reshape(sizes.shape)
-    with np.errstate(invalid="ignore"):
-        reach[:, own, other] = np.where(length == 0, 0.0, length * peaks)
-    return reach
-
-
-def _unit_rows(rows: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Rows of length one; where there is none, a copy of another one, whose result is not used."""
-    usable = np.isfinite(length) & (length > 0)
-    if usable.all():
-        return rows / length[..., None]
-    unit = rows / np.where(usable, length, 1.0)[..., None]
-    first = usable.argmax(-1)[..., None, None]
-    spare = np.take_along_axis(unit, first, axis=-2)
-    spare = np.where(usable.any(-1)[..., None, None], spare, np.eye(rows.shape[-1])[0])
-    return np.where(usable[..., None], unit, spare)

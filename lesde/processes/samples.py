@@ -12,8 +12,8 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,8 @@ from lesde.laws.transitions import transitions
 from lesde.model.lesde import LESDE, Initial
 from lesde.model.noise import finite_variance
 from lesde.paths import gap_directions
-from lesde.processes.process import BLOCK, BlockNoise, Random
+from lesde.processes.process import BLOCK, Random
 from lesde.processes.reach import draw_reach, is_joint
-
-__all__ = [
-    "DTYPE",
-    "AboutMeans",
-    "IntervalNoise",
-    "Scatter",
-    "class_means",
-    "class_sums",
-    "draw_start",
-    "expected_directions",
-    "spread",
-]
 
 DTYPE = torch.float64
 """Of the class means: they are few, and differences between them may be small against their size."""
@@ -70,6 +58,26 @@ def spread(means: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
     return means.repeat_interleave(torch.tensor(counts.tolist(), device=means.device), -2)
 
 
+class ModelProcess:
+    """What all processes of a model have: its parts, a learning rate where there is one, attributes."""
+
+    rate: float | None = None
+    directions: np.ndarray | None = None
+
+    def __init__(self, model: LESDE, initial: Initial, engine: str):
+        self.model, self.initial, self.counts = model, initial, model.counts
+        start = "random" if initial.is_random else "given"
+        self.attributes: dict[str, Any] = {"initial": start, "engine": engine}
+
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe()
+
+    def at(self, learning_rate: float) -> Any:
+        made = copy.copy(self)
+        made.rate = learning_rate
+        return made
+
+
 def draw_start(
     model: LESDE, initial: Initial, rng: Random
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -94,108 +102,90 @@ def expected_directions(model: LESDE, initial: Initial, times: np.ndarray) -> np
     means = initial.means
     if model.kernel.depends_on_features or means is None or means.ndim == 3:
         return None
+    try:
+        steps = transitions(derive(model).coefficients(), times)
+    except ValueError:  # matrices too large to form
+        return None
+    # Without the grand mean, whose growth would drown the gaps.
+    rows = [steps.basis.T @ torch.tensor(means)]
+    for kind in steps.kind:
+        rows.append(steps.apply(steps.phi[kind], rows[-1]))
     with np.errstate(over="ignore", invalid="ignore"):
-        try:
-            steps = transitions(derive(model).coefficients(), times)
-        except ValueError:  # matrices too large to form
-            return None
-        # Without the grand mean, whose growth would drown the gaps.
-        basis = steps[0].basis
-        rows = [basis.T @ np.asarray(means)]
-        for step in steps:
-            rows.append(step.apply(step.phi, rows[-1]))
-        directions = gap_directions(basis[:, 1:] @ np.stack(rows)[:, 1:])
+        directions = gap_directions((steps.basis[:, 1:] @ torch.stack(rows)[:, 1:]).numpy())
     off = ~np.eye(model.n_classes, dtype=bool)
     return directions if np.isfinite(directions[:, off]).all() else None
 
 
 # --------------------------------------------------------------------------------------------------
-# The noise added to a sample over the intervals between saved times.
+# The noise added to a sample over the intervals between saved times, as roots of its covariances: standard
+# deviations (interval, class) where noise is isotropic, else matrices (interval, class, feature, feature).
 
 STEPS = 2**12
 """Steps at which noise is tabulated at once."""
 
 
-@dataclass(frozen=True)
-class IntervalNoise:
-    """Roots of the covariance that noise adds in each interval.
-
-    ``roots`` are standard deviations (interval, class) where noise is isotropic, else matrices (interval,
-    class, feature, feature).
-    """
-
-    roots: np.ndarray
-
-    @classmethod
-    @np.errstate(over="ignore", invalid="ignore")
-    def exact(cls, noise: Any, times: np.ndarray) -> IntervalNoise:
-        """The integral of the noise between successive times."""
-        if noise.is_isotropic:
-            return cls(np.sqrt(noise.integrated_scale(times)))
-        if noise.is_constant:
-            factors = noise.factor(times[:-1]) * np.sqrt(np.diff(times)[:, None, None, None])
-            finite_variance(factors @ factors.swapaxes(-1, -2), times)
-            return cls(factors)
-        return cls(_square_roots(noise.integrated(times)))
-
-    @classmethod
-    @np.errstate(over="ignore", invalid="ignore")
-    def of_scheme(cls, noise: Any, grid: StepGrid, method: str) -> IntervalNoise:
-        """The noise that a solver's steps add, which differs from the integral where noise depends on time."""
-        if noise.is_constant:
-            return cls.exact(noise, grid.times)
-        sums: Any = 0.0
-        for first in range(0, len(grid.starts), STEPS):
-            sums = sums + _added(noise, grid, method, first, min(first + STEPS, len(grid.starts)))
-        finite_variance(sums, grid.times)
-        return cls(np.sqrt(sums[..., 0, 0]) if noise.is_isotropic else _square_roots(sums))
-
-    def grown(self) -> np.ndarray:
-        """Roots of what noise has added up to every saved time, the first of them zero."""
-        if self.roots.ndim == 2:
-            sums = np.sqrt(np.cumsum(self.roots**2, axis=0))
-        else:
-            sums = _square_roots(np.cumsum(self.roots @ self.roots.swapaxes(-1, -2), axis=0))
-        return np.concatenate([np.zeros_like(sums[:1]), sums])
-
-    def add_(
-        self, draws: torch.Tensor, last: torch.Tensor, interval: int, counts: np.ndarray
-    ) -> torch.Tensor:
-        """Multiply normals (..., sample, feature) by each class's noise and add ``last``, in place."""
-        roots = self.roots[interval]
-        if roots.ndim == 1 and (roots == roots[0]).all():
-            return torch.add(last, draws, alpha=float(roots[0]), out=draws)
-        for part, root in zip(draws.split(counts.tolist(), -2), roots, strict=True):
-            if root.ndim == 0:
-                part.mul_(float(root))
-            else:
-                turned = torch.as_tensor(root.T.copy(), dtype=draws.dtype, device=draws.device)
-                part.copy_(part @ turned)
-        return draws.add_(last)
+@np.errstate(over="ignore", invalid="ignore")
+def exact_noise(noise: Any, times: np.ndarray) -> np.ndarray:
+    """The integral of the noise between successive times."""
+    if noise.is_isotropic:
+        return np.sqrt(noise.integrated_scale(times))
+    return square_roots(noise.integrated(times))
 
 
-def _added(noise: Any, grid: StepGrid, method: str, first: int, end: int) -> np.ndarray:
-    """Covariance that the steps first..end-1 add in every interval, (interval, class, …, …)."""
-    starts, widths = grid.starts[first:end], grid.widths[first:end]
-    edges = np.append(starts, starts[-1] + widths[-1])
-    values = noise.scale(edges)[..., None, None] if noise.is_isotropic else noise.factor(edges)
-    left, right = values[:-1], values[1:]
-    squares = left @ left.swapaxes(-1, -2)
-    if method == "srk":  # σ(t+Δ)(I − U/Δ) + σ(t) U/Δ, with the increment I and its integral U
-        mixed = left @ right.swapaxes(-1, -2)
-        squares = squares + right @ right.swapaxes(-1, -2)
-        squares = (squares + (mixed + mixed.swapaxes(-1, -2)) / 2) / 3
-    sums = np.zeros((len(grid.times) - 1, *squares.shape[1:]))
-    interval = grid.interval(np.arange(first, end))
-    begins = np.flatnonzero(np.diff(interval, prepend=-1))
-    sums[interval[begins]] = np.add.reduceat(squares * widths[:, None, None, None], begins, axis=0)
-    return sums
+@np.errstate(over="ignore", invalid="ignore")
+def scheme_noise(noise: Any, grid: StepGrid, method: str) -> np.ndarray:
+    """The noise that a solver's steps add, which differs from the integral where noise depends on time."""
+    if noise.is_constant:
+        return exact_noise(noise, grid.times)
+    one = noise.is_isotropic
+    size = (1, 1) if one else (noise.n_features,) * 2
+    sums = np.zeros((len(grid.times) - 1, noise.n_classes, *size))
+    for first in range(0, len(grid.starts), STEPS):
+        steps = np.arange(first, min(first + STEPS, len(grid.starts)))
+        starts, widths = grid.starts[steps], grid.widths[steps]
+        edges = np.append(starts, starts[-1] + widths[-1])
+        values = noise.scale(edges)[..., None, None] if one else noise.factor(edges)
+        left, right = values[:-1], values[1:]
+        squares = left @ left.swapaxes(-1, -2)
+        if method == "srk":  # σ(t+Δ)(I − U/Δ) + σ(t) U/Δ, with the increment I and its integral U
+            mixed = left @ right.swapaxes(-1, -2)
+            squares = squares + right @ right.swapaxes(-1, -2)
+            squares = (squares + (mixed + mixed.swapaxes(-1, -2)) / 2) / 3
+        np.add.at(sums, grid.interval(steps), squares * widths[:, None, None, None])
+    finite_variance(sums, grid.times)
+    return np.sqrt(sums[..., 0, 0]) if one else square_roots(sums)
 
 
-def _square_roots(covariances: np.ndarray) -> np.ndarray:
-    """A with A Aᵀ the covariances (…, feature, feature), of any rank."""
+def grown_noise(roots: np.ndarray) -> np.ndarray:
+    """Roots of what noise has added up to every saved time, the first of them zero."""
+    if roots.ndim == 2:
+        sums = np.sqrt(np.cumsum(roots**2, axis=0))
+    else:
+        sums = square_roots(np.cumsum(roots @ roots.swapaxes(-1, -2), axis=0))
+    return np.concatenate([np.zeros_like(sums[:1]), sums])
+
+
+def square_roots(covariances: np.ndarray) -> np.ndarray:
+    """A with A Aᵀ the covariances (…, n, n), of any rank."""
+    if (covariances == np.eye(covariances.shape[-1]) * covariances).all():
+        return np.sqrt(covariances)
     values, vectors = np.linalg.eigh(covariances)
     return vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :]
+
+
+def times_noise(draws: torch.Tensor, roots: np.ndarray, counts: np.ndarray) -> torch.Tensor:
+    """Normals (..., sample, feature) times each class's root, in place.
+
+    ``roots`` are numbers (class,) or matrices (class, feature, feature).
+    """
+    if roots.ndim == 1 and (roots == roots[0]).all():
+        return draws.mul_(float(roots[0]))
+    for part, root in zip(draws.split(counts.tolist(), -2), roots, strict=True):
+        if root.ndim == 0:
+            part.mul_(float(root))
+        else:
+            part.copy_(part @ torch.as_tensor(root.T.copy()).to(part))
+    return draws
 
 
 # --------------------------------------------------------------------------------------------------
@@ -208,24 +198,14 @@ class Scatter:
     Of every class in some blocks of replicates, each drawn from its block's stream.
     """
 
-    def __init__(self, noises: list[BlockNoise], counts: np.ndarray, n_features: int):
-        self.noises, self.counts, self.p = noises, counts, n_features
+    def __init__(self, rng: Random, counts: np.ndarray, n_features: int):
+        self.noises, self.counts, self.p = rng.stream("deviations").blocks, counts, n_features
         # Classes of one size move together: their members, size, and roots (block, replicate, class, p, columns).
-        self._groups = [
-            (
-                np.flatnonzero(counts == n),
-                n,
-                np.zeros(
-                    (len(noises), BLOCK, (counts == n).sum(), n_features, min(n_features, n - 1))
-                ),
-            )
-            for n in np.unique(counts).tolist()
-        ]
-
-    @staticmethod
-    def bytes(counts: np.ndarray, n_features: int) -> float:
-        """Working memory of a block."""
-        return 8.0 * BLOCK * len(counts) * n_features**2 * 8
+        self._groups = []
+        for n in np.unique(counts).tolist():
+            members = np.flatnonzero(counts == n)
+            shape = (len(self.noises), BLOCK, len(members), n_features, min(n_features, n - 1))
+            self._groups.append((members, n, np.zeros(shape)))
 
     def advance(self, factors: np.ndarray) -> None:
         """Add noise of covariance A Aᵀ to every deviation, A (class,) or (class, feature, feature)."""
@@ -233,53 +213,48 @@ class Scatter:
             columns = root.shape[-1]
             if columns == 0:
                 continue
-            A = factors[members]
-            A = A[:, None, None] if A.ndim == 1 else A
-            moved = root + _times(A, self._normals(root.shape[2:]))
+            A, times = factors[members], np.matmul
+            if A.ndim == 1:
+                A, times = A[:, None, None], np.multiply
+            moved = root + times(A, self._normals(*root.shape[2:]))
             rest = n - 1 - columns
             if rest > 0:
-                moved = np.concatenate(
-                    [moved, _times(A, self._wishart_root(len(members), rest))], axis=-1
-                )
+                more = times(A, self._wishart_root(len(members), rest))
+                moved = np.concatenate([moved, more], axis=-1)
                 # Turned back into as many columns as there are features.
                 moved = np.asarray(np.linalg.qr(moved.swapaxes(-1, -2), mode="r")).swapaxes(-1, -2)
             self._groups[i] = members, n, moved
 
-    def roots(self) -> np.ndarray:
-        """L/√n_k, whose square is the within-class covariance, (block, replicate, class, p, p).
+    def seen(self) -> np.ndarray:
+        """The empirical within-class covariances, divisor n_k, (block, replicate, class, p, p)."""
+        roots = self._roots()
+        return roots @ roots.swapaxes(-1, -2)
 
-        Columns beyond n_k − 1 are zero.
-        """
+    def pulls(self) -> torch.Tensor:
+        """Vectors with these covariances, (block, class, replicate, feature)."""
+        normals = self._normals(len(self.counts), self.p, 1)
+        return torch.from_numpy((self._roots() @ normals)[..., 0]).transpose(1, 2).contiguous()
+
+    def _roots(self) -> np.ndarray:
+        """Roots of the covariances, columns beyond n_k − 1 zero."""
         result = np.zeros((len(self.noises), BLOCK, len(self.counts), self.p, self.p))
         for members, n, root in self._groups:
             result[:, :, members, :, : root.shape[-1]] = root / np.sqrt(n)
         return result
 
-    def covariances(self) -> np.ndarray:
-        """The empirical within-class covariances, divisor n_k, (block, replicate, class, p, p)."""
-        roots = self.roots()
-        return roots @ roots.swapaxes(-1, -2)
-
-    def _normals(self, shape: tuple[int, ...]) -> np.ndarray:
-        draws = [noise.normal(BLOCK, *shape, dtype=DTYPE) for noise in self.noises]
-        return torch.stack(draws).cpu().numpy()
+    def _normals(self, *shape: int) -> np.ndarray:
+        return np.stack([noise.numpy.standard_normal((BLOCK, *shape)) for noise in self.noises])
 
     def _wishart_root(self, classes: int, degrees: int) -> np.ndarray:
         """B with B Bᵀ Wishart of these degrees of freedom, (block, replicate, class, p, columns)."""
         columns = min(self.p, degrees)
         root = np.zeros((len(self.noises), BLOCK, classes, self.p, columns))
         below = np.tril_indices(self.p, -1, columns)
-        root[..., below[0], below[1]] = self._normals((classes, len(below[0])))
-        orders = np.tile(degrees - np.arange(columns), classes)
-        squares = np.stack([noise.chi_square(orders, BLOCK) for noise in self.noises])
-        diagonal = np.arange(columns)
-        root[..., diagonal, diagonal] = np.sqrt(squares).reshape(*root.shape[:3], columns)
+        root[..., below[0], below[1]] = self._normals(classes, len(below[0]))
+        diagonal, size = np.arange(columns), (BLOCK, classes, columns)
+        squares = [noise.numpy.chisquare(degrees - diagonal, size) for noise in self.noises]
+        root[..., diagonal, diagonal] = np.sqrt(np.stack(squares))
         return root
-
-
-def _times(factor: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """A B, with A a number (class, 1, 1) or a matrix (class, p, p)."""
-    return factor * matrices if factor.shape[-1] == 1 else factor @ matrices
 
 
 # --------------------------------------------------------------------------------------------------
@@ -290,199 +265,153 @@ NUMBERS = 2**20
 REACH_TIMES = 32
 REACH_NUMBERS = 2**19
 """Saved times whose reaches are drawn at once, and numbers of their directions."""
-WORTH_THREADS = 512
-"""Numbers of a replicate from which threads gain more than they cost."""
 ROW = 32
 """Numbers that are shifted in one go where samples are placed."""
+
+Seen = dict[str, torch.Tensor]
+Steps = Iterator[tuple[torch.Tensor, Any]]
 
 
 @dataclass
 class _State:
-    """State of some blocks: what has been drawn ahead for the saved times ``first``, ``first + 1``, …"""
-
-    path: Iterator[tuple[torch.Tensor, np.ndarray | None]]
-    own: Any
-    """Deviations (replicate, sample, feature) at the last time drawn, not centred; or Scatter."""
-    space: torch.Tensor | None = None
-    """Room for deviations and samples of several times, (2, time, replicate, sample, feature)."""
-    index: int = 0
-    first: int = 0
-    drawn: dict[str, torch.Tensor] = field(default_factory=dict)
-    """The variables at these times, each (time, replicate, ...)."""
+    frames: Iterator[Seen]
+    seen: Seen
 
 
-class AboutMeans(ABC):
+class AboutMeans(ModelProcess, ABC):
     """An LE-SDE whose class means follow ``path`` and whose deviations are drawn about them.
 
     Subclasses give ``tabulate`` and ``path``.
     """
 
-    most_blocks = 8
-    noise: IntervalNoise
+    noise: np.ndarray
     times: np.ndarray
     reduced: bool
-    ahead: int
-    """Saved times whose statistics are drawn at once."""
-    grown: np.ndarray
-    """Roots of what noise has added up to each saved time."""
-
-    def __init__(self, model: LESDE, initial: Initial):
-        self.model, self.initial, self.counts = model, initial, model.counts
-        self.n_features = model.n_features
-        self.balanced = bool((self.counts == self.counts[0]).all())
-        self.directions: np.ndarray | None = None
-        self.attributes: dict[str, Any] = {"initial": "random" if initial.is_random else "given"}
-        self.parallel = True
-
-    def describe(self) -> dict[str, Any]:
-        return self.model.describe()
+    parallel = True
 
     @abstractmethod
-    def tabulate(self, times: np.ndarray) -> IntervalNoise:
+    def tabulate(self, times: np.ndarray) -> np.ndarray:
         """Tabulate for the saved times; the noise added to a sample between them."""
 
     @abstractmethod
-    def path(
-        self, rng: Random, start: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, np.ndarray | None]]:
+    def path(self, rng: Random, start: torch.Tensor, offsets: torch.Tensor | None) -> Steps:
         """Class means (block, replicate, class, feature) at the second, third, … saved time.
 
-        Each with the scatter (block, replicate, class, feature, feature) that goes with it, where it has
-        moved them.
+        From class means and deviations at the first. Each with what it goes with where that has moved it, else None: the covariances within classes (block,
+        replicate, class, feature, feature), or the deviations (replicate, sample, feature).
         """
 
     def prepare(self, times: np.ndarray, statistics: bool) -> Any:
-        made = copy.copy(self)
-        model = self.model
-        made.times, made.noise = times, made.tabulate(times)
-        frame = BLOCK * model.n_samples * model.n_features
+        made, model = copy.copy(self), self.model
         # From given samples the reach has no law that does not depend on each of them.
-        made.reduced = statistics and self.initial.offsets is None
+        made.times, made.reduced = times, statistics and self.initial.offsets is None
+        made.noise = made.tabulate(times)
+        made.parallel = not made.reduced
         if made.reduced:
-            frame = BLOCK * model.n_classes**2 * model.n_features
-            made.ahead = max(1, min(REACH_TIMES, REACH_NUMBERS // frame))
-            made.grown = made.noise.grown()
             joint = all(is_joint(int(n), model.n_classes, model.n_features) for n in made.counts)
             made.attributes = {**made.attributes, "joint": int(joint)}
-            made.parallel = False  # small arrays, which threads do not help
         else:
             made.reduce = None  # type: ignore[method-assign, assignment]
-            made.parallel = model.n_samples * model.n_features >= WORTH_THREADS
         if statistics:
             made.directions = expected_directions(model, self.initial, times)
         return made
 
-    def block_bytes(self, statistics: bool) -> float:
-        """Memory of a block's deviations, or statistics, beside the class means."""
-        model = self.model
-        if statistics and self.initial.offsets is None:
-            frame = BLOCK * model.n_classes**2 * model.n_features
-            several = max(1, min(REACH_TIMES, REACH_NUMBERS // frame))
-            return Scatter.bytes(self.counts, model.n_features) + 48.0 * frame * several
-        frame = BLOCK * model.n_samples * model.n_features
-        return 8.0 * (4 * frame + 2 * min(64 * frame, NUMBERS))
-
     def start(self, rng: Random, replicates: int) -> _State:
         means, offsets = draw_start(self.model, self.initial, rng)
-        path = self.path(rng, means.unflatten(0, (-1, BLOCK)))
-        if self.reduced:
-            noises = rng.stream("deviations").blocks
-            state = _State(path, Scatter(noises, self.counts, self.model.n_features))
-            self._draw_statistics(rng, state, means.unsqueeze(0), state.own.covariances()[None])
-            return state
-        shape = (replicates, self.model.n_samples, self.model.n_features)
-        several = max(1, min(64, NUMBERS // math.prod(shape), len(self.times) - 1))
-        space = torch.empty((2, several, *shape), dtype=rng.dtype, device=rng.device)
-        own = torch.zeros_like(space[0, 0])
-        if offsets is not None:
-            own += offsets
-        state = _State(path, own, space)
-        self._place(state, means.unsqueeze(0), own.unsqueeze(0))
-        return state
+        blocks = means.unflatten(0, (-1, BLOCK))
+        path = islice(chain([(blocks, None)], self.path(rng, blocks, offsets)), len(self.times))
+        frames = self._statistics(rng, path) if self.reduced else self._samples(rng, path, offsets)
+        return _State(frames, next(frames))
 
     def advance(self, rng: Random, state: _State, t0: float, t1: float) -> _State:
-        state.index += 1
-        if state.index - state.first == len(state.drawn["mean"]):
-            several = self.ahead if state.space is None else state.space.shape[1]
-            steps = list(islice(state.path, min(several, len(self.times) - state.index)))
-            state.first = state.index
-            means = torch.stack([mean for mean, _ in steps]).flatten(1, 2)
-            if self.reduced:
-                self._draw_statistics(rng, state, means, self._scatter(state, steps))
-            else:
-                self._draw_samples(rng, state, means)
+        state.seen = next(state.frames)
         return state
 
-    def observe(self, rng: Random, state: _State) -> dict[str, torch.Tensor]:
-        return {"features": state.drawn["features"][state.index - state.first]}
+    def observe(self, rng: Random, state: _State) -> Seen:
+        return {"features": state.seen["features"]}
 
-    def reduce(self, rng: Random, state: _State) -> dict[str, torch.Tensor]:
-        return {name: values[state.index - state.first] for name, values in state.drawn.items()}
+    def reduce(self, rng: Random, state: _State) -> Seen:
+        return state.seen
 
-    def means(self, state: _State) -> torch.Tensor:
-        """Class means (replicate, class, feature) of a state, float64."""
-        return state.drawn["mean"][state.index - state.first]
+    def _samples(self, rng: Random, path: Steps, offsets: torch.Tensor | None) -> Iterator[Seen]:
+        """Samples about the class means at every saved time; several times are drawn at once."""
+        shape = (rng.replicates, self.model.n_samples, self.model.n_features)
+        several = max(1, min(64, NUMBERS // math.prod(shape), len(self.times)))
+        values, placed = torch.empty((2, several, *shape), dtype=rng.dtype, device=rng.device)
+        own = torch.zeros_like(values[0])
+        if offsets is not None:
+            own += offsets
+        interval = -1  # before the first time
+        while steps := list(islice(path, several)):
+            last = own
+            for part, (_, given) in zip(values, steps, strict=False):
+                if given is not None:
+                    last = part.copy_(given)
+                elif interval < 0:
+                    last = part.copy_(own)
+                else:
+                    rng.stream("deviations").normal_(part)
+                    part = times_noise(part, self.noise[interval], self.counts)
+                    last = part.add_(last)
+                interval += 1
+            own.copy_(last)
+            means = torch.stack([mean for mean, _ in steps]).flatten(1, 2)
+            samples = self._placed(values[: len(steps)], means, placed[: len(steps)])
+            for mean, features in zip(means, samples, strict=True):
+                yield {"mean": mean, "features": features}
 
-    def _draw_samples(self, rng: Random, state: _State, means: torch.Tensor) -> None:
-        """Deviations at successive saved times, about means (time, replicate, class, feature)."""
-        assert state.space is not None
-        values, last = state.space[0, : len(means)], state.own
-        for i, part in enumerate(values):
-            rng.stream("deviations").normal_(part)
-            last = self.noise.add_(part, last, state.first - 1 + i, self.counts)
-        state.own.copy_(last)
-        self._place(state, means, values)
-
-    def _place(self, state: _State, means: torch.Tensor, values: torch.Tensor) -> None:
+    def _placed(self, values: torch.Tensor, means: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Samples: deviations, centred, about the means."""
         sizes = torch.tensor(self.counts.tolist(), dtype=DTYPE, device=means.device)
         sums = class_sums(values, self.counts).double()
         shift = (means - sums / sizes.unsqueeze(-1)).to(values.dtype)
-        if self.balanced and not shift.requires_grad and state.space is not None:
-            samples = _shifted(values, shift, state.space[1, : len(means)])
-        else:
-            samples = values + spread(shift, self.counts)
-        state.drawn = {"mean": means, "features": samples}
+        if (self.counts == self.counts[0]).all() and not shift.requires_grad:
+            return _shifted(values, shift, out)
+        return values + spread(shift, self.counts)
 
-    def _scatter(self, state: _State, steps: list[Any]) -> np.ndarray:
-        """Covariances within classes at successive saved times, (time, replicate, class, p, p)."""
-        found = []
-        for i, (_, within) in enumerate(steps):
-            if within is None:
-                state.own.advance(self.noise.roots[state.first - 1 + i])
-                within = state.own.covariances()
-            found.append(within)
-        return np.stack(found)
+    def _statistics(self, rng: Random, path: Steps) -> Iterator[Seen]:
+        """Means, covariances and reaches at every saved time.
 
-    def _draw_statistics(
-        self, rng: Random, state: _State, means: torch.Tensor, within: np.ndarray
-    ) -> None:
-        """Draw the reaches at successive saved times, anew at each, with the law that samples have there.
-
-        They are independent of those at other times, and of the covariances, given the class means.
+        Reaches are drawn anew at each time, with the law that samples have there: independently of those at
+        other times, and of the covariances, given the class means.
         """
-        roots = self.grown[state.first : state.first + len(means)]
-        reaches = []
-        by_block = means.unflatten(1, (-1, BLOCK)).unbind(1)
-        for noise, mean in zip(rng.stream("reach").blocks, by_block, strict=True):
-            # (time, set, replicate, class, class_, feature): along the gaps, and the expected gaps
-            directions = gap_directions(mean.cpu().numpy())[:, None]
-            if self.directions is not None:
-                fixed = self.directions[state.first : state.first + len(mean), None, None]
-                both = [directions, np.broadcast_to(fixed, directions.shape)]
-                directions = np.concatenate(both, axis=1)
-            # The noise's factor goes into the directions, so that all times are drawn at once.
-            if roots.ndim == 2:
-                directions = directions * roots[:, None, None, :, None, None]
-            else:
-                directions = directions @ roots[:, None, None]
-            flat = directions.reshape(-1, *directions.shape[3:])
-            reach = draw_reach(noise, self.counts, flat)
-            reaches.append(torch.from_numpy(reach.reshape(directions.shape[:-1])))
-        found = torch.cat(reaches, 2).unbind(1)
-        scatter = torch.from_numpy(within.reshape(*means.shape[:3], *within.shape[-2:]))
-        state.drawn = {"mean": means, "within": scatter}
-        state.drawn |= dict(zip(("reach", "reach_expected"), found, strict=False))
+        K, p = self.model.n_classes, self.model.n_features
+        several = max(1, min(REACH_TIMES, REACH_NUMBERS // (BLOCK * K**2 * p)))
+        scatter, grown = Scatter(rng, self.counts, p), grown_noise(self.noise)
+        for first in range(0, len(self.times), several):
+            steps, within = list(islice(path, several)), []
+            for i, (_, given) in enumerate(steps, start=first):
+                if given is None and i:
+                    scatter.advance(self.noise[i - 1])
+                within.append(scatter.seen() if given is None else given)
+            means = torch.stack([mean for mean, _ in steps])
+            times = slice(first, first + len(steps))
+            reaches = [
+                self._reaches(noise, mean.cpu().numpy(), grown[times], times)
+                for noise, mean in zip(rng.stream("reach").blocks, means.unbind(1), strict=True)
+            ]
+            found = {"mean": means.flatten(1, 2), "within": torch.from_numpy(np.stack(within))}
+            found["within"] = found["within"].flatten(1, 2)
+            names = ("reach", "reach_expected")
+            found |= dict(zip(names, torch.cat(reaches, 2).unbind(1), strict=False))
+            for i in range(len(steps)):
+                yield {name: values[i] for name, values in found.items()}
+
+    def _reaches(
+        self, noise: Any, means: np.ndarray, roots: np.ndarray, times: slice
+    ) -> torch.Tensor:
+        """Reaches of a block (time, set, replicate, class, class): along the gaps, and the expected gaps."""
+        directions = gap_directions(means)[:, None]
+        if self.directions is not None:
+            fixed = self.directions[times, None, None]
+            directions = np.concatenate([directions, np.broadcast_to(fixed, directions.shape)], 1)
+        # The noise's factor goes into the directions, so that all times are drawn at once.
+        if roots.ndim == 2:
+            directions = directions * roots[:, None, None, :, None, None]
+        else:
+            directions = directions @ roots[:, None, None]
+        reach = draw_reach(noise, self.counts, directions.reshape(-1, *directions.shape[3:]))
+        return torch.from_numpy(reach.reshape(directions.shape[:-1]))
 
 
 def _shifted(values: torch.Tensor, shift: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -492,14 +421,8 @@ def _shifted(values: torch.Tensor, shift: torch.Tensor, out: torch.Tensor) -> to
     """
     K, p = shift.shape[-2:]
     n = values.shape[-2] // K
-    several = max(1, min(n, ROW // p))
+    several = max(d for d in range(1, max(2, ROW // p + 1)) if n % d == 0)
     wide = shift.unsqueeze(-2).expand(*shift.shape[:-1], several, p).flatten(-2).unsqueeze(-2)
-    values, whole = values.unflatten(-2, (K, n)), n - n % several
-    target = out.unflatten(-2, (K, n))
-    for samples, at_once in ((slice(0, whole), several), (slice(whole, n), 1)):
-        if samples.start < samples.stop:
-            rows, place = (
-                x[..., samples, :].view(*x.shape[:-2], -1, at_once * p) for x in (values, target)
-            )
-            torch.add(rows, wide[..., : at_once * p], out=place)
+    rows, target = (x.view(*x.shape[:-2], K, -1, several * p) for x in (values, out))
+    torch.add(rows, wide, out=target)
     return out

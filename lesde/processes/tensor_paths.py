@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -14,7 +13,6 @@ from lesde.checks import (
     check_choice,
     check_instance,
     check_integer,
-    check_real,
     check_seed,
     check_times,
     read_device,
@@ -22,7 +20,7 @@ from lesde.checks import (
 )
 from lesde.derivation import derive
 from lesde.errors import Diverged
-from lesde.laws.law import refuse_feature_kernel
+from lesde.laws.moments import read_learning_rates
 from lesde.laws.values import BoundTable, numbers_of, read_parameters
 from lesde.model.lesde import LESDE, Initial, read_initial
 from lesde.paths import as_dataset, warn_of_lost_digits, working_memory
@@ -100,14 +98,8 @@ def tensor_paths(
         With ``noise="plain"``. The default of its ``dt`` depends on the parameters' values: give one to
         compare runs.
 
-    Returns
-    -------
-    TensorPaths
-
     Raises
     ------
-    TypeError, ValueError
-        Naming the argument, what was given and what is allowed.
     Diverged
         Where a path stops being finite.
 
@@ -123,14 +115,14 @@ def tensor_paths(
     0.75
     """
     check_instance("model", model, LESDE, "a lesde.LESDE")
-    refuse_feature_kernel(model)
     engine = TorchSDE() if isinstance(engine, str) and engine == "torchsde" else engine
     if not isinstance(engine, TorchSDE) or engine.noise != "plain":
         raise ValueError(
             f"engine must be lesde.TorchSDE(...) with noise='plain', whose steps have gradients; got "
             f"{shown(engine)}. For gradients of the exact law use lesde.tensor_law(model, ...)."
         )
-    if hasattr(learning_rate, "__len__") and not isinstance(learning_rate, str):
+    rates, batched = read_learning_rates(learning_rate)
+    if batched:
         raise ValueError(
             "tensor_paths takes one learning_rate; got a sequence. Call it for each of them."
         )
@@ -140,53 +132,47 @@ def tensor_paths(
     first_replicate = check_first_replicate(first_replicate)
     seed, on, kind = check_seed(seed), read_device(device), getattr(torch, dtype)
     values = read_parameters(model, parameters)
-    if not model.noise_table.is_numeric:
-        formulas = model.noise_table.given.ravel()
-        names = {str(s) for formula in formulas for s in formula.expression.free_symbols}
-        moving = sorted(name for name in names & set(values) if values[name].requires_grad)
-        if moving:
-            raise ValueError(
-                f"parameters has {', '.join(moving)}, in the formula of the noise, with requires_grad: paths "
-                f"have no gradient to the noise. Give a number, or use lesde.tensor_law(model, ...)."
-            )
+    noise = model.noise_table
+    symbols = [] if noise.is_numeric else [e.free_symbols for e in noise.table.values]
+    names = {symbol.name for each in symbols for symbol in each}
+    moving = sorted(name for name in names & set(values) if values[name].requires_grad)
+    if moving:
+        raise ValueError(
+            f"parameters has {', '.join(moving)}, in the formula of the noise, with requires_grad: paths "
+            f"have no gradient to the noise. Give a number, or use lesde.tensor_law(model, ...)."
+        )
     fixed = model.substitute(**numbers_of(values))
     start = read_initial(fixed, initial, replicates)
     offsets: Any = 0.0
     if isinstance(initial, torch.Tensor):  # in its graph
         whole = initial.to(on, DTYPE)
-        if start.offsets is not None:
+        if whole.shape[-2] != model.n_classes or start.offsets is not None:
             averages = class_means(whole, model.counts)
-            offsets, whole = (whole - spread(averages, model.counts)).to(kind), averages
-            offsets = offsets.unsqueeze(-3)  # at all times
-        elif whole.shape[-2] == model.n_samples:
-            whole = class_means(whole, model.counts)
+            if start.offsets is not None:  # added at all times
+                offsets = (whole - spread(averages, model.counts)).to(kind).unsqueeze(-3)
+            whole = averages
         start = Initial(whole, None)  # type: ignore[arg-type]
     process: Any = IntegratedPaths(fixed, start, engine.method, engine.dt, "plain")
-    if learning_rate is not None:
-        process = process.at(check_real("learning_rate", learning_rate, 0.0, open_minimum=True))
+    process.rate = None if rates is None else float(rates[0])
     process = process.prepare(saved, False)
     process.weights = BoundTable(derive(model).coefficients().drift_table, values, "kernel")
 
     K, N, p, steps = model.n_classes, model.n_samples, model.n_features, int(process.grid.saved[-1])
-    needed = float(replicates) * len(saved) * N * p * torch.finfo(kind).bits / 8
     # Of every step about three states of the class means stay, for the gradient.
-    needed += 24.0 * replicates * steps * K * p
+    needed = replicates * (float(len(saved)) * N * p * kind.itemsize + 24.0 * steps * K * p)
     working_memory(None, needed, on, f"replicates={replicates} × {steps} steps")
     first = first_replicate // BLOCK
-    blocks = range(first, first - (-replicates // BLOCK))
-    rng = Random(seed, 0, blocks, on, kind, 0, replicates)
+    rng = Random(seed, 0, range(first, first - (-replicates // BLOCK)), on, kind, 0, replicates)
     state = process.start(rng, rng.replicates)
-    frames = [process.observe(rng, state)["features"].clone()]
-    means = [process.means(state)]
+    frames, means = [state.seen["features"].clone()], [state.seen["mean"]]
     for t0, t1 in pairwise(saved.tolist()):
         state = process.advance(rng, state, t0, t1)
-        means.append(process.means(state))
+        means.append(state.seen["mean"])
         if not bool(torch.isfinite(means[-1].detach().to(kind)).all()):
             raise Diverged(t1)
-        frames.append(process.observe(rng, state)["features"].clone())
+        frames.append(state.seen["features"].clone())
     result = torch.stack(means, 1)[:replicates]
     warn_of_lost_digits(result[:, -1].detach().cpu().numpy(), dtype)
-    rates = None if learning_rate is None else np.array([float(learning_rate)])
     settings = {"seed": seed, "dtype": dtype, **process.attributes}
     return TensorPaths(
         features=torch.stack(frames, 1)[:replicates] + offsets,

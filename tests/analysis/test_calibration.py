@@ -26,8 +26,10 @@ def draw(
     rng = np.random.default_rng(seed)
     state = np.broadcast_to(start, (replicates, *start.shape))
     rows = [state]
-    for step in transitions(lesde.derive(model).coefficients(), np.asarray(times, float)):
-        state = step.mean(state) + step.noise(rng.normal(size=(step.n_normals, *state.shape)))
+    steps = transitions(lesde.derive(model).coefficients(), np.asarray(times, float))
+    for phi, C in steps.in_classes():
+        noise = rng.multivariate_normal(np.zeros(start.size), C.reshape(start.size, -1), replicates)
+        state = np.einsum("kilj,rlj->rki", phi, state) + noise.reshape(state.shape)
         rows.append(state)
     return xr.Dataset(
         {"mean": (("replicate", "time", "class", "feature"), np.stack(rows, 1))},

@@ -158,12 +158,3 @@ def test_too_many_samples_for_pairs_are_refused():
     for settings in ({"engine": lesde.TorchSDE(dt=0.1)}, {"learning_rate": 0.1}):
         with pytest.raises(ValueError, match=r"pairs of samples at every step, 4e\+14"):
             lesde.simulate(model, [0, 1], np.eye(2), 4, keep="statistics", **settings)
-
-
-def test_memory_is_counted_for_the_replicates_asked_for():
-    model = lesde.LESDE(lesde.FeatureKernel("exp(-r2)"), 2, 3, 2000)
-    settings = {"engine": lesde.TorchSDE(dt=0.5), "keep": "statistics", "memory_limit": "12 MB"}
-    one = lesde.simulate(model, [0, 0.5], np.eye(2, 3), 1, **settings)
-    assert np.isfinite(one.within).all()
-    with pytest.raises(ValueError, match="memory_limit leaves"):
-        lesde.simulate(model, [0, 0.5], np.eye(2, 3), 32, **settings)

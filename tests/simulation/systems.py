@@ -202,11 +202,12 @@ class GivenIncrements(StepIncrements):
     """
 
     def __init__(self, W: torch.Tensor, U: torch.Tensor):
-        self._shape, self._dtype, self._device = W.shape[1:], W.dtype, W.device
+        self.shape, self.dtype, self.device = W.shape[1:], W.dtype, W.device
         self._W, self._U = W, U
 
-    def increments(self, step, with_integral):
-        return (self._W[step], self._U[step]) if with_integral else self._W[step]
+    def __call__(self, ta, tb=None, return_U=False, return_A=False):
+        step = round(float(ta))
+        return (self._W[step], self._U[step]) if return_U else self._W[step]
 
     def coarsen(self, factor: int) -> GivenIncrements:
         """The same path seen with steps ``factor`` times as long."""

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-import lesde
 from lesde.clocks import StepGrid
-from lesde.processes import sgd
 
 PROGRAM = """
 import re
@@ -72,21 +69,3 @@ def test_steps_divide_every_interval():
     np.testing.assert_allclose(np.cumsum(grid.widths[:])[grid.saved[1:] - 1], times[1:])
     assert grid.starts[-1] == grid.starts[15] == grid.starts[np.array([15])][0]
     assert len(grid.widths) == 16
-
-
-def test_ages_of_noise_are_tabulated_piece_by_piece(monkeypatch):
-    monkeypatch.setattr(sgd, "TABLE_BYTES", 8 * 9 * 300)
-    model = lesde.LESDE(lesde.TwoLevel(1, 0), 3, 2, 2, noise=["t", "1+t", "exp(-t)"])
-    rate, last, start = 0.01, 2000, 0.5
-    coefficients = lesde.derive(model).coefficients()
-    tables = sgd.Tables(model, coefficients, start, rate, last, torch.device("cpu"))
-    t = start + rate * np.arange(last)
-    squares = np.stack([t, 1 + t, np.exp(-t)], axis=1) ** 2
-    expected = np.concatenate([np.zeros((1, 3)), np.cumsum(rate * squares, axis=0)])
-    first = 0
-    for end in (256, 300, 556, 812, 812, 1068, 1324, 1580, 1836, 2000):
-        tables.load(first, end)
-        np.testing.assert_allclose(tables.ages(first, end), expected[first : end + 1], rtol=1e-13)
-        assert tables.age.nbytes <= 8 * 3 * 301
-        first = end
-    assert tables.ages(last, last).shape == (1, 3)

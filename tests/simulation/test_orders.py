@@ -173,34 +173,16 @@ def test_an_interval_of_whole_steps_gets_no_extra_step():
     assert StepGrid.regular(np.array([0.0, 3000.0]), 0.1).saved[-1] == 30000
 
 
-def test_brownian_gives_the_steps_that_were_drawn():
-    from lesde.processes.integration import StepIncrements
-    from lesde.processes.process import BlockNoise
-
-    noise = BlockNoise(0, 0, 0, torch.device("cpu"))
-    path = StepIncrements([noise], 2, 3, torch.float64)
-    path.fill(0, np.ones(3))
-    path(0.0, 1.0)
-    with pytest.raises(ValueError, match="steps 0 to 2 are drawn; got a query of step 3"):
-        path(3.0, 4.0)
-    with pytest.raises(ValueError, match="whole steps"):
-        path(1.0, 1.5)
-    with pytest.raises(ValueError, match="follow each other; got 4 after 3"):
-        path.fill(4, np.ones(1))
-
-
 def test_stretches_draw_one_stream():
     from lesde.processes.integration import StepIncrements
     from lesde.processes.process import BlockNoise
 
     def draws(lengths):
-        path = StepIncrements(
-            [BlockNoise(0, 0, b, torch.device("cpu")) for b in (0, 1)], 5, 6, torch.float64, True
-        )
+        path = StepIncrements([BlockNoise(0, 0, b, torch.device("cpu")) for b in (0, 1)], 5, True)
         first, result = 0, []
         for length in lengths:
             path.fill(first, np.linspace(0.5, 1, 6)[first : first + length])
-            result += [torch.stack(path.increments(first + m, True)).clone() for m in range(length)]
+            result += [torch.stack(path(first + m, return_U=True)) for m in range(length)]
             first += length
         return torch.stack(result)
 

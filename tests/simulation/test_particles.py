@@ -22,10 +22,10 @@ SETTINGS = {"n_classes": 3, "n_features": 3, "n_per_class": COUNTS, "noise": [0.
 
 
 def run(model, engine, sde="plain", method="euler", rate=0.05, replicates=40):
-    """Paths by the processes that carry every sample, whatever the kernel."""
+    """Paths by the processes that carry every sample."""
     start = Initial(MEANS, None)
     process = (
-        ParticleSGD(model, start)
+        ParticleSGD(model, start, "sgd")
         if engine == "sgd"
         else IntegratedParticles(model, start, method, rate, sde)
     )
@@ -43,12 +43,13 @@ def run(model, engine, sde="plain", method="euler", rate=0.05, replicates=40):
         ("sgd", "plain", "euler"),
     ],
 )
-def test_a_constant_strength_is_the_class_kernel(engine, sde, method, transform):
+def test_with_pairs_and_without_they_agree(engine, sde, method, transform):
     # The tiles are made to be used by a term that vanishes without the formula knowing it.
     H = MATRICES if transform == "matrix" else transform
     formula = "s*2/(1+t) - 0.7*(1-s) + r2*(sin(t)**2 + cos(t)**2 - 1)*1e-3"
     features = lesde.LESDE(lesde.FeatureKernel(formula), transform=H, **SETTINGS)
-    classes = lesde.LESDE(lesde.TwoLevel("2/(1+t)", -0.7), transform=H, **SETTINGS)
+    kernel = lesde.FeatureKernel("s*2/(1+t) - 0.7*(1-s)")  # without pairs
+    classes = lesde.LESDE(kernel, transform=H, **SETTINGS)
     ours = run(features, engine, sde, method)
     theirs = run(classes, engine, sde, method)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-14 * np.abs(theirs).max() * 10)
@@ -58,7 +59,8 @@ def test_class_kernels_by_samples_and_by_class_means_have_one_law():
     # Euler of every sample against Euler of the class means with deviations drawn at the saved times:
     # means, covariances of two samples of one class and across classes, R = 6,000, 5 standard errors.
     model = lesde.LESDE(lesde.TwoLevel("2/(1+t)", -0.7), transform="logits", **SETTINGS)
-    slow = run(model, "torchsde", replicates=6000)
+    kernel = lesde.FeatureKernel("s*2/(1+t) - 0.7*(1-s)")
+    slow = run(model.replace(kernel=kernel), "torchsde", replicates=6000)
     fast = simulate(
         model, TIMES, MEANS, 6000, engine=lesde.TorchSDE(dt=0.05), dtype="float64"
     ).features.values

@@ -133,13 +133,14 @@ def test_process_draws_its_own_statistics():
 
 def test_separation_adds_replicates_until_the_interval_is_narrow():
     found = lesde.separation_probability(
-        ExactPull(), precision=0.05, times=TIMES, replicates=32, seed=4
+        ExactPull(), "nearest_center", precision=0.05, times=TIMES, replicates=32, seed=4
     )
     assert float(found.upper.max() - found.lower.min()) <= 1
     assert float((found.upper - found.lower).max()) <= 0.1
     assert int(found.trials) % 32 == 0
     paths = lesde.simulate(ExactPull(), TIMES, replicates=int(found.trials), seed=4)
-    np.testing.assert_array_equal(lesde.separation_probability(paths).successes, found.successes)
+    again = lesde.separation_probability(paths, "nearest_center")
+    np.testing.assert_array_equal(again.successes, found.successes)
 
 
 def test_other_attributes_of_a_process_have_no_meaning():
