@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lesde.analysis.collapse.evaluation import metric
-from lesde.analysis.collapse.frames import EPS, Frames, SampleFrames, power_of
+from lesde.analysis.collapse.frames import EPS, Frames, SampleFrames
 
 __all__ = [
     "nc1",
@@ -44,9 +44,8 @@ def nc1(frames: Frames) -> np.ndarray:
     within the rounding of the sums (ε left out) counts as 0. Where all class means coincide within
     their rounding the value is inf (NaN when there is no scatter either).
 
-    float64 features that are all numbers of float32 were rounded to it, and are treated so; whole
-    numbers are exact. Arithmetic in float64 on features of lower precision hides that precision: take
-    metrics of the features as recorded.
+    float64 features that are all numbers of float32 were rounded to it, and are treated so. Arithmetic
+    in float64 on features of lower precision hides that precision: take metrics of the features as recorded.
 
     Parameters
     ----------
@@ -99,8 +98,9 @@ def _etf_distance(products: np.ndarray) -> np.ndarray:
     """‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for each A of shape (F, K, K); NaN where A = 0."""
     k = products.shape[-1]
     target = (np.eye(k) - 1.0 / k) / np.sqrt(k - 1)
+    products = _ratio(products, np.abs(products).max(axis=(1, 2), keepdims=True))
     size = np.linalg.norm(products, axis=(1, 2), keepdims=True)
-    return np.linalg.norm(_ratio(products, size) - target, axis=(1, 2))
+    return np.linalg.norm(products / size - target, axis=(1, 2))
 
 
 @metric()
@@ -140,11 +140,9 @@ def nc2_angle_std(frames: Frames) -> np.ndarray:
 
 
 def _centred_weights(weights: np.ndarray) -> np.ndarray:
-    """Rows of the weights (F, K, p) less their mean, to scale; 0 where they are equal."""
-    largest = np.abs(weights).max(axis=(1, 2))
-    rows = np.ldexp(weights, -power_of(largest)[:, None, None])
-    noise = rows.shape[1] * EPS * np.abs(rows).max(axis=1, keepdims=True)
-    centred = rows - rows.mean(axis=1, keepdims=True)
+    """Rows of the weights (F, K, p) less their mean; 0 where they are equal."""
+    noise = weights.shape[1] * EPS * np.abs(weights).max(axis=1, keepdims=True)
+    centred = weights - weights.mean(axis=1, keepdims=True)
     return centred * (np.abs(centred) > noise).any(axis=(1, 2), keepdims=True)
 
 
@@ -202,18 +200,11 @@ def nc4(frames: SampleFrames) -> np.ndarray:
     means of the training features. Parameters and shapes as in `nc3`, of ``centers`` as in
     `ncc_accuracy`.
     """
-    # To scale: of x/2^e the logits are those of x over 2^e where the bias is over 2^e as well.
-    bias = np.zeros((frames.n_frames, frames.n_classes)) if frames.bias is None else frames.bias
-    exponent = power_of(np.abs(frames.weights).max(axis=(1, 2)))
-    of_bias = power_of(np.abs(bias).max(axis=1)) - frames.exponent
-    exponent = np.where(bias.any(axis=1), np.maximum(exponent, of_bias), exponent)
-    weights = np.ldexp(frames.weights, -exponent[:, None, None])
-    offset = np.ldexp(bias, -(frames.exponent + exponent)[:, None])[:, None]
+    bias = 0.0 if frames.bias is None else frames.bias[:, None]
     agreed = np.zeros(frames.n_frames)
     for block in frames.blocks():
-        values = block.values
-        decision = (values @ weights.swapaxes(1, 2) + offset).argmax(axis=2)
-        agreed += (decision == frames.closeness(values).argmax(axis=2)).sum(axis=1)
+        decision = (block.values @ frames.weights.swapaxes(1, 2) + bias).argmax(axis=2)
+        agreed += (decision == frames.closeness(block.values).argmax(axis=2)).sum(axis=1)
     return agreed / frames.n_samples
 
 
