@@ -69,14 +69,10 @@ class Maximum(NamedTuple):
         return np.where(self.scale > 0, self.scale, 1.0)
 
     def log_density(self, standard: np.ndarray) -> np.ndarray:
-        """Log density of ``max/s`` at positions in units of ``s``, real or complex.
+        """Log density of ``max/s`` at positions in units of ``s``, real or complex, shape (M, Q).
 
-        The density is entire, so it may be taken off the real line. Shape (M, Q).
+        The density is entire, so it may be taken off the real line.
         """
-        if self.offsets.shape[1] == 1:
-            z = standard - self.offsets / self._unit[:, None]
-            n = self.copies
-            return np.log(n) - LOG_ROOT_2PI - 0.5 * z * z + (n - 1.0) * log_ndtr(z)
         z = standard[:, :, None] - (self.offsets / self._unit[:, None])[:, None, :]
         below = log_ndtr(z)
         copies = self.copies[:, None, :]
