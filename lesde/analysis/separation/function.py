@@ -65,14 +65,11 @@ def separation_function(
 
     Notes
     -----
-    One contour integral of the moment generating functions of the two extremes through its saddle
-    point, whatever the sign of ``extra_variance``. Against 30-digit quadrature the logarithms are
-    right to 1e-11 relative for gaps of 0 to 10⁶ and 1 to 10⁷ samples; about 1 ms of one core per
-    value. With a negative extra variance and a handful of samples the integrand falls as a power
-    only, and the cost grows as sqrt((s₁²/n₁ + s₂²/n₂)/v), v being the variance left: 40 to 100 ms
-    for a ratio up to 10, seconds for 10⁵; from about five samples per class on, 0.2 s at most.
-    Beyond 4096 nodes the value is NaN, with a warning; that needs v below 10⁻⁵ of the bound and
-    fewer than about five samples per class.
+    Against 30-digit quadrature the logarithms are right to 1e-11 relative for gaps of 0 to 10⁶ and 1 to
+    10⁷ samples; about 1 ms of one core per value. With a negative extra variance, from about five samples
+    per class on, 0.2 s at most. With fewer the integrand falls as a power only, and the cost grows as
+    sqrt((s₁²/n₁ + s₂²/n₂)/v), v being the variance left: up to 100 ms for a ratio of 10, seconds for 10⁵;
+    beyond that the value is NaN, with a warning.
 
     Examples
     --------
@@ -283,30 +280,24 @@ class _Integrand(NamedTuple):
         """Values at ω = (shift + base + m) h for m < BLOCK."""
         omega = step[:, None] * (shift + base + np.arange(BLOCK))
         p, c = self.problem, self.tilt[:, None]
-        phase = self.one.centre + self.two.centre - p.gap
         value = c / (c + 1j * omega)
         # variance of the normal factor: v, less that of the mean noise still inside a transform
-        variance = p.variance.copy()
+        left = p.variance[:, None].copy()
         contracting = p.extra < -1e-9 * p.variance
         for maximum, grid in ((p.first, self.one), (p.second, self.two)):
             own = maximum.own_mean_variance
             delicate = contracting & (0.5 * omega[:, -1] ** 2 * own > AFFORDABLE_GROWTH)
             i = np.flatnonzero(~delicate)
-            if len(i):
-                part = pick(grid, i)
-                inside = _characteristic(part, step[i], base + shift)
-                # beyond, the transform has vanished but its sum over the grid comes back
-                resolved = np.pi / np.maximum(part.step * maximum.scale[i], 1e-300)
-                value[i] *= np.where(omega[i] <= resolved[:, None], inside, 0.0)
-                variance[i] -= own[i]
+            inside = _characteristic(pick(grid, i), step[i], base + shift)
+            # beyond, the transform has vanished but its sum over the grid comes back
+            resolved = np.pi / np.maximum(grid.step * maximum.scale, 1e-300)[i, None]
+            value[i] *= np.where(omega[i] <= resolved, inside, 0.0)
+            left[i, 0] -= own[i]
             i = np.flatnonzero(delicate)
-            if len(i):
-                value[i] *= pick(maximum, i).transform_of_deviations(
-                    self.tilt[i], omega[i], pick(grid, i)
-                )
-        left = variance[:, None]
-        value *= np.exp(1j * omega * (phase[:, None] + c * left) - 0.5 * omega**2 * left)
-        return value
+            few = pick(maximum, i)
+            value[i] *= few.transform_of_deviations(self.tilt[i], omega[i], pick(grid, i))
+        phase = (self.one.centre + self.two.centre - p.gap)[:, None]
+        return value * np.exp(1j * omega * (phase + c * left) - 0.5 * omega**2 * left)
 
 
 def _characteristic(grid: TiltedGrid, step: np.ndarray, base: float) -> np.ndarray:
