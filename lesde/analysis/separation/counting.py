@@ -155,7 +155,8 @@ class Counter:
             for name, coord in paths.coords.items()
             if set(coord.dims) <= set(data.dims)
         }
-        self.successes, self.pairs = np.zeros(data.lead), np.zeros((*data.lead, K, K))
+        self.successes = np.zeros(data.lead, dtype=np.int64)
+        self.pairs = np.zeros((*data.lead, K, K))
         self.moments = np.zeros((2, *data.lead, K, K))
         counts = np.sort(data.counts)
         if self.criterion == "linear" and counts[0] + counts[1] <= p + 1:

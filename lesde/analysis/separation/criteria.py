@@ -136,6 +136,10 @@ CRITERIA: dict[str, Criterion] = {}
 def criterion(name: str, directed: bool = False, samples: bool = False) -> Callable[[Any], Any]:
     """Register a function of a `Frame` as a criterion of `lesde.separation_probability`.
 
+    The function gets a `Frame`, all replicates at one time, with ``means``, ``classes``, ``clearances(k, l)``,
+    ``pairs()`` and ``compare``, which decides ties. It returns scores (replicate, class, class), symmetric,
+    above 0 where the pair is separated: ``frame.scores()`` is such an array to fill.
+
     Parameters
     ----------
     name : str
@@ -144,16 +148,6 @@ def criterion(name: str, directed: bool = False, samples: bool = False) -> Calla
         The criterion compares classes along ``frame.direction``, which the argument ``direction`` sets.
     samples : bool, default False
         The criterion reads every sample, ``frame.classes``; statistics of the classes do not suffice.
-
-    Returns
-    -------
-    decorator
-        The function gets a frame, all replicates at one time, with ``frame.means`` (replicate, class,
-        feature), ``frame.classes``, a list of the samples (replicate, sample, feature) of each class, and
-        ``frame.clearances(k, l)``, the least distances of the samples of both classes from the plane
-        midway between their means. It returns scores (replicate, class, class), symmetric, above 0
-        where the pair is separated: ``frame.scores()`` is such an array to fill, ``frame.pairs()`` the
-        pairs, ``frame.compare`` decides ties.
 
     Examples
     --------

@@ -56,30 +56,27 @@ def separation_probability(
         replicate, and any others, which are kept; coordinate ``label`` (sample). Without replicate
         there is one trial. Or statistics of the classes, as `lesde.statistics` or
         ``lesde.simulate(..., keep="statistics")`` returns. Or a model or process, which is then simulated
-        batch by batch, with the keywords of ``lesde.simulate`` in ``simulation``; only counts are kept, so
-        memory does not grow.
+        batch by batch; only counts are kept, so memory does not grow.
     criterion : str
         "projection": all samples of one class lie beyond all samples of the other along
         ``direction``. "linear": some hyperplane separates them. "nearest_center": each sample is
         nearer to its own class's mean than to the other's. All classes are separated at once where
-        every pair is separated. Statistics do not determine "linear". Classes that touch are not separated: a gap
-        within rounding is none.
+        every pair is. Statistics do not determine "linear". Classes that touch, up to rounding, are not
+        separated.
     confidence : float
         Of each interval by itself, between 0 and 1.
     interval : "wilson" or "clopper-pearson"
         See ``binomial_interval``.
     direction : "auto", "ensemble", "own", "initial" or array
-        For "projection". "auto", the default: "ensemble" where the replicates share their directions, else "own". They
-        share them where the cosine between the class means (less their mean) of two replicates is above 1/2 on average,
-        at the first time or at the last; with fewer than 8 replicates, which can be that close by chance, above 0.99.
-        "ensemble": the unit vector along the gap of the class means averaged over replicates, at each time. "own":
-        along each replicate's own gap, for random initial means, whose average over replicates means nothing.
-        "initial": the ensemble's at the first time. With a common direction a replicate whose noise put the classes in
-        the opposite order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair,
-        its sign chosen by the ensemble gap; an array (class, class, feature) has at [k, l], k < l, the vector from
-        class l to class k. From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
-        gap of the law (the variable ``direction``) rather than an average over the trajectories; "auto" is "own" where
-        they do not hold it, or where it is zero and the replicates have no direction in common.
+        For "projection". "ensemble": along the gap of the class means averaged over replicates, at each
+        time; a replicate whose noise put the classes in the opposite order is not separated. "own": along
+        each replicate's own gap, for random initial means, whose average means nothing. "initial": the
+        ensemble's at the first time. An array (feature,) serves every pair, its sign chosen by the ensemble
+        gap; an array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
+        "auto", the default: "ensemble" where the cosine between the class means (less their mean) of two
+        replicates is above 1/2 on average, at the first time or at the last (0.99 with fewer than 8
+        replicates, which can be that close by chance), else "own". Statistics know "own", and "ensemble"
+        where they hold ``reach_expected``, along the expected gap of the law.
     precision : float, optional
         Largest half-width allowed for the widest interval of ``probability`` over times (and learning
         rates). With a model, replicates are added until it is reached; a dataset that is too small
@@ -91,9 +88,8 @@ def separation_probability(
     progress : bool
         Show a bar over replicates (models only).
     **simulation
-        ``times`` (required with a model), ``initial``, ``replicates`` (256; those to begin with,
-        rounded up to whole blocks of 32 if more are to follow), ``seed`` (0), ``learning_rate``,
-        ``engine``, ...
+        Of a model, keywords of `lesde.simulate`: ``times`` (required), ``initial``, ``replicates`` (256;
+        those to begin with), ``keep``, ...
 
     Returns
     -------
@@ -107,23 +103,15 @@ def separation_probability(
         ("linear"), the least distance of a sample to the plane between the means
         ("nearest_center"); negative, or 0 for "linear", where the pair is not separated. Statistics of
         more than two classes whose attribute ``joint`` is 0 hold the law of each pair only:
-        ``probability``, its interval and ``successes`` are then NaN.
-
-    Warns
-    -----
-    UserWarning
-        "linear" with so few samples that any labels are separable (n <= p + 1); ``precision`` not
-        reached by ``max_replicates``; statistics that do not determine all pairs at once.
+        ``probability``, its interval and ``successes`` are then NaN, with a warning.
 
     Notes
     -----
-    The ensemble direction is estimated from the trajectories it is then used on, which biases the
-    estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true probability of 0.119,
-    8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions 16 replicates
-    are enough. Where p/(R n) is not small give the direction, for example from the law's mean gap.
-    With a model the direction comes from the first batch alone. Where the expected means coincide it is noise.
-    The direction that statistics hold is not estimated, so there is no such bias with them; compute them from
-    paths with ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
+    The ensemble direction is estimated from the trajectories it is then used on (of a model, from the first
+    batch), which biases the estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true
+    probability of 0.119, 8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions
+    16 replicates are enough. Where p/(R n) is not small give the direction, or reduce the paths with
+    ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
 
     With ``precision`` the number of replicates depends on the counts, so coverage is not exactly that of
     a fixed number of replicates; the tests compute it.
@@ -199,17 +187,19 @@ def separation_probability(
     n, dims, pair_dims = counter.trials, counter.dims, (*counter.dims, "class", "class_")
     # No number for all pairs at once where only the pairs' own laws are known.
     joint = 1.0 if counter.joint else np.nan
-    successes = counter.successes.astype(np.int64) if counter.joint else counter.successes * np.nan
     off = np.where(np.eye(counter.pairs.shape[-1], dtype=bool), np.nan, 1.0)
-    data: dict[str, Any] = {"successes": (dims, successes), "trials": ((), n)}
-    for name, counts, known, of in (
-        ("probability", counter.successes, joint, dims),
-        ("pairwise", counter.pairs, off, pair_dims),
-    ):
-        lower, upper = binomial_interval(counts, n, confidence, interval)
-        ends = ("lower", "upper") if name == "probability" else (f"{name}_lower", f"{name}_upper")
-        data[name] = (of, counts / n * known)
-        data |= {ends[0]: (of, lower * known), ends[1]: (of, upper * known)}
+    lower, upper = binomial_interval(counter.successes, n, confidence, interval)
+    pair_lower, pair_upper = binomial_interval(counter.pairs, n, confidence, interval)
+    data: dict[str, Any] = {
+        "probability": (dims, counter.successes / n * joint),
+        "lower": (dims, lower * joint),
+        "upper": (dims, upper * joint),
+        "successes": (dims, counter.successes if counter.joint else counter.successes * np.nan),
+        "trials": ((), n),
+        "pairwise": (pair_dims, counter.pairs / n * off),
+        "pairwise_lower": (pair_dims, pair_lower * off),
+        "pairwise_upper": (pair_dims, pair_upper * off),
+    }
     if margin:
         mean, square = counter.moments / n
         data["margin_mean"] = (pair_dims, mean)
