@@ -90,20 +90,17 @@ def convergence(
         (entries of ``against``). Rates are per unit of the clock.
 
         - ``rate``, ``rate_lower``, ``rate_upper``, ``amplitude_exponential``: y = a exp(−r x).
-        - ``exponent``, ``exponent_lower``, ``exponent_upper``, ``amplitude_power_law``: y = a
-          u^(−q).
+        - ``exponent``, ``exponent_lower``, ``exponent_upper``, ``amplitude_power_law``: y = a u^(−q).
         - ``law``: ``"exponential"``, ``"power law"``, or ``"none"`` where neither a rate nor an
           exponent is positive at the given confidence: no decay was seen, whatever the weight.
-        - ``weight_exponential``: Akaike weight of the exponential; 1 minus it is that of the
-          power law. Near ½ the data do not favour either.
-        - ``r_squared_exponential``, ``r_squared_power_law``: of the lines through log y. Both
-          low: neither law describes the curve.
+        - ``weight_exponential``: Akaike weight of the exponential against the power law. Near ½ the data
+          do not favour either.
+        - ``r_squared_exponential``, ``r_squared_power_law``: of the lines through log y.
         - ``time_to_threshold`` with ``_lower``, ``_upper``: median over replicates of the first
           passage and its distribution-free interval; NaN where half the replicates or more have
           not reached it; ``_upper`` inf where the record is too short to bound it; limits NaN
           with fewer than 6 replicates (at 95%). ``reached``: share of the replicates that got
-          there. ``time_to_threshold_fitted``: where the preferred law crosses, an extrapolation
-          if beyond the record; NaN for ``"none"``.
+          there. ``time_to_threshold_fitted``: where the preferred law crosses, even beyond the record.
         - ``window_start``, ``window_stop`` (on the time clock), ``frames``, ``replicates``: the
           data used in the fit.
         - with three learning rates or more, ``learning_rate_exponent``, ``_lower``, ``_upper``,
@@ -114,20 +111,17 @@ def convergence(
     Notes
     -----
     **Fit.** Least squares of log y on x and on log u, frames weighted equally. Values
-    that are 0, NaN or infinite have no logarithm and are left out: paths that start at their
-    class means have NC1 = 0 at the first time. With three replicates or more each is fitted by
-    itself and the interval is the t interval over replicates: the scatter of the slopes includes the
+    that are 0, NaN or infinite are left out. With three replicates or more each is fitted by
+    itself and the interval is the t interval over replicates, whose scatter includes the
     effect of correlation within a trajectory. With one or two the residuals of their mean curve are taken
     for an AR(1) process over frames and the interval is averaged over its unknown correlation: it is wide
-    where the curve is not a line, since its departures look like noise that wanders. In both
-    cases the interval is that of the slope of the best line over the frames from ``start`` to ``stop``: it
-    does not include the bias of fitting a line to a curve. Leave out a transient or a floor by setting
-    these. ``amplitude_*`` is the geometric mean.
+    where the curve is not a line. Neither includes the bias of fitting a line to a curve: leave out a
+    transient or a floor by ``start`` and ``stop``. ``amplitude_*`` is the geometric mean.
 
     **Evidence.** Both laws have the same number of parameters, so AICc and BIC differ by the same
     amount, twice the log-likelihood ratio; the likelihood is that of the geometric mean over
-    replicates, on the same frames, with AR(1) residuals. Frame spacing matters: evenly spaced
-    frames resolve an exponential, logarithmically spaced ones a power law.
+    replicates, on the same frames, with AR(1) residuals. Evenly spaced frames resolve an exponential,
+    logarithmically spaced ones a power law.
 
     Examples
     --------

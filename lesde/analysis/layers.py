@@ -29,10 +29,9 @@ def layer_collapse(
     ----------
     records : mapping
         From the name of a layer to its paths, as `lesde.networks.collect` and `lesde.record`
-        return: variable ``features`` over ``sample``, ``feature`` and any others, the same others for
-        all layers; coordinate ``label(sample)``. Layers may differ in width. Or a mapping from the name of a split to such a
-        mapping, ``{"train": ..., "held_out": ...}``: the same networks seen on several sets of
-        samples. Features that are read lazily from disk are read a batch at a time.
+        return; layers may differ in width, and in nothing else. Or a mapping from the name of a split to
+        such a mapping, ``{"train": ..., "held_out": ...}``: the same networks seen on several sets of
+        samples.
     layers : sequence of str, optional
         Which layers, in the order of the network. Default: all, in the order of the mapping, but
         ``"logits"``, the output, and ``"drawn"``; ``"penultimate"``, what the last linear layer reads,
@@ -48,22 +47,19 @@ def layer_collapse(
     -------
     xarray.Dataset
         Metrics over ``layer``, ``split`` (where there are splits) and the other dimensions of the
-        features: ``nc1`` and its variants, ``nc1_cdnv`` among them, the three of NC2, ``ncc_accuracy``.
-        Those of a classifier (``nc3``, ``nc3_duality``, ``nc4``) are of the last of the layers that
+        features. Those of a classifier (``nc3``, ``nc3_duality``, ``nc4``) are of the last of the layers that
         has the variable ``weights`` and lack the dimension ``layer``; there are none where no layer
-        has weights. All have the attributes `lesde.neural_collapse` gives them. Coordinates:
-        those of the features; ``width(layer)``, the number of features; ``count([split,] class)``,
-        samples per class. Attribute ``centers`` is the split whose centres were used, or "own";
-        ``classifier`` the layer whose weights were used.
+        has weights. Coordinates: those of the features; ``width(layer)``, the number of features;
+        ``count([split,] class)``, samples per class. Attribute ``centers`` is the split whose centres were
+        used, or "own"; ``classifier`` the layer whose weights were used.
 
     Notes
     -----
     The nearest-class-centre rule through the layers is that of Ben-Shaul, Dekel (2022, arXiv
     2201.08924), the class-distance normalised variance (CDNV) that of Galanti, György, Hutter (2022).
-    For a held-out split CDNV, NC1, NC2 and NC3 take means and variances of the held-out features; the
-    nearest class centre is that of the training features, since a rule must be judged on data that it was not
-    fitted to. With its own centres the accuracy of a split is biased upward, the more so the fewer
-    samples there are per class and the wider the layer.
+    A rule must be judged on data that it was not fitted to: with its own centres the accuracy of a split is
+    biased upward, the more so the fewer samples there are per class and the wider the layer. All other
+    metrics take means and variances of the split itself.
 
     Examples
     --------

@@ -38,14 +38,13 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     ----------
     paths : xarray.Dataset
         Variable ``features`` with dimensions ``sample`` and ``feature`` and any others, and coordinate
-        ``label(sample)``, integers 0 to K−1 in any order. A variable read lazily from disk is read a
-        part at a time.
+        ``label(sample)``. A variable read lazily from disk is read a part at a time.
     directions : array, DataArray or law, optional
         Directions along which pairs of classes are compared besides those of each replicate's own
         gaps: an array ([time,] class, class_, feature) with at [k, l], k < l, the vector from class l
         to class k, of any length above zero; a DataArray with these dimensions and possibly others of
         the paths, but not ``replicate``; or the dataset ``lesde.law(model, paths.time, initial=...)``, for its
-        expected gaps (where those are zero the pair has no direction and counts as not separated).
+        expected gaps (where those are zero the pair counts as not separated).
 
     Returns
     -------
@@ -56,12 +55,11 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
         - ``mean (…, class, feature)``: class means;
         - ``within (…, class, feature, feature_)``: covariance within each class, divisor n_k;
         - ``reach (…, class, class_)``: the largest (μ_k − x)·u_kl over the samples x of class k, with
-          u_kl the unit vector from μ_l to μ_k: the reach of class k toward class l. Classes are
-          separated along the gap of their means iff reach[k, l] + reach[l, k] < ‖μ_k − μ_l‖, and by
-          the nearest mean iff both are less than half of it. NaN on the diagonal and where the means
-          coincide;
-        - with ``directions``, ``direction``, as unit vectors, and ``reach_expected``, the reach along
-          those.
+          u_kl the unit vector from μ_l to μ_k. Classes are separated along the gap of their means iff
+          reach[k, l] + reach[l, k] < ‖μ_k − μ_l‖, and by the nearest mean iff both are less than half of
+          it. NaN on the diagonal and where the means coincide;
+        - with ``directions``, these as unit vectors, ``direction``, and ``reach_expected``, the reach along
+          them.
 
         Coordinate ``count(class)``; other variables of ``paths`` without the dimension ``sample`` are
         kept. Attributes are those of ``paths``, with ``keep="statistics"``, ``joint=1`` (reaches of a

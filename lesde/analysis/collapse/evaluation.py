@@ -53,6 +53,9 @@ def metric(
 ) -> Callable[[Any], Any]:
     """Register a function of a batch of frames as a metric, and make it a function of arrays.
 
+    The function gets ``frames``, a `lesde.analysis.collapse.frames.Frames`, and returns a value for each; it
+    becomes one of arrays, as `lesde.analysis.collapse.metrics` describes.
+
     Parameters
     ----------
     target : float, default 0
@@ -60,21 +63,12 @@ def metric(
     classifier : bool, default False
         The metric needs the weights of a linear classifier (``frames.weights``, ``frames.bias``).
     samples : bool, default False
-        The metric reads every sample (``frames.blocks()``), so that class means and within-class
-        covariances do not suffice.
+        The metric reads every sample (``frames.blocks()``), so that statistics do not suffice.
     centers : bool, default False
         The metric compares samples to class centres (``frames.closeness``), which may be given:
         those of training features for held-out ones.
     usual : bool, default True
         `lesde.neural_collapse` computes the metric where none is named.
-
-    Returns
-    -------
-    decorator
-        Of a function that gets ``frames``, a `lesde.analysis.collapse.frames.Frames`, and returns a value
-        for each. It becomes a function ``(features, labels) -> ndarray`` for ``features`` of shape (...,
-        sample, feature), or ``(features, labels, weights, bias=None)`` for a classifier's metric; metrics
-        with centres also have the keyword ``centers=None``, of shape (..., class, feature).
 
     Examples
     --------
@@ -152,9 +146,7 @@ def neural_collapse(
     centers : Dataset, DataArray or array_like, optional
         Class centres for ``nc4`` and ``ncc_accuracy`` in place of the class means of ``paths``: for
         held-out features, the paths of the training features at the same layer (or their statistics),
-        whose class means are taken; or the centres themselves, a DataArray with
-        dimensions ``class``, ``feature`` and any of the others of the features, or an array (...,
-        class, feature). All other metrics are those of ``paths`` alone.
+        whose class means are taken; or the centres themselves, given as ``weights`` are.
 
     Returns
     -------
@@ -165,24 +157,19 @@ def neural_collapse(
 
     Notes
     -----
-    The docstring of each metric, for example `lesde.analysis.collapse.metrics.nc1`, has its definition, its
-    convention for unbalanced classes and its degenerate cases. In short: the centre is the mean of
-    the class means, and ratios are inf where class means coincide. No metric is ever negative.
-    Paths that start with every sample at its class mean have NC1 = 0 at the first time.
+    `lesde.analysis.collapse.metrics` defines each metric and its degenerate cases. In short: the centre is
+    the mean of the class means, and ratios are inf where class means coincide, up to the rounding of the
+    *features*. No metric is ever negative, and all are the same in every unit of the features. Paths that start
+    with every sample at its class mean have NC1 = 0 at the first time.
 
-    All metrics are ratios, and the same in every unit of the features. Class means coincide
-    where they differ by no more than the rounding of the *features*: if each class is centred to 0, their
-    means coincide, whatever rounding errors remain.
-
-    From statistics the metrics are the same up to rounding: that of the dtype they are stored in,
+    From statistics the metrics are the same up to the rounding of the dtype they are stored in,
     times the ratio of the spread in all directions to that along the class means for NC1, and of the
     size of the class means to their distances where these enter.
 
     The cost is one pass over the features for class means and variances, and one more for each of
     ``nc1``, ``nc4`` and ``ncc_accuracy``. Memory beyond the features is about 10 MB and a few arrays of
-    the size of the class means of one frame, (class, feature) in float64, whatever the number of
-    frames and samples; no array of shape (feature, feature) is formed. Of paths given as ``centers`` the
-    class means are kept for all frames.
+    the size of the class means of one frame, whatever the number of frames and samples; no array of shape
+    (feature, feature) is formed. Of paths given as ``centers`` the class means are kept for all frames.
 
     Examples
     --------

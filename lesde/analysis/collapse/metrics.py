@@ -1,4 +1,10 @@
-"""The neural-collapse metrics, one function each: to add one, copy one."""
+"""The neural-collapse metrics, one function each: to add one, copy one.
+
+Each is a function ``(features, labels)`` of features (..., sample, feature) and integer labels (sample,), 0 to K−1
+with K ≥ 2, in any order, and returns float64 values (...). Those of a classifier also take its ``weights`` (..., class,
+feature) and ``bias`` (..., class), default 0; `nc4` and `ncc_accuracy` the keyword ``centers`` (..., class, feature),
+class centres in place of the class means. Leading dimensions broadcast against those of the features.
+"""
 
 from __future__ import annotations
 
@@ -36,28 +42,12 @@ def nc1(frames: Frames) -> np.ndarray:
     is a sum of squares, never negative, and needs no p×p matrix.
 
     Singular values are kept up to rank min(K−1, p) and while they are above the rounding of the
-    class means along v_j. A mean of n_k samples is taken to be off, in each feature, by 4ε + max(n_k,
-    p)·2.2e-16 of the root mean square of that feature in the class, with ε that of the precision the
-    features were stored in: both the layer that computed them and the store rounded them. Over K means
-    and p features independent rounding adds up to at most √K(1 + √(p/K)) times that.
-    Directions below are dropped, as in the pseudo-inverse: scatter there does not count. A spread
-    within the rounding of the sums (ε left out) counts as 0. Where all class means coincide within
-    their rounding the value is inf (NaN when there is no scatter either).
-
-    float64 features that are all numbers of float32 were rounded to it, and are treated so. Arithmetic
-    in float64 on features of lower precision hides that precision: take metrics of the features as recorded.
-
-    Parameters
-    ----------
-    features : array_like, shape (..., sample, feature)
-        Features of the samples; leading dimensions are batched over.
-    labels : array_like of int, shape (sample,)
-        Classes 0 to K−1 with K ≥ 2, in any order.
-
-    Returns
-    -------
-    ndarray, shape (...)
-        float64.
+    class means along v_j, as in the pseudo-inverse: scatter in other directions does not count. A mean of n_k
+    samples is taken to be off, in each feature, by 4ε + max(n_k, p)·2.2e-16 of the root mean square of that
+    feature in the class, with ε that of the precision the features were stored in (of float32, where all
+    float64 features are numbers of it). Over K means and p features independent rounding adds up to at most
+    √K(1 + √(p/K)) times that. A spread within the rounding of the sums (ε left out) counts as 0. Where all
+    class means coincide within their rounding the value is inf (NaN when there is no scatter either).
     """
     value = frames.whitened_scatter / frames.n_samples
     apart = frames.whitening.any(axis=(1, 2))
@@ -71,8 +61,7 @@ def nc1(frames: Frames) -> np.ndarray:
 def nc1_trace(frames: Frames) -> np.ndarray:
     """Within-class variability as a quotient of traces, tr Σ_W / tr Σ_B.
 
-    Tirer et al. (2023). inf where all class means coincide (NaN
-    when there is no scatter either). Parameters and shapes as in `nc1`.
+    Tirer et al. (2023). inf where all class means coincide (NaN when there is no scatter either).
     """
     within = frames.scatter.sum(axis=1) / frames.n_samples
     return _ratio(within, frames.between / frames.n_classes)
@@ -84,8 +73,7 @@ def nc1_cdnv(frames: Frames) -> np.ndarray:
 
     Galanti, György, Hutter (2022). Var_k is the mean squared distance of the samples of class k
     to μ_k (divisor n_k; 0 for a class with one sample); every pair counts alike. inf if two class
-    means coincide (NaN when neither class of such a pair has scatter). Parameters and shapes as
-    in `nc1`.
+    means coincide (NaN when neither class of such a pair has scatter).
     """
     variance = frames.scatter / frames.counts
     total = np.zeros(frames.n_frames)
@@ -109,7 +97,7 @@ def nc2_etf(frames: Frames) -> np.ndarray:
 
     The means form a simplex equiangular tight frame iff it is 0 (Papyan, Han, Donoho 2020). It is
     0 for every frame at K = 2, where two centred means are always opposite. NaN where all class
-    means coincide. Parameters and shapes as in `nc1`.
+    means coincide.
     """
     return _etf_distance(np.where(frames.between[:, None, None] > 0, frames.gram, 0.0))
 
@@ -119,7 +107,7 @@ def nc2_norm_cv(frames: Frames) -> np.ndarray:
     """Coefficient of variation of the norms of the centred class means.
 
     Standard deviation (divisor K) over mean of ‖μ_k − μ_G‖ (Papyan, Han, Donoho 2020). 0 for
-    every frame at K = 2. NaN where all class means coincide. Parameters and shapes as in `nc1`.
+    every frame at K = 2. NaN where all class means coincide.
     """
     norms = frames.norms
     return _ratio(norms.std(axis=1), norms.mean(axis=1))
@@ -130,8 +118,7 @@ def nc2_angle_std(frames: Frames) -> np.ndarray:
     """Standard deviation, over pairs of classes, of the cosine between centred class means.
 
     Divisor K(K−1)/2 (Papyan, Han, Donoho 2020). At K = 2 there is one pair, so it is 0 by
-    definition and says nothing. NaN where a class mean coincides with the centre, which has no
-    direction. Parameters and shapes as in `nc1`.
+    definition and says nothing. NaN where a class mean coincides with the centre.
     """
     norms = frames.norms
     k, l = np.triu_indices(frames.n_classes, 1)
@@ -153,21 +140,7 @@ def nc3(frames: Frames) -> np.ndarray:
     ‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F with A = (W − w̄)Cᵀ, w̄ the mean of the rows of the weights
     W: `nc2_etf` with the classifier in place of one C, the form of Zhu et al. (NeurIPS 2021) but
     with W centred. It is 0 only if the classifier is aligned with the class means (self-duality)
-    and both form the frame; `nc3_duality` is 0 for self-dual means that are no frame too. NaN where all class means coincide or W has
-    equal rows.
-
-    Parameters
-    ----------
-    features : array_like, shape (..., sample, feature)
-    labels : array_like of int, shape (sample,)
-    weights : array_like, shape (..., class, feature)
-        Leading dimensions broadcast against those of the features.
-    bias : ignored
-        Accepted so that `nc3` and `nc4` are called alike.
-
-    Returns
-    -------
-    ndarray, shape (...)
+    and both form the frame. NaN where all class means coincide or W has equal rows.
     """
     rows = _centred_weights(frames.weights)
     products = rows @ frames.centred.swapaxes(1, 2)
@@ -181,8 +154,7 @@ def nc3_duality(frames: Frames) -> np.ndarray:
     ‖V/‖V‖_F − C/‖C‖_F‖_F with V = W − w̄, w̄ the mean of the rows of the weights W: self-duality
     alone, whatever the class means form. It is the distance of Papyan, Han, Donoho (2020), who do
     not centre W and show its square; rows of W that all move alike leave every decision as it is.
-    0 for self-dual, √2 for unrelated and 2 for opposite weights and means. NaN where all class means
-    coincide or W has equal rows. Parameters and shapes as in `nc3`.
+    0 for self-dual, √2 for unrelated and 2 for opposite weights and means. NaN as in `nc3`.
     """
     rows = _centred_weights(frames.weights)
     centred = np.where(frames.between[:, None, None] > 0, frames.centred, 0.0)
@@ -195,10 +167,7 @@ def nc4(frames: SampleFrames) -> np.ndarray:
     """Share of samples on which the classifier and the nearest class mean agree.
 
     argmax_k (w_k·x + b_k) against argmin_k ‖x − μ_k‖ (Papyan, Han, Donoho 2020, who report the
-    share that disagrees); 1 under collapse. A tie goes to the lower class. Without ``bias``, b
-    = 0. With ``centers``, those in place of the class means μ_k: for held-out features the class
-    means of the training features. Parameters and shapes as in `nc3`, of ``centers`` as in
-    `ncc_accuracy`.
+    share that disagrees); 1 under collapse. A tie goes to the lower class.
     """
     bias = 0.0 if frames.bias is None else frames.bias[:, None]
     agreed = np.zeros(frames.n_frames)
@@ -216,27 +185,8 @@ def ncc_accuracy(frames: SampleFrames) -> np.ndarray:
     (Ben-Shaul, Dekel 2022, arXiv 2201.08924, follow the share on which it disagrees with the network
     through the layers). The centres c_k are the means μ_k of the same samples, or ``centers``: for
     held-out features the class means of the training features (Galanti, György, Hutter 2022 bound the
-    error of this rule by the CDNV).
-
-    A sample that is equally far from m nearest centres, its own among them, counts 1/m, what a draw
-    among them gives on average: features that all coincide have the accuracy of guessing, whatever
-    the order of the classes. Distances that differ by no more than the rounding of the centres are
-    equal.
-
-    Parameters
-    ----------
-    features : array_like, shape (..., sample, feature)
-        Features of the samples; leading dimensions are batched over.
-    labels : array_like of int, shape (sample,)
-        Classes 0 to K−1 with K ≥ 2, in any order.
-    centers : array_like, shape (..., class, feature), optional
-        Class centres; leading dimensions broadcast against those of the features. Default: the class
-        means of ``features``.
-
-    Returns
-    -------
-    ndarray, shape (...)
-        float64.
+    error of this rule by the CDNV). A sample that is equally far from m nearest centres, its own among them,
+    up to rounding, counts 1/m, what a draw among them gives on average.
 
     Examples
     --------
