@@ -23,28 +23,12 @@ EPS = float(np.finfo(np.float64).eps)
 # where a flat prior covers far too rarely.
 PHI = 1 - 10.0 ** (-4 * (np.arange(64) + 0.5) / 64)
 
-NUMBERS = {
-    "rate": "rate r of y = a exp(−r x)",
-    "rate_lower": "lower confidence limit of the rate",
-    "rate_upper": "upper confidence limit of the rate",
-    "exponent": "exponent q of y = a u^(−q)",
-    "exponent_lower": "lower confidence limit of the exponent",
-    "exponent_upper": "upper confidence limit of the exponent",
-    "amplitude_exponential": "a of y = a exp(−r x)",
-    "amplitude_power_law": "a of y = a u^(−q)",
-    "weight_exponential": "Akaike weight of the exponential against the power law",
-    "r_squared_exponential": "share of the variance of log y on a line in x",
-    "r_squared_power_law": "share of the variance of log y on a line in log u",
-    "time_to_threshold": "median first passage through the threshold",
-    "time_to_threshold_lower": "lower confidence limit of the median first passage",
-    "time_to_threshold_upper": "upper confidence limit of the median first passage",
-    "time_to_threshold_fitted": "when the fitted law is at the threshold",
-    "reached": "share of replicates that reached the threshold",
-    "window_start": "first frame of the fit",
-    "window_stop": "last frame of the fit",
-    "frames": "frames in the fit",
-    "replicates": "replicates in the fit",
-}
+ENDS = ("", "_lower", "_upper")
+LAW_OF = {"exponential": "rate", "power_law": "exponent"}
+NUMBERS = [f"{number}{end}" for number in LAW_OF.values() for end in ENDS]
+NUMBERS += [f"{what}_{law}" for what in ("amplitude", "r_squared") for law in LAW_OF]
+NUMBERS += [f"time_to_threshold{end}" for end in (*ENDS, "_fitted")]
+NUMBERS += ["reached", "weight_exponential", "window_start", "window_stop", "frames", "replicates"]
 
 
 def convergence(
@@ -175,15 +159,16 @@ def convergence(
         )
     joined = xr.concat(found, "metric").assign_coords(metric=names, number=["law", *NUMBERS])
     result = joined.transpose("metric", ..., "clock", "number").to_dataset("number")
-    whole = {name: result[name].astype(np.int64) for name in ("law", "frames", "replicates")}
-    result = result.assign(whole)
+    for name in ("law", "frames", "replicates"):
+        result[name] = result[name].astype(np.int64)
     result["law"] = (result["law"].dims, np.array(LAWS)[result["law"].values])
-    for name, title in {**NUMBERS, "law": "law the data prefer"}.items():
-        result[name].attrs["long_name"] = title
     coords = {key: coord for key, coord in nc.coords.items() if set(coord.dims) <= set(result.dims)}
     result = result.assign_coords(coords | {"threshold": ("metric", list(levels.values()))})
     result.attrs = {"confidence": confidence, "offset": offset}
-    return _against_learning_rate(result, confidence)
+    result = _against_learning_rate(result, confidence)
+    for name in result:
+        result[name].attrs["long_name"] = str(name).replace("_", " ")
+    return result
 
 
 def _clocks(nc: xr.Dataset, against: str | Sequence[str] | None, offset: float) -> xr.Dataset:
@@ -244,38 +229,34 @@ def _fit(
     """The number of the law and those of `NUMBERS`, of one curve y (replicate, time) on one clock."""
     y, u = np.where(np.isfinite(y), y, np.nan), x + shift
     passages = median_interval(first_passage(x, y, threshold), float(x[-1]), confidence)
-    names = ("time_to_threshold", "time_to_threshold_lower", "time_to_threshold_upper", "reached")
-    found = dict.fromkeys(("law", *NUMBERS), np.nan) | dict(zip(names, passages, strict=True))
-    found |= {"law": 0, "frames": 0, "replicates": 0}
+    found = dict.fromkeys(("law", *NUMBERS), np.nan) | {"law": 0, "frames": 0, "replicates": 0}
+    found |= zip((*(f"time_to_threshold{end}" for end in ENDS), "reached"), passages, strict=True)
     z = np.log(y, where=(y > 0) & (u > 0), out=np.full(y.shape, np.nan))
     z = z[np.isfinite(z).sum(axis=1) >= 3]
     frames = np.flatnonzero(np.isfinite(z).any(axis=0))
     if len(frames) < 3:
         return np.array(list(found.values()))
     curve = np.nanmean(z[:, frames], axis=0)
-    evidence = []
-    for law, number, abscissa in (
-        ("exponential", "rate", x[frames]),
-        ("power_law", "exponent", np.log(u[frames])),
-    ):
-        line = fit_line(abscissa, z[:, frames], confidence)
+    likelihoods, lines = [], []
+    for (law, number), abscissa in zip(LAW_OF.items(), (x[frames], np.log(u[frames])), strict=True):
         likelihood, found[f"r_squared_{law}"] = _log_evidence(abscissa, curve)
-        evidence.append((likelihood, line))
+        line = fit_line(abscissa, z[:, frames], confidence)
         # a falling slope as a positive rate
-        found |= {number: -line.slope, f"{number}_lower": -line.upper}
-        found[f"{number}_upper"] = -line.lower
+        found |= zip(
+            (f"{number}{end}" for end in ENDS), (-line.slope, -line.upper, -line.lower), strict=True
+        )
         found[f"amplitude_{law}"] = np.exp(np.clip(line.intercept, -745, 709))
-    of_power = np.clip(evidence[1][0] - evidence[0][0], -700, 700)
-    found["weight_exponential"] = 1 / (1 + np.exp(of_power))
-    if any(line.upper < 0 for _, line in evidence):
-        found["law"] = 1 if found["weight_exponential"] >= 0.5 else 2
-        line = evidence[int(found["law"]) - 1][1]
+        likelihoods.append(likelihood)
+        lines.append(line)
+    weight = 1 / (1 + np.exp(np.clip(likelihoods[1] - likelihoods[0], -700, 700)))
+    if any(line.upper < 0 for line in lines):
+        chosen = 0 if weight >= 0.5 else 1
+        found["law"], line = chosen + 1, lines[chosen]
         if line.slope < 0:
             at = (np.log(threshold) - line.intercept) / line.slope
-            crossing = at if found["law"] == 1 else np.exp(min(at, 709.0)) - shift
-            found["time_to_threshold_fitted"] = crossing
+            found["time_to_threshold_fitted"] = np.exp(min(at, 709.0)) - shift if chosen else at
+    found |= {"weight_exponential": weight, "frames": len(frames), "replicates": len(z)}
     found |= {"window_start": times[frames[0]], "window_stop": times[frames[-1]]}
-    found |= {"frames": len(frames), "replicates": len(z)}
     return np.array(list(found.values()))
 
 
@@ -313,8 +294,7 @@ def fit_line(x: np.ndarray, z: np.ndarray, confidence: float) -> Line:
     if len(z) == 1:
         half = _reach(x, z[0], weights[0], confidence)
     else:
-        deviations = slopes.std(ddof=1) / np.sqrt(len(z))
-        half = float(stats.t.ppf((1 + confidence) / 2, len(z) - 1) * deviations)
+        half = float(stats.t.ppf((1 + confidence) / 2, len(z) - 1) * stats.sem(slopes))
     return Line(mean, mean - half, mean + half, intercept)
 
 
@@ -445,16 +425,9 @@ def _against_learning_rate(result: xr.Dataset, confidence: float) -> xr.Dataset:
         half = stats.t.ppf((1 + confidence) / 2, len(h) - 2) * line.stderr
         return line.slope, line.slope - half, line.slope + half
 
-    limits = xr.apply_ufunc(
-        regression,
-        rate,
-        input_core_dims=[["learning_rate"]],
-        output_core_dims=[[], [], []],
-        vectorize=True,
+    ends = {"input_core_dims": [["learning_rate"]], "output_core_dims": [[], [], []]}
+    limits = xr.apply_ufunc(regression, rate, vectorize=True, **ends)
+    names = (f"learning_rate_exponent{end}" for end in ENDS)
+    return result.assign(
+        {name: values.variable for name, values in zip(names, limits, strict=True)}
     )
-    for end, values in zip(("", "_lower", "_upper"), limits, strict=True):
-        name = f"learning_rate_exponent{end}"
-        words = {"": "", "_lower": "lower limit of the ", "_upper": "upper limit of the "}[end]
-        result[name] = values.variable
-        result[name].attrs["long_name"] = f"{words}exponent c of rate ~ learning_rate^c"
-    return result
