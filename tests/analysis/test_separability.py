@@ -259,7 +259,7 @@ def test_errors_of_the_data(fake):
         separation_probability(model, times=[0, 1, 3], replicates=32, max_replicates=10)
     with pytest.raises(ValueError, match=r"paths must hold the coordinate label\(sample\)"):
         separation_probability(paths.drop_vars("label"))
-    with pytest.raises(ValueError, match="at least 2 classes to separate"):
+    with pytest.raises(ValueError, match="at least 2 classes"):
         separation_probability(paths.isel(sample=paths["label"].values == 0))
     broken = paths.copy(deep=True)
     broken["features"][3, 1, 0, 0] = np.nan

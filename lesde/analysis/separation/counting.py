@@ -13,7 +13,17 @@ from lesde.analysis.separation.criteria import CRITERIA, Frame
 from lesde.analysis.separation.directions import check_direction, in_common, pair_directions
 from lesde.paths import check_paths, check_statistics, is_statistics, need_samples
 
-__all__ = ["Counter"]
+__all__ = ["Counter", "refuse_what_needs_samples"]
+
+
+def refuse_what_needs_samples(criterion: str, direction: Any) -> None:
+    """Raise where statistics do not determine whether classes are separated."""
+    if CRITERIA[criterion].samples:
+        raise need_samples("paths", f"criterion={criterion!r}")
+    given = not isinstance(direction, str)
+    if CRITERIA[criterion].directed and (given or direction == "initial"):
+        what = "a direction given as an array" if given else "direction='initial'"
+        raise need_samples("paths", f"{what} (statistics know 'own' and 'ensemble')")
 
 
 class _Replicates:
@@ -24,7 +34,7 @@ class _Replicates:
     """
 
     def __init__(self, paths: Any):
-        self.reduced = is_statistics(paths)
+        self.reduced, self.expected = is_statistics(paths), None
         ends: dict[str, tuple[str, ...]] = {"features": ("sample", "feature")}
         if self.reduced:
             ends = {"mean": ("class", "feature"), "reach": ("class", "class_")}
@@ -32,13 +42,12 @@ class _Replicates:
                 ends["reach_expected"] = ("class", "class_")
             self.counts = check_statistics("paths", paths, ends)
         else:
-            _, self._labels = check_paths("paths", paths)
+            _, self._labels = check_paths("paths", paths, minimum_classes=2)
             self.counts = np.bincount(self._labels)
-        source = next(iter(ends))
-        lead = [d for d in paths[source].dims if d not in (*ends[source], "replicate")]
-        self.dims = tuple(sorted(map(str, lead), key=lambda dim: dim == "time"))
-        sizes = {d: paths.sizes[d] for d in self.dims}
-        self.lead = tuple(sizes.values())
+        source, last = next(iter(ends.items()))
+        lead = [str(d) for d in paths[source].dims if d not in (*last, "replicate")]
+        self.dims = tuple(sorted(lead, key=lambda dim: dim == "time"))
+        self.lead = tuple(paths.sizes[d] for d in self.dims)
         self._arrays = {}
         for name, last in ends.items():
             values = paths[name]
@@ -46,13 +55,13 @@ class _Replicates:
                 values = values.expand_dims("replicate")
             self._arrays[name] = values.transpose(*self.dims, "replicate", *last).values
         self._main = self._arrays[source]
-        self.n_replicates, self.n_features = self._main.shape[-3], self._main.shape[-1]
+        self.shape = (self._main.shape[-3], len(self.counts), self._main.shape[-1])
         # By default, the reaches of a class toward several others are not taken to be joint.
         self.joint = not self.reduced or bool(paths.attrs.get("joint", 0)) or len(self.counts) == 2
-        self.expected = None
         if "reach_expected" in ends:
-            K = len(self.counts)
-            whole = {**sizes, "class": K, "class_": K, "feature": self.n_features}
+            _, K, p = self.shape
+            names = (*self.dims, "class", "class_", "feature")
+            whole = dict(zip(names, (*self.lead, K, K, p), strict=True))
             direction = paths["direction"].variable.set_dims(whole).transpose(*whole).values
             self.expected = np.nan_to_num(direction.astype(np.float64), nan=0.0)
 
@@ -63,33 +72,30 @@ class _Replicates:
 
     def common(self) -> bool:
         """True where the replicates share their directions, at the first time or at the last."""
-        every = (slice(None),) * len(self.lead)
-        for time in (0, -1):
-            means = self.means((*every[:-1], time) if "time" in self.dims else every)
-            if in_common(means.reshape(-1, *means.shape[-3:])):
-                return True
-        return False
+        timed = "time" in self.dims
+        ends = (self.means((..., time, *[slice(None)] * 3) if timed else ()) for time in (0, -1))
+        return any(in_common(means.reshape(-1, *self.shape)) for means in ends)
 
     def units(self, direction: str | np.ndarray) -> np.ndarray:
         """Unit vectors (*lead, class, class, feature), from class means averaged over replicates."""
         if self.expected is not None:
             return self.expected
-        K, p = len(self.counts), self.n_features
+        _, K, p = self.shape
         means = np.array([self.means(i).mean(axis=0) for i in np.ndindex(*self.lead)])
         times = self.lead[-1] if "time" in self.dims else 1
         units = [pair_directions(direction, one) for one in means.reshape(-1, times, K, p)]
         # a pair whose means coincide is not separated: projections on a zero vector are all equal
         return np.nan_to_num(np.array(units), nan=0.0).reshape(*self.lead, K, K, p)
 
-    def frame(self, index: tuple[int, ...], units: np.ndarray | None) -> Frame:
+    def frame(self, index: tuple[int, ...], unit: np.ndarray | None, margin: bool) -> Frame:
         """All replicates at an index of ``lead``, compared along common units or along their own."""
-        unit = None if units is None else units[index]
-        if not self.reduced:
-            samples = self._main[index].astype(np.float64)
-            classes = [samples[:, self._labels == k] for k in range(len(self.counts))]
-            return Frame(self.means(index), self.counts, unit, classes=classes)
-        reach = self._arrays["reach" if unit is None else "reach_expected"][index]
-        return Frame(self.means(index), self.counts, unit, reach=reach)
+        means = self.means(index)
+        if self.reduced:
+            reach = self._arrays["reach" if unit is None else "reach_expected"][index]
+            return Frame(means, self.counts, unit, margin, reach=reach)
+        samples = self._main[index].astype(np.float64)
+        classes = [samples[:, self._labels == k] for k in range(len(self.counts))]
+        return Frame(means, self.counts, unit, margin, classes=classes)
 
 
 class Counter:
@@ -107,23 +113,35 @@ class Counter:
     def add(self, paths: xr.Dataset) -> None:
         """Count the replicates of a dataset."""
         data = _Replicates(paths)
-        K = len(data.counts)
+        lead, (R, K, p) = data.lead, data.shape
         if self.trials == 0:
-            self._begin(paths, data)
-        self.joint = self.joint and data.joint
-        if self.margin:
-            self.margins = np.empty((*data.lead, data.n_replicates, K, K))
-        for index in np.ndindex(*data.lead):
-            frame = data.frame(index, self._units)
-            if not frame.finite:
-                where = ", ".join(
-                    f"{d}={paths[d].values[i]}" for d, i in zip(data.dims, index, strict=True)
+            if data.reduced:
+                refuse_what_needs_samples(self.criterion, self.direction)
+            self._choose_direction(data)
+            self.dims = data.dims
+            coords = paths.coords.items()
+            self.coords = {n: c.variable for n, c in coords if set(c.dims) <= set(data.dims)}
+            self.successes, self.pairs = np.zeros(lead, np.int64), np.zeros((*lead, K, K))
+            self.moments = np.zeros((2, *lead, K, K))
+            if self.criterion == "linear" and np.sort(data.counts)[:2].sum() <= p + 1:
+                warnings.warn(
+                    f"the samples of two classes are linearly separable whatever their labels, as are any "
+                    f"n <= p + 1 = {p + 1} points in general position; criterion='linear' then says "
+                    f"nothing about the classes. Use another, or more samples.",
+                    UserWarning,
+                    stacklevel=3,
                 )
+        self.joint = self.joint and data.joint
+        self.margins = np.empty((*lead, R, K, K) if self.margin else 0)
+        for index in np.ndindex(*lead):
+            unit = None if self._units is None else self._units[index]
+            frame = data.frame(index, unit, self.margin)
+            if not frame.finite:
+                where = (f"{d}={paths[d].values[i]}" for d, i in zip(data.dims, index, strict=True))
                 raise ValueError(
-                    f"paths must be finite; got a NaN or infinity at {where or 'the only frame'}. "
+                    f"paths must be finite; got a NaN or infinity at {', '.join(where) or 'the frame'}. "
                     f"Drop those replicates or times, for example with paths.isel(time=slice(0, j))."
                 )
-            frame.margin = self.margin
             scores = CRITERIA[self.criterion].scores(frame)
             apart = (scores > 0) | np.eye(K, dtype=bool)
             self.pairs[index] += apart.sum(axis=0)
@@ -131,43 +149,7 @@ class Counter:
             if self.margin:
                 self.margins[index] = scores
                 self.moments[(slice(None), *index)] += scores.sum(axis=0), (scores**2).sum(axis=0)
-        self.trials += data.n_replicates
-
-    def refuse_what_needs_samples(self) -> None:
-        """Raise where statistics do not determine whether classes are separated."""
-        if CRITERIA[self.criterion].samples:
-            raise need_samples("paths", f"criterion={self.criterion!r}")
-        given = not isinstance(self.direction, str)
-        if CRITERIA[self.criterion].directed and (given or self.direction == "initial"):
-            what = "a direction given as an array" if given else "direction='initial'"
-            raise need_samples("paths", f"{what} (statistics know 'own' and 'ensemble')")
-
-    def _begin(self, paths: xr.Dataset, data: _Replicates) -> None:
-        K, p = len(data.counts), data.n_features
-        if K < 2:
-            raise ValueError("paths must hold at least 2 classes to separate; got label 0 only.")
-        if data.reduced:
-            self.refuse_what_needs_samples()
-        self._choose_direction(data)
-        self.dims = data.dims
-        self.coords = {
-            name: coord.variable
-            for name, coord in paths.coords.items()
-            if set(coord.dims) <= set(data.dims)
-        }
-        self.successes = np.zeros(data.lead, dtype=np.int64)
-        self.pairs = np.zeros((*data.lead, K, K))
-        self.moments = np.zeros((2, *data.lead, K, K))
-        counts = np.sort(data.counts)
-        if self.criterion == "linear" and counts[0] + counts[1] <= p + 1:
-            warnings.warn(
-                f"two classes of {counts[0]} and {counts[1]} samples in {p} dimensions are linearly "
-                f"separable whatever their labels, as are any n <= p + 1 points in general position; "
-                f"criterion='linear' then says nothing about the classes. Use 'projection' or "
-                f"'nearest_center', or more samples.",
-                UserWarning,
-                stacklevel=4,
-            )
+        self.trials += R
 
     def _choose_direction(self, data: _Replicates) -> None:
         """Set the direction: "auto" is resolved by what the replicates have in common."""
@@ -177,7 +159,7 @@ class Counter:
             expected = data.expected is not None and data.expected.any()
             self.direction = "ensemble" if known and (expected or data.common()) else "own"
         else:
-            self.direction = check_direction(self.direction, len(data.counts), data.n_features)
+            self.direction = check_direction(self.direction, *data.shape[1:])
             named = directed and isinstance(self.direction, str) and self.direction != "own"
             if named and not known:
                 raise ValueError(
@@ -188,10 +170,10 @@ class Counter:
             if named and not data.reduced and not data.common():
                 warnings.warn(
                     f"the class means of the replicates have no direction in common, at the first time or "
-                    f"at the last, so that their average has none: direction={self.direction!r} is "
-                    f"noise. Use direction='own', or start all replicates from the same means.",
+                    f"at the last: direction={self.direction!r} is noise. Use direction='own', or start "
+                    f"all replicates from the same means.",
                     UserWarning,
-                    stacklevel=5,
+                    stacklevel=4,
                 )
-        own = isinstance(self.direction, str) and self.direction == "own"
-        self._units = data.units(self.direction) if directed and not own else None
+        if directed and not (isinstance(self.direction, str) and self.direction == "own"):
+            self._units = data.units(self.direction)

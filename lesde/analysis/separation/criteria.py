@@ -36,18 +36,14 @@ class Frame:
         means: np.ndarray,
         counts: np.ndarray,
         direction: np.ndarray | None,
+        margin: bool,
         *,
         classes: list[np.ndarray] | None = None,
         reach: np.ndarray | None = None,
-        margin: bool = False,
     ):
         self.means, self.counts, self.direction = means, counts, direction
+        self.n_classes = len(counts)
         self._classes, self._reach, self.margin = classes, reach, margin
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return self.means.shape[1]
 
     @property
     def classes(self) -> list[np.ndarray]:
@@ -59,11 +55,11 @@ class Frame:
     @property
     def finite(self) -> bool:
         """True where all numbers are finite; a pair whose means coincide has no reach."""
-        if self._reach is None or not np.isfinite(self.means).all():
-            return bool(np.isfinite(self.means).all())
-        apart = (self.means[:, :, None] != self.means[:, None]).any(axis=-1)
-        known = np.isfinite(self._reach) | ~apart | np.eye(self.n_classes, dtype=bool)
-        return bool(known.all())
+        known = np.isfinite(self.means).all()
+        if known and self._reach is not None:
+            apart = (self.means[:, :, None] != self.means[:, None]).any(axis=-1)
+            known = (np.isfinite(self._reach) | ~apart | np.eye(self.n_classes, dtype=bool)).all()
+        return bool(known)
 
     def pairs(self) -> list[tuple[int, int]]:
         """All pairs of classes k < l."""
@@ -90,10 +86,8 @@ class Frame:
         size = 2 * np.abs(self.means).max(axis=(1, 2))[:, None, None]
         stored = one = 4 * self.means.shape[2] * EPS
         if reach is None:
-            size = (
-                size
-                + np.max([np.abs(x).max(axis=(1, 2)) for x in self.classes], axis=0)[:, None, None]
-            )
+            largest = [np.abs(samples).max(axis=(1, 2)) for samples in self.classes]
+            size = size + np.max(largest, axis=0)[:, None, None]
         else:
             clearance -= reach
             size = size + np.nan_to_num(np.abs(reach) + np.abs(reach).swapaxes(1, 2))

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
-from lesde.analysis.separation.counting import Counter
+from lesde.analysis.separation.counting import Counter, refuse_what_needs_samples
 from lesde.analysis.separation.criteria import CRITERIA
 from lesde.analysis.separation.intervals import METHODS, binomial_interval, replicates_to_add
 from lesde.checks import (
@@ -226,7 +226,7 @@ def _simulate(
     wanted = check_integer("replicates", options.pop("replicates", 256), maximum=limit)
     first = check_integer("first_replicate", options.pop("first_replicate", 0), minimum=0)
     if options.get("keep") == "statistics":
-        counter.refuse_what_needs_samples()
+        refuse_what_needs_samples(counter.criterion, counter.direction)
     batch = _batch(model, times, options)
     with tqdm(total=wanted, unit="replicate", disable=not progress) as bar:
         while counter.trials < wanted:
