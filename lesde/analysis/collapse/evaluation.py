@@ -211,9 +211,10 @@ def neural_collapse(
         if reduced:
             within = paths["within"].transpose(*sizes, *wanted["within"])
             rounding = float(paths.attrs.get("rounding", 0.0))
-            frames = StatisticsFrames(source, within, batch, counts, rounding, *parts[:2])
+            frames = StatisticsFrames(source, within, batch, counts, rounding)
         else:
-            frames = SampleFrames(source, batch, labels, *parts)
+            frames = SampleFrames(source, batch, labels, parts[2])
+        frames.weights, frames.bias = parts[:2]
         for name in names:
             found = METRICS[name].compute(frames)
             results[name][batch] = found.reshape(results[name][batch].shape)

@@ -54,25 +54,34 @@ def rounding_of(values: np.ndarray) -> np.ndarray:
 class Frames:
     """A batch of F frames: class means, what follows from them, and the spread within classes.
 
-    ``means`` and ``variances`` (F, K, p) are those of each feature in each class (divisor n_k), ``counts``
-    (K,) the samples per class, ``stored`` (F,) the relative rounding of the features, ``weights`` (F, K, p)
-    and ``bias`` (F, K) those of a classifier, or None.
+    ``means`` and ``variances`` (F, K, p) are those of each feature in each class (divisor n_k), ``centred`` the
+    means less *their* mean, so that classes count alike whatever their size; ``counts`` (K,) the samples per
+    class, ``stored`` (F,) the relative rounding of the features, ``weights`` (F, K, p) and ``bias`` (F, K)
+    those of a classifier, or None. ``rounding`` (F, K, p) is the squared error of a class mean from summation, up
+    to n roundings of n numbers, in proportion to the *features*, not to their means, which may cancel; ``noise``
+    the same with the precision that the features were stored in.
     """
 
-    means: np.ndarray
-    variances: np.ndarray
-    stored: np.ndarray
+    weights: np.ndarray | None = None
+    bias: np.ndarray | None = None
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        counts: np.ndarray,
-        weights: np.ndarray | None,
-        bias: np.ndarray | None,
+        self, means: np.ndarray, variances: np.ndarray, counts: np.ndarray, stored: np.ndarray
     ):
-        self.n_frames, self.n_features = shape
-        self.counts, self.n_classes, self.n_samples = counts, len(counts), int(counts.sum())
-        self.weights, self.bias = weights, bias
+        self.n_frames, self.n_classes, self.n_features = means.shape
+        self.counts, self.n_samples = counts, int(counts.sum())
+        self.means, self.variances, self.stored = means, variances, stored
+        self.centred = means - means.mean(axis=1, keepdims=True)
+        squares = variances + means**2
+        size = squares.max(axis=(1, 2))
+        if not (((size > LEAST) & (size < MOST)) | ~means.any(axis=(1, 2))).all():
+            raise ValueError(
+                f"paths must hold features of sizes from {LEAST**0.5:.0e} to {MOST**0.5:.0e}, whose squares "
+                f"float64 holds; got others. Rescale them, which changes no metric."
+            )
+        summing = np.maximum(counts, self.n_features)[:, None] * EPS
+        self.rounding = summing**2 * squares
+        self.noise = (summing + STORED * stored[:, None, None]) ** 2 * squares
 
     def blocks(self) -> Iterator[Block]:
         """The samples, a block at a time, sorted by class within each block."""
@@ -82,46 +91,10 @@ class Frames:
         """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
         raise NotImplementedError
 
-    def check_size(self) -> None:
-        """Refuse features whose squares leave the range of float64."""
-        size = self._squares.max(axis=(1, 2))
-        good = ((size > LEAST) & (size < MOST)) | ~self.means.any(axis=(1, 2))
-        if not good.all():
-            raise ValueError(
-                f"paths must hold features of sizes from {LEAST**0.5:.0e} to {MOST**0.5:.0e}, whose squares "
-                f"float64 holds; got others. Rescale them, which changes no metric."
-            )
-
-    @cached_property
-    def centred(self) -> np.ndarray:
-        """Class means less *their* mean, so that classes count alike whatever their size, (F, K, p)."""
-        return self.means - self.means.mean(axis=1, keepdims=True)
-
     @cached_property
     def gram(self) -> np.ndarray:
         """Inner products of the centred means, (F, K, K)."""
         return self.centred @ self.centred.swapaxes(1, 2)
-
-    @cached_property
-    def rounding(self) -> np.ndarray:
-        """Squared error of a class mean from summation, (F, K, p): up to n roundings of n numbers.
-
-        In proportion to the *features*, not to their means, which may cancel.
-        """
-        return self._summing[:, None] ** 2 * self._squares
-
-    @cached_property
-    def noise(self) -> np.ndarray:
-        """The same with the precision that the features were stored in, (F, K, p)."""
-        return (self._summing + STORED * self.stored[:, None])[..., None] ** 2 * self._squares
-
-    @property
-    def _summing(self) -> np.ndarray:
-        return np.maximum(self.counts, self.n_features) * EPS
-
-    @cached_property
-    def _squares(self) -> np.ndarray:
-        return self.variances + self.means**2
 
     @cached_property
     def between(self) -> np.ndarray:
@@ -202,46 +175,43 @@ class SampleFrames(Frames):
         source: xr.DataArray,
         batch: tuple[slice, ...],
         labels: np.ndarray,
-        weights: np.ndarray | None = None,
-        bias: np.ndarray | None = None,
         centers: np.ndarray | None = None,
     ):
-        shape = (math.prod(s.stop - s.start for s in batch), source.shape[-1])
-        super().__init__(shape, np.bincount(labels), weights, bias)
+        self._shape = math.prod(s.stop - s.start for s in batch), -1, source.shape[-1]
         self._source, self._batch, self._labels = source.variable, batch, labels
-        size = max(1, class_means.BLOCK_VALUES // (shape[0] * shape[1]))
-        self._parts = [slice(a, a + size) for a in range(0, self.n_samples, size)]
+        size = max(1, class_means.BLOCK_VALUES // (self._shape[0] * source.shape[-1]))
+        self._parts = [slice(a, a + size) for a in range(0, len(labels), size)]
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
-        self.stored = np.full(self.n_frames, np.inf)
+        self.stored = np.full(self._shape[0], np.inf)
+        counts = np.bincount(labels)
         with np.errstate(over="ignore", invalid="ignore"):  # refused below
-            self._find_moments()
-            if not np.isfinite(self.means).all():
+            means, variances = self._moments(counts)
+            if not np.isfinite(means).all():
                 refuse_not_finite("paths.features", source, batch)
-            self.check_size()
+            super().__init__(means, variances, counts, self.stored)
         self._own = centers is None
-        self._centers = self.means if centers is None else centers
+        self._centers = means if centers is None else centers
         # An offset that all features share does not cancel.
         self._origin = self._centers.mean(axis=1, keepdims=True)
 
-    def _find_moments(self) -> None:
+    def _moments(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means and variances in one pass, from differences to the first sample of each class.
 
         So both keep their digits however far the class is from the origin, and samples that coincide
         have no variance at all.
         """
-        shape = (self.n_classes, self.n_frames, self.n_features)
+        shape = (len(counts), self._shape[0], self._shape[2])
         first, sums, squares = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape)
-        known = np.zeros(self.n_classes, dtype=bool)
+        known = np.zeros(len(counts), dtype=bool)
         for k, samples in self._classes():
             if not known[k]:
                 first[k], known[k] = samples[0], True
             away = samples - first[k]
             sums[k] += away.sum(axis=0)
             squares[k] += np.einsum("nfp,nfp->fp", away, away)
-        counts = self.counts[:, None, None]
-        shift = sums / counts
-        self.means = (first + shift).swapaxes(0, 1)
-        self.variances = np.maximum(squares / counts - shift**2, 0.0).swapaxes(0, 1)
+        shift = sums / counts[:, None, None]
+        variances = np.maximum(squares / counts[:, None, None] - shift**2, 0.0)
+        return (first + shift).swapaxes(0, 1), variances.swapaxes(0, 1)
 
     def _sorted(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Classes (n,) and features (n, F, p) of each block, sorted by class.
@@ -253,7 +223,7 @@ class SampleFrames(Frames):
             return
         for part in self._parts:
             labels, values = self._labels[part], self._source[(*self._batch, part)].values
-            values = values.reshape(self.n_frames, -1, self.n_features)
+            values = values.reshape(self._shape)
             self.stored = np.minimum(self.stored, rounding_of(values))
             values = values.swapaxes(0, 1)
             if (np.diff(labels) < 0).any():
@@ -316,22 +286,18 @@ class StatisticsFrames(Frames):
         batch: tuple[slice, ...],
         counts: np.ndarray,
         rounding: float,
-        weights: np.ndarray | None = None,
-        bias: np.ndarray | None = None,
     ):
         K, p = mean.shape[-2:]
         means = mean.variable[batch].values.reshape(-1, K, p)
-        super().__init__((len(means), p), counts, weights, bias)
-        self.stored = np.maximum(rounding_of(means), rounding)
         covariances = within.variable[batch].values.reshape(-1, K, p, p).astype(np.float64)
         # The variances alone serve NC2.
         variances = np.einsum("fkpp->fkp", covariances)
         for name, source, values in (("mean", mean, means), ("within", within, variances)):
             if not np.isfinite(values).all():
                 refuse_not_finite(f"paths.{name}", source, batch)
-        self.means, self.variances = means.astype(np.float64), np.maximum(variances, 0.0)
+        stored = np.maximum(rounding_of(means), rounding)
+        super().__init__(means.astype(np.float64), np.maximum(variances, 0.0), counts, stored)
         self._within = within, batch, covariances
-        self.check_size()
 
     def spread_along(self, axes: np.ndarray) -> np.ndarray:
         """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
