@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_times, power_of_two
+from lesde.checks import check_times
 from lesde.paths import check_paths, check_statistics, is_statistics
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "batches",
     "checked_paths",
     "class_averages",
-    "power_of_two",
+    "read_averages",
     "read_class_means",
     "refuse_not_finite",
 ]
@@ -51,7 +51,7 @@ def class_averages(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     counts = np.bincount(labels)
     shares = np.eye(len(counts))[labels] / counts
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return shares.T @ values.astype(np.float64)
 
 
@@ -66,19 +66,15 @@ def batches(leading: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
 
 
 def refuse_not_finite(name: str, source: xr.DataArray, batch: tuple[slice, ...]) -> None:
-    """Raise the error that names the first value of a batch of frames that is not finite, if any.
-
-    A frame is what is left of ``source`` at one index of its first dimensions, as many as in ``batch``.
-    """
-    for frame in itertools.product(*(range(s.start, s.stop) for s in batch)):
-        values = source.variable[frame].values
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad) == 0:
-            continue
-        where = []
-        for dim, i in zip(source.dims, (*frame, *map(int, bad[0])), strict=True):
-            named = dim in source.coords and source.coords[dim].ndim == 1
-            where.append(f"{dim}={source.coords[dim].values[i]}" if named else f"{dim} {i}")
+    """Raise an error that names the first value of a batch of frames that is not finite, if any."""
+    values = source.variable[batch].values
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        begin = [s.start for s in batch] + [0] * values.ndim
+        where = (
+            f"{d}={source[d].values[a + i]}"
+            for d, a, i in zip(source.dims, begin, bad[0], strict=False)
+        )
         raise ValueError(
             f"{name} must be finite; got {values[tuple(bad[0])]} at {', '.join(where)}. Drop the frames "
             f"after a run diverged, or the samples that were not recorded, with paths.isel(...)."
@@ -119,24 +115,21 @@ def _ordered(
     times = check_times("paths.time", paths["time"].values)
     if "replicate" not in values.dims:
         values = values.expand_dims("replicate")
-    groups = [d for d in values.dims if d not in ("replicate", "time", dim, "feature")]
-    return values.transpose(*groups, "replicate", "time", dim, "feature"), times, groups
+    ends = ("replicate", "time", dim, "feature")
+    return values.transpose(..., *ends), times, [d for d in values.dims if d not in ends]
 
 
 def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
     """Check a dataset of features, or of statistics, and take its class means.
 
-    ``with_steps`` reads the coordinate ``iteration`` too, where there is one. Errors are those of a
-    dataset without features, labels, times or a second class, of a value that is not finite (with its
-    place), and of an ``iteration`` that does not increase.
+    ``with_steps`` reads the coordinate ``iteration`` too, where there is one.
     """
     if is_statistics(paths):
         counts = check_statistics("paths", paths, {"mean": ["time", "class", "feature"]})
         source, times, groups = _ordered(paths, paths["mean"], "class")
         values = source.values.astype(np.float64)
         if not np.isfinite(values).all():
-            every = tuple(slice(0, size) for size in source.shape[:-2])
-            refuse_not_finite("paths.mean", source, every)
+            refuse_not_finite("paths.mean", source, ())
     else:
         source, labels, times, groups = checked_paths(paths)
         counts = np.bincount(labels)
@@ -153,24 +146,14 @@ def read_class_means(paths: Any, with_steps: bool) -> ClassMeans:
 
 def _steps(paths: xr.Dataset, groups: dict[Hashable, int]) -> np.ndarray:
     """SGD iterations in each interval, (group, interval)."""
-    iteration = paths["iteration"]
-    if "time" not in iteration.dims or not set(iteration.dims) <= {*groups, "time"}:
-        raise ValueError(
-            f"paths.iteration must have the dimension 'time' and any of {list(groups)}; got "
-            f"{iteration.dims}. Drop it with paths.drop_vars('iteration') to fit in continuous time."
-        )
-    missing = {d: n for d, n in groups.items() if d not in iteration.dims}
-    full = iteration.expand_dims(missing).transpose(*groups, "time").values
-    steps = np.diff(full, axis=-1).reshape(math.prod(groups.values()), -1)
-    if not np.issubdtype(steps.dtype, np.integer):
-        if (steps != np.rint(steps)).any():
-            raise ValueError("paths.iteration must hold whole numbers of SGD steps.")
-        steps = np.rint(steps).astype(np.int64)
-    if (steps < 1).any():
-        g, i = np.argwhere(steps < 1)[0]
-        raise ValueError(
-            f"paths.iteration must increase from each time to the next; it goes up by "
-            f"{steps[g, i]} between times {i} and {i + 1}. Leave repeated frames out with "
-            f"paths.isel(time=...), or use scheme='exponential'."
-        )
-    return steps
+    iteration = paths["iteration"].variable
+    wanted = {**groups, "time": paths.sizes["time"]}
+    if "time" in iteration.dims and set(iteration.dims) <= set(wanted):
+        steps = np.diff(iteration.set_dims(wanted).transpose(*wanted).values, axis=-1)
+        if (steps >= 1).all() and (steps == np.rint(steps)).all():
+            return steps.astype(np.int64).reshape(-1, steps.shape[-1])
+    raise ValueError(
+        f"paths.iteration must increase by whole numbers from each time to the next, over the dimensions "
+        f"{', '.join(map(repr, wanted))}; got {dict(iteration.sizes)}. Leave repeated frames out with "
+        f"paths.isel(time=...), or use scheme='exponential'."
+    )

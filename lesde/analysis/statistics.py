@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from lesde import paths as datasets
 from lesde.analysis.class_means import batches, refuse_not_finite
 from lesde.analysis.collapse.frames import rounding_of
 from lesde.analysis.separation.directions import unit_pairs
-from lesde.checks import bare_array, check_times
+from lesde.checks import available_memory, bare_array, shown_bytes
 from lesde.paths import check_dataset, check_paths, gap_directions, reduce_frame
 
 __all__ = ["statistics"]
 
 # Feature values read at once: 32 MB in float64.
 READ_VALUES = 2**22
-# Bytes of a result from which the available memory is checked.
-LOOK_FROM = 5e8
 
 ABOUT = {
     "mean": "class mean",
@@ -42,14 +38,13 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     ----------
     paths : xarray.Dataset
         Variable ``features`` with dimensions ``sample`` and ``feature`` and any others, and coordinate
-        ``label(sample)``, integers 0 to K−1 in any order. A variable read lazily from disk is read a
-        part at a time.
+        ``label(sample)``. A variable read lazily from disk is read a part at a time.
     directions : array, DataArray or law, optional
         Directions along which pairs of classes are compared besides those of each replicate's own
         gaps: an array ([time,] class, class_, feature) with at [k, l], k < l, the vector from class l
         to class k, of any length above zero; a DataArray with these dimensions and possibly others of
         the paths, but not ``replicate``; or the dataset ``lesde.law(model, paths.time, initial=...)``, for its
-        expected gaps (where those are zero the pair has no direction and counts as not separated).
+        expected gaps (where those are zero the pair counts as not separated).
 
     Returns
     -------
@@ -60,24 +55,17 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
         - ``mean (…, class, feature)``: class means;
         - ``within (…, class, feature, feature_)``: covariance within each class, divisor n_k;
         - ``reach (…, class, class_)``: the largest (μ_k − x)·u_kl over the samples x of class k, with
-          u_kl the unit vector from μ_l to μ_k: the reach of class k toward class l. Classes are
-          separated along the gap of their means iff reach[k, l] + reach[l, k] < ‖μ_k − μ_l‖, and by
-          the nearest mean iff both are less than half of it. NaN on the diagonal and where the means
-          coincide;
-        - with ``directions``, ``direction``, as unit vectors, and ``reach_expected``, the reach along
-          those.
+          u_kl the unit vector from μ_l to μ_k. Classes are separated along the gap of their means iff
+          reach[k, l] + reach[l, k] < ‖μ_k − μ_l‖, and by the nearest mean iff both are less than half of
+          it. NaN on the diagonal and where the means coincide;
+        - with ``directions``, these as unit vectors, ``direction``, and ``reach_expected``, the reach along
+          them.
 
         Coordinate ``count(class)``; other variables of ``paths`` without the dimension ``sample`` are
         kept. Attributes are those of ``paths``, with ``keep="statistics"``, ``joint=1`` (reaches of a
         class toward several others go together), ``reach_paths=1`` (and so do those at several times)
         and, where the features were stored less precisely than the result is, ``rounding``, their
         relative rounding.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a dataset without features or labels, features that are not finite (the message says
-        where), or directions that do not fit.
 
     Notes
     -----
@@ -93,26 +81,24 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     {'replicate': 4, 'time': 2, 'class': 2, 'feature': 2, 'feature_': 2}
     """
     features, labels = check_paths("paths", paths)
-    dims = [d for d in features.dims if d not in ("sample", "feature")]
-    features = features.transpose(*dims, "sample", "feature")
+    features = features.transpose(..., "sample", "feature")
+    dims, lead, p = features.dims[:-2], features.shape[:-2], features.shape[-1]
     counts = np.bincount(labels)
-    K, p = len(counts), features.sizes["feature"]
-    lead = tuple(features.sizes[d] for d in dims)
-    dtype = np.result_type(features.dtype, np.float32)
+    K, dtype = len(counts), np.result_type(features.dtype, np.float32)
     needed = math.prod(map(float, lead)) * K * (p + p * p + 2 * K) * dtype.itemsize
-    if needed > LOOK_FROM and needed > datasets.available_memory():
+    if needed > available_memory():
         raise ValueError(
             f"paths has {math.prod(lead)} frames of {K} classes in {p} dimensions, whose statistics need "
-            f"{needed / 1e9:.1f} GB, more than the {datasets.available_memory() / 1e9:.1f} GB at hand. "
-            f"Choose fewer times with paths.isel(time=...), or analyse the features themselves."
+            f"{shown_bytes(needed)}, more than the {shown_bytes(available_memory())} at hand. Choose fewer "
+            f"times with paths.isel(time=...), or analyse the features themselves."
         )
     ends: dict[str, tuple[str, ...]] = {"mean": ("class", "feature")}
     ends["within"], ends["reach"] = ("class", "feature", "feature_"), ("class", "class_")
     units = None
     if directions is not None:
         ends["reach_expected"] = ("class", "class_")
-        given = _directions(directions, paths, features, K)
-        missing = {d: features.sizes[d] for d in dims if d not in given.dims}
+        given = _directions(directions, features, K)
+        missing = {d: n for d, n in features.sizes.items() if d in dims and d not in given.dims}
         units = given.expand_dims(missing).transpose(*dims, "class", "class_", "feature").values
 
     sizes = {"class": K, "feature": p}
@@ -122,14 +108,13 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     }
     precision = np.inf
     order = np.argsort(labels, kind="stable")
-    rescale = f"Rescale them{'' if dtype == np.float64 else ', or use paths.astype(float)'}."
+    limits = np.finfo(dtype)
     for batch in batches(lead, max(1, READ_VALUES // (len(labels) * p))):
         samples = features.variable[batch].values
         shape, samples = samples.shape[:-2], samples.reshape(-1, len(labels), p)
         if not np.isfinite(samples).all():
             refuse_not_finite("paths.features", features, batch)
-        known = rounding_of(samples)
-        precision = min(precision, known[known > 0].min(initial=np.inf))
+        precision = min(precision, rounding_of(samples).min())
         along = None if units is None else units[batch].reshape(-1, K, K, p)
         if (np.diff(labels) < 0).any():
             samples = samples[:, order]
@@ -137,20 +122,15 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
             found = dict(zip(ends, reduce_frame(samples, counts, along), strict=True))
             for name, values in found.items():
                 arrays[name][batch] = values.reshape(*shape, *values.shape[1:])
-        for name in ("mean", "within"):
-            if not np.isfinite(arrays[name][batch]).all():
-                raise ValueError(
-                    f"paths.features are too large: their {ABOUT[name]} overflows {dtype}. {rescale}"
-                )
         # a spread that is not rounding, yet has a square too small for the type
-        limits = np.finfo(dtype)
         spread = np.nanmax(np.abs(found["reach"]), axis=(1, 2), initial=0.0)
         lost = spread > limits.eps * np.abs(found["mean"]).max(axis=(1, 2))
         lost &= spread < np.sqrt(limits.tiny / limits.eps)
-        if lost.any():
+        whole = all(np.isfinite(arrays[name][batch]).all() for name in ("mean", "within"))
+        if lost.any() or not whole:
             raise ValueError(
-                f"paths.features are too small: the square of their spread, {spread[lost][0]:.1g}, "
-                f"underflows {dtype}. {rescale}"
+                f"paths.features are too {'small' if whole else 'large'}: the square of their spread leaves "
+                f"the range of {dtype}. Rescale them, or use paths.astype(float)."
             )
 
     data: dict[Any, Any] = {
@@ -164,58 +144,40 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
     coords = {n: c.variable for n, c in paths.coords.items() if "sample" not in c.dims}
     coords["count"] = xr.Variable("class", counts, {"long_name": "samples per class"})
     about: dict[str, Any] = {"keep": "statistics", "joint": 1, "reach_paths": 1}
-    if np.finfo(dtype).eps < precision < np.inf:
+    if limits.eps < precision < np.inf:
         about["rounding"] = float(precision)
     return xr.Dataset(data, coords, paths.attrs | about)
 
 
-def _directions(directions: Any, paths: xr.Dataset, features: xr.DataArray, K: int) -> xr.DataArray:
-    """Unit vectors as a DataArray over some of the leading dimensions, class, class_ and feature."""
-    p = features.sizes["feature"]
+def _directions(directions: Any, features: xr.DataArray, K: int) -> xr.DataArray:
+    """Unit vectors over some of the leading dimensions, then class, class_ and feature."""
     last = ("class", "class_", "feature")
+    times = features.coords.get("time")
+    given = directions
     if isinstance(directions, xr.Dataset):
-        return _of_law(directions, paths, features, K)
-    if isinstance(directions, xr.DataArray):
-        given = directions
-    else:
+        law = check_dataset("directions", directions, ["mean", "covariance"], "lesde.law")
+        # Of the law's two means the centred one keeps the gaps' own digits.
+        mean = law.get("centred_mean", law["mean"]).transpose("time", "class", "feature")
+        units = np.nan_to_num(gap_directions(mean.values), nan=0.0)
+        given = xr.DataArray(units, {"time": law["time"].values}, ("time", *last))
+    elif not isinstance(directions, xr.DataArray):
         array = bare_array("directions", directions)
-        over = ("time",) if array.ndim == 4 and "time" in features.dims else ()
-        if array.ndim != len(over) + 3:
-            wanted = "(time, class, class, feature) or " if "time" in features.dims else ""
-            raise ValueError(
-                f"directions must have shape {wanted}(class, class, feature); got an array of shape "
-                f"{array.shape}."
-            )
-        given = xr.DataArray(array, dims=(*over, *last))
-    allowed: dict[Hashable, int] = {d: n for d, n in features.sizes.items() if d != "replicate"}
-    allowed |= {"class": K, "class_": K, "feature": p}
-    allowed.pop("sample")
-    if not set(last) <= set(given.dims) or any(allowed.get(d) != n for d, n in given.sizes.items()):
+        given = xr.DataArray(
+            array, dims=("time", *last)[-array.ndim :] if array.ndim in (3, 4) else None
+        )
+    allowed = {d: n for d, n in features.sizes.items() if d not in ("replicate", "sample")}
+    allowed |= {"class": K, "class_": K}
+    fits = set(last) <= set(given.dims) and all(allowed.get(d) == n for d, n in given.sizes.items())
+    if fits and isinstance(directions, xr.Dataset) and times is not None:
+        fits = np.allclose(given["time"], times, rtol=1e-6, atol=0.0)
+    if not fits:
         raise ValueError(
-            f"directions must have the dimensions class, class_, feature, and otherwise only those of "
-            f"the paths but replicate: {', '.join(f'{d}: {n}' for d, n in allowed.items())}; got "
-            f"{', '.join(f'{d}: {n}' for d, n in given.sizes.items())}."
+            f"directions must be over class, class_, feature, and otherwise only dimensions of the paths but "
+            f"replicate, at their times: {', '.join(f'{d}: {n}' for d, n in allowed.items())}; got "
+            f"{', '.join(f'{d}: {n}' for d, n in given.sizes.items())}. From a law: "
+            f"lesde.law(model, paths.time, initial=...)."
         )
     given = given.transpose(*(d for d in features.dims if d in given.dims and d not in last), *last)
+    if isinstance(directions, xr.Dataset):
+        return given.drop_vars("time")
     return xr.DataArray(unit_pairs("directions", given.values), dims=given.dims)
-
-
-def _of_law(law: xr.Dataset, paths: xr.Dataset, features: xr.DataArray, K: int) -> xr.DataArray:
-    """Unit vectors of the expected gaps of a law at the times of the paths."""
-    check_dataset("directions", law, ["mean", "covariance"], "lesde.law")
-    # Of the law's two means the centred one keeps the gaps' own digits.
-    mean = law["centred_mean" if "centred_mean" in law else "mean"]
-    wanted = {"time": features.sizes.get("time"), "class": K, "feature": features.sizes["feature"]}
-    if mean.dims != tuple(wanted) or dict(mean.sizes) != wanted:
-        raise ValueError(
-            f"directions, a law, must be over the times, classes and features of the paths, "
-            f"{wanted}; got {dict(mean.sizes)}. Use lesde.law(model, paths.time, initial=...)."
-        )
-    times = check_times("directions.time", law["time"].values, minimum_length=1)
-    if "time" in paths.coords and not np.allclose(times, paths["time"].values, rtol=1e-6, atol=0.0):
-        raise ValueError(
-            "directions, a law, must be at the times of the paths; got others. Use "
-            "lesde.law(model, paths.time, initial=...)."
-        )
-    units = np.nan_to_num(gap_directions(mean.values), nan=0.0)
-    return xr.DataArray(units, dims=("time", "class", "class_", "feature"))

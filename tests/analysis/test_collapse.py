@@ -378,7 +378,7 @@ def test_errors_name_the_argument_and_the_remedy():
         neural_collapse(paths.rename(feature="neuron"))
     with pytest.raises(ValueError, match="label missing"):
         neural_collapse(paths.drop_vars("label"))
-    with pytest.raises(ValueError, match="at least two classes"):
+    with pytest.raises(ValueError, match="at least 2 classes"):
         neural_collapse(paths.assign_coords(label=("sample", np.zeros(15, dtype=int))))
     with pytest.raises(ValueError, match=r"paths\.label must be the integers 0 to K-1"):
         neural_collapse(paths.assign_coords(label=("sample", labels + 1)))
@@ -394,11 +394,13 @@ def test_errors_name_the_argument_and_the_remedy():
         ValueError, match=r"weights must fit the features, \(class: 3, feature: 4\)"
     ):
         neural_collapse(paths, weights=np.zeros((4, 3)))
-    with pytest.raises(ValueError, match=r"otherwise only those of the features"):
+    with pytest.raises(ValueError, match=r"weights must fit the features, .*epoch"):
         neural_collapse(
             paths, weights=xr.DataArray(np.zeros((2, 3, 4)), dims=("epoch", "class", "feature"))
         )
-    with pytest.raises(ValueError, match="labels must have one entry per sample, 15"):
+    with pytest.raises(
+        ValueError, match=r"features must have shape .* with a sample for each of the 14 labels"
+    ):
         nc1(x, labels[:-1])
     with pytest.raises(ValueError, match=r"features must have shape \(\.\.\., sample, feature\)"):
         nc1(x[0, 0, 0], labels)
@@ -417,8 +419,8 @@ def test_a_feature_that_is_not_finite_is_named_with_its_place(bad):
     x[1, 2, 7, 3] = bad
     paths = dataset(x, labels, time=[0.0, 0.5, 1.5])
     with pytest.raises(
-        ValueError, match=rf"got {bad} at replicate 1, time=1\.5, sample 7, feature 3"
+        ValueError, match=rf"got {bad} at replicate=1, time=1\.5, sample=7, feature=3"
     ):
         neural_collapse(paths)
-    with pytest.raises(ValueError, match=rf"got {bad} at axis0 1, axis1 2, sample 7, feature 3"):
+    with pytest.raises(ValueError, match=rf"got {bad} at axis0=1, axis1=2, sample=7, feature=3"):
         nc2_etf(x, labels)

@@ -194,30 +194,23 @@ def test_statistics_serve_where_samples_are_not_needed(both):
     np.testing.assert_allclose(result.nc1_cdnv, whole.nc1_cdnv, rtol=1e-4)
     np.testing.assert_allclose(result.nc3_duality, whole.nc3_duality, rtol=1e-4)
     assert result.width.values.tolist() == [40, 11, 6]
-    with pytest.raises(ValueError, match=r"layer 'conv': .*features of every sample"):
+    with pytest.raises(ValueError, match=r"features of every sample"):
         lesde.layer_collapse(reduced)
 
 
 def test_refusals(both):
     train = both["train"]
     for records, kind, message in (
-        (train["conv"], TypeError, r"records must map the names of layers .*Give \{\"layer\""),
-        ({}, ValueError, "at least one layer"),
-        ({"logits": train["logits"]}, ValueError, "must hold a hidden layer; got 'logits'"),
-        ({"conv": train["conv"], "x": 1}, TypeError, "its entry 'conv' is a Dataset"),
-        ({"train": {"conv": 3}}, TypeError, r"records\['train'\] .* entry 'conv' is a int"),
+        (train["conv"], TypeError, "records must map the names of layers"),
+        ({}, TypeError, "records must map the names of layers"),
+        ({"logits": train["logits"]}, ValueError, "records hold a hidden one; got none"),
+        ({"conv": train["conv"], "x": 1}, TypeError, "records must map the names of layers"),
+        ({"train": {"conv": 3}}, TypeError, "records must map the names of layers"),
     ):
         with pytest.raises(kind, match=message):
             lesde.layer_collapse(records)
-    with pytest.raises(
-        ValueError, match=r"layers, of the split 'train', must be one of .*'convv'.*Did you"
-    ):
+    with pytest.raises(ValueError, match=r"layers must be one of .*'convv'.*Did you"):
         lesde.layer_collapse(both, ["convv"])
-    one = {split: records["conv"] for split, records in both.items()}
-    with pytest.raises(
-        ValueError, match=r"'train', 'held_out' are all of the layer 'conv'\. For one"
-    ):
-        lesde.layer_collapse(one)
     with pytest.raises(ValueError, match="layers must name at least one"):
         lesde.layer_collapse(both, [])
     with pytest.raises(ValueError, match=r"metrics must be one of .*Did you mean 'ncc_accuracy'"):
@@ -228,10 +221,10 @@ def test_refusals(both):
         lesde.layer_collapse(both, centers="test")
     with pytest.raises(ValueError, match=r"for every layer .*'conv', 'middle'.*they differ"):
         lesde.layer_collapse(train | {"middle": train["middle"].isel(time=slice(2))})
-    with pytest.raises(ValueError, match="same samples for every layer"):
+    with pytest.raises(ValueError, match=r"the same samples.* for every layer"):
         lesde.layer_collapse(train | {"middle": train["middle"].isel(sample=slice(1, None))})
     other = {k: v.isel(time=slice(2)) for k, v in both["held_out"].items()}
-    with pytest.raises(ValueError, match=r"layer 'conv': centers must have the time of paths"):
+    with pytest.raises(ValueError, match=r"centers must have the coordinates of paths"):
         lesde.layer_collapse({"train": train, "held_out": other})
     with pytest.raises(ValueError, match=r"for every split \('train', 'held_out'\); they differ"):
         lesde.layer_collapse({"train": train, "held_out": other}, centers="own")

@@ -25,7 +25,7 @@ from lesde.networks import digits
 
 NAMES = ["nc1", "nc1_trace", "nc1_cdnv", "nc2_etf", "nc2_norm_cv", "nc2_angle_std"]
 WITH_WEIGHTS = [*NAMES, "nc3", "nc3_duality", "nc4", "ncc_accuracy"]
-POWERS = [-300, -155, -100, -50, 50, 77, 100, 155, 300]
+POWERS = [-125, -100, -50, 50, 77, 100, 135]
 
 
 def dataset(x, labels, dims=()):
@@ -95,7 +95,7 @@ def solve(matrix, right):
 @pytest.mark.parametrize(
     ("counts", "p"), [((12, 9, 15), 4), ((5, 6, 4, 7, 5), 2), ((1, 1, 8), 2), ((6, 5), 1)]
 )
-@pytest.mark.parametrize("power", [0, -300, -120, 60, 299])
+@pytest.mark.parametrize("power", [0, -125, 60, 135])
 def test_nc1_against_rational_numbers(counts, p, power):
     x, labels = draw(1, counts, p)
     expected = exact_nc1(x, labels)
@@ -120,7 +120,7 @@ def test_every_metric_at_every_scale(counts, p, dtype):
             scaled, WITH_WEIGHTS, weights=weights, bias=bias * 10.0**power
         )
         xr.testing.assert_allclose(found, expected, rtol=rounding, atol=rounding)
-    for size in (1e-250, 1e250):
+    for size in (1e-100, 1e100):
         heavy = lesde.neural_collapse(
             dataset(x, labels), WITH_WEIGHTS, weights=size * weights, bias=size * bias
         )
@@ -129,7 +129,7 @@ def test_every_metric_at_every_scale(counts, p, dtype):
 
 def test_each_frame_has_its_own_unit():
     x, labels = draw(5)
-    sizes = 10.0 ** np.array([-300, 0, 155, -30, 300])
+    sizes = 10.0 ** np.array([-125, 0, 135, -30, 100])
     frames = sizes[:, None, None] * x
     found = lesde.neural_collapse(dataset(frames, labels, ("time",)))
     for name in NAMES:
@@ -298,7 +298,7 @@ def test_two_of_three_class_means_coincide():
 def test_collapsed_classes_at_every_scale():
     """No spread: 0; no spread and one point: NaN; equal rows of the weights: NaN."""
     labels = np.repeat(np.arange(3), [500, 3, 40])
-    for power in (-300, -100, 0, 100, 300):
+    for power in (-125, -100, 0, 100, 135):
         apart = 10.0**power * np.array([[0.1, 0.7], [0.3, 0.2], [-0.9, 0.3]])[labels]
         one = np.full_like(apart, 0.1 * 10.0**power)
         for function in (nc1, nc1_trace, nc1_cdnv):
@@ -313,7 +313,7 @@ def test_collapsed_classes_at_every_scale():
 def test_layers_at_every_scale():
     x, labels = draw(14)
     expected = lesde.neural_collapse(dataset(x, labels), NAMES)
-    records = {f"layer{k}": dataset(10.0**k * x, labels) for k in (-200, 0, 200)}
+    records = {f"layer{k}": dataset(10.0**k * x, labels) for k in (-120, 0, 120)}
     found = lesde.layer_collapse(records, metrics=NAMES)
     for name in NAMES:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-11)
@@ -351,3 +351,10 @@ def test_many_rounded_features_leave_no_direction_of_their_own():
     _, s, vt = np.linalg.svd(centred, full_matrices=False)
     expected = 2 * ((away @ vt[0]) ** 2).sum() / s[0] ** 2 / len(x)
     np.testing.assert_allclose(nc1(x.astype(np.float32), labels), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("power", [-160, 160])
+def test_features_whose_squares_leave_the_range_of_floats_are_refused(power):
+    x, labels = draw(15)
+    with pytest.raises(ValueError, match=r"features of sizes from 1e-130 to 1e\+140.*Rescale"):
+        nc1(x * 10.0**power, labels)

@@ -255,11 +255,11 @@ def test_errors_of_the_data(fake):
         separation_probability(np.zeros((3, 4)))
     with pytest.raises(TypeError, match="times is required with a model"):
         separation_probability(model)
-    with pytest.raises(ValueError, match="replicates must be at most max_replicates=10; got 32"):
+    with pytest.raises(ValueError, match=r"replicates must be .* at most 10; got 32"):
         separation_probability(model, times=[0, 1, 3], replicates=32, max_replicates=10)
     with pytest.raises(ValueError, match="label missing"):
         separation_probability(paths.drop_vars("label"))
-    with pytest.raises(ValueError, match="at least 2 classes to separate"):
+    with pytest.raises(ValueError, match="at least 2 classes"):
         separation_probability(paths.isel(sample=paths["label"].values == 0))
     broken = paths.copy(deep=True)
     broken["features"][3, 1, 0, 0] = np.nan

@@ -46,7 +46,7 @@ def test_elasticity_of_single_means_and_iterations():
     broken = reduced.copy(deep=True)
     broken["mean"][3, 2] = np.inf
     with pytest.raises(
-        ValueError, match=r"paths.mean must be finite; got inf at replicate 3, time=0.66"
+        ValueError, match=r"paths.mean must be finite; got inf at replicate=3, time=0.66"
     ):
         lesde.fit_elasticity(broken)
     with pytest.raises(ValueError, match=r"paths.mean must have the dimensions 'time'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,8 @@ import xarray as xr
 
 from lesde.analysis import class_means
 from lesde.analysis.class_means import batches, read_averages
-from lesde.analysis.collapse.frames import (
-    Frames,
-    SampleFrames,
-    StatisticsFrames,
-)
-from lesde.checks import check_choices, check_finite_array, check_labels, shown
+from lesde.analysis.collapse.frames import Frames, SampleFrames, StatisticsFrames
+from lesde.checks import check_choices, check_finite_array, check_labels
 from lesde.paths import check_paths, check_statistics, is_statistics, need_samples
 
 __all__ = ["METRICS", "Metric", "metric", "neural_collapse", "target_of"]
@@ -56,6 +53,9 @@ def metric(
 ) -> Callable[[Any], Any]:
     """Register a function of a batch of frames as a metric, and make it a function of arrays.
 
+    The function gets ``frames``, a `lesde.analysis.collapse.frames.Frames`, and returns a value for each; it
+    becomes one of arrays, as `lesde.analysis.collapse.metrics` describes.
+
     Parameters
     ----------
     target : float, default 0
@@ -63,26 +63,12 @@ def metric(
     classifier : bool, default False
         The metric needs the weights of a linear classifier (``frames.weights``, ``frames.bias``).
     samples : bool, default False
-        The metric reads every sample (``frames.blocks()``), so that class means and within-class
-        covariances do not suffice.
+        The metric reads every sample (``frames.blocks()``), so that statistics do not suffice.
     centers : bool, default False
         The metric compares samples to class centres (``frames.closeness``), which may be given:
         those of training features for held-out ones.
     usual : bool, default True
         `lesde.neural_collapse` computes the metric where none is named.
-
-    Notes
-    -----
-    The function gets ``frames``, a `lesde.analysis.collapse.frames.Frames`, and
-    returns a value for each. Lengths are in units of two to the power ``frames.exponent``, which is 0 for
-    features between about 1e-50 and 1e50 in size.
-
-    Returns
-    -------
-    decorator
-        Gives a function ``(features, labels) -> ndarray`` for ``features`` of shape (..., sample,
-        feature), or ``(features, labels, weights, bias=None)`` for a classifier's metric; metrics with
-        centres also have the keyword ``centers=None``, of shape (..., class, feature).
 
     Examples
     --------
@@ -108,16 +94,11 @@ def metric(
             *,
             centers: Any = None,
         ) -> np.ndarray:
-            array = np.asarray(features)
-            if array.ndim < 2:
+            array, label = np.asarray(features), check_labels("labels", labels)
+            if array.ndim < 2 or array.shape[-2] != len(label):
                 raise ValueError(
-                    f"features must have shape (..., sample, feature); got an array of shape {array.shape}."
-                )
-            label = check_labels("labels", labels)
-            if len(label) != array.shape[-2]:
-                raise ValueError(
-                    f"labels must have one entry per sample, {array.shape[-2]} for features of shape "
-                    f"{array.shape}; got {len(label)}."
+                    f"features must have shape (..., sample, feature), with a sample for each of the "
+                    f"{len(label)} labels; got an array of shape {array.shape}."
                 )
             dims = (*(f"axis{i}" for i in range(array.ndim - 2)), "sample", "feature")
             paths = xr.Dataset({"features": (dims, array)}, {"label": ("sample", label)})
@@ -144,10 +125,9 @@ def neural_collapse(
     paths : xarray.Dataset
         Variable ``features`` with dimensions ``sample`` and ``feature`` and any others
         (``learning_rate``, ``replicate``, ``time``, …), and coordinate ``label(sample)``:
-        integers 0 to K−1, K ≥ 2, in any order, classes of any sizes. Features may be stored in
-        any real dtype and are converted to float64 a batch at a time; a variable read lazily from
-        disk is read a batch at a time. Or a dataset of statistics, as `lesde.statistics` returns:
-        variables ``mean`` and ``within``, coordinate ``count``.
+        integers 0 to K−1, K ≥ 2, in any order, classes of any sizes, in any real dtype. A variable read
+        lazily from disk is read a batch at a time. Or a dataset of statistics, as `lesde.statistics`
+        returns: variables ``mean`` and ``within``, coordinate ``count``.
     metrics : str or sequence of str, optional
         Names of registered metrics; only what they need is computed. Default: all those of NC1 to
         NC4, those of a classifier (``nc3``, ``nc3_duality``, ``nc4``) only where there are weights,
@@ -166,111 +146,86 @@ def neural_collapse(
     centers : Dataset, DataArray or array_like, optional
         Class centres for ``nc4`` and ``ncc_accuracy`` in place of the class means of ``paths``: for
         held-out features, the paths of the training features at the same layer (or their statistics),
-        whose class means are taken; or the centres themselves, a DataArray with
-        dimensions ``class``, ``feature`` and any of the others of the features, or an array (...,
-        class, feature). All other metrics are those of ``paths`` alone.
+        whose class means are taken; or the centres themselves, given as ``weights`` are.
 
     Returns
     -------
     xarray.Dataset
         One float64 variable per metric over the dimensions of ``features`` other than ``sample``
-        and ``feature``, in their order and with their coordinates: ``nc1``, ``nc1_trace``,
-        ``nc1_cdnv``, ``nc2_etf``, ``nc2_norm_cv``, ``nc2_angle_std``, with weights ``nc3``,
-        ``nc3_duality``, ``nc4``, and ``ncc_accuracy`` where it is asked for. Each has attributes
-        ``long_name`` and ``target``, its value under perfect collapse. Coordinate ``count(class)``: samples per class.
-
-    Raises
-    ------
-    ValueError
-        For a feature that is not finite (the message says where), fewer than two classes, an
-        unknown metric, weights or centres that do not fit the features, or centres that no metric
-        uses.
-    TypeError
-        For an argument of the wrong kind.
+        and ``feature``, in their order and with their coordinates, with attributes ``long_name`` and
+        ``target``, the value under perfect collapse. Coordinate ``count(class)``: samples per class.
 
     Notes
     -----
-    The docstring of each metric, for example `lesde.analysis.collapse.metrics.nc1`, has its definition, its
-    convention for unbalanced classes and its degenerate cases. In short: the centre is the mean of
-    the class means, and ratios are inf where class means coincide. No metric is ever negative.
-    Paths that start with every sample at its class mean have NC1 = 0 at the first time.
+    `lesde.analysis.collapse.metrics` defines each metric and its degenerate cases. In short: the centre is
+    the mean of the class means, and ratios are inf where class means coincide, up to the rounding of the
+    *features*. No metric is ever negative, and all are the same in every unit of the features. Paths that start
+    with every sample at its class mean have NC1 = 0 at the first time.
 
-    All metrics are ratios, and the same at every scale that the dtype holds. Class means coincide
-    where they differ by no more than the rounding of the *features*: if each class is centred to 0, their
-    means coincide, whatever rounding errors remain.
-
-    From statistics the metrics are the same up to rounding: that of the dtype they are stored in,
+    From statistics the metrics are the same up to the rounding of the dtype they are stored in,
     times the ratio of the spread in all directions to that along the class means for NC1, and of the
     size of the class means to their distances where these enter.
 
     The cost is one pass over the features for class means and variances, and one more for each of
     ``nc1``, ``nc4`` and ``ncc_accuracy``. Memory beyond the features is about 10 MB and a few arrays of
-    the size of the class means of one frame, (class, feature) in float64, whatever the number of
-    frames and samples; no array of shape (feature, feature) is formed. Paths given as ``centers`` are
-    read a frame at a time, and their class means are kept for all frames.
+    the size of the class means of one frame, whatever the number of frames and samples; no array of shape
+    (feature, feature) is formed. Of paths given as ``centers`` the class means are kept for all frames.
 
     Examples
     --------
     >>> nc = lesde.neural_collapse(paths, metrics=["nc1", "nc2_etf"])  # doctest: +SKIP
     >>> nc.nc1.mean("replicate").plot(hue="learning_rate", yscale="log")  # doctest: +SKIP
     """
-    labels = None
-    last: tuple[Hashable, ...] = ("sample", "feature")
-    if is_statistics(paths):
-        last = ("class", "feature")
+    reduced = is_statistics(paths)
+    last: tuple[Hashable, ...] = ("class" if reduced else "sample", "feature")
+    if reduced:
         wanted = {"mean": last, "within": (*last, "feature_")}
         counts, source = check_statistics("paths", paths, wanted), paths["mean"]
     else:
-        source, labels = check_paths("paths", paths)
+        source, labels = check_paths("paths", paths, minimum_classes=2)
         counts = np.bincount(labels)
-        if len(counts) < 2:
-            raise ValueError(
-                "paths must hold at least two classes, neural collapse compares classes; paths.label "
-                "has one. Record samples of another class."
-            )
-    leading = [dim for dim in source.dims if dim not in last]
-    source = source.transpose(*leading, *last)
-    sizes = {dim: source.sizes[dim] for dim in leading}
-    ends: dict[Hashable, int] = {"class": len(counts), "feature": source.sizes["feature"]}
+    source = source.transpose(..., *last)
+    lead = source.shape[:-2]
+    sizes = dict(zip(source.dims[:-2], lead, strict=True))
+    ends = {"class": len(counts), "feature": source.shape[-1]}
 
     if weights is None and bias is None and "weights" in paths:
         weights, bias = paths["weights"], paths.get("bias")
     if weights is None and bias is not None:
         raise ValueError("bias is only used with weights; give weights too, or leave bias out.")
-    if weights is not None:
-        weights = _align("weights", weights, sizes, ends)
-    if bias is not None:
-        bias = _align("bias", bias, sizes, {"class": ends["class"]})
-    names = _names(metrics, weights is not None, labels is not None, centers is not None)
-    if centers is not None:
-        centers = _read_centers(centers, source, sizes, ends)
+    names = _names(metrics, weights is not None, not reduced, centers is not None)
+    beside = [
+        None if weights is None else _align("weights", weights, sizes, ends),
+        None if bias is None else _align("bias", bias, sizes, {"class": len(counts)}),
+        None if centers is None else _align("centers", _means(centers, source), sizes, ends),
+    ]
 
-    lead = tuple(sizes.values())
     results = {name: np.empty(lead) for name in names}
-    rows = len(counts) * ends["feature"] if labels is None else source.shape[-2]
-    for batch in batches(lead, max(1, class_means.BLOCK_VALUES // (rows * ends["feature"]))):
-        beside = [
+    each = (ends["class"] * ends["feature"] if reduced else source.shape[-2]) * ends["feature"]
+    for batch in batches(lead, max(1, class_means.BLOCK_VALUES // each)):
+        parts = [
             None if given is None else given[batch].reshape(-1, *given.shape[len(lead) :])
-            for given in (weights, bias, centers)
+            for given in beside
         ]
         frames: Frames
-        if labels is None:
-            within = paths["within"].transpose(*leading, *wanted["within"])
+        if reduced:
+            within = paths["within"].transpose(*sizes, *wanted["within"])
             rounding = float(paths.attrs.get("rounding", 0.0))
-            frames = StatisticsFrames(source, within, batch, counts, rounding, *beside[:2])
+            frames = StatisticsFrames(source, within, batch, counts, rounding)
         else:
-            frames = SampleFrames(source, batch, labels, *beside)
+            frames = SampleFrames(source, batch, labels, parts[2])
+        frames.weights, frames.bias = parts[:2]
         for name in names:
             found = METRICS[name].compute(frames)
             results[name][batch] = found.reshape(results[name][batch].shape)
 
     coords: dict[Hashable, Any] = {
-        name: coord for name, coord in source.coords.items() if set(coord.dims) <= set(leading)
+        name: coord for name, coord in source.coords.items() if set(coord.dims) <= set(sizes)
     }
-    data = {}
-    for name, values in results.items():
-        about = {"long_name": METRICS[name].title, "target": METRICS[name].target}
-        data[name] = (leading, values, about)
+    data = {
+        name: (list(sizes), results[name], {"long_name": entry.title, "target": entry.target})
+        for name, entry in ((name, METRICS[name]) for name in names)
+    }
     return xr.Dataset(data, coords | {"count": ("class", counts)}, dict(paths.attrs))
 
 
@@ -294,65 +249,52 @@ def _names(
             raise need_samples("paths", f"the metric {name!r}")
         if METRICS[name].classifier and not classifier:
             raise ValueError(
-                f"metrics: {name!r} needs the weights of a classifier; got none. Give weights=, or "
-                f"paths with a variable 'weights'."
+                f"metrics: {name!r} needs the weights of a classifier; give weights=, or paths with a "
+                f"variable 'weights'."
             )
     if centers and not any(METRICS[name].centers for name in names):
         users = [name for name, entry in METRICS.items() if entry.centers]
-        raise ValueError(
-            f"centers is only used by {', '.join(map(repr, users))}; got metrics "
-            f"{', '.join(map(repr, names))}. Name one of those, or leave centers out."
-        )
+        raise ValueError(f"centers is only used by {', '.join(users)}; got metrics {names}.")
     return names
 
 
 def _align(
-    name: str, value: Any, leading: Mapping[Hashable, int], ends: Mapping[Hashable, int]
+    name: str, value: Any, sizes: Mapping[Hashable, int], ends: Mapping[str, int]
 ) -> np.ndarray:
-    """A float64 view over the leading dimensions of the features, and then those of ``ends``."""
-    wanted = {**leading, **ends}
-    if isinstance(value, xr.DataArray):
-        value = value.rename({dim: "feature" for dim in value.dims if dim == "feature_in"})
-        if not set(ends) <= set(value.dims) <= set(wanted):
-            raise ValueError(
-                f"{name} must have the dimensions {', '.join(map(repr, ends))} and otherwise only "
-                f"those of the features ({', '.join(map(repr, leading)) or 'none'}); "
-                f"got {', '.join(map(repr, value.dims))}."
-            )
-        missing = [i for i, dim in enumerate(wanted) if dim not in value.dims]
-        value = value.transpose(*(dim for dim in wanted if dim in value.dims)).values
-        value = np.expand_dims(value, missing)
-    array = check_finite_array(name, value)
-    last = tuple(ends.values())
-    try:
-        if array.shape[-len(last) :] != last:
-            raise ValueError
-        return np.broadcast_to(array, tuple(wanted.values()))
-    except ValueError:
-        given = ", ".join(f"{dim}: {size}" for dim, size in ends.items())
-        dims = ", ".join(f"{dim}: {size}" for dim, size in leading.items()) or "none"
-        raise ValueError(
-            f"{name} must fit the features, ({given}) after leading dimensions that broadcast to "
-            f"({dims}); got shape {shown(np.shape(value))}."
-        ) from None
+    """Values over the leading dimensions of the features and then ``ends``, a float64 view."""
+    wanted, fits = {**sizes, **ends}, True
+    named = isinstance(value, xr.DataArray)
+    array = check_finite_array(name, value.values if named else value)
+    if named:
+        variable = xr.Variable(["feature" if d == "feature_in" else d for d in value.dims], array)
+        fits = set(variable.dims) <= set(wanted)
+        if fits:
+            full = variable.set_dims({d: variable.sizes.get(d, 1) for d in wanted})
+            array = full.transpose(*wanted).values
+    if fits and array.shape[-len(ends) :] == tuple(ends.values()):
+        with contextlib.suppress(ValueError):
+            return np.broadcast_to(array, tuple(wanted.values()))
+    given, lead = (", ".join(f"{d}: {n}" for d, n in each.items()) for each in (ends, sizes))
+    raise ValueError(
+        f"{name} must fit the features, ({given}) after leading dimensions that broadcast to "
+        f"({lead or 'none'}); got {dict(value.sizes) if named else f'shape {array.shape}'}."
+    )
 
 
-def _read_centers(
-    value: Any, source: xr.DataArray, leading: Mapping[Hashable, int], ends: Mapping[Hashable, int]
-) -> np.ndarray:
-    """Class centres (..., class, feature) of other samples, over the leading dimensions of ``source``."""
-    if isinstance(value, xr.Dataset) and is_statistics(value):
-        value = value["mean"]
-    elif isinstance(value, xr.Dataset):
-        features, labels = check_paths("centers", value)
+def _means(centers: Any, source: xr.DataArray) -> Any:
+    """Class centres: of paths or statistics, their class means, at the coordinates of ``source``."""
+    if isinstance(centers, xr.Dataset) and is_statistics(centers):
+        centers = centers["mean"]
+    elif isinstance(centers, xr.Dataset):
+        features, labels = check_paths("centers", centers)
         features = features.transpose(..., "sample", "feature")
-        value = read_averages("centers.features", features, labels)
-    if isinstance(value, xr.DataArray):
-        for dim in leading:
-            known = dim in value.dims and dim in value.coords and dim in source.coords
-            if known and not np.array_equal(value[dim].values, source[dim].values):
-                raise ValueError(
-                    f"centers must have the {dim} of paths; they differ. Choose what both have, for "
-                    f"example with xarray.align(..., join='inner')."
-                )
-    return _align("centers", value, leading, ends)
+        centers = read_averages("centers.features", features, labels)
+    if isinstance(centers, xr.DataArray):
+        try:
+            xr.align(centers, source, join="exact", exclude=["class", "sample", "feature"])
+        except ValueError as error:
+            raise ValueError(
+                f"centers must have the coordinates of paths; choose what both have, for example with "
+                f"xarray.align(..., join='inner'): {error}"
+            ) from error
+    return centers

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -22,108 +21,80 @@ from lesde.analysis import class_means
 from lesde.analysis.class_means import refuse_not_finite
 from lesde.paths import need_samples
 
-__all__ = [
-    "Block",
-    "Frames",
-    "SampleFrames",
-    "StatisticsFrames",
-    "power_of",
-    "rounding_of",
-]
+__all__ = ["Block", "Frames", "SampleFrames", "StatisticsFrames", "rounding_of"]
 
+EPS = float(np.finfo(np.float64).eps)
+SINGLE = float(np.finfo(np.float32).eps)
 # Roundings of the stored precision up to which a class mean may be off: half of one from storing, the
 # others from the arithmetic of the layer that made the features.
 STORED = 4.0
-# Mean squares that need no unit of their own: fourth powers of their rounding stay in range.
-LEAST, MOST = 1e-100, 1e100
-EPS = float(np.finfo(np.float64).eps)
+# Mean squares of features between which the squares of their rounding are in the range of float64.
+LEAST, MOST = 1e-260, 1e280
 
 
-def power_of(size: np.ndarray) -> np.ndarray:
-    """Exponents of the powers of two at the given sizes; 0 for a size that is 0 or not finite."""
-    return np.frexp(np.where(np.isfinite(size), size, 0.0))[1]
-
-
-def rounding_of(values: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+def rounding_of(values: np.ndarray) -> np.ndarray:
     """Relative rounding with which each frame of ``values`` (F, n, p) was stored, shape (F,).
 
     That of the type, or of float32 where all values of a float64 frame are numbers of float32; 0 for
-    whole numbers, which are exact. ``known`` is that of other samples of the same frames.
+    integers, which are exact.
     """
-    rounding = np.zeros(len(values)) if known is None else known.copy()
-    if not np.issubdtype(values.dtype, np.floating):
-        return rounding
-    own, single = float(np.finfo(values.dtype).eps), float(np.finfo(np.float32).eps)
-    steps = [(0.0, single), (single, own)] if own < single else [(0.0, own)]
-    for (fine, coarse), some in itertools.product(steps, (values[:, :1], values)):
-        at = np.flatnonzero(rounding == fine)  # one sample decides for most frames
-        if len(at):
-            tried = some[at]
+    if values.dtype.kind != "f":
+        return np.zeros(len(values))
+    found = np.full(len(values), float(np.finfo(values.dtype).eps))
+    if values.dtype == np.float64:
+        at = np.arange(len(values))
+        for some in (values[:, :1], values):  # one sample decides for most frames
             with np.errstate(over="ignore"):
-                exact = np.rint(tried) if fine == 0.0 else tried.astype(np.float32)
-            # beyond 1/ε every number of a type is whole
-            fits = (tried == exact) & ((fine > 0) | (np.abs(tried) < 1 / own))
-            rounding[at[~fits.all(axis=(1, 2))]] = coarse
-    return rounding
+                single = (some[at] == some[at].astype(np.float32)).all(axis=(1, 2))
+            at = at[single]
+        found[at] = SINGLE
+    return found
 
 
-class Frames(ABC):
+class Frames:
     """A batch of F frames: class means, what follows from them, and the spread within classes.
 
-    All lengths are in units of 2**``exponent`` (F,), which is 0 unless squares of the features would
-    leave the range of float64. ``means`` and ``variances`` (F, K, p) are those of each feature in each
-    class (divisor n_k), ``counts`` (K,) the samples per class, ``stored`` (F,) the relative rounding of
-    the features, ``weights`` (F, K, p) and ``bias`` (F, K) those of a classifier, or None.
+    ``means`` and ``variances`` (F, K, p) are those of each feature in each class (divisor n_k), ``centred`` the
+    means less *their* mean, so that classes count alike whatever their size; ``counts`` (K,) the samples per
+    class, ``stored`` (F,) the relative rounding of the features, ``weights`` (F, K, p) and ``bias`` (F, K)
+    those of a classifier, or None. ``rounding`` (F, K, p) is the squared error of a class mean from summation, up
+    to n roundings of n numbers, in proportion to the *features*, not to their means, which may cancel; ``noise``
+    the same with the precision that the features were stored in.
     """
 
-    means: np.ndarray
-    variances: np.ndarray
-    stored: np.ndarray
-    exponent: np.ndarray
+    weights: np.ndarray | None = None
+    bias: np.ndarray | None = None
 
-    def __init__(self, shape: tuple[int, int], counts: np.ndarray, weights: Any, bias: Any):
-        self.n_frames, self.n_features = shape
-        self.counts, self.n_classes, self.n_samples = counts, len(counts), int(counts.sum())
-        self.weights, self.bias = weights, bias
+    def __init__(
+        self, means: np.ndarray, variances: np.ndarray, counts: np.ndarray, stored: np.ndarray
+    ):
+        self.n_frames, self.n_classes, self.n_features = means.shape
+        self.counts, self.n_samples = counts, int(counts.sum())
+        self.means, self.variances, self.stored = means, variances, stored
+        self.centred = means - means.mean(axis=1, keepdims=True)
+        squares = variances + means**2
+        size = squares.max(axis=(1, 2))
+        if not (((size > LEAST) & (size < MOST)) | ~means.any(axis=(1, 2))).all():
+            raise ValueError(
+                f"paths must hold features of sizes from {LEAST**0.5:.0e} to {MOST**0.5:.0e}, whose squares "
+                f"float64 holds; got others. Rescale them, which changes no metric."
+            )
+        summing = np.maximum(counts, self.n_features)[:, None] * EPS
+        self.rounding = summing**2 * squares
+        self.noise = (summing + STORED * stored[:, None, None]) ** 2 * squares
 
-    @abstractmethod
     def blocks(self) -> Iterator[Block]:
         """The samples, a block at a time, sorted by class within each block."""
+        raise need_samples("paths", "this metric")
 
-    @abstractmethod
     def spread_along(self, axes: np.ndarray) -> np.ndarray:
         """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
-
-    @cached_property
-    def centred(self) -> np.ndarray:
-        """Class means less *their* mean, so that classes count alike whatever their size, (F, K, p)."""
-        return self.means - self.means.mean(axis=1, keepdims=True)
+        raise NotImplementedError
 
     @cached_property
     def gram(self) -> np.ndarray:
         """Inner products of the centred means, (F, K, K)."""
         return self.centred @ self.centred.swapaxes(1, 2)
-
-    @cached_property
-    def rounding(self) -> np.ndarray:
-        """Squared error of a class mean from summation, (F, K, p): up to n roundings of n numbers.
-
-        In proportion to the *features*, not to their means, which may cancel.
-        """
-        return self._summing[:, None] ** 2 * self._squares
-
-    @cached_property
-    def noise(self) -> np.ndarray:
-        """The same with the precision that the features were stored in, (F, K, p)."""
-        return (self._summing + STORED * self.stored[:, None])[..., None] ** 2 * self._squares
-
-    @property
-    def _summing(self) -> np.ndarray:
-        return np.maximum(self.counts, self.n_features) * EPS
-
-    @cached_property
-    def _squares(self) -> np.ndarray:
-        return self.variances + self.means**2
 
     @cached_property
     def between(self) -> np.ndarray:
@@ -204,53 +175,43 @@ class SampleFrames(Frames):
         source: xr.DataArray,
         batch: tuple[slice, ...],
         labels: np.ndarray,
-        weights: np.ndarray | None = None,
-        bias: np.ndarray | None = None,
         centers: np.ndarray | None = None,
     ):
-        shape = (math.prod(s.stop - s.start for s in batch), source.shape[-1])
-        super().__init__(shape, np.bincount(labels), weights, bias)
-        self._source, self._batch = source.variable, batch
-        self._labels, self._centers = labels, centers
-        size = max(1, class_means.BLOCK_VALUES // (shape[0] * shape[1]))
-        self._parts = [slice(a, a + size) for a in range(0, self.n_samples, size)]
+        self._shape = math.prod(s.stop - s.start for s in batch), -1, source.shape[-1]
+        self._source, self._batch, self._labels = source.variable, batch, labels
+        size = max(1, class_means.BLOCK_VALUES // (self._shape[0] * source.shape[-1]))
+        self._parts = [slice(a, a + size) for a in range(0, len(labels), size)]
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
-        self._examined = 0  # parts of which the rounding is in `stored`
-        self.stored = np.zeros(self.n_frames)
-        self.exponent = np.zeros(self.n_frames, dtype=int)
+        self.stored = np.full(self._shape[0], np.inf)
+        counts = np.bincount(labels)
         with np.errstate(over="ignore", invalid="ignore"):  # refused below
-            self._find_moments()
-            squares = self._squares.max(axis=(1, 2))
-            usual = (squares > LEAST) & (squares < MOST)
-            if not usual.all():
-                largest = np.zeros(self.n_frames)
-                for block in self.blocks():
-                    largest = np.maximum(largest, np.abs(block.values).max(axis=(1, 2)))
-                self.exponent, self._kept = np.where(usual, 0, power_of(largest)), None
-                del self._squares
-                self._find_moments()
-        if not np.isfinite(self.means).all():
-            refuse_not_finite("paths.features", source, batch)
+            means, variances = self._moments(counts)
+            if not np.isfinite(means).all():
+                refuse_not_finite("paths.features", source, batch)
+            super().__init__(means, variances, counts, self.stored)
+        self._own = centers is None
+        self._centers = means if centers is None else centers
+        # An offset that all features share does not cancel.
+        self._origin = self._centers.mean(axis=1, keepdims=True)
 
-    def _find_moments(self) -> None:
+    def _moments(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means and variances in one pass, from differences to the first sample of each class.
 
         So both keep their digits however far the class is from the origin, and samples that coincide
         have no variance at all.
         """
-        shape = (self.n_classes, self.n_frames, self.n_features)
+        shape = (len(counts), self._shape[0], self._shape[2])
         first, sums, squares = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape)
-        known = np.zeros(self.n_classes, dtype=bool)
+        known = np.zeros(len(counts), dtype=bool)
         for k, samples in self._classes():
             if not known[k]:
                 first[k], known[k] = samples[0], True
             away = samples - first[k]
             sums[k] += away.sum(axis=0)
             squares[k] += np.einsum("nfp,nfp->fp", away, away)
-        counts = self.counts[:, None, None]
-        shift = sums / counts
-        self.means = (first + shift).swapaxes(0, 1)
-        self.variances = np.maximum(squares / counts - shift**2, 0.0).swapaxes(0, 1)
+        shift = sums / counts[:, None, None]
+        variances = np.maximum(squares / counts[:, None, None] - shift**2, 0.0)
+        return (first + shift).swapaxes(0, 1), variances.swapaxes(0, 1)
 
     def _sorted(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Classes (n,) and features (n, F, p) of each block, sorted by class.
@@ -260,18 +221,15 @@ class SampleFrames(Frames):
         if self._kept is not None:
             yield self._kept
             return
-        for i, part in enumerate(self._parts):
+        for part in self._parts:
             labels, values = self._labels[part], self._source[(*self._batch, part)].values
-            values = values.reshape(self.n_frames, -1, self.n_features)
-            if i >= self._examined:
-                self.stored, self._examined = rounding_of(values, self.stored), i + 1
+            values = values.reshape(self._shape)
+            self.stored = np.minimum(self.stored, rounding_of(values))
             values = values.swapaxes(0, 1)
             if (np.diff(labels) < 0).any():
                 order = np.argsort(labels, kind="stable")
                 labels, values = labels[order], values[order]
             values = np.ascontiguousarray(values, dtype=np.float64)
-            if self.exponent.any():
-                values = np.ldexp(values, -self.exponent[:, None])
             if len(self._parts) == 1:
                 self._kept = labels, values
             yield labels, values
@@ -296,21 +254,9 @@ class SampleFrames(Frames):
             result += np.einsum("fnr,fnr->f", along, along)
         return result
 
-    @cached_property
-    def _given(self) -> np.ndarray:
-        """The centres in the units of the frame."""
-        if self._centers is None:
-            return self.means
-        return np.ldexp(self._centers, -self.exponent[:, None, None])
-
-    @cached_property
-    def _origin(self) -> np.ndarray:
-        """Mean of the centres, (F, 1, p): an offset that all features share does not cancel."""
-        return self._given.mean(axis=1, keepdims=True)
-
     def closeness(self, values: np.ndarray) -> np.ndarray:
         """−‖x − c_k‖²/2 up to a term all classes share, (F, n, K), of ``values`` (F, n, p)."""
-        rows = self._given - self._origin
+        rows = self._centers - self._origin
         return (values - self._origin) @ rows.swapaxes(1, 2) - (rows**2).sum(axis=2)[:, None] / 2
 
     def tie(self, values: np.ndarray) -> np.ndarray:
@@ -318,17 +264,13 @@ class SampleFrames(Frames):
 
         A centre that is off by δ changes half the square of a distance d by dδ.
         """
-        farthest = ((self._given - self._origin) ** 2).sum(axis=2).max(axis=1)
-        reach = np.linalg.norm(values - self._origin, axis=2) + np.sqrt(farthest)[:, None]
-        if self._centers is None:
+        farthest = np.linalg.norm(self._centers - self._origin, axis=2).max(axis=1)
+        if self._own:
             off = np.sqrt(self.noise.sum(axis=2).max(axis=1))
         else:
-            off = (
-                max(self.n_samples, self.n_features)
-                * EPS
-                * np.linalg.norm(self._given, axis=(1, 2))
-            )
-        return off[:, None] * reach
+            summing = max(self.n_samples, self.n_features) * EPS
+            off = summing * np.linalg.norm(self._centers, axis=(1, 2))
+        return off[:, None] * (np.linalg.norm(values - self._origin, axis=2) + farthest[:, None])
 
 
 class StatisticsFrames(Frames):
@@ -344,42 +286,24 @@ class StatisticsFrames(Frames):
         batch: tuple[slice, ...],
         counts: np.ndarray,
         rounding: float,
-        weights: np.ndarray | None = None,
-        bias: np.ndarray | None = None,
     ):
         K, p = mean.shape[-2:]
         means = mean.variable[batch].values.reshape(-1, K, p)
-        super().__init__((len(means), p), counts, weights, bias)
-        self.stored = np.maximum(rounding_of(means), rounding)
-        self._within, self._batch = within, batch
-        # The variances alone serve NC2: they say how large the features are.
-        variances = np.einsum("fkpp->fkp", self._covariances())
+        covariances = within.variable[batch].values.reshape(-1, K, p, p).astype(np.float64)
+        # The variances alone serve NC2.
+        variances = np.einsum("fkpp->fkp", covariances)
         for name, source, values in (("mean", mean, means), ("within", within, variances)):
             if not np.isfinite(values).all():
                 refuse_not_finite(f"paths.{name}", source, batch)
-        means = means.astype(np.float64)
-        variances = np.maximum(variances, 0.0)
-        largest = np.maximum(np.abs(means), np.sqrt(variances)).max(axis=(1, 2))
-        usual = (largest > np.sqrt(LEAST)) & (largest < np.sqrt(MOST))
-        self.exponent = np.where(usual, 0, power_of(largest))
-        shift = -self.exponent[:, None, None]
-        self.means, self.variances = np.ldexp(means, shift), np.ldexp(variances, 2 * shift)
-
-    def _covariances(self) -> np.ndarray:
-        """Within-class covariances in the units of the features, (F, K, p, p)."""
-        shape = (self.n_frames, self.n_classes, self.n_features, self.n_features)
-        return self._within.variable[self._batch].values.reshape(shape).astype(np.float64)
-
-    def blocks(self) -> Iterator[Block]:
-        """The samples, which are not known."""
-        raise need_samples("paths", "this metric")
+        stored = np.maximum(rounding_of(means), rounding)
+        super().__init__(means.astype(np.float64), np.maximum(variances, 0.0), counts, stored)
+        self._within = within, batch, covariances
 
     def spread_along(self, axes: np.ndarray) -> np.ndarray:
         """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
-        within = self._covariances()
-        if not np.isfinite(within).all():
-            refuse_not_finite("paths.within", self._within, self._batch)
-        within = np.ldexp(within, -2 * self.exponent[:, None, None, None])
-        along = np.einsum("fkpr,fpr->fk", within @ axes[:, None], axes)
+        within, batch, covariances = self._within
+        if not np.isfinite(covariances).all():
+            refuse_not_finite("paths.within", within, batch)
+        along = np.einsum("fkpr,fpr->fk", covariances @ axes[:, None], axes)
         # rounding may make a covariance without spread along these axes slightly negative
         return np.maximum(along, 0.0) @ self.counts

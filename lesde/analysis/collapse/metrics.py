@@ -1,11 +1,17 @@
-"""The neural-collapse metrics, one function each: to add one, copy one."""
+"""The neural-collapse metrics, one function each: to add one, copy one.
+
+Each is a function ``(features, labels)`` of features (..., sample, feature) and integer labels (sample,), 0 to K−1
+with K ≥ 2, in any order, and returns float64 values (...). Those of a classifier also take its ``weights`` (..., class,
+feature) and ``bias`` (..., class), default 0; `nc4` and `ncc_accuracy` the keyword ``centers`` (..., class, feature),
+class centres in place of the class means. Leading dimensions broadcast against those of the features.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from lesde.analysis.collapse.evaluation import metric
-from lesde.analysis.collapse.frames import EPS, Frames, SampleFrames, power_of
+from lesde.analysis.collapse.frames import EPS, Frames, SampleFrames
 
 __all__ = [
     "nc1",
@@ -36,29 +42,12 @@ def nc1(frames: Frames) -> np.ndarray:
     is a sum of squares, never negative, and needs no p×p matrix.
 
     Singular values are kept up to rank min(K−1, p) and while they are above the rounding of the
-    class means along v_j. A mean of n_k samples is taken to be off, in each feature, by 4ε + max(n_k,
-    p)·2.2e-16 of the root mean square of that feature in the class, with ε that of the precision the
-    features were stored in: both the layer that computed them and the store rounded them. Over K means
-    and p features independent rounding adds up to at most √K(1 + √(p/K)) times that.
-    Directions below are dropped, as in the pseudo-inverse: scatter there does not count. A spread
-    within the rounding of the sums (ε left out) counts as 0. Where all class means coincide within
-    their rounding the value is inf (NaN when there is no scatter either).
-
-    float64 features that are all numbers of float32 were rounded to it, and are treated so; whole
-    numbers are exact. Arithmetic in float64 on features of lower precision hides that precision: take
-    metrics of the features as recorded.
-
-    Parameters
-    ----------
-    features : array_like, shape (..., sample, feature)
-        Features of the samples; leading dimensions are batched over.
-    labels : array_like of int, shape (sample,)
-        Classes 0 to K−1 with K ≥ 2, in any order.
-
-    Returns
-    -------
-    ndarray, shape (...)
-        float64.
+    class means along v_j, as in the pseudo-inverse: scatter in other directions does not count. A mean of n_k
+    samples is taken to be off, in each feature, by 4ε + max(n_k, p)·2.2e-16 of the root mean square of that
+    feature in the class, with ε that of the precision the features were stored in (of float32, where all
+    float64 features are numbers of it). Over K means and p features independent rounding adds up to at most
+    √K(1 + √(p/K)) times that. A spread within the rounding of the sums (ε left out) counts as 0. Where all
+    class means coincide within their rounding the value is inf (NaN when there is no scatter either).
     """
     value = frames.whitened_scatter / frames.n_samples
     apart = frames.whitening.any(axis=(1, 2))
@@ -72,8 +61,7 @@ def nc1(frames: Frames) -> np.ndarray:
 def nc1_trace(frames: Frames) -> np.ndarray:
     """Within-class variability as a quotient of traces, tr Σ_W / tr Σ_B.
 
-    Tirer et al. (2023). inf where all class means coincide (NaN
-    when there is no scatter either). Parameters and shapes as in `nc1`.
+    Tirer et al. (2023). inf where all class means coincide (NaN when there is no scatter either).
     """
     within = frames.scatter.sum(axis=1) / frames.n_samples
     return _ratio(within, frames.between / frames.n_classes)
@@ -85,8 +73,7 @@ def nc1_cdnv(frames: Frames) -> np.ndarray:
 
     Galanti, György, Hutter (2022). Var_k is the mean squared distance of the samples of class k
     to μ_k (divisor n_k; 0 for a class with one sample); every pair counts alike. inf if two class
-    means coincide (NaN when neither class of such a pair has scatter). Parameters and shapes as
-    in `nc1`.
+    means coincide (NaN when neither class of such a pair has scatter).
     """
     variance = frames.scatter / frames.counts
     total = np.zeros(frames.n_frames)
@@ -99,8 +86,9 @@ def _etf_distance(products: np.ndarray) -> np.ndarray:
     """‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for each A of shape (F, K, K); NaN where A = 0."""
     k = products.shape[-1]
     target = (np.eye(k) - 1.0 / k) / np.sqrt(k - 1)
+    products = _ratio(products, np.abs(products).max(axis=(1, 2), keepdims=True))
     size = np.linalg.norm(products, axis=(1, 2), keepdims=True)
-    return np.linalg.norm(_ratio(products, size) - target, axis=(1, 2))
+    return np.linalg.norm(products / size - target, axis=(1, 2))
 
 
 @metric()
@@ -109,7 +97,7 @@ def nc2_etf(frames: Frames) -> np.ndarray:
 
     The means form a simplex equiangular tight frame iff it is 0 (Papyan, Han, Donoho 2020). It is
     0 for every frame at K = 2, where two centred means are always opposite. NaN where all class
-    means coincide. Parameters and shapes as in `nc1`.
+    means coincide.
     """
     return _etf_distance(np.where(frames.between[:, None, None] > 0, frames.gram, 0.0))
 
@@ -119,7 +107,7 @@ def nc2_norm_cv(frames: Frames) -> np.ndarray:
     """Coefficient of variation of the norms of the centred class means.
 
     Standard deviation (divisor K) over mean of ‖μ_k − μ_G‖ (Papyan, Han, Donoho 2020). 0 for
-    every frame at K = 2. NaN where all class means coincide. Parameters and shapes as in `nc1`.
+    every frame at K = 2. NaN where all class means coincide.
     """
     norms = frames.norms
     return _ratio(norms.std(axis=1), norms.mean(axis=1))
@@ -130,8 +118,7 @@ def nc2_angle_std(frames: Frames) -> np.ndarray:
     """Standard deviation, over pairs of classes, of the cosine between centred class means.
 
     Divisor K(K−1)/2 (Papyan, Han, Donoho 2020). At K = 2 there is one pair, so it is 0 by
-    definition and says nothing. NaN where a class mean coincides with the centre, which has no
-    direction. Parameters and shapes as in `nc1`.
+    definition and says nothing. NaN where a class mean coincides with the centre.
     """
     norms = frames.norms
     k, l = np.triu_indices(frames.n_classes, 1)
@@ -140,11 +127,9 @@ def nc2_angle_std(frames: Frames) -> np.ndarray:
 
 
 def _centred_weights(weights: np.ndarray) -> np.ndarray:
-    """Rows of the weights (F, K, p) less their mean, to scale; 0 where they are equal."""
-    largest = np.abs(weights).max(axis=(1, 2))
-    rows = np.ldexp(weights, -power_of(largest)[:, None, None])
-    noise = rows.shape[1] * EPS * np.abs(rows).max(axis=1, keepdims=True)
-    centred = rows - rows.mean(axis=1, keepdims=True)
+    """Rows of the weights (F, K, p) less their mean; 0 where they are equal."""
+    noise = weights.shape[1] * EPS * np.abs(weights).max(axis=1, keepdims=True)
+    centred = weights - weights.mean(axis=1, keepdims=True)
     return centred * (np.abs(centred) > noise).any(axis=(1, 2), keepdims=True)
 
 
@@ -155,21 +140,7 @@ def nc3(frames: Frames) -> np.ndarray:
     ‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F with A = (W − w̄)Cᵀ, w̄ the mean of the rows of the weights
     W: `nc2_etf` with the classifier in place of one C, the form of Zhu et al. (NeurIPS 2021) but
     with W centred. It is 0 only if the classifier is aligned with the class means (self-duality)
-    and both form the frame; `nc3_duality` is 0 for self-dual means that are no frame too. NaN where all class means coincide or W has
-    equal rows.
-
-    Parameters
-    ----------
-    features : array_like, shape (..., sample, feature)
-    labels : array_like of int, shape (sample,)
-    weights : array_like, shape (..., class, feature)
-        Leading dimensions broadcast against those of the features.
-    bias : ignored
-        Accepted so that `nc3` and `nc4` are called alike.
-
-    Returns
-    -------
-    ndarray, shape (...)
+    and both form the frame. NaN where all class means coincide or W has equal rows.
     """
     rows = _centred_weights(frames.weights)
     products = rows @ frames.centred.swapaxes(1, 2)
@@ -183,8 +154,7 @@ def nc3_duality(frames: Frames) -> np.ndarray:
     ‖V/‖V‖_F − C/‖C‖_F‖_F with V = W − w̄, w̄ the mean of the rows of the weights W: self-duality
     alone, whatever the class means form. It is the distance of Papyan, Han, Donoho (2020), who do
     not centre W and show its square; rows of W that all move alike leave every decision as it is.
-    0 for self-dual, √2 for unrelated and 2 for opposite weights and means. NaN where all class means
-    coincide or W has equal rows. Parameters and shapes as in `nc3`.
+    0 for self-dual, √2 for unrelated and 2 for opposite weights and means. NaN as in `nc3`.
     """
     rows = _centred_weights(frames.weights)
     centred = np.where(frames.between[:, None, None] > 0, frames.centred, 0.0)
@@ -197,23 +167,13 @@ def nc4(frames: SampleFrames) -> np.ndarray:
     """Share of samples on which the classifier and the nearest class mean agree.
 
     argmax_k (w_k·x + b_k) against argmin_k ‖x − μ_k‖ (Papyan, Han, Donoho 2020, who report the
-    share that disagrees); 1 under collapse. A tie goes to the lower class. Without ``bias``, b
-    = 0. With ``centers``, those in place of the class means μ_k: for held-out features the class
-    means of the training features. Parameters and shapes as in `nc3`, of ``centers`` as in
-    `ncc_accuracy`.
+    share that disagrees); 1 under collapse. A tie goes to the lower class.
     """
-    # To scale: of x/2^e the logits are those of x over 2^e where the bias is over 2^e as well.
-    bias = np.zeros((frames.n_frames, frames.n_classes)) if frames.bias is None else frames.bias
-    exponent = power_of(np.abs(frames.weights).max(axis=(1, 2)))
-    of_bias = power_of(np.abs(bias).max(axis=1)) - frames.exponent
-    exponent = np.where(bias.any(axis=1), np.maximum(exponent, of_bias), exponent)
-    weights = np.ldexp(frames.weights, -exponent[:, None, None])
-    offset = np.ldexp(bias, -(frames.exponent + exponent)[:, None])[:, None]
+    bias = 0.0 if frames.bias is None else frames.bias[:, None]
     agreed = np.zeros(frames.n_frames)
     for block in frames.blocks():
-        values = block.values
-        decision = (values @ weights.swapaxes(1, 2) + offset).argmax(axis=2)
-        agreed += (decision == frames.closeness(values).argmax(axis=2)).sum(axis=1)
+        decision = (block.values @ frames.weights.swapaxes(1, 2) + bias).argmax(axis=2)
+        agreed += (decision == frames.closeness(block.values).argmax(axis=2)).sum(axis=1)
     return agreed / frames.n_samples
 
 
@@ -225,27 +185,8 @@ def ncc_accuracy(frames: SampleFrames) -> np.ndarray:
     (Ben-Shaul, Dekel 2022, arXiv 2201.08924, follow the share on which it disagrees with the network
     through the layers). The centres c_k are the means μ_k of the same samples, or ``centers``: for
     held-out features the class means of the training features (Galanti, György, Hutter 2022 bound the
-    error of this rule by the CDNV).
-
-    A sample that is equally far from m nearest centres, its own among them, counts 1/m, what a draw
-    among them gives on average: features that all coincide have the accuracy of guessing, whatever
-    the order of the classes. Distances that differ by no more than the rounding of the centres are
-    equal.
-
-    Parameters
-    ----------
-    features : array_like, shape (..., sample, feature)
-        Features of the samples; leading dimensions are batched over.
-    labels : array_like of int, shape (sample,)
-        Classes 0 to K−1 with K ≥ 2, in any order.
-    centers : array_like, shape (..., class, feature), optional
-        Class centres; leading dimensions broadcast against those of the features. Default: the class
-        means of ``features``.
-
-    Returns
-    -------
-    ndarray, shape (...)
-        float64.
+    error of this rule by the CDNV). A sample that is equally far from m nearest centres, its own among them,
+    up to rounding, counts 1/m, what a draw among them gives on average.
 
     Examples
     --------

@@ -13,73 +13,53 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lesde.analysis.class_means import class_averages
 from lesde.analysis.separation.linear import linear_margins
 from lesde.paths import gap_directions, need_samples
 
-__all__ = [
-    "CRITERIA",
-    "Frame",
-    "criterion",
-    "linear",
-    "nearest_center",
-    "projection",
-]
+__all__ = ["CRITERIA", "Frame", "criterion", "linear", "nearest_center", "projection"]
 
 EPS = float(np.finfo(np.float64).eps)
 
 
 class Frame:
-    """All replicates at one time, of which every sample is known, or class means and reaches.
+    """All replicates at one time: class means, and how far the samples of each class reach from theirs.
 
-    ``means`` (R, K, p) are the class means; ``direction`` (K, K, p) unit vectors from class l to class k,
-    or None where each replicate has its own, along the gap of its means; ``margin`` says that scores must
-    be margins, not only of the right sign. Either ``features`` (R, N, p) with ``labels`` (N,) are given,
-    or ``means`` with ``reach`` (R, K, K), the reach of class k from its mean toward class l, stored
-    with the relative rounding ``precision``. ``exact_direction(k, l)`` is a vector along
-    ``direction[k, l]`` in exact numbers.
+    ``means`` (R, K, p) are the class means, ``counts`` (K,) the samples per class; ``direction`` (K, K, p)
+    unit vectors from class l to class k, or None where each replicate has its own, along the gap of its
+    means. Known are the samples of each class, ``classes``, each (R, n_k, p), or only the ``reach`` (R, K, K)
+    of class k from its mean toward class l. ``margin`` says that scores must be margins, not only of the
+    right sign.
     """
 
     def __init__(
         self,
+        means: np.ndarray,
+        counts: np.ndarray,
         direction: np.ndarray | None,
         margin: bool,
         *,
-        features: Any = None,
-        labels: Any = None,
-        means: Any = None,
-        reach: Any = None,
-        precision: float = 0.0,
-        exact_direction: Callable[[int, int], np.ndarray] | None = None,
+        classes: list[np.ndarray] | None = None,
+        reach: np.ndarray | None = None,
     ):
-        self.direction, self.margin = direction, margin
-        self._features, self._labels = features, labels
-        self.means = class_averages(features, labels) if means is None else means
-        self._reach, self._exact_direction = reach, exact_direction
-        self._precision = max(precision, 4 * self.means.shape[2] * EPS)
+        self.means, self.counts, self.direction = means, counts, direction
+        self.n_classes = len(counts)
+        self._classes, self._reach, self.margin = classes, reach, margin
 
     @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return self.means.shape[1]
-
-    @cached_property
     def classes(self) -> list[np.ndarray]:
         """Samples of each class, (R, n_k, p)."""
-        if self._features is None:
+        if self._classes is None:
             raise need_samples("paths", "this criterion")
-        return [self._features[:, self._labels == k] for k in range(self.n_classes)]
+        return self._classes
 
     @property
     def finite(self) -> bool:
         """True where all numbers are finite; a pair whose means coincide has no reach."""
-        if not np.isfinite(self.means).all():
-            return False
-        if self._reach is None:
-            return bool(np.isfinite(self._features).all())
-        apart = (self.means[:, :, None] != self.means[:, None]).any(axis=-1)
-        known = np.isfinite(self._reach) | ~apart | np.eye(self.n_classes, dtype=bool)
-        return bool(known.all())
+        known = np.isfinite(self.means).all()
+        if known and self._reach is not None:
+            apart = (self.means[:, :, None] != self.means[:, None]).any(axis=-1)
+            known = (np.isfinite(self._reach) | ~apart | np.eye(self.n_classes, dtype=bool)).all()
+        return bool(known)
 
     def pairs(self) -> list[tuple[int, int]]:
         """All pairs of classes k < l."""
@@ -90,75 +70,50 @@ class Frame:
         return np.full((len(self.means), self.n_classes, self.n_classes), np.nan)
 
     @cached_property
-    def _units(self) -> np.ndarray:
-        """Unit vectors from class l to class k, (R or 1, K, K, p)."""
-        return gap_directions(self.means) if self.direction is None else self.direction[None]
+    def _measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Clearance of class k from the plane between it and class l, and its rounding, each (R, K, K)."""
+        own = self.direction is None
+        units = gap_directions(self.means) if own else self.direction[None]
+        clearance, length, reach = self.scores(), self.scores(), self._reach
+        for k in range(self.n_classes):
+            gap = self.means[:, k, None] - self.means
+            clearance[:, k] = 0.5 * (gap * units[:, k]).sum(axis=2)
+            length[:, k] = np.abs(gap if own else gap.mean(axis=0, keepdims=True)).max(axis=2)
+            if reach is None:
+                away = self.means[:, k, None] - self.classes[k]
+                clearance[:, k] -= (away @ units[:, k].swapaxes(1, 2)).max(axis=1)
+        # Twice the largest mean, and the reaches, are about the size of the samples.
+        size = 2 * np.abs(self.means).max(axis=(1, 2))[:, None, None]
+        stored = one = 4 * self.means.shape[2] * EPS
+        if reach is None:
+            largest = [np.abs(samples).max(axis=(1, 2)) for samples in self.classes]
+            size = size + np.max(largest, axis=0)[:, None, None]
+        else:
+            clearance -= reach
+            size = size + np.nan_to_num(np.abs(reach) + np.abs(reach).swapaxes(1, 2))
+            stored = max(one, float(np.finfo(reach.dtype).eps))
+        # A gap of class means is off by as many roundings as it has samples, and with it its direction.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            turned = np.where(length > 0, one * self.counts.sum() * (size / length), 0.0)
+            return clearance, (stored + turned) * size
 
     def clearances(self, k: int, l: int) -> tuple[np.ndarray, np.ndarray]:
         """Least distances (R,) of the samples of both classes from the plane midway between their means.
 
         The plane is orthogonal to the direction of the pair; samples beyond it count negative.
         """
-        unit = self._units[:, k, l, :, None]
-        if self._reach is not None:
-            half = 0.5 * ((self.means[:, k] - self.means[:, l])[:, None] @ unit)[:, 0, 0]
-            return half - self._reach[:, k, l], half - self._reach[:, l, k]
-        middle = (0.5 * (self.means[:, k] + self.means[:, l]))[:, None] @ unit
-        above, below = self.classes[k] @ unit - middle, middle - self.classes[l] @ unit
-        return above.min(axis=(1, 2)), below.min(axis=(1, 2))
-
-    def _rounding(self, k: int, l: int) -> np.ndarray:
-        """Scores (R,) of a pair up to which it could be a tie."""
-        if self._reach is not None:
-            reach = np.abs(self._reach[:, k, l]) + np.abs(self._reach[:, l, k])
-            size = 2 * np.abs(self.means).max(axis=(1, 2)) + np.nan_to_num(reach)
-            return self._precision * size
-        # A gap of class means is off by as many roundings as it has samples, and with it its direction.
-        gap = self.means[:, k] - self.means[:, l]
-        if self.direction is not None:
-            gap = gap.mean(axis=0, keepdims=True)
-        length = np.abs(gap).max(axis=1)
-        size = np.abs(self._features).max(axis=(1, 2))
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            turned = np.where(length > 0, self._features.shape[1] * (size / length), 0.0)
-            return self._precision * (size + turned * size)
-
-    def _exact_clearances(self, replicate: int, k: int, l: int) -> Any:
-        """`clearances` (1,) of whole numbers without rounding, up to a factor above 0; None of others."""
-        if self._reach is not None:
-            return None
-        both = [self.classes[c][replicate] for c in (k, l)]
-        if all((x == both[0][0]).all() for x in both):  # all samples at one point
-            return np.zeros(1), np.zeros(1)
-        # from 2**53 every number is whole, so that this says nothing
-        if any(((x != np.rint(x)) | (np.abs(x) >= 2.0**53)).any() for x in both):
-            return None
-        first, second = (np.array([list(map(int, row)) for row in x], dtype=object) for x in both)
-        n, m = len(first), len(second)
-        if self._exact_direction is not None:
-            vector = self._exact_direction(k, l)
-        else:
-            vector = m * first.sum(axis=0) - n * second.sum(axis=0)
-        middle = m * first.sum(axis=0) + n * second.sum(axis=0)
-        above = ((2 * n * m * first - middle) @ vector).min(keepdims=True)
-        return above, ((middle - 2 * n * m * second) @ vector).min(keepdims=True)
+        clearance, _ = self._measured
+        return clearance[:, k, l], clearance[:, l, k]
 
     def compare(self, combine: Callable[[Any, Any], Any]) -> np.ndarray:
         """Scores (R, K, K) that combine the clearances of both classes of each pair.
 
-        A score within its rounding is 0: classes that touch are not separated. Whole numbers are judged
-        without rounding.
+        A score within its rounding is 0: classes that touch are not separated.
         """
-        scores = self.scores()
-        for k, l in self.pairs():
-            score = combine(*self.clearances(k, l))
-            for r in map(int, np.flatnonzero(np.abs(score) <= self._rounding(k, l))):
-                exact = self._exact_clearances(r, k, l)
-                true = 0 if exact is None else combine(*exact)[0]
-                size = max(abs(score[r]), np.finfo(np.float64).tiny)
-                score[r] = size if true > 0 else -size if true < 0 else 0.0
-            scores[:, k, l] = scores[:, l, k] = score
-        return scores
+        clearance, rounding = self._measured
+        scores = combine(clearance, clearance.swapaxes(1, 2))
+        scores = np.where(np.abs(scores) <= rounding, 0.0, scores)
+        return np.where(np.eye(self.n_classes, dtype=bool), np.nan, scores)
 
 
 class Criterion(NamedTuple):
@@ -175,6 +130,10 @@ CRITERIA: dict[str, Criterion] = {}
 def criterion(name: str, directed: bool = False, samples: bool = False) -> Callable[[Any], Any]:
     """Register a function of a `Frame` as a criterion of `lesde.separation_probability`.
 
+    The function gets a `Frame`, all replicates at one time, with ``means``, ``classes``, ``clearances(k, l)``,
+    ``pairs()`` and ``compare``, which decides ties. It returns scores (replicate, class, class), symmetric,
+    above 0 where the pair is separated: ``frame.scores()`` is such an array to fill.
+
     Parameters
     ----------
     name : str
@@ -183,16 +142,6 @@ def criterion(name: str, directed: bool = False, samples: bool = False) -> Calla
         The criterion compares classes along ``frame.direction``, which the argument ``direction`` sets.
     samples : bool, default False
         The criterion reads every sample, ``frame.classes``; statistics of the classes do not suffice.
-
-    Returns
-    -------
-    decorator
-        The function gets a frame, all replicates at one time, with ``frame.means`` (replicate, class,
-        feature), ``frame.classes``, a list of the samples (replicate, sample, feature) of each class, and
-        ``frame.clearances(k, l)``, the least distances of the samples of both classes from the plane
-        midway between their means. It returns scores (replicate, class, class), symmetric, above 0
-        where the pair is separated: ``frame.scores()`` is such an array to fill, ``frame.pairs()`` the
-        pairs, ``frame.compare`` decides ties.
 
     Examples
     --------

@@ -11,13 +11,11 @@ from lesde.paths import gap_directions
 
 __all__ = ["check_direction", "in_common", "pair_directions", "unit_pairs"]
 
-NAMES = ("ensemble", "own", "initial")
-
 
 def check_direction(direction: Any, n_classes: int, n_features: int) -> str | np.ndarray:
     """One of the words, or vectors (feature,) or (class, class, feature) of length above zero."""
     if isinstance(direction, str):
-        return check_choice("direction", direction, NAMES)
+        return check_choice("direction", direction, ("ensemble", "own", "initial"))
     K, p = n_classes, n_features
     array = check_finite_array("direction", direction, [(p,), (K, K, p)])
     unit_pairs("direction", np.broadcast_to(array, (K, K, p)))
@@ -51,29 +49,19 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(length > 0, length, 1.0)
 
 
-def in_common(first: np.ndarray, last: np.ndarray) -> bool:
-    """True where replicates share their directions, from class means (C, R, K, p) at two times.
+def in_common(means: np.ndarray) -> bool:
+    """True where replicates share their directions, from class means (C, R, K, p) of C sets of replicates.
 
-    They do where they start alike, or end alike as the outputs of trained networks do; with random starts this
-    happens only by chance, which can bring the means of a few replicates within 60° of each other.
-    """
-    enough = 0.5 if first.shape[1] >= 8 else 0.99
-    return _agreement(first) > enough or _agreement(last) > enough
-
-
-def _agreement(means: np.ndarray) -> float:
-    """Mean cosine between the centred class means of two replicates, from means (C, R, K, p).
-
-    Each replicate counts alike, whatever its size; C sets of replicates are averaged. 1 where no
-    replicate has class means that differ: they are all alike.
+    The cosine between the centred class means of two replicates, each of which counts alike whatever its
+    size, is above 1/2 on average; by chance, those of a few random replicates can be that close. Replicates
+    whose class means do not differ do not count.
     """
     centred = means - means.mean(axis=-2, keepdims=True)
     units = _unit(centred.reshape(*means.shape[:2], -1))
     count = units.any(axis=-1).sum(axis=1)
     pairs = (count * (count - 1)).sum()
-    if pairs == 0:
-        return 1.0
-    return float(((units.sum(axis=1) ** 2).sum() - count.sum()) / pairs)
+    total = (units.sum(axis=1) ** 2).sum() - count.sum()
+    return bool(pairs == 0 or total / pairs > (0.5 if means.shape[1] >= 8 else 0.99))
 
 
 def pair_directions(direction: str | np.ndarray, means: np.ndarray) -> np.ndarray:

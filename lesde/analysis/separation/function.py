@@ -63,21 +63,13 @@ def separation_function(
         Named tuple ``probability, log_probability, log_failure``, float64 of the broadcast shape;
         ``log_failure`` is log(1 − probability) and keeps its digits when the probability rounds to 1.
 
-    Raises
-    ------
-    ValueError
-        For counts below 1, negative deviations, or an extra variance below its bound.
-
     Notes
     -----
-    One contour integral of the moment generating functions of the two extremes through its saddle
-    point, whatever the sign of ``extra_variance``. Against 30-digit quadrature the logarithms are
-    right to 1e-11 relative for gaps of 0 to 10⁶ and 1 to 10⁷ samples; about 1 ms of one core per
-    value. With a negative extra variance and a handful of samples the integrand falls as a power
-    only, and the cost grows as sqrt((s₁²/n₁ + s₂²/n₂)/v), v being the variance left: 40 to 100 ms
-    for a ratio up to 10, seconds for 10⁵; from about five samples per class on, 0.2 s at most.
-    Beyond 4096 nodes the value is NaN, with a warning; that needs v below 10⁻⁵ of the bound and
-    fewer than about five samples per class.
+    Against 30-digit quadrature the logarithms are right to 1e-11 relative for gaps of 0 to 10⁶ and 1 to
+    10⁷ samples; about 1 ms of one core per value. With a negative extra variance, from about five samples
+    per class on, 0.2 s at most. With fewer the integrand falls as a power only, and the cost grows as
+    sqrt((s₁²/n₁ + s₂²/n₂)/v), v being the variance left: up to 100 ms for a ratio of 10, seconds for 10⁵;
+    beyond that the value is NaN, with a warning.
 
     Examples
     --------
@@ -88,18 +80,15 @@ def separation_function(
     names = ("gap", "n1", "n2", "s1", "s2", "extra_variance")
     given = (gap, n1, n2, s1, s2, extra_variance)
     arrays = [check_finite_array(name, value) for name, value in zip(names, given, strict=True)]
-    for name, array in zip(names[1:3], arrays[1:3], strict=True):
-        if (array < 1).any() or (array != np.floor(array)).any():
+    for name, array in zip(names[1:5], arrays[1:5], strict=True):
+        if name in ("n1", "n2") and ((array < 1) | (array != np.floor(array))).any():
             raise ValueError(f"{name} must hold whole numbers of at least 1; got {array.min():g}.")
-    for name, array in zip(names[3:5], arrays[3:5], strict=True):
         if (array < 0).any():
             raise ValueError(f"{name} must hold standard deviations >= 0; got {array.min():g}.")
     try:
         arrays = list(np.broadcast_arrays(*arrays))
-    except ValueError:
-        shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, arrays, strict=True))
-        raise ValueError(f"the arguments must broadcast together; got shapes {shapes}.") from None
-    shape = arrays[0].shape
+    except ValueError as error:
+        raise ValueError(f"the arguments must broadcast together: {error}") from None
     d, m1, m2, r1, r2, extra = (array.ravel() for array in arrays)
     own = r1**2 / m1 + r2**2 / m2
     if (extra < -own * (1.0 + 1e-12)).any():
@@ -107,24 +96,9 @@ def separation_function(
         raise ValueError(
             f"extra_variance must be at least -(s1²/n1 + s2²/n2) = {-own[i]:g}; got {extra[i]:g}."
         )
-    variance = np.maximum(own + extra, 0.0)
     upper, lower = Maximum.of_identical(m1, r1), Maximum.of_identical(m2, r2)
-    result = separation_of_maxima(d, upper, lower, variance)
-    return Separation(*(values.reshape(shape)[()] for values in result))
-
-
-class _Problem(NamedTuple):
-    """M problems: a normal gap of two classes, of a mean and a variance, and the maxima of their overlap."""
-
-    gap: np.ndarray
-    first: Maximum
-    second: Maximum
-    variance: np.ndarray
-
-    @property
-    def extra(self) -> np.ndarray:
-        """Variance of the gap less that of the means of independent samples."""
-        return self.variance - self.first.own_mean_variance - self.second.own_mean_variance
+    result = separation_of_maxima(d, upper, lower, np.maximum(own + extra, 0.0))
+    return Separation(*(values.reshape(arrays[0].shape)[()] for values in result))
 
 
 def separation_of_maxima(
@@ -145,12 +119,22 @@ def separation_of_maxima(
 
     All arguments hold M problems; so do the results.
     """
-    problem = _Problem(gap, upper, lower, variance)
-    log_p, log_q = np.empty(len(gap)), np.empty(len(gap))
-    chunk = max(1, CHUNK // max(upper.offsets.shape[1], lower.offsets.shape[1]))
-    for start in range(0, len(gap), chunk):
-        part = slice(start, start + chunk)
-        log_p[part], log_q[part] = _logarithms(pick(problem, part))
+    first, second = upper, lower
+    still = (first.scale == 0) & (second.scale == 0)
+    easy = still | ((first.number == 1) & (second.number == 1))
+    beyond = gap - first.offsets.max(axis=1) - second.offsets.max(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = beyond / np.sqrt(variance)
+    ratio = np.where(variance > 0, ratio, np.where(beyond > 0, np.inf, -np.inf))
+    # deviations from a mean cannot all be negative, so two classes whose means coincide overlap
+    means = sum((m.copies * m.offsets).sum(axis=1) / m.number for m in (first, second))
+    ratio = np.where(~easy & (variance == 0) & (gap <= means), -np.inf, ratio)
+    log_p, log_q = log_ndtr(ratio), log_ndtr(-ratio)
+    hard = np.flatnonzero(~easy & ((variance > 0) | (gap > means)))
+    chunk = max(1, CHUNK // max(first.offsets.shape[1], second.offsets.shape[1]))
+    for part in (hard[i : i + chunk] for i in range(0, len(hard), chunk)):
+        problem = pick(_Problem(gap, first, second, variance), part)
+        log_p[part], log_q[part] = _solve(problem)
     lost = np.isnan(log_p)
     if lost.any():
         warnings.warn(
@@ -162,32 +146,6 @@ def separation_of_maxima(
     return Separation(np.exp(log_p), log_p + 0.0, log_q + 0.0)
 
 
-def _logarithms(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the probabilities and of their complements."""
-    gap, first, second, variance = problem
-    log_p, log_q = np.empty(len(gap)), np.empty(len(gap))
-    still = (first.scale == 0) & (second.scale == 0)
-    easy = still | ((first.number == 1) & (second.number == 1))
-    beyond = gap - first.offsets.max(axis=1) - second.offsets.max(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = beyond / np.sqrt(variance)
-    ratio = np.where(variance > 0, ratio, np.where(beyond > 0, np.inf, -np.inf))[easy]
-    log_p[easy], log_q[easy] = log_ndtr(ratio), log_ndtr(-ratio)
-    # deviations from a mean cannot all be negative, so two classes whose means coincide overlap
-    means = [(m.copies * m.offsets).sum(axis=1) / m.number for m in (first, second)]
-    touching = ~easy & (variance == 0) & (gap <= means[0] + means[1])
-    log_p[touching], log_q[touching] = -np.inf, 0.0
-    hard = np.flatnonzero(~easy & ~touching)
-    if len(hard):
-        gap, first, second, variance = pick(problem, hard)
-        unit = np.sqrt(first.scale**2 + second.scale**2)
-        first, second = (
-            Maximum(m.scale / unit, m.offsets / unit[:, None], m.copies) for m in (first, second)
-        )
-        log_p[hard], log_q[hard] = _solve(_Problem(gap / unit, first, second, variance / unit**2))
-    return log_p, log_q
-
-
 def log_complement(log_p: np.ndarray) -> np.ndarray:
     """log(1 − exp(log_p)) for log_p ≤ 0."""
     log_p = np.minimum(log_p, 0.0)
@@ -195,18 +153,35 @@ def log_complement(log_p: np.ndarray) -> np.ndarray:
         return np.where(log_p > -np.log(2.0), np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
 
 
+class _Problem(NamedTuple):
+    """M problems: a normal gap of two classes, of a mean and a variance, and the maxima of their overlap."""
+
+    gap: np.ndarray
+    first: Maximum
+    second: Maximum
+    variance: np.ndarray
+
+    @property
+    def extra(self) -> np.ndarray:
+        """Variance of the gap less that of the means of independent samples."""
+        return self.variance - self.first.own_mean_variance - self.second.own_mean_variance
+
+
 def _solve(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Both logarithms by the integral through the saddle point, in units where s₁² + s₂² = 1."""
+    """Logarithms of the probabilities and of their complements, by the integral through the saddle point."""
+    gap, *maxima, variance = problem
+    unit = np.hypot(maxima[0].scale, maxima[1].scale)
+    first, second = (Maximum(m.scale / unit, m.offsets / unit[:, None], m.copies) for m in maxima)
+    problem = _Problem(gap / unit, first, second, variance / unit**2)
     side, tilt = _saddle(problem)
-    one = problem.first.tilted(tilt, FINE_GRID)
-    two = problem.second.tilted(tilt, FINE_GRID)
+    one, two = first.tilted(tilt, FINE_GRID), second.tilted(tilt, FINE_GRID)
     log_peak = one.log_mass + two.log_mass + 0.5 * tilt**2 * problem.extra
     log_peak -= tilt * problem.gap + np.log(np.abs(tilt))
     # logarithms of this size were subtracted to get the weights
     size = np.abs(tilt) * (np.abs(one.centre) + np.abs(two.centre))
     size = size + np.abs(one.log_mass) + np.abs(two.log_mass)
     tolerance = TOLERANCE + 8.0 * np.finfo(float).eps * size
-    value = _oscillatory(_Integrand(problem, tilt, one, two, tolerance))
+    value = _integral(_Integrand(problem, tilt, one, two, tolerance))
     with np.errstate(invalid="ignore"):
         log_rare = np.minimum(log_peak + np.log(value), 0.0)
     log_other = log_complement(log_rare)
@@ -214,49 +189,41 @@ def _solve(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
     return np.where(failure, log_other, log_rare), np.where(failure, log_rare, log_other)
 
 
-def _cumulants(problem: _Problem, tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and second derivative of the cumulant generating function of the overlap and the gap's noise."""
-    one = problem.first.tilted(tilt, SEARCH_GRID)
-    two = problem.second.tilted(tilt, SEARCH_GRID)
-    mean = one.centre + two.centre + tilt * problem.extra
-    return mean, one.variance + two.variance + problem.extra
-
-
 def _saddle(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Point of the real axis where the integrand is least, on the side of the rarer event.
+    """Point of the real axis where the integrand is least, on the side ±1 of the rarer event.
 
-    Any point of that side gives the same integral, so a rough one serves. Newton's method in
-    the logarithm of |c|, kept inside a bracket.
+    Any point of that side gives the same integral, so a rough one serves: Newton's method for a convex
+    function of |c|, kept inside a bracket.
     """
-    mean, spread = _cumulants(problem, np.zeros(len(problem.gap)))
+
+    def cumulants(tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the overlap and the gap's noise, tilted."""
+        one, two = (m.tilted(tilt, SEARCH_GRID) for m in (problem.first, problem.second))
+        mean = one.centre + two.centre + tilt * problem.extra
+        return mean, one.variance + two.variance + problem.extra
+
+    mean, spread = cumulants(np.zeros(len(problem.gap)))
     spread = np.maximum(spread, 1e-300)
     side = np.where(problem.gap >= mean, 1.0, -1.0)
-    far = np.abs(problem.gap - mean)
-    start = far / spread + 1.0 / np.sqrt(spread)
-    log_c = np.log(start)
-    low, high = np.full(len(far), -np.inf), np.full(len(far), np.inf)
-    active = np.ones(len(far), dtype=bool)
+    c = np.abs(problem.gap - mean) / spread + 1.0 / np.sqrt(spread)
+    low, high = np.zeros(len(c)), np.full(len(c), np.inf)
     for _ in range(80):
-        i = np.flatnonzero(active)
-        c = np.exp(log_c[i])
-        mean_i, var_i = _cumulants(pick(problem, i), side[i] * c)
-        slope = side[i] * (mean_i - problem.gap[i]) - 1.0 / c
-        curve = np.maximum(var_i, 0.0) + 1.0 / c**2
-        low[i] = np.where(slope < 0, log_c[i], low[i])
-        high[i] = np.where(slope >= 0, log_c[i], high[i])
-        move = np.clip(-slope / (curve * c), -3.0, 3.0)
-        # Newton in c rather than in its logarithm when the step is small
-        target = log_c[i] + np.where(np.abs(move) < 0.5, np.log1p(move), move)
-        inside = (target > low[i]) & (target < high[i])
-        target = np.where(inside, target, 0.5 * (low[i] + high[i]))
-        active[i] = np.abs(slope) > 0.05 * np.sqrt(curve)
-        log_c[i] = np.where(active[i], target, log_c[i])
-        if not active.any():
+        mean, spread = cumulants(side * c)
+        slope = side * (mean - problem.gap) - 1.0 / c
+        curve = np.maximum(spread, 0.0) + 1.0 / c**2
+        far = np.abs(slope) > 0.05 * np.sqrt(curve)
+        if not far.any():
             break
-    return side, side * np.exp(log_c)
+        low, high = np.where(slope < 0, c, low), np.where(slope < 0, high, c)
+        target = np.clip(c - slope / curve, 0.05 * c, 20.0 * c)
+        inside = (target > low) & (target < high)
+        with np.errstate(invalid="ignore"):
+            target = np.where(inside, target, np.sqrt(low * high))
+        c = np.where(far, target, c)
+    return side, side * c
 
 
-def _oscillatory(integrand: _Integrand) -> np.ndarray:
+def _integral(integrand: _Integrand) -> np.ndarray:
     """(1/π) ∫₀^∞ Re(integrand at tilt + iω over its value at tilt) dω by the trapezoidal rule.
 
     With spacing h the rule gives the tail probability plus its images at distance 2π/h, damped by
@@ -270,13 +237,11 @@ def _oscillatory(integrand: _Integrand) -> np.ndarray:
     total = step * (_sum(integrand, step, 0.0) - 0.5)
     active = np.arange(len(step))
     for _ in range(8):
-        part = pick(integrand, active)
-        h = step[active]
+        part, h = pick(integrand, active), step[active]
         finer = 0.5 * (total[active] + h * _sum(part, h, 0.5))
         # a sum that was given up is NaN, and compares false
         moved = np.abs(finer - total[active]) > 3.0 * part.tolerance * np.abs(finer)
-        total[active] = finer
-        step[active] = 0.5 * h
+        total[active], step[active] = finer, 0.5 * h
         active = active[moved]
         if not len(active):
             return total / np.pi
@@ -288,18 +253,17 @@ def _sum(integrand: _Integrand, step: np.ndarray, shift: float) -> np.ndarray:
     """Sum of the real part over ω = (shift + m) h, m = 0, 1, ... until the rest is negligible."""
     total = np.zeros(len(step))
     active = np.arange(len(step))
-    base = 0
-    while len(active):
+    for base in range(0, MOST_NODES, BLOCK):
         part = pick(integrand, active)
         values = part.block(step[active], base, shift)
         total[active] += values.real.sum(axis=1)
-        base += BLOCK
         # a power law in ω leaves about m times the last term; below that there is only noise
         last = np.abs(values[:, -4:]).max(axis=1) / np.abs(total[active])
-        active = active[~((last * base < part.tolerance) | (last < 0.3 * part.tolerance))]
-        if base >= MOST_NODES:
-            total[active] = np.nan
-            break
+        done = (last * (base + BLOCK) < part.tolerance) | (last < 0.3 * part.tolerance)
+        active = active[~done]
+        if not len(active):
+            return total
+    total[active] = np.nan
     return total
 
 
@@ -316,30 +280,24 @@ class _Integrand(NamedTuple):
         """Values at ω = (shift + base + m) h for m < BLOCK."""
         omega = step[:, None] * (shift + base + np.arange(BLOCK))
         p, c = self.problem, self.tilt[:, None]
-        phase = self.one.centre + self.two.centre - p.gap
         value = c / (c + 1j * omega)
         # variance of the normal factor: v, less that of the mean noise still inside a transform
-        variance = p.variance.copy()
+        left = p.variance[:, None].copy()
         contracting = p.extra < -1e-9 * p.variance
         for maximum, grid in ((p.first, self.one), (p.second, self.two)):
             own = maximum.own_mean_variance
             delicate = contracting & (0.5 * omega[:, -1] ** 2 * own > AFFORDABLE_GROWTH)
             i = np.flatnonzero(~delicate)
-            if len(i):
-                part = pick(grid, i)
-                inside = _characteristic(part, step[i], base + shift)
-                # beyond, the transform has vanished but its sum over the grid comes back
-                resolved = np.pi / np.maximum(part.step * maximum.scale[i], 1e-300)
-                value[i] *= np.where(omega[i] <= resolved[:, None], inside, 0.0)
-                variance[i] -= own[i]
+            inside = _characteristic(pick(grid, i), step[i], base + shift)
+            # beyond, the transform has vanished but its sum over the grid comes back
+            resolved = np.pi / np.maximum(grid.step * maximum.scale, 1e-300)[i, None]
+            value[i] *= np.where(omega[i] <= resolved, inside, 0.0)
+            left[i, 0] -= own[i]
             i = np.flatnonzero(delicate)
-            if len(i):
-                value[i] *= pick(maximum, i).transform_of_deviations(
-                    self.tilt[i], omega[i], pick(grid, i)
-                )
-        left = variance[:, None]
-        value *= np.exp(1j * omega * (phase[:, None] + c * left) - 0.5 * omega**2 * left)
-        return value
+            few = pick(maximum, i)
+            value[i] *= few.transform_of_deviations(self.tilt[i], omega[i], pick(grid, i))
+        phase = (self.one.centre + self.two.centre - p.gap)[:, None]
+        return value * np.exp(1j * omega * (phase + c * left) - 0.5 * omega**2 * left)
 
 
 def _characteristic(grid: TiltedGrid, step: np.ndarray, base: float) -> np.ndarray:

@@ -17,7 +17,7 @@ METHODS = ("wilson", "clopper-pearson")
 def binomial_interval(
     successes: Any, trials: int, confidence: float = 0.95, method: str = "wilson"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two-sided interval for the success probability behind ``successes`` out of ``trials``.
+    """Lower and upper limit in [0, 1] for the success probability behind ``successes`` out of ``trials``.
 
     Parameters
     ----------
@@ -31,11 +31,6 @@ def binomial_interval(
         can fall a little below. Clopper and Pearson (1934): inverts the exact binomial tests; never
         covers less than ``confidence``, and is wider.
 
-    Returns
-    -------
-    lower, upper : ndarray
-        Of the shape of ``successes``, within [0, 1].
-
     Examples
     --------
     >>> low, high = binomial_interval(0, 100)
@@ -44,25 +39,21 @@ def binomial_interval(
     """
     x = check_finite_array("successes", successes)
     n = check_integer("trials", trials)
-    confidence = check_fraction("confidence", confidence)
-    method = check_choice("interval", method, METHODS)
+    alpha = (1.0 - check_fraction("confidence", confidence)) / 2.0
     if (x < 0).any() or (x > n).any():
         raise ValueError(
             f"successes must lie between 0 and trials={n}; got {x.min()} to {x.max()}."
         )
-    if method == "wilson":
-        z = -ndtri((1.0 - confidence) / 2.0)
+    if check_choice("interval", method, METHODS) == "wilson":
+        z = -ndtri(alpha)
         centre = (x + z * z / 2.0) / (n + z * z)
         half = z / (n + z * z) * np.sqrt(x * (n - x) / n + z * z / 4.0)
         lower, upper = centre - half, centre + half
     else:
-        alpha = (1.0 - confidence) / 2.0
         lower = betaincinv(np.maximum(x, 0.5), n - x + 1.0, alpha)
         upper = betaincinv(x + 1.0, np.maximum(n - x, 0.5), 1.0 - alpha)
     # at the ends the exact limits are 0 and 1; rounding would leave 1e-17
-    lower = np.where(x == 0, 0.0, np.clip(lower, 0.0, 1.0))
-    upper = np.where(x == n, 1.0, np.clip(upper, 0.0, 1.0))
-    return lower, upper
+    return np.where(x == 0, 0.0, lower), np.where(x == n, 1.0, upper)
 
 
 def replicates_to_add(trials: int, half_width: float, precision: float, block: int = 32) -> int:

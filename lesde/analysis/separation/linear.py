@@ -14,7 +14,7 @@ __all__ = ["linear_margins"]
 TOLERANCE = 1e-9
 # HiGHS's methods and tolerances, the finest it takes first; it may end just short of so small a one
 SOLVERS = (("highs", 1e-10), ("highs-ipm", 1e-10), ("highs", 1e-7))
-# data sets that share one call: a call costs 6 ms whatever it solves, and 32 small programs little more
+# data sets that share one call: a call costs 6 ms whatever it solves, and a few small programs little more
 BATCH = 32
 LARGEST_SCATTER = 256
 
@@ -26,11 +26,10 @@ def linear_margins(first: np.ndarray, second: np.ndarray, exact: bool = False) -
     second, and |w_j| ≤ 1. The maximum is half the distance of the convex hulls in the sum norm, and
     positive if and only if the sets are linearly separable.
 
-    Two things keep programs few and small. Sets that the mean gap or Fisher's discriminant already
-    separates need none unless the margin is wanted. The others start from the few points that
-    lie deepest in the other set: if these cannot be separated, the sets cannot. Otherwise the points on
-    the wrong side of their plane are added and the program is solved again. A positive answer is checked
-    on all points. Programs of several data sets are solved as one block-diagonal program by HiGHS.
+    Sets that the mean gap or Fisher's discriminant already separates need no program unless the margin is
+    wanted. The others start from the few points that lie deepest in the other set: if these cannot be
+    separated, the sets cannot. Otherwise the points that lie lowest are added and the program is solved
+    again. A positive answer is checked on all points.
 
     From points (R, n, p) and (R, m, p): positive where separable, else 0, shape (R,). Unless ``exact``
     only the sign of the result is meaningful. Separations narrower than 1e-9 of the root-mean-square
@@ -40,22 +39,36 @@ def linear_margins(first: np.ndarray, second: np.ndarray, exact: bool = False) -
     both = np.concatenate([first, second], axis=1)
     # by a power of two, so that neither tiny nor huge points lose their squares
     power = power_of_two(np.abs(both).max(axis=(1, 2)))
-    first, second, both = (x / power[:, None, None] for x in (first, second, both))
-    centre = both.mean(axis=1, keepdims=True)
-    unit = np.sqrt(((both - centre) ** 2).sum(axis=2).mean(axis=1))
+    both = both / power[:, None, None]
+    both = both - both.mean(axis=1, keepdims=True)
+    unit = np.sqrt((both**2).sum(axis=2).mean(axis=1))
     unit = np.where(unit > 0, unit, 1.0)
-    a = (first - centre) / unit[:, None, None]
-    b = (second - centre) / unit[:, None, None]
+    a, b = np.split(both / unit[:, None, None], [first.shape[1]], axis=1)
     # points are at most 1 before they are centred and divided, and p of them are added
-    rounding = 4 * a.shape[2] * np.finfo(np.float64).eps * (1 + 1 / unit)
+    p = a.shape[2]
+    rounding = 4 * p * np.finfo(np.float64).eps * (1 + 1 / unit)
     directions = _discriminants(a, b)
-    gaps = np.stack([_gap(a, b, w) for w in directions])
-    margins = np.where(gaps.max(axis=0) > rounding, gaps.max(axis=0), 0.0)
-    open_cases = np.arange(len(a)) if exact else np.flatnonzero(margins <= 0)
-    start = directions[-1]
-    for i in range(0, len(open_cases), BATCH):
-        part = open_cases[i : i + BATCH]
-        margins[part] = _cutting_planes(a[part], b[part], start[part], rounding[part], exact)
+    margins = np.maximum.reduce([_gap(a, b, w, rounding) for w in directions])
+    undecided = np.arange(len(a)) if exact else np.flatnonzero(margins <= 0)
+    points, sides = (
+        np.concatenate([a, -b], axis=1),
+        np.repeat([1.0, -1.0], [a.shape[1], b.shape[1]]),
+    )
+    for some in (undecided[i : i + BATCH] for i in range(0, len(undecided), BATCH)):
+        height = np.einsum("rnp,rp->rn", points[some], directions[-1][some])
+        chosen = np.empty((len(some), 0), dtype=int)
+        while len(some):
+            chosen = np.concatenate(
+                [chosen, *(_lowest(height, sides == s, p + 2) for s in (1, -1))], 1
+            )
+            bound, w, offset = _solve(points[some[:, None], chosen], sides[chosen[0]])
+            gap = _gap(a[some], b[some], w, rounding[some])
+            margins[some] = np.maximum(margins[some], gap)
+            height = np.einsum("rnp,rp->rn", points[some], w) - offset[:, None] * sides
+            np.put_along_axis(height, chosen, np.inf, axis=1)
+            go = (bound > TOLERANCE) & np.isfinite(height).any(axis=1)
+            go &= gap < bound - TOLERANCE if exact else margins[some] <= 0
+            some, chosen, height = some[go], chosen[go], height[go]
     return margins * unit * power
 
 
@@ -65,100 +78,49 @@ def _discriminants(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
     p = a.shape[2]
     if p > LARGEST_SCATTER:
         return [gap]
-    scatter = np.zeros((len(a), p, p))
-    for x in (a, b):
-        x = x - x.mean(axis=1, keepdims=True)
-        scatter += x.transpose(0, 2, 1) @ x
+    away = np.concatenate([x - x.mean(axis=1, keepdims=True) for x in (a, b)], axis=1)
+    scatter = away.swapaxes(1, 2) @ away
     ridge = 1e-9 * np.trace(scatter, axis1=1, axis2=2) + 1e-300
     scatter += ridge[:, None, None] * np.eye(p)
     return [gap, np.linalg.solve(scatter, gap[:, :, None])[:, :, 0]]
 
 
-def _gap(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Empty space between the sets along w, for w of largest entry 1; negative if they overlap."""
+def _lowest(height: np.ndarray, of_side: np.ndarray, count: int) -> np.ndarray:
+    """Indices (R, ·) of the ``count`` points of a side that lie lowest, in each data set."""
+    at = np.flatnonzero(of_side)
+    last = min(count, len(at))
+    return at[np.argpartition(height[:, at], last - 1, axis=1)[:, :last]]
+
+
+def _gap(a: np.ndarray, b: np.ndarray, w: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+    """Half the empty space between the sets along w of largest entry 1; 0 if they overlap or touch."""
     size = np.abs(w).max(axis=1)
     w = w / np.where(size > 0, size, 1.0)[:, None]
     high = np.einsum("rnp,rp->rn", a, w).min(axis=1)
     low = np.einsum("rnp,rp->rn", b, w).max(axis=1)
-    return 0.5 * (high - low)
+    gap = 0.5 * (high - low)
+    return np.where(gap > rounding, gap, 0.0)
 
 
-def _cutting_planes(
-    a: np.ndarray, b: np.ndarray, start: np.ndarray, rounding: np.ndarray, exact: bool
-) -> np.ndarray:
-    R, n, p = a.shape
-    m = b.shape[1]
-    margins = np.zeros(R)
-    points = np.concatenate([a, -b], axis=1)
-    sign = np.concatenate([np.ones(n), -np.ones(m)])
-    height = np.einsum("rnp,rp->rn", points, start)
-    chosen = np.zeros((R, n + m), dtype=bool)
-    depth = p + 2
-    for side in (slice(0, n), slice(n, n + m)):
-        _take_least(chosen[:, side], height[:, side], depth)
-    active = np.arange(R)
-    while len(active):
-        bound, w, offset = _solve(points[active], sign, chosen[active])
-        gap = _gap(a[active], b[active], w)
-        slack = np.einsum("rnp,rp->rn", points[active], w) - offset[:, None] * sign
-        missing = (slack < bound[:, None] - TOLERANCE) & ~chosen[active]
-        apart = gap > rounding[active]
-        hopeless = (bound <= TOLERANCE) & ~apart
-        found = ~missing.any(axis=1) if exact else apart
-        stuck = ~missing.any(axis=1)
-        done = hopeless | found | stuck
-        margins[active] = np.where(apart, gap, 0.0)
-        go = np.flatnonzero(~done)
-        fresh = chosen[active[go]]
-        ranks = np.where(missing[go], slack[go], np.inf)
-        for side in (slice(0, n), slice(n, n + m)):
-            _take_least(fresh[:, side], ranks[:, side], depth)
-        chosen[active[go]] = fresh
-        active = active[go]
-    return margins
+def _solve(points: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Largest margin, its normal and its offset, of each data set, in one block-diagonal program.
 
-
-def _take_least(chosen: np.ndarray, values: np.ndarray, count: int) -> None:
-    """Mark in each row the ``count`` least finite values; changes ``chosen`` in place."""
-    count = min(count, values.shape[1])
-    columns = np.argpartition(values, count - 1, axis=1)[:, :count]
-    rows = np.arange(len(values))[:, None]
-    chosen[rows, columns] |= np.isfinite(values[rows, columns])
-
-
-def _solve(
-    points: np.ndarray, sign: np.ndarray, chosen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Largest margin, normal and offset on the chosen points of each data set, in one program."""
-    R, _, p = points.shape
-    width = p + 2
-    which, point = np.nonzero(chosen)
-    # m − w·x + b·sign ≤ 0 for every row
-    values = np.concatenate(
-        [-points[which, point], sign[point][:, None], np.ones((len(which), 1))], axis=1
-    )
-    columns = which[:, None] * width + np.arange(width)
-    indptr = np.arange(len(which) + 1) * width
-    matrix = csr_array((values.ravel(), columns.ravel(), indptr), shape=(len(which), R * width))
-    cost = np.zeros((R, width))
-    cost[:, -1] = -1.0
-    low = np.concatenate([-np.ones(p), [-np.inf, 0.0]])
-    high = np.concatenate([np.ones(p), [np.inf, np.inf]])
-    for method, feasible in SOLVERS:
-        result = linprog(
-            cost.ravel(),
-            A_ub=matrix,
-            b_ub=np.zeros(len(which)),
-            bounds=np.stack([np.tile(low, R), np.tile(high, R)], axis=1),
-            method=method,
-            options={
-                "primal_feasibility_tolerance": feasible,
-                "dual_feasibility_tolerance": feasible,
-            },
-        )
+    From points (R, n, p), those of the second set with their sign turned, and sides ±1 (n,).
+    """
+    R, n, p = points.shape
+    # m − w·x + b·side ≤ 0 for every row
+    side, one = np.broadcast_to(sides[:, None], (R, n, 1)), np.ones((R, n, 1))
+    values = np.concatenate([-points, side, one], axis=2)
+    columns = np.broadcast_to(np.arange(R * (p + 2)).reshape(R, 1, -1), values.shape)
+    starts = np.arange(R * n + 1) * (p + 2)
+    matrix = csr_array((values.ravel(), columns.ravel(), starts), shape=(R * n, R * (p + 2)))
+    cost = np.tile(np.r_[np.zeros(p + 1), -1.0], R)
+    bounds = np.tile([*[(-1, 1)] * p, (-np.inf, np.inf), (0, np.inf)], (R, 1))
+    for method, tolerance in SOLVERS:
+        names = ("primal_feasibility_tolerance", "dual_feasibility_tolerance")
+        options = dict.fromkeys(names, tolerance)
+        result = linprog(cost, matrix, np.zeros(R * n), None, None, bounds, method, options=options)
         if result.status == 0:
-            break
-    if result.status != 0:
-        raise ArithmeticError(f"HiGHS could not solve the separation program: {result.message}")
-    x = result.x.reshape(R, width)
-    return x[:, -1], x[:, :p], x[:, p]
+            x = result.x.reshape(R, p + 2)
+            return x[:, -1], x[:, :p], x[:, p]
+    raise ArithmeticError(f"HiGHS could not solve the separation program: {result.message}")

@@ -65,21 +65,21 @@ class Maximum(NamedTuple):
         return self.scale**2 / self.number
 
     @property
-    def _unit(self) -> np.ndarray:
-        return np.where(self.scale > 0, self.scale, 1.0)
+    def _means(self) -> np.ndarray:
+        """Means of the samples in units of s, (M, J)."""
+        return self.offsets / np.where(self.scale > 0, self.scale, 1.0)[:, None]
 
     def log_density(self, standard: np.ndarray) -> np.ndarray:
-        """Log density of ``max/s`` at positions in units of ``s``, real or complex.
+        """Log density of ``max/s`` at positions in units of ``s``, real or complex, shape (M, Q).
 
-        The density is entire, so it may be taken off the real line. Shape (M, Q).
+        The density is entire, so it may be taken off the real line.
         """
-        if self.offsets.shape[1] == 1:
-            z = standard - self.offsets / self._unit[:, None]
-            n = self.copies
-            return np.log(n) - LOG_ROOT_2PI - 0.5 * z * z + (n - 1.0) * log_ndtr(z)
-        z = standard[:, :, None] - (self.offsets / self._unit[:, None])[:, None, :]
-        below = log_ndtr(z)
-        copies = self.copies[:, None, :]
+        if self.offsets.shape[1] == 1:  # the usual case, without the sum over means
+            z = standard - self._means
+            power = (self.copies - 1.0) * log_ndtr(z)
+            return np.log(self.copies) - LOG_ROOT_2PI - 0.5 * z * z + power
+        z = standard[:, :, None] - self._means[:, None, :]
+        below, copies = log_ndtr(z), self.copies[:, None, :]
         # the hazards φ/Φ grow only linearly to the left; to the right the largest sets the scale
         hazard = -0.5 * z * z - below
         top = hazard.real.max(axis=2, keepdims=True)
@@ -93,30 +93,24 @@ class Maximum(NamedTuple):
         lies within the first bracket and the rest within ten units of it; the bracket is then
         narrowed on a coarse grid.
         """
-        standard_tilt = tilt * self.scale
-        y = self.offsets / self._unit[:, None]
-        low = y.min(axis=1) + standard_tilt - 10.0
-        high = y.max(axis=1) + np.maximum(standard_tilt, 0.0)
-        high = high + np.sqrt(2.0 * np.log(self.number)) + 11.0
-        fractions = np.linspace(0.0, 1.0, SEARCH_POINTS)
-        rows = np.arange(len(low))
+        tilt, y = tilt * self.scale, self._means
+        low = y.min(axis=1) + tilt - 10.0
+        high = y.max(axis=1) + np.maximum(tilt, 0.0) + np.sqrt(2.0 * np.log(self.number)) + 11.0
+        fractions, rows = np.linspace(0.0, 1.0, SEARCH_POINTS), np.arange(len(low))
         for _ in range(60):
             grid = low[:, None] + (high - low)[:, None] * fractions
-            value = self.log_density(grid) + standard_tilt[:, None] * grid
-            best = np.argmax(value, axis=1)
-            kept = value >= value[rows, best][:, None] - NEGLIGIBLE
+            value = self.log_density(grid) + tilt[:, None] * grid
+            kept = value >= value.max(axis=1, keepdims=True) - NEGLIGIBLE
             first = np.maximum(np.argmax(kept, axis=1) - 1, 0)
             last = np.minimum(SEARCH_POINTS - np.argmax(kept[:, ::-1], axis=1), SEARCH_POINTS - 1)
-            share = fractions[last] - fractions[first]
             low, high = grid[rows, first], grid[rows, last]
-            if (share > 0.7).all():
+            if (fractions[last] - fractions[first] > 0.7).all():
                 break
         return low, high
 
     def tilted(self, tilt: np.ndarray, points: int) -> TiltedGrid:
         """The law tilted by ``tilt`` (M,) on ``points`` equidistant positions."""
         low, high = self._support(tilt)
-        fixed = self.scale == 0
         step = (high - low) / (points - 1)
         standard = low[:, None] + step[:, None] * np.arange(points)
         log_weight = self.log_density(standard) + (tilt * self.scale)[:, None] * standard
@@ -124,22 +118,17 @@ class Maximum(NamedTuple):
         weights = np.exp(log_weight - peak[:, None])
         mass = weights.sum(axis=1)
         weights /= mass[:, None]
-        # the peak can be 1e12 in size, so that its sum with log(mass) would lose the digits
+        # about the middle first: positions may be large
         middle = low + step * (points // 2)
-        around = standard - middle[:, None]
-        centre = (weights * around).sum(axis=1)
-        around -= centre[:, None]
-        centre += middle
-        total = peak + np.log(mass)
-        variance = (weights * around**2).sum(axis=1) * self.scale**2
-        log_mass = total + np.log(step)
-        top = self.offsets.max(axis=1)
+        away = (weights * (standard - middle[:, None])).sum(axis=1)
+        around = standard - middle[:, None] - away[:, None]
+        fixed, top = self.scale == 0, self.offsets.max(axis=1)
         return TiltedGrid(
             positions=around * self.scale[:, None],
             weights=weights,
-            log_mass=np.where(fixed, tilt * top, log_mass),
-            centre=np.where(fixed, top, centre * self.scale),
-            variance=variance,
+            log_mass=np.where(fixed, tilt * top, peak + np.log(mass) + np.log(step)),
+            centre=np.where(fixed, top, (away + middle) * self.scale),
+            variance=(weights * around**2).sum(axis=1) * self.scale**2,
             standard=standard,
             step=step,
         )
@@ -156,21 +145,14 @@ class Maximum(NamedTuple):
         Relative to the value at ω = 0, with the phase of ``grid.centre`` taken out; ``omega`` is (M, W).
         """
         n, s = self.number, self.scale
-        shift = omega * (s / n)[:, None]
-        result = np.empty(omega.shape, dtype=complex)
+        centre = np.where(s > 0, grid.centre / np.where(s > 0, s, 1.0), 0.0)[:, None]
         normal = grid.log_mass - np.log(grid.step)
-        centre = np.where(s > 0, grid.centre / self._unit, 0.0)
-        for w in range(omega.shape[1]):
-            z = grid.standard + 1j * shift[:, w, None]
-            lam = (tilt + 1j * omega[:, w]) * s
+        result = np.empty(omega.shape, dtype=complex)
+        for w, rate in enumerate((omega * s[:, None]).T):
+            z = grid.standard + 1j * (rate / n)[:, None]
             # λ² − tilt² without forming the squares
-            squares = 1j * omega[:, w] * s * (lam + tilt * s)
-            exponent = (
-                self.log_density(z)
-                + (tilt * s)[:, None] * z
-                + 1j * (omega[:, w] * s)[:, None] * (z - centre[:, None])
-                - (squares / (2.0 * n))[:, None]
-                - normal[:, None]
-            )
+            squares = 1j * rate * (2.0 * tilt * s + 1j * rate)
+            exponent = self.log_density(z) + (tilt * s)[:, None] * z
+            exponent += 1j * rate[:, None] * (z - centre) - (squares / (2.0 * n) + normal)[:, None]
             result[:, w] = np.exp(exponent).sum(axis=1)
         return np.where(s[:, None] > 0, result, 1.0)

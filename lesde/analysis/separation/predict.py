@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from lesde.analysis.separation.directions import check_direction, pair_directions
 from lesde.analysis.separation.function import log_complement, separation_of_maxima
 from lesde.analysis.separation.maxima import Maximum
-from lesde.checks import check_finite_array, check_instance
+from lesde.checks import check_instance
 from lesde.laws.law import law as law_of
 from lesde.model.lesde import LESDE
 from lesde.paths import check_dataset
@@ -71,12 +71,11 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
     Parameters
     ----------
     law : xarray.Dataset
-        ``mean`` (time, class, feature), ``covariance`` (time, class, feature, class_, feature_),
-        ``within`` (time, class, feature, feature_), coordinate ``count`` (class); optionally
-        ``centred_mean`` and ``centred_covariance``, which are then used for the gaps, and
-        ``offset`` (sample, feature) with coordinate ``label``.
+        As `lesde.law` returns: ``mean``, ``covariance``, ``within``, ``count``; where there, the
+        ``centred_`` ones are used for the gaps, and ``offset`` (sample, feature).
     direction
-        As in ``predict_separation``.
+        As in ``predict_separation``. At times where a pair has the same mean, and so no direction, the result
+        is NaN; ValueError where that is all of them.
 
     Returns
     -------
@@ -85,29 +84,16 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
         ``gap``, ``gap_variance`` (time, class, class_), symmetric, NaN on the diagonal;
         ``probability`` (time), that all pairs separate at once: exact for two classes, NaN for
         more; ``lower`` and ``upper`` (time), the Bonferroni and Fréchet bounds on it, with
-        ``log_failure_lower`` and ``log_failure_upper`` the bounds on log(1 − probability).
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``law`` lacks a variable, or a pair of classes has the same mean at every time, so that
-        no direction is defined. At single times where that happens the result is NaN.
-
-    Notes
-    -----
-    Cost: about 1 ms of one core per pair and time; 0.2 ms more per sample with initial deviations. See
-    ``separation_function`` for the accuracy and the one corner that costs more.
+        ``log_failure_lower`` and ``log_failure_upper`` the bounds on log(1 − probability). The cost is about
+        1 ms of one core per pair and time (`separation_function`), 0.2 ms more per initial deviation.
     """
-    law = check_dataset("law", law, ["mean", "covariance", "within"], "lesde.law")
+    check_dataset("law", law, ["mean", "covariance", "within", "count"], "lesde.law")
     # Gaps of classes: without the grand mean, which may be larger by any power of ten.
     centred = "centred_" if {"centred_mean", "centred_covariance"} <= set(law) else ""
-    whole = ("time", "class", "feature", "class_", "feature_")
-    mean = law[f"{centred}mean"].transpose(*whole[:3]).values.astype(np.float64)
-    covariance = law[f"{centred}covariance"].transpose(*whole).values
-    within = law["within"].transpose(*whole[:3], "feature_").values
-    if "count" not in law:
-        raise ValueError("law must hold the coordinate count(class), as lesde.law returns.")
-    counts = check_finite_array("law['count']", law["count"].values)
+    ends = ("time", "class", "feature")
+    mean = law[f"{centred}mean"].transpose(*ends).values.astype(np.float64)
+    covariance = law[f"{centred}covariance"].transpose(*ends, "class_", "feature_").values
+    within = law["within"].transpose(*ends, "feature_").values
     T, K, p = mean.shape
     if K < 2:
         raise ValueError(f"law must have at least 2 classes to separate; got {K}.")
@@ -137,12 +123,12 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
         for c, sign in ((k, -1.0), (l, 1.0)):
             spread = np.einsum("tp,tpq,tq->t", unit, within[:, c], unit)
             scale = np.sqrt(np.maximum(spread, 0.0))
+            maximum = Maximum.of_identical(np.full(T, law["count"].values[c]), scale)
             if "offset" in law:
                 offset = law["offset"].transpose("sample", "feature").values
                 offsets = sign * unit @ offset[law["label"].values == c].T
-                maxima.append(Maximum(scale, offsets, np.ones_like(offsets)))
-            else:
-                maxima.append(Maximum.of_identical(np.full(T, counts[c]), scale))
+                maximum = Maximum(scale, offsets, np.ones_like(offsets))
+            maxima.append(maximum)
         results = separation_of_maxima(gap, maxima[0], maxima[1], variance)
         for name, values in zip(names, (*results, gap, variance), strict=True):
             out[name][:, k, l] = out[name][:, l, k] = np.where(defined, values, np.nan)
@@ -157,11 +143,10 @@ def predict_from_law(law: xr.Dataset, direction: Any = "ensemble") -> xr.Dataset
         "log_failure_lower": fail.max(axis=1),
         "log_failure_upper": total,
     }
-    data: dict[str, Any] = {
-        name: (("time", "class", "class_"), values) for name, values in out.items()
-    }
-    data |= {name: (("time",), values) for name, values in bounds.items()}
+    data: dict[str, Any] = {name: (("time", "class", "class_"), v) for name, v in out.items()}
+    data |= {name: ("time", values) for name, values in bounds.items()}
     coords = {name: law[name] for name in ("time", "class", "count") if name in law.coords}
     chosen = direction if isinstance(direction, str) else "given"
-    attrs = {"criterion": "projection", "direction": chosen, "source": "law"}
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    return xr.Dataset(
+        data, coords, {"criterion": "projection", "direction": chosen, "source": "law"}
+    )

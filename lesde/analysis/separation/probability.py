@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
-from lesde.analysis.separation.counting import Counter
+from lesde.analysis.separation.counting import Counter, refuse_what_needs_samples
 from lesde.analysis.separation.criteria import CRITERIA
 from lesde.analysis.separation.intervals import METHODS, binomial_interval, replicates_to_add
 from lesde.checks import (
@@ -54,34 +54,29 @@ def separation_probability(
     paths : xarray.Dataset, LESDE or another process
         Trajectories, simulated or recorded: variable ``features`` with the dims sample and feature,
         replicate, and any others, which are kept; coordinate ``label`` (sample). Without replicate
-        there is one trial. Or a dataset of statistics, as `lesde.statistics` or
-        ``lesde.simulate(..., keep="statistics")`` returns: variables ``mean`` and ``reach``, coordinate
-        ``count``. Or a model or process, which is then simulated batch by batch, with the keywords of
-        ``lesde.simulate`` in ``simulation``, ``keep`` among them; only counts are kept, so memory does
-        not grow.
+        there is one trial. Or statistics of the classes, as `lesde.statistics` or
+        ``lesde.simulate(..., keep="statistics")`` returns. Or a model or process, which is then simulated
+        batch by batch; only counts are kept, so memory does not grow.
     criterion : str
         "projection": all samples of one class lie beyond all samples of the other along
         ``direction``. "linear": some hyperplane separates them. "nearest_center": each sample is
         nearer to its own class's mean than to the other's. All classes are separated at once where
-        every pair is separated. Statistics do not determine "linear". Classes that touch are not separated: a gap
-        within the rounding of float64 is none, and for "projection" and "nearest_center" whole
-        numbers are judged without rounding.
+        every pair is. Statistics do not determine "linear". Classes that touch, up to rounding, are not
+        separated.
     confidence : float
         Of each interval by itself, between 0 and 1.
     interval : "wilson" or "clopper-pearson"
         See ``binomial_interval``.
     direction : "auto", "ensemble", "own", "initial" or array
-        For "projection". "auto", the default: "ensemble" where the replicates share their directions, else "own". They
-        share them where the cosine between the class means (less their mean) of two replicates is above 1/2 on average,
-        at the first time or at the last; with fewer than 8 replicates, which can be that close by chance, above 0.99.
-        "ensemble": the unit vector along the gap of the class means averaged over replicates, at each time. "own":
-        along each replicate's own gap, for random initial means, whose average over replicates means nothing.
-        "initial": the ensemble's at the first time. With a common direction a replicate whose noise put the classes in
-        the opposite order counts as not separated; "own" counts it as separated. An array (feature,) serves every pair,
-        its sign chosen by the ensemble gap; an array (class, class, feature) has at [k, l], k < l, the vector from
-        class l to class k. From statistics: "own", or "ensemble" where they hold ``reach_expected``, along the expected
-        gap of the law (the variable ``direction``) rather than an average over the trajectories; "auto" is "own" where
-        they do not hold it, or where it is zero and the replicates have no direction in common.
+        For "projection". "ensemble": along the gap of the class means averaged over replicates, at each
+        time; a replicate whose noise put the classes in the opposite order is not separated. "own": along
+        each replicate's own gap, for random initial means, whose average means nothing. "initial": the
+        ensemble's at the first time. An array (feature,) serves every pair, its sign chosen by the ensemble
+        gap; an array (class, class, feature) has at [k, l], k < l, the vector from class l to class k.
+        "auto", the default: "ensemble" where the cosine between the class means (less their mean) of two
+        replicates is above 1/2 on average, at the first time or at the last (0.99 with fewer than 8
+        replicates, which can be that close by chance), else "own". Statistics know "own", and "ensemble"
+        where they hold ``reach_expected``, along the expected gap of the law.
     precision : float, optional
         Largest half-width allowed for the widest interval of ``probability`` over times (and learning
         rates). With a model, replicates are added until it is reached; a dataset that is too small
@@ -93,9 +88,8 @@ def separation_probability(
     progress : bool
         Show a bar over replicates (models only).
     **simulation
-        ``times`` (required with a model), ``initial``, ``replicates`` (256; those to begin with,
-        rounded up to whole blocks of 32 if more are to follow), ``seed`` (0), ``learning_rate``,
-        ``engine``, ...
+        Of a model, keywords of `lesde.simulate`: ``times`` (required), ``initial``, ``replicates`` (256;
+        those to begin with), ``keep``, ...
 
     Returns
     -------
@@ -109,29 +103,15 @@ def separation_probability(
         ("linear"), the least distance of a sample to the plane between the means
         ("nearest_center"); negative, or 0 for "linear", where the pair is not separated. Statistics of
         more than two classes whose attribute ``joint`` is 0 hold the law of each pair only:
-        ``probability``, its interval and ``successes`` are then NaN.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For arguments that are not usable; for a dataset whose intervals are wider than
-        ``precision``; for a criterion or direction that needs every sample where there are statistics.
-
-    Warns
-    -----
-    UserWarning
-        "linear" with so few samples that any labels are separable (n <= p + 1); ``precision`` not
-        reached by ``max_replicates``; statistics that do not determine all pairs at once.
+        ``probability``, its interval and ``successes`` are then NaN, with a warning.
 
     Notes
     -----
-    The ensemble direction is estimated from the trajectories it is then used on, which biases the
-    estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true probability of 0.119,
-    8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions 16 replicates
-    are enough. Where p/(R n) is not small give the direction, for example from the law's mean gap.
-    With a model the direction comes from the first batch alone. Where the expected means coincide it is noise.
-    The direction that statistics hold is not estimated, so there is no such bias with them; compute them from
-    paths with ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
+    The ensemble direction is estimated from the trajectories it is then used on (of a model, from the first
+    batch), which biases the estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true
+    probability of 0.119, 8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions
+    16 replicates are enough. Where p/(R n) is not small give the direction, or reduce the paths with
+    ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
 
     With ``precision`` the number of replicates depends on the counts, so coverage is not exactly that of
     a fixed number of replicates; the tests compute it.
@@ -153,8 +133,10 @@ def separation_probability(
     counter = Counter(criterion, direction, margin)
     recorded = isinstance(paths, xr.Dataset)
 
-    def half_width() -> float:
-        """Half of the widest interval of the counts so far."""
+    def missing() -> int:
+        """Further replicates that the precision needs."""
+        if precision is None:
+            return 0
         if not counter.joint:
             raise ValueError(
                 "precision is that of the probability that all pairs are separated, which these "
@@ -162,29 +144,38 @@ def separation_probability(
                 "pairwise, or keep='features'."
             )
         lower, upper = binomial_interval(counter.successes, counter.trials, confidence, interval)
-        return float((upper - lower).max() / 2.0)
+        width = float((upper - lower).max() / 2.0)
+        if width <= precision:
+            return 0
+        return replicates_to_add(counter.trials, width, precision, BLOCK)
 
-    if not recorded:
-        if not hasattr(paths, "counts"):
+    if recorded:
+        if simulation:
             raise TypeError(
-                f"paths must be an xarray.Dataset of trajectories, or a lesde.LESDE or another process to "
-                f"simulate; got {shown(type(paths).__name__)}."
+                f"{', '.join(simulation)}: keywords of the simulation need a model in place of "
+                f"paths; got a dataset, which is already simulated."
             )
-        _simulate(counter, paths, precision, limit, half_width, progress, simulation)
-    elif simulation:
-        raise TypeError(
-            f"{', '.join(simulation)}: keywords of the simulation need a model in place of "
-            f"paths; got a dataset, which is already simulated."
-        )
-    else:
         counter.add(paths)
-        if precision is not None and (width := half_width()) > precision:
-            needed = counter.trials + replicates_to_add(counter.trials, width, precision)
+        if more := missing():
             raise ValueError(
-                f"precision={precision:g} needs about {needed} replicates; paths has "
-                f"{counter.trials}, which give {width:.3g}. Pass the model in place of paths, "
-                f"with the keywords of lesde.simulate, to add replicates."
+                f"precision={precision:g} needs about {counter.trials + more} replicates; paths has "
+                f"{counter.trials}. Pass the model in place of paths, with the keywords of "
+                f"lesde.simulate, to add replicates."
             )
+    elif hasattr(paths, "counts"):
+        _simulate(counter, paths, limit, missing, progress, dict(simulation))
+        if missing():
+            warnings.warn(
+                f"precision={precision:g} was not reached with max_replicates={limit}. Raise "
+                f"max_replicates.",
+                UserWarning,
+                stacklevel=2,
+            )
+    else:
+        raise TypeError(
+            f"paths must be an xarray.Dataset of trajectories, or a lesde.LESDE or another process to "
+            f"simulate; got {shown(type(paths).__name__)}."
+        )
     if not counter.joint:
         warnings.warn(
             "these statistics hold the law of each pair of classes, not that of all pairs at once "
@@ -194,17 +185,16 @@ def separation_probability(
         )
 
     n, dims, pair_dims = counter.trials, counter.dims, (*counter.dims, "class", "class_")
-    lower, upper = binomial_interval(counter.successes, n, confidence, interval)
-    pair_lower, pair_upper = binomial_interval(counter.pairs, n, confidence, interval)
     # No number for all pairs at once where only the pairs' own laws are known.
     joint = 1.0 if counter.joint else np.nan
-    successes = counter.successes.astype(np.int64) if counter.joint else counter.successes * np.nan
     off = np.where(np.eye(counter.pairs.shape[-1], dtype=bool), np.nan, 1.0)
+    lower, upper = binomial_interval(counter.successes, n, confidence, interval)
+    pair_lower, pair_upper = binomial_interval(counter.pairs, n, confidence, interval)
     data: dict[str, Any] = {
         "probability": (dims, counter.successes / n * joint),
         "lower": (dims, lower * joint),
         "upper": (dims, upper * joint),
-        "successes": (dims, successes),
+        "successes": (dims, counter.successes if counter.joint else counter.successes * np.nan),
         "trials": ((), n),
         "pairwise": (pair_dims, counter.pairs / n * off),
         "pairwise_lower": (pair_dims, pair_lower * off),
@@ -212,9 +202,8 @@ def separation_probability(
     }
     if margin:
         mean, square = counter.moments / n
-        spread = np.sqrt(np.maximum(square - mean**2, 0.0))
-        data["margin_mean"] = (pair_dims, np.ldexp(mean, counter.exponent))
-        data["margin_std"] = (pair_dims, np.ldexp(spread, counter.exponent))
+        data["margin_mean"] = (pair_dims, mean)
+        data["margin_std"] = (pair_dims, np.sqrt(np.maximum(square - mean**2, 0.0)))
         if recorded:
             data["margin"] = ((*dims, "replicate", "class", "class_"), counter.margins)
     chosen = counter.direction if isinstance(counter.direction, str) else "given"
@@ -225,61 +214,40 @@ def separation_probability(
 def _simulate(
     counter: Counter,
     model: Any,
-    precision: float | None,
     limit: int,
-    half_width: Callable[[], float],
+    missing: Callable[[], int],
     progress: bool,
-    simulation: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
-    """Simulate and count until the replicates, or the precision, are reached."""
-    options = dict(simulation)
+    """Simulate and count until the replicates asked for, and those still missing, are reached."""
     if "times" not in options:
         raise TypeError("times is required with a model: separation_probability(model, times=...).")
-    wanted = check_integer("replicates", options.pop("replicates", 256))
-    first = check_integer("first_replicate", options.pop("first_replicate", 0), minimum=0)
-    if precision is None and wanted > limit:
-        raise ValueError(f"replicates must be at most max_replicates={limit}; got {wanted}.")
-    if precision is not None:
-        wanted = min(-(-wanted // BLOCK) * BLOCK, limit)
     times = check_times("times", options.pop("times"))
+    wanted = check_integer("replicates", options.pop("replicates", 256), maximum=limit)
+    first = check_integer("first_replicate", options.pop("first_replicate", 0), minimum=0)
     if options.get("keep") == "statistics":
-        counter.refuse_what_needs_samples()
+        refuse_what_needs_samples(counter.criterion, counter.direction)
     batch = _batch(model, times, options)
     with tqdm(total=wanted, unit="replicate", disable=not progress) as bar:
-        while True:
-            while counter.trials < wanted:
-                size = min(batch, wanted - counter.trials)
-                start = first + counter.trials
-                counter.add(
-                    simulate(model, times, replicates=size, first_replicate=start, **options)
-                )
-                bar.update(size)
-            width = 0.0 if precision is None else half_width()
-            if precision is None or width <= precision:
-                return
-            if counter.trials >= limit:
-                warnings.warn(
-                    f"precision={precision:g} was not reached with max_replicates={limit}: the "
-                    f"widest interval is +-{width:.3g}. Raise max_replicates.",
-                    UserWarning,
-                    stacklevel=3,
-                )
-                return
-            wanted = min(wanted + replicates_to_add(counter.trials, width, precision, BLOCK), limit)
-            bar.total = wanted
-            bar.refresh()
+        while counter.trials < wanted:
+            size = min(batch, wanted - counter.trials)
+            start = first + counter.trials
+            counter.add(simulate(model, times, replicates=size, first_replicate=start, **options))
+            bar.update(size)
+            if counter.trials == wanted and (more := missing()):
+                # to whole blocks of replicates
+                wanted = min(-(-wanted // BLOCK) * BLOCK + more, limit)
+                bar.total = wanted
 
 
 def _batch(model: Any, times: np.ndarray, options: dict[str, Any]) -> int:
     """Replicates per call, in whole blocks, so that a batch stays within ``BATCH_BYTES``."""
     if isinstance(model, LESDE):
-        rates = max(1, np.size(options.get("learning_rate", 1)))
         K, p = model.n_classes, model.n_features
         kept = options.get("keep") == "statistics"
         numbers = K * (p + p * p + 2 * K) if kept else int(np.sum(model.counts)) * p
-        each = 4.0 * rates * np.size(times) * numbers
+        each = 4.0 * np.size(options.get("learning_rate", 1)) * len(times) * numbers
     else:  # a process says nothing of its sizes: a short run shows them
-        seen = times[:2]
-        size = simulate(model, seen, replicates=BLOCK, **options).nbytes / BLOCK
-        each = size * len(times) / len(seen)
+        short = simulate(model, times[:2], replicates=BLOCK, **options)
+        each = short.nbytes / BLOCK * len(times) / 2
     return BLOCK * int(np.clip(BATCH_BYTES / each / BLOCK, 1, MOST_IN_BATCH // BLOCK))
