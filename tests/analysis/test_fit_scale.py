@@ -10,7 +10,7 @@ import lesde
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-SCALES = [2.0**-950, 2.0**-500, 2.0**860, 2.0**990]  # 1e-286 to 1e298; exact factors
+SCALES = [2.0**-120, 2.0**120]  # the range of float32; exact factors
 
 
 @pytest.fixture(scope="module")

@@ -61,13 +61,7 @@ def fitted_kernel(
     -------
     TwoLevel or ClassMatrix
         Its strengths are step functions of t, right-continuous at saved times, that print and compare by their edges and
-        values. They are defined from the first saved time to the last and raise ValueError elsewhere, as a fit does not
-        cover other times.
-
-    Raises
-    ------
-    ValueError
-        When a learning rate is needed, or not in the fit; when called outside the fitted times.
+        values. They are defined from the first saved time to the last and raise ValueError elsewhere.
 
     Notes
     -----
@@ -83,17 +77,29 @@ def fitted_kernel(
     kind = fit.attrs.get("kernel")
     if kind not in ("two-level", "matrix") or "interval" not in fit.dims:
         raise ValueError("fit must be a dataset from lesde.fit_elasticity.")
-    name = ("alpha" if kind == "two-level" else "E") + (
-        "" if check_flag("smooth", smooth) else "_raw"
-    )
-    check_dataset("fit", fit, [name, "start", "end"], "lesde.fit_elasticity")
-    fit = _select(fit, learning_rate)
-    own = {"interval"} if kind == "two-level" else {"interval", "class", "class_"}
-    extra = [d for d in fit[name].dims if d not in own]
+    end = "" if check_flag("smooth", smooth) else "_raw"
+    names = ["alpha", "beta"] if kind == "two-level" else ["E"]
+    check_dataset("fit", fit, [n + end for n in names] + ["start", "end"], "lesde.fit_elasticity")
+    if "learning_rate" in fit.coords:
+        rates = np.atleast_1d(fit["learning_rate"].values)
+        fitted, nearest = ", ".join(f"{r:g}" for r in rates), 0
+        if learning_rate is not None:
+            value = check_real("learning_rate", learning_rate, 0.0)
+            nearest = int(np.argmin(np.abs(rates - value)))
+            if abs(rates[nearest] - value) > 1e-6 * value:
+                raise ValueError(
+                    f"learning_rate must be one that was fitted, {fitted}; got {value:g}."
+                )
+        elif len(rates) > 1:
+            raise ValueError(f"learning_rate must be given: fit has {fitted}.")
+        fit = fit.isel(learning_rate=nearest, missing_dims="ignore")
+    elif learning_rate is not None:
+        raise ValueError("learning_rate was given, but fit has no learning_rate; leave it out.")
+    extra = [str(d) for d in fit[names[0]].dims if d not in ("interval", "class", "class_")]
     if extra:
         raise ValueError(
-            f"fit must hold one kernel; it has the dimension(s) {', '.join(map(str, extra))}. Select one "
-            f"with fit.isel({extra[0]}=0)."
+            f"fit must hold one kernel; it has the dimension(s) {', '.join(extra)}. Select one with "
+            f"fit.isel({extra[0]}=0)."
         )
     edges = (*fit["start"].values.tolist(), float(fit["end"][-1]))
 
@@ -101,28 +107,8 @@ def fitted_kernel(
         return StepFunction(label, edges, tuple(values.tolist()))
 
     if kind == "two-level":
-        beta = fit[name.replace("alpha", "beta")]
-        return TwoLevel(steps("alpha", fit[name].values), steps("beta", beta.values))
-    E = fit[name].transpose("class", "class_", "interval").values
+        return TwoLevel(*(steps(name, fit[name + end].values) for name in names))
+    E = fit["E" + end].transpose("class", "class_", "interval").values
     return ClassMatrix(
         [[steps(f"E[{k}, {l}]", values) for l, values in enumerate(row)] for k, row in enumerate(E)]
     )
-
-
-def _select(fit: xr.Dataset, learning_rate: float | None) -> xr.Dataset:
-    """The fit at one learning rate, where it has any."""
-    if "learning_rate" not in fit.coords and "learning_rate" not in fit.dims:
-        if learning_rate is not None:
-            raise ValueError("learning_rate was given, but fit has no learning_rate; leave it out.")
-        return fit
-    rates = np.atleast_1d(fit["learning_rate"].values)
-    fitted = ", ".join(f"{r:g}" for r in rates)
-    nearest = 0
-    if learning_rate is not None:
-        value = check_real("learning_rate", learning_rate, 0.0)
-        nearest = int(np.argmin(np.abs(rates - value)))
-        if abs(rates[nearest] - value) > 1e-6 * abs(value):
-            raise ValueError(f"learning_rate must be one that was fitted, {fitted}; got {value:g}.")
-    elif len(rates) > 1:
-        raise ValueError(f"learning_rate must be given: fit has {fitted}.")
-    return fit.isel(learning_rate=nearest) if "learning_rate" in fit.dims else fit
