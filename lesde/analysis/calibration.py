@@ -327,6 +327,6 @@ def refuse_unidentified(information: np.ndarray, labels: tuple[str, ...]) -> Non
         flat = [n for n, w in zip(labels, weights, strict=False) if w > 0.1 * weights.max()]
         raise ValueError(
             f"the paths do not determine {' and '.join(flat)}: their likelihood does not change with such names, or when "
-            f"they change together. Hold one with model.substitute({flat[0]}=...), with noise=\"model\" where the "
+            f'they change together. Hold one with model.substitute({flat[0]}=...), with noise="model" where the '
             f"model has a name for the size of the noise, or use paths that determine them."
         )

@@ -96,7 +96,9 @@ def test_rates_that_explain_less_than_nothing_are_told():
     share = float(found.r_squared)
     assert share < -1
     (message,) = (m for m in told(early, estimator="averages", tail=False) if "r_squared" in m)
-    assert f"r_squared = {share:.3g} at worst, below -1 in 1 of 1 fits: the rates predict" in message
+    assert (
+        f"r_squared = {share:.3g} at worst, below -1 in 1 of 1 fits: the rates predict" in message
+    )
     assert "paths.sel(time=slice(t, None))" in message
     assert int(found.r_squared_interval.argmin()) == 1
     both = xr.concat([early, later, early], "set")

@@ -95,7 +95,7 @@ def fitted_kernel(
         fit = fit.isel(learning_rate=nearest, missing_dims="ignore")
     elif learning_rate is not None:
         raise ValueError("learning_rate was given, but fit has no learning_rate; leave it out.")
-    extra = [str(d) for d in fit[names[0]].dims if d not in ("interval", "class", "class_")]
+    extra = [str(d) for d in fit[names[0] + end].dims if d not in ("interval", "class", "class_")]
     if extra:
         raise ValueError(
             f"fit must hold one kernel; it has the dimension(s) {', '.join(extra)}. Select one with "

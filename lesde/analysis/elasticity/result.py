@@ -23,7 +23,12 @@ RATES = ["alpha", "beta", "alpha_minus_beta"]
 INTEGRALS = ["A", "B", "A_minus_B"]
 FAR_OFF = -1.0
 """r_squared below which rates are noise: they predict twice as badly as "nothing moves"."""
-PARTS = {"": "", "_se": "standard error of ", "_lower": "lower limit of ", "_upper": "upper limit of "}
+PARTS = {
+    "": "",
+    "_se": "standard error of ",
+    "_lower": "lower limit of ",
+    "_upper": "upper limit of ",
+}
 
 Total = Callable[[np.ndarray], np.ndarray]
 """Sums over intervals, axis 1: all, none or cumulative."""
@@ -208,7 +213,10 @@ class ElasticityResult:
         floor = (1e-9 * np.abs(increments).max(1, initial=0.0, keepdims=True)) ** 2
         variance = np.maximum(variance, np.where(floor > 0, floor, 1.0) * 1e-6)
         shape = self.fit.rates.shape[::2]
-        for name, words in (("tail_index", "tail index r"), ("log_slope_index", "1 − d log|A| / d log t")):
+        for name, words in (
+            ("tail_index", "tail index r"),
+            ("log_slope_index", "1 − d log|A| / d log t"),
+        ):
             found = {}
             for g, f in np.ndindex(*shape):
                 given = (times, increments[g, :, f], variance[g, :, f], window)
@@ -243,7 +251,11 @@ class ElasticityResult:
                     self.put("tail_offset_weight", self.dims, words, expit(gains / 2 - 1))
             for reason in dict.fromkeys(one.reason for one in found.values() if one.reason):
                 which = np.unique([f for (_, f), one in found.items() if one.reason == reason])
-                of = ", ".join(RATES[f] for f in which) if self.two_level else f"{len(which)} entries"
+                of = (
+                    ", ".join(RATES[f] for f in which)
+                    if self.two_level
+                    else f"{len(which)} entries"
+                )
                 self.notes.append(
                     f"no {name}: {reason} (for {of}, from t = {window[0]:g} to {window[1]:g}); it is NaN. "
                     f"Give another window with tail=, or longer paths."

@@ -12,9 +12,9 @@ import torch
 import xarray as xr
 from scipy.stats import t as student
 
-from lesde.checks import check_choice, power_of_two
+from lesde.checks import check_choice
 from lesde.laws.rule import Transforms, kick
-from lesde.model.transforms import Transform, make_transform
+from lesde.model.transforms import Transform
 from lesde.paths import check_dataset
 
 __all__ = ["Clusters", "ImpactData", "read_impact"]
@@ -29,43 +29,28 @@ class ImpactData:
     """An impact dataset in arrays with the axes (group, replicate, time, ...)."""
 
     dataset: xr.Dataset
-    groups: dict[Hashable, int]
-    """Names and sizes of the dimensions that are neither averaged over nor time."""
-    labels: np.ndarray
-    """Classes of the drawn samples."""
-    shares: np.ndarray
-    """w_k."""
-    steps: np.ndarray
-    """Learning rates (group,)."""
+    groups: dict[Hashable, int]  # the dimensions that are neither averaged over nor time
+    labels: np.ndarray  # classes of the drawn samples
+    shares: np.ndarray  # w_k
+    steps: np.ndarray  # learning rates (group,)
 
     @property
     def over(self) -> tuple[str, ...]:
         """The dimension of time, if there is one."""
         return ("time",) if "time" in self.dataset["change"].dims else ()
 
-    def array(self, name: str, ends: tuple[str, ...]) -> np.ndarray:
+    def array(self, name: str, *ends: str) -> np.ndarray:
         """A variable (group, replicate, time, *ends), float64."""
         variable = self.dataset[name]
-        variable = variable.expand_dims(
-            [d for d in ("replicate", "time") if d not in variable.dims]
-        )
-        ordered = variable.transpose(*self.groups, "replicate", "time", *ends)
+        lead = [d for d in ("replicate", "time") if d not in variable.dims]
+        ordered = variable.expand_dims(lead).transpose(*self.groups, "replicate", "time", *ends)
         return ordered.values.astype(np.float64).reshape(-1, *ordered.shape[len(self.groups) :])
 
-    def transform(self, value: Any) -> Transform:
-        """The transform asked for, for these classes and features."""
-        return make_transform(value, len(self.shares), self.dataset.sizes["feature"])
-
-    def drivers(self, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
-        """u_J, the kick of a sample drawn at strength 1 (group, replicate, time, draw, feature), and its unit.
-
-        The unit (group, 1, time, 1, 1) is a power of two near the largest of each group and time.
-        """
-        x = torch.from_numpy(self.array("drawn", ("draw", "feature")))
+    def drivers(self, transform: Transform) -> np.ndarray:
+        """u_J, the kick of a sample drawn at strength 1 (group, replicate, time, draw, feature)."""
+        x = torch.from_numpy(self.array("drawn", "draw", "feature"))
         classes = torch.from_numpy(self.labels).expand(x.shape[:-1])
-        u = kick(Transforms(transform), x.new_ones(1), x, classes)[..., 0, :].numpy()
-        unit = power_of_two(np.abs(u).max((1, 3, 4), keepdims=True, initial=0.0))
-        return u / unit, unit
+        return kick(Transforms(transform), x.new_ones(1), x, classes)[..., 0, :].numpy()
 
     def shaped(self, values: np.ndarray) -> np.ndarray:
         """An array (group, time, ...) with the groups' own dimensions, and time where there is one."""
@@ -73,33 +58,27 @@ class ImpactData:
 
     def coords(self) -> dict[Hashable, Any]:
         """Coordinates that results keep."""
-        kept: tuple[Hashable, ...] = (*self.groups, "time")
-        return {
-            name: coord
-            for name, coord in self.dataset.coords.items()
-            if name in ("class", "count", "share", "step") or (name in kept and coord.ndim)
-            or (coord.ndim == 0 and name != "replicate")
-        }  # fmt: skip
+        kept: set[Hashable] = {*self.groups, "time", "class", "count", "share", "step"}
+        coords = self.dataset.coords.items()
+        return {n: c for n, c in coords if n in kept or (c.ndim == 0 and n != "replicate")}
 
 
 def read_impact(impact: Any) -> ImpactData:
     """Check an impact dataset and read it."""
     data = check_dataset("impact", impact, ["change", "square", "drawn", "drawn_label"], SOURCE)
-    change, label = data["change"], data["drawn_label"]
-    if not {"draw", "class", "feature"} <= set(change.dims) or label.dims != ("draw",):
+    change = data["change"]
+    if not {"draw", "class", "feature"} <= set(change.dims):
         raise ValueError(
-            f"impact.change must have the dimensions draw, class, feature, and impact.drawn_label draw, as "
-            f"{SOURCE} returns them; got {', '.join(map(str, change.dims))}."
+            f"impact.change must have the dimensions draw, class, feature, as {SOURCE} returns them; got "
+            f"{', '.join(map(str, change.dims))}."
         )
     own = ("replicate", "time", "draw", "class", "feature")
     groups: dict[Hashable, int] = {d: n for d, n in change.sizes.items() if d not in own}
     step = data["step"]
-    if not set(step.dims) <= set(groups):
-        raise ValueError(f"impact.step must be over {tuple(groups)} at most; got {step.dims}.")
     missing = {d: n for d, n in groups.items() if d not in step.dims}
     steps = step.expand_dims(missing).transpose(*groups).values.astype(np.float64).ravel()
-    shares = data["share"].values.astype(np.float64)
-    return ImpactData(data, groups, label.values.astype(np.int64), shares, steps)
+    labels = data["drawn_label"].values.astype(np.int64)
+    return ImpactData(data, groups, labels, data["share"].values.astype(np.float64), steps)
 
 
 class Clusters:
@@ -119,11 +98,10 @@ class Clusters:
             errors = "replicate" if R >= FEWEST_REPLICATES else "draw"
         self.kind, self._confidence = errors, confidence
         self._one_hot = np.eye(len(data.shares))[data.labels]  # (draw, class)
-        self.count = R if errors == "replicate" else R * D
-        self._strata = np.zeros(R, int) if errors == "replicate" else np.tile(data.labels, R)
-        self._numbers = np.unique(self._strata, return_counts=True)
-        self.freedom = self.count - len(self._numbers[0])
-        self._known = bool((self._numbers[1] > 1).all())
+        units = np.zeros(R, int) if errors == "replicate" else np.tile(data.labels, R)
+        self._strata = [units == k for k in np.unique(units)]
+        self.freedom = len(units) - len(self._strata)
+        self._known = all(own.sum() > 1 for own in self._strata)
         if not self._known:
             warnings.warn(
                 "impact has a class with a single drawn sample, so the spread of drawn samples is unknown and "
@@ -149,13 +127,11 @@ class Clusters:
 
     def deviations(self, values: np.ndarray) -> np.ndarray:
         """Contribution of each unit to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
-        without = values[1:]
-        if not self._known:
-            return np.full_like(without, np.nan)
-        result = np.empty_like(without)
-        for k, n in zip(*self._numbers, strict=True):
-            at = self._strata == k
-            result[at] = np.sqrt((n - 1) / n) * (without[at] - without[at].mean(0))
+        result = np.full_like(values[1:], np.nan)
+        if self._known:
+            for own in self._strata:
+                n, without = own.sum(), values[1:][own]
+                result[own] = np.sqrt((n - 1) / n) * (without - without.mean(0))
         return result
 
     def quantile(self, weights: np.ndarray | None = None) -> np.ndarray:
@@ -168,9 +144,8 @@ class Clusters:
         freedom = np.asarray(float(self.freedom))
         if weights is not None:
             parts = np.zeros(weights.shape[1:])
-            for k in self._numbers[0]:
-                own = weights[self._strata == k]
-                total, square = own.sum(0), (own**2).sum(0)
+            for own in self._strata:
+                total, square = weights[own].sum(0), (weights[own] ** 2).sum(0)
                 number = total**2 / np.where(square > 0, square, 1.0)
                 # Two units determine a variance with one degree of freedom, however unequal they are.
                 parts = parts + total**2 / np.maximum(number - 1, 1.0)

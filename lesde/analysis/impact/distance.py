@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,9 @@ from scipy.stats import t as student
 from lesde.analysis.impact.clusters import Clusters, read_impact
 from lesde.analysis.impact.moments import DISTANCES, PAIRS
 from lesde.checks import check_fraction, check_real, shown
-from lesde.model.formula import TIME, VARIABLES, compiled
+from lesde.model.formula import VARIABLES, compiled
 from lesde.model.kernels import FeatureKernel
+from lesde.model.transforms import make_transform
 from lesde.paths import check_dataset
 
 __all__ = ["fit_feature_kernel", "impact_by_distance"]
@@ -61,11 +61,6 @@ def impact_by_distance(
           are not independent.
         - ``bin_edges (edge)``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For arguments that are not as above, or an impact that was not measured by distance.
-
     Examples
     --------
     >>> impact = lesde.measure_impact(network, "cross_entropy", drawn, probe, 0.01, by="r2")  # doctest: +SKIP
@@ -79,13 +74,13 @@ def impact_by_distance(
             "impact was not measured by distance; measure it with by='r2' or by='cosine' (ensembles also by "
             "'input_r2' or 'input_cosine')."
         )
-    H = data.transform(transform)
+    H = make_transform(transform, len(data.shares), impact.sizes["feature"])
     clusters = Clusters(data, errors, confidence)
-    u, unit = data.drivers(H)
-    changes = data.array("bin_change", ("draw", "pair", "bin", "feature")) / unit[..., None, None]
+    u = data.drivers(H)
+    changes = data.array("bin_change", "draw", "pair", "bin", "feature")
     along = np.einsum("grtdsbp,grtdp->grtdsb", changes, u)
-    number = data.array("bin_count", ("draw", "pair", "bin"))
-    distance = data.array("bin_distance", ("draw", "pair", "bin"))
+    number = data.array("bin_count", "draw", "pair", "bin")
+    distance = data.array("bin_distance", "draw", "pair", "bin")
     length = np.einsum("grtdp,grtdp->grtd", u, u)[..., None, None]
     G, _, T, _, P, B = number.shape
     names = ("strength", "strength_se", "distance", "count", "weight")
@@ -98,10 +93,9 @@ def impact_by_distance(
         with np.errstate(all="ignore"):
             values = top / bottom
             parts["distance"][g, t] = (distance[at] * length[at]).sum((0, 1)) / bottom[0]
-            parts["weight"][g, t] = bottom[0] * unit[g, 0, t, 0, 0] ** 2
         away = clusters.deviations(values)
         parts["strength"][g, t], parts["strength_se"][g, t] = values[0], clusters.error(values)
-        parts["count"][g, t] = number[at].sum((0, 1))
+        parts["count"][g, t], parts["weight"][g, t] = number[at].sum((0, 1)), bottom[0]
         covariance[g, t] = np.tensordot(away, away, (0, 0))
         reach[g, t] = clusters.quantile(bottom[:1] - bottom[1:]) * parts["strength_se"][g, t]
     parts["strength_lower"] = parts["strength"] - reach
@@ -154,8 +148,8 @@ def fit_feature_kernel(
 
     Raises
     ------
-    TypeError, ValueError
-        For a formula in anything else, fewer bins than parameters, or a search that does not end.
+    ValueError
+        Where the strengths do not determine the parameters, or the search does not end.
 
     Examples
     --------
@@ -164,24 +158,18 @@ def fit_feature_kernel(
     ...     parameters=dict(zip(fit.parameter.values, fit.value.values)))  # doctest: +SKIP
     """
     confidence = check_fraction("confidence", confidence)
-    check_dataset(
-        "strength",
-        strength,
-        ["strength", "strength_se", "distance", "weight"],
-        "lesde.impact_by_distance",
-    )
-    if set(strength["strength"].dims) != {"pair", "bin"}:
-        extra = [str(d) for d in strength["strength"].dims if d not in ("pair", "bin")]
+    columns = ("strength", "strength_se", "distance", "weight")
+    check_dataset("strength", strength, columns, "lesde.impact_by_distance")
+    extra = [str(d) for d in strength["strength"].dims if d not in ("pair", "bin")]
+    if extra:
         raise ValueError(
-            f"strength must be over pair and bin alone; select {', '.join(extra) or 'them'} with "
-            f"strength.isel(...)."
+            f"strength must be over pair and bin alone; select {', '.join(extra)} with strength.isel(...)."
         )
     names = list(start)
     begin = np.array([check_real(f"start[{name!r}]", start[name]) for name in names])
     curve, text = _curve(strength, formula, names)
 
     ordered = strength.transpose("pair", "bin", ...)
-    columns = ("strength", "strength_se", "distance", "weight")
     y, error, x, weight = (ordered[name].values.ravel() for name in columns)
     s = np.repeat([1.0 if pair == "same" else 0.0 for pair in strength["pair"].values], len(x) // 2)
     known = np.isfinite(y) & np.isfinite(error) & (error > 0)
@@ -197,27 +185,22 @@ def fit_feature_kernel(
     def residual(values: np.ndarray) -> np.ndarray:
         return (curve(x, s, values) - y) * root
 
-    if not np.isfinite(residual(begin)).all():
-        raise ValueError(f"start must give finite strengths; got {shown(dict(start))}.")
     best = _search(residual, begin)
     if best is None:
         raise ValueError(
-            f"the search for {', '.join(names)} did not end in {MOST_STEPS} steps; give other values in "
-            f"start, or a formula with fewer parameters."
+            f"the search for {', '.join(names)} from start={shown(dict(start))} did not end in {MOST_STEPS} steps at finite "
+            f"strengths; give other values in start, or a formula with fewer parameters."
         )
     size = np.linalg.norm(best.jac, axis=0)
     felt = size * np.abs(best.x) > FELT * np.linalg.norm(y * root)
     away = (np.abs(best.x) > FAR * np.abs(begin)) & (begin != 0)
-    lost = np.flatnonzero((size == 0) | (away & ~felt))
-    if len(lost):
-        where = ", ".join(f"{names[i]} = {best.x[i]:.3g}" for i in lost)
-        raise ValueError(
-            f"the search went to {where}, where the strengths do not depend on it; give other values in start, or a "
-            f"formula without it."
+    if (size == 0).any() or (away & ~felt).any() or np.linalg.cond(best.jac / size) > APART:
+        where = ", ".join(
+            f"{name} = {value:.3g}" for name, value in zip(names, best.x, strict=True)
         )
-    if np.linalg.cond(best.jac / size) > APART:
         raise ValueError(
-            f"the strengths do not determine {', '.join(names)} apart; use a formula with fewer parameters."
+            f"the strengths do not determine the parameters: the search went to {where}, where they hardly depend on one of "
+            f"them, or on two in the same way. Give other values in start, or a formula with fewer parameters."
         )
     # In units of each column: parameters may be of very different sizes.
     gain = np.linalg.pinv(best.jac / size) / size[:, None] * root
@@ -242,18 +225,16 @@ def fit_feature_kernel(
 
 def _search(residual: Any, begin: np.ndarray) -> Any:
     """The best of the least-squares fits from several starts that converge; None where none does."""
-    starts = [begin]
-    for i in np.flatnonzero(begin):
-        for factor in NEARBY:
-            starts.append(np.where(np.arange(len(begin)) == i, begin * factor, begin))
+    others = [
+        np.where(i == np.arange(len(begin)), f, 1.0) for i in range(len(begin)) for f in NEARBY
+    ]
     best = None
-    for start in starts:
+    for start in np.unique([begin, *(begin * factors for factors in others)], axis=0):
         if np.isfinite(residual(start)).all():
             try:
                 found = least_squares(residual, start, x_scale="jac", max_nfev=MOST_STEPS)
             except (ValueError, np.linalg.LinAlgError):
                 continue  # the search met numbers that are not finite
-            # Where two end alike, the one from nearer to what was asked for.
             if found.success and (best is None or found.cost < best.cost * (1 - 1e-9)):
                 best = found
     return best
@@ -267,29 +248,18 @@ def _curve(strength: xr.Dataset, formula: Any, names: list[str]) -> tuple[Any, s
             f"strength must be by 'r2' or 'cosine' of features, on which a FeatureKernel depends; got "
             f"by={by!r}."
         )
-    variable = "r2" if by == "r2" else "c"
+    distance = "r2" if by == "r2" else "c"
+    allowed = (
+        f"formula must be in {distance}, s and all of the parameters in start, {', '.join(names)}"
+    )
     try:
-        kernel = FeatureKernel(formula, {name: None for name in names})
+        expression = FeatureKernel(formula, {name: None for name in names}).formula.expression
     except ValueError as error:
-        advice = (
-            r"Give it a value with parameters=\{'(\w+)': \.\.\.\}, or None there to leave it free"
-        )
-        raise ValueError(
-            re.sub(advice, r"Let start say where to look for it, such as '\1': 1.0", str(error))
-        ) from None
-    expression = kernel.formula.expression
-    allowed = {VARIABLES[variable], VARIABLES["s"]}
+        raise ValueError(f"{allowed}; got {shown(formula)}: {str(error).split('. ')[0]}.") from None
     symbols = {str(x): x for x in expression.free_symbols}
-    unused = [name for name in names if name not in symbols]
-    if unused:
-        raise ValueError(f"formula must hold the parameters of start; {', '.join(unused)} missing.")
-    other = [n for n, x in symbols.items() if x not in allowed and n not in names]
-    if other or TIME in expression.free_symbols:
-        raise ValueError(
-            f"formula must be in {variable}, s and the parameters in start, {', '.join(names)}; got "
-            f"{', '.join(sorted({*other}))} too."
-        )
-    arguments = [VARIABLES[variable], VARIABLES["s"], *(symbols[name] for name in names)]
+    if set(names) - set(symbols) or set(symbols) - {distance, "s", *names}:
+        raise ValueError(f"{allowed}; got {', '.join(sorted(symbols))}.")
+    arguments = [VARIABLES[distance], VARIABLES["s"], *(symbols[name] for name in names)]
     function = compiled(expression, arguments)
 
     def curve(x: np.ndarray, s: np.ndarray, values: np.ndarray) -> np.ndarray:

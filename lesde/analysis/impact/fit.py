@@ -10,6 +10,7 @@ import xarray as xr
 
 from lesde.analysis.impact.clusters import Clusters, read_impact
 from lesde.checks import check_choice, check_fraction
+from lesde.model.transforms import make_transform
 
 __all__ = ["fit_impact"]
 
@@ -94,11 +95,6 @@ def fit_impact(
     UserWarning
         When a class has no drawn sample (NaN), or errors cannot be estimated.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For arguments that are not as above.
-
     Notes
     -----
     A drawn sample that is also watched counts among the samples of its class, as in the model. Where training draws
@@ -120,7 +116,7 @@ def fit_impact(
     check_choice("estimator", estimator, ("draws", "averages"))
     check_choice("kernel", kernel, ("two-level", "matrix"))
     data = read_impact(impact)
-    H = data.transform(transform)
+    H = make_transform(transform, len(data.shares), data.dataset.sizes["feature"])
     clusters = Clusters(data, errors, confidence)
     K = len(data.shares)
     missing = sorted(set(range(K)) - set(data.labels.tolist()))
@@ -131,35 +127,31 @@ def fit_impact(
             UserWarning,
             stacklevel=2,
         )
-    u, unit = data.drivers(H)
-    change = data.array("change", ("draw", "class", "feature")) / unit[..., None]
-    square = data.array("square", ("draw", "class"))
-    # A square beyond the range of floats is of no use.
-    held = (square > np.finfo(float).tiny) & (square < np.inf) | (change == 0).all(-1)
-    square = np.where(held, square, np.nan) / unit / unit
-    relative = data.array("relative", ("draw", "class")) if "relative" in impact else None
+    u = data.drivers(H)
+    change = data.array("change", "draw", "class", "feature")
+    square = data.array("square", "draw", "class")
+    relative = data.array("relative", "draw", "class") if "relative" in impact else None
     G, _, T = change.shape[:3]
-    plain = clusters.quantile()
-    frames: list[list[Estimates]] = []
-    for g in range(G):
-        frames.append([])
-        for t in range(T):
-            at = (g, slice(None), t)
-            frame = _at_one_time(
-                clusters, data.shares, change[at], square[at], u[at], data.steps[g], estimator
-            )
-            if relative is not None:
-                frame |= _relative(clusters, data.shares, relative[at])
-            frames[g].append(frame)
+    frames: dict[str, list[np.ndarray]] = {}
+    quantiles: dict[str, list[np.ndarray]] = {}
+    for g, t in np.ndindex(G, T):
+        at = (g, slice(None), t)
+        parts = change[at] / data.steps[g], square[at] / data.steps[g] ** 2, u[at]
+        frame, own = _at_one_time(clusters, data.shares, *parts, estimator)
+        if relative is not None:
+            frame |= _relative(clusters, data.shares, relative[at])
+        for name, values in frame.items():
+            frames.setdefault(name, []).append(values)
+            quantiles.setdefault(name, []).append(own.get(name, clusters.quantile()))
 
     result = xr.Dataset(coords=data.coords())
     result = result.assign_coords({"class": np.arange(K), "class_": np.arange(K)})
 
     def put(name: str, values: np.ndarray, quantile: np.ndarray) -> None:
         """Estimates (group, time, 1 + unit, ...) with errors and limits."""
-        error = np.array([[clusters.error(v) for v in row] for row in values])
-        whole = values[:, :, 0]
-        reach = quantile.reshape(*quantile.shape, *[1] * (error.ndim - quantile.ndim)) * error
+        whole, error = values[:, :, 0], clusters.error(np.moveaxis(values, 2, 0))
+        quantile = quantile.reshape(*quantile.shape, *[1] * (error.ndim - quantile.ndim))
+        reach = quantile * error
         dims = (*data.groups, *data.over, *(("class", "class_") if name in MATRICES else ()))
         words = {"": LONG[name], "_se": f"standard error of {LONG[name]}"}
         parts = {"": whole, "_se": error, "_lower": whole - reach, "_upper": whole + reach}
@@ -168,28 +160,26 @@ def fit_impact(
             result[f"{name}{end}"] = (dims, data.shaped(part), attrs)
 
     several = bool(data.over) and T > 1
-    for name in frames[0][0]:
-        values = np.array([[frame[name][0] for frame in row] for row in frames])
-        own = [[frame[name][1] for frame in row] for row in frames]
-        put(name, values, np.array([[plain if q is None else q for q in row] for row in own]))
+    times = impact["time"].values.astype(np.float64) if several else np.zeros(1)
+    for name, each in frames.items():
+        values = np.array(each).reshape(G, T, *each[0].shape)
+        own_quantiles = np.array(quantiles[name])
+        put(name, values, own_quantiles.reshape(G, T, *own_quantiles.shape[1:]))
         if several and name in INTEGRALS:
-            width = np.diff(impact["time"].values.astype(np.float64))[:, None]
-            steps = (values[:, 1:] + values[:, :-1]) / 2 * width
+            steps = (values[:, 1:] + values[:, :-1]) / 2 * np.diff(times)[:, None]
             sums = np.concatenate([0 * values[:, :1], np.cumsum(steps, axis=1)], axis=1)
-            put(INTEGRALS[name], sums, plain)
+            put(INTEGRALS[name], sums, clusters.quantile())
     if several:
-        times = result["time"].values.astype(np.float64)
         result = result.assign_coords(
             interval=(times[1:] + times[:-1]) / 2,
             start=("interval", times[:-1]),
             end=("interval", times[1:]),
         )
         for name in (*INTEGRALS, "E"):
-            rate = result[name].variable
-            mean = (rate.isel(time=slice(1, None)) + rate.isel(time=slice(-1))) / 2
-            dims = ["interval" if d == "time" else d for d in mean.dims]
+            mean = result[name].variable.rolling_window("time", 2, "pair").isel(time=slice(1, None))
+            dims = ["interval" if d == "time" else d for d in result[name].dims]
             about = {"long_name": f"{LONG[name]}, mean over interval"}
-            result[f"{name}_raw"] = (dims, mean.values, about)
+            result[f"{name}_raw"] = (dims, mean.mean("pair", skipna=False).values, about)
     return result.assign_attrs(
         transform=H.kind,
         kernel=kernel,
@@ -202,23 +192,19 @@ def fit_impact(
     )
 
 
-Estimates = dict[str, tuple[np.ndarray, np.ndarray | None]]
-"""Estimates, whole and without each unit (1 + unit, ...), and quantiles where units carry unequal weights."""
-
-
 def _at_one_time(
     clusters: Clusters,
     shares: np.ndarray,
     change: np.ndarray,
     square: np.ndarray,
     u: np.ndarray,
-    step: float,
     estimator: str,
-) -> Estimates:
-    """E, α, β and the share that they explain, at one time.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """E, α, β and the share that they explain at one time, whole and without each unit (1 + unit, ...).
 
-    From mean changes (replicate, draw, moved class, feature), mean squared changes (replicate, draw, moved class)
-    and u_J (replicate, draw, feature).
+    From mean changes (replicate, draw, moved class, feature) and mean squared changes (replicate, draw, moved class),
+    per learning rate, and u_J (replicate, draw, feature). With them come quantiles of those in which units carry unequal
+    weights.
     """
     count = clusters.sums(np.ones(u.shape[:2]))  # (1 + unit, drawn class)
 
@@ -236,14 +222,13 @@ def _at_one_time(
         size = np.einsum("clp,clp->cl", driver, driver)
         moved = np.einsum("clkp,clkp->clk", moving, moving)
     # From here on (1 + unit, moved class, drawn class).
-    along, moved = along.swapaxes(1, 2) / step, moved.swapaxes(1, 2) / step**2
+    along, moved = along.swapaxes(1, 2), moved.swapaxes(1, 2)
     size = np.broadcast_to(size[:, None], along.shape)
     same = np.eye(len(shares), dtype=bool)
     total = _totals(count, shares)
     with np.errstate(all="ignore"):
         alpha, beta = (total(along, where) / total(size, where) for where in (same, ~same))
         fitted, every = along**2 / size, np.ones_like(same)
-        whole = total(moved, every)
         two = alpha**2 * total(size, same) + beta**2 * total(size, ~same)
         values = {
             "E": along / size,
@@ -251,20 +236,20 @@ def _at_one_time(
             "beta": beta,
             "alpha_minus_beta": alpha - beta,
             "explained": fitted / moved,
-            "explained_matrix": total(fitted, every) / whole,
-            "explained_two_level": two / whole,
+            "explained_matrix": total(fitted, every) / total(moved, every),
+            "explained_two_level": two / total(moved, every),
         }
-    quantiles: dict[str, np.ndarray] = {}
-    if estimator == "draws":  # units count by the ‖u_J‖² that they carry
-        sums = clusters.sums(length)
-        carried = sums[:1] - sums[1:]  # (unit, drawn class)
-        quantiles["E"] = np.broadcast_to(clusters.quantile(carried), same.shape)
-        each = carried / np.where(count[0] > 0, count[0], np.nan)
-        for name, where in (("alpha", same), ("beta", ~same)):
-            weight = (np.outer(shares, shares) * where).sum(0)
-            quantiles[name] = clusters.quantile(np.nan_to_num(each * weight).sum(1))
-        quantiles["alpha_minus_beta"] = np.maximum(quantiles["alpha"], quantiles["beta"])
-    return {name: (value, quantiles.get(name)) for name, value in values.items()}
+    if estimator == "averages":
+        return values, {}
+    sums = clusters.sums(length)  # units count by the ‖u_J‖² that they carry
+    carried = sums[:1] - sums[1:]  # (unit, drawn class)
+    quantiles = {"E": np.broadcast_to(clusters.quantile(carried), same.shape)}
+    each = carried / np.where(count[0] > 0, count[0], np.nan)
+    for name, where in (("alpha", same), ("beta", ~same)):
+        weight = (np.outer(shares, shares) * where).sum(0)
+        quantiles[name] = clusters.quantile(np.nan_to_num(each * weight).sum(1))
+    quantiles["alpha_minus_beta"] = np.maximum(quantiles["alpha"], quantiles["beta"])
+    return values, quantiles
 
 
 def _totals(count: np.ndarray, shares: np.ndarray) -> Any:
@@ -278,7 +263,9 @@ def _totals(count: np.ndarray, shares: np.ndarray) -> Any:
     return total
 
 
-def _relative(clusters: Clusters, shares: np.ndarray, relative: np.ndarray) -> Estimates:
+def _relative(
+    clusters: Clusters, shares: np.ndarray, relative: np.ndarray
+) -> dict[str, np.ndarray]:
     """Means of relative changes (replicate, draw, moved class), NaN where the drawn sample did not move."""
     known = np.isfinite(relative)
     number = clusters.sums(known.astype(np.float64))
@@ -288,5 +275,4 @@ def _relative(clusters: Clusters, shares: np.ndarray, relative: np.ndarray) -> E
     same, ones = np.eye(len(shares), dtype=bool), np.ones_like(mean)
     with np.errstate(all="ignore"):
         within, between = (total(mean, where) / total(ones, where) for where in (same, ~same))
-    values = {"relative": mean, "relative_within": within, "relative_between": between}
-    return {name: (value, None) for name, value in values.items()}
+    return {"relative": mean, "relative_within": within, "relative_between": between}
