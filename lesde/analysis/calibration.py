@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -43,16 +43,16 @@ def calibrate(
 ) -> xr.Dataset:
     """Maximum-likelihood estimates of a model's free names, from paths of the class means.
 
-    Between two saved times the class means of a model are Gaussian given those before: X̄(t₁) ~
-    N(Φ(θ) X̄(t₀), s²C(θ)). The likelihood is the product over intervals and replicates, given the
-    first state, exact at any spacing of the times. It is maximised by Newton's method in a trust
-    region with the exact Hessian. Standard errors are from the inverse of the observed information.
+    Between two saved times the class means of a model are Gaussian given those before: X̄(t₁) ~ N(Φ(θ) X̄(t₀), s²C(θ)).
+    The likelihood is the product over intervals and replicates, given the first state, exact at any spacing of the
+    times. It is maximised by Newton's method in a trust region with the exact Hessian. Standard errors are from the
+    inverse of the observed information.
 
     Parameters
     ----------
     paths : xarray.Dataset
-        Features, or statistics from ``lesde.simulate(..., keep="statistics")``, of the size of the
-        model; one set of replicates.
+        Features, or statistics from ``lesde.simulate(..., keep="statistics")``, of the size of the model; one set of
+        replicates.
     model : LESDE
         Its free names are estimated: those that formulas of kernel or noise leave open, as in
         ``lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})``. Others are held with
@@ -69,11 +69,11 @@ def calibrate(
     Returns
     -------
     xarray.Dataset
-        ``estimate``, ``standard_error``, ``lower``, ``upper``, ``start`` (parameter); ``covariance``
-        (parameter, parameter_); ``noise_scale``, ``noise_scale_error``, the factor s and its
-        standard error (1 and 0 with ``noise="model"``); ``log_likelihood``, ``aic``; ``converged``,
-        whether a Newton step at the result is below a thousandth of a standard error;
-        ``iterations``. Put back into a model with ``model.substitute(**fit.estimate.to_series())``.
+        ``estimate``, ``standard_error``, ``lower``, ``upper``, ``start`` (parameter); ``covariance`` (parameter,
+        parameter_); ``noise_scale``, ``noise_scale_error``, the factor s and its standard error (1 and 0 with
+        ``noise="model"``); ``log_likelihood``, ``aic``; ``converged``, whether a Newton step at the result is below a
+        thousandth of a standard error; ``iterations``. Put back into a model with
+        ``model.substitute(**fit.estimate.to_series())``.
 
     Raises
     ------
@@ -106,49 +106,70 @@ def calibrate(
     level = check_fraction("confidence", confidence)
     if model.kernel.depends_on_features:
         raise no_linear_drift("calibrate")
-    names, profile = model.free_parameters, noise == "estimate"
-    first, n = _start(model, start), len(names)
+    first, n = _start(model, start), len(model.free_parameters)
     times, means = _read(paths, model)
-    if means[:, 1:].size <= n + profile:
+    labels = [*model.free_parameters, *(["noise_scale"] if noise == "estimate" else [])]
+    if means[:, 1:].size <= len(labels):
         raise ValueError(
-            f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {n + profile} "
+            f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {len(labels)} "
             f"with errors; give more replicates or times."
         )
-    objective = Objective(model, times, means, profile)
-    theta, at, iterations = maximise(objective, first)
-    log_scale = 0.5 * float(np.log(objective.misfit(theta))) if profile else 0.0
-    information = objective.expand(theta, log_scale if profile else None)[2]
-    refuse_unidentified(information, (*names, "noise_scale"))
-    covariance = inverse(information)
-    converged = newton_distance(at) < CLOSE and bool(np.isfinite(covariance).all())
+    coefficients, data = derive(model).coefficients(), torch.from_numpy(means.copy())
+
+    def parts(names: torch.Tensor) -> PathLikelihood:
+        """The likelihood; raises ValueError or Diverged where the model has no law."""
+        values = dict(zip(labels[:n], names.unbind(), strict=True))
+        return path_likelihood(mean_transitions(MeanSystem(coefficients, values), times), data)
+
+    def expand(point: np.ndarray) -> Expansion:
+        """−log L, its gradient and Hessian in the names, and log s where that is estimated."""
+        x = torch.from_numpy(point).requires_grad_()
+        value = -parts(x[:n]).value(x[n] if len(labels) > n else 0.0)
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        hessian = np.zeros((len(x), len(x)))
+        if gradient.requires_grad:
+            each = torch.eye(len(x), dtype=torch.float64)
+            hessian = torch.autograd.grad(gradient, x, each, is_grads_batched=True)[0].numpy()
+        return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
+
+    point = first
+    if noise == "estimate":
+        with torch.no_grad():
+            found = parts(torch.from_numpy(first))
+        with np.errstate(divide="ignore"):
+            point = np.append(first, 0.5 * np.log(float(found.quadratic) / found.size))
+    point, at, iterations = maximise(expand, point)
+    refuse_unidentified(at[2], labels)
+    covariance = inverse(at[2])
+    converged = newton_distance(at) < CLOSE
+    theta = point[:n]
     if not converged:
         warnings.warn(
             f"calibrate did not reach a maximum of the likelihood in {iterations} steps: "
-            f"{', '.join(f'{n} = {v:.4g}' for n, v in zip(names, theta, strict=True))}. The result is "
+            f"{', '.join(f'{n} = {v:.4g}' for n, v in zip(labels, theta, strict=False))}. The result is "
             f"not to be trusted; start elsewhere, or hold some names with model.substitute.",
             UserWarning,
             stacklevel=2,
         )
     error = np.sqrt(np.diag(covariance))
     reach = ndtri((1 + level) / 2) * error[:n]
-    scale = float(np.exp(log_scale))
-    along = "parameter"
+    scale = float(np.exp(point[n])) if noise == "estimate" else 1.0
     return xr.Dataset(
         {
-            "estimate": (along, theta),
-            "standard_error": (along, error[:n]),
-            "lower": (along, theta - reach),
-            "upper": (along, theta + reach),
-            "start": (along, first),
-            "covariance": ((along, f"{along}_"), covariance[:n, :n]),
+            "estimate": ("parameter", theta),
+            "standard_error": ("parameter", error[:n]),
+            "lower": ("parameter", theta - reach),
+            "upper": ("parameter", theta + reach),
+            "start": ("parameter", first),
+            "covariance": (("parameter", "parameter_"), covariance[:n, :n]),
             "noise_scale": scale,
-            "noise_scale_error": scale * error[n] if profile else 0.0,
+            "noise_scale_error": scale * error[n] if noise == "estimate" else 0.0,
             "log_likelihood": -at[0],
-            "aic": 2.0 * (len(error) + at[0]),
+            "aic": 2.0 * (len(labels) + at[0]),
             "converged": converged,
             "iterations": iterations,
         },
-        {along: list(names), f"{along}_": list(names)},
+        {"parameter": labels[:n], "parameter_": labels[:n]},
         {
             "model": json.dumps(model.describe()),
             "noise": noise,
@@ -197,75 +218,30 @@ def _read(paths: Any, model: LESDE) -> tuple[np.ndarray, np.ndarray]:
     return read.times, read.values[0]
 
 
-# --------------------------------------------------------------------------------------------------
-# The likelihood and Newton's search for its maximum.
-
 Expansion = tuple[float, np.ndarray, np.ndarray]
 """Value, gradient and Hessian."""
 
 
-class Objective:
-    """−log L(θ) of observed class means, as a function of a model's free names.
-
-    With ``profile`` a common factor s of the noise is put at its best value for every θ: s² is then the mean of eᵀC⁻¹e
-    over the numbers observed.
-    """
-
-    def __init__(self, model: LESDE, times: np.ndarray, means: np.ndarray, profile: bool):
-        self.names, self.times, self.profile = model.free_parameters, times, profile
-        self.coefficients = derive(model).coefficients()
-        self.means = torch.from_numpy(np.ascontiguousarray(means))
-
-    def parts(self, theta: torch.Tensor) -> PathLikelihood:
-        """The likelihood at θ; raises ValueError or Diverged where the model has no law there."""
-        values = dict(zip(self.names, theta.unbind(), strict=True))
-        steps = mean_transitions(MeanSystem(self.coefficients, values), self.times)
-        return path_likelihood(steps, self.means)
-
-    def misfit(self, theta: np.ndarray) -> float:
-        """Mean square of what the law at θ leaves unexplained, in units of its noise."""
-        with torch.no_grad():
-            parts = self.parts(torch.from_numpy(theta))
-        return float(parts.quadratic) / parts.size
-
-    def expand(self, theta: np.ndarray, log_scale: float | None = None) -> Expansion:
-        """The objective at θ; as a function of θ and log s jointly where that is given."""
-        point = torch.tensor([*theta, *([] if log_scale is None else [log_scale])])
-        point = point.double().requires_grad_()
-        parts = self.parts(point[: len(theta)])
-        scale: Any = 0.0
-        if log_scale is not None:
-            scale = point[-1]
-        elif self.profile:
-            scale = 0.5 * torch.log(parts.quadratic / parts.size)
-        value = -parts.value(scale)
-        (gradient,) = torch.autograd.grad(value, point, create_graph=True)
-        hessian = np.zeros((len(point), len(point)))
-        if gradient.requires_grad:
-            each = torch.eye(len(point), dtype=torch.float64)
-            (rows,) = torch.autograd.grad(gradient, point, each, is_grads_batched=True)
-            hessian = rows.numpy()
-        return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
-
-
-def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expansion, int]:
-    """θ, the expansion of −log L there, and the steps taken.
+def maximise(
+    function: Callable[[np.ndarray], Expansion], first: np.ndarray
+) -> tuple[np.ndarray, Expansion, int]:
+    """Where −log L is least, its expansion there, and the steps taken.
 
     The search is in units of 1/√H_ii at the start, about standard errors.
     """
-    at_start = objective.expand(first)  # errors at the start are shown to the user
-    if not np.isfinite(at_start[0]):
+    value, _, hessian = function(first)  # errors at the start are shown to the user
+    if not np.isfinite(value):
         raise ValueError(
             "start must have a finite likelihood: there the model overflows, or the paths follow it without any noise, "
             "whose size cannot be estimated then. Start nearer to the paths, or use noise='model'."
         )
-    curvature = np.abs(np.diag(at_start[2]))
+    curvature = np.abs(np.diag(hessian))
     unit = 1 / np.sqrt(np.where(curvature > 0, curvature, 1.0))
 
     @lru_cache(maxsize=2)
     def expand(key: bytes) -> Expansion:
         try:
-            value, gradient, hessian = objective.expand(first + unit * np.frombuffer(key))
+            value, gradient, hessian = function(first + unit * np.frombuffer(key))
         except (ValueError, Diverged):
             value = np.inf
         if not np.isfinite(value):  # no law there: the step is rejected, whatever the derivatives
@@ -279,20 +255,20 @@ def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expan
         hess=lambda z: expand(z.tobytes())[2],
         method="trust-exact",
         options={
-            "gtol": CLOSE,
             "maxiter": ITERATIONS,
+            "gtol": CLOSE,
             "initial_trust_radius": 100.0,
             "max_trust_radius": 1e6,
         },
     )
-    theta = first + unit * found.x
-    at = objective.expand(theta)
+    point = first + unit * found.x
+    at = function(point)
     # Near the optimum values differ by less than their rounding; gradients still give a direction.
     for _ in range(3):
         if newton_distance(at) < 1.0:
-            theta = theta - np.linalg.solve(at[2], at[1])
-            at = objective.expand(theta)
-    return theta, at, int(found.nit)
+            point = point - np.linalg.solve(at[2], at[1])
+            at = function(point)
+    return point, at, int(found.nit)
 
 
 def newton_distance(at: Expansion) -> float:
@@ -319,12 +295,12 @@ def _scaled(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return information * np.outer(unit, unit), unit
 
 
-def refuse_unidentified(information: np.ndarray, labels: tuple[str, ...]) -> None:
+def refuse_unidentified(information: np.ndarray, labels: list[str]) -> None:
     """Raise where the likelihood does not change along some direction of the parameters (and log s)."""
     values, vectors = np.linalg.eigh(_scaled(information)[0])
     if abs(values[0]) < FLAT:
         weights = np.abs(vectors[:, 0])
-        flat = [n for n, w in zip(labels, weights, strict=False) if w > 0.1 * weights.max()]
+        flat = [n for n, w in zip(labels, weights, strict=True) if w > 0.1 * weights.max()]
         raise ValueError(
             f"the paths do not determine {' and '.join(flat)}: their likelihood does not change with such names, or when "
             f'they change together. Hold one with model.substitute({flat[0]}=...), with noise="model" where the '

@@ -89,7 +89,7 @@ class Clusters:
 
     def __init__(self, data: ImpactData, errors: str, confidence: float) -> None:
         check_choice("errors", errors, ("auto", "replicate", "draw"))
-        R, D = int(data.dataset["change"].sizes.get("replicate", 1)), len(data.labels)
+        R = int(data.dataset["change"].sizes.get("replicate", 1))
         if errors == "replicate" and R < 2:
             raise ValueError(
                 f"errors='replicate' needs at least 2 replicates; impact has {R}. Use errors='draw'."
