@@ -8,7 +8,7 @@ import xarray as xr
 
 import lesde
 from lesde.analysis import impact_from_changes
-from lesde.analysis.impact.moments import bin_changes, find_bins, make_bins, pair_distances
+from lesde.analysis.impact.moments import bin_changes, make_bins, pair_distances
 
 from .impact_systems import H_STEP, draw, samples, step_changes, transform_matrices
 
@@ -136,12 +136,13 @@ def test_distances_and_bins():
     np.testing.assert_allclose(pair_distances(x, y, "input_r2"), wanted, rtol=1e-8)
     assert (pair_distances(np.zeros((1, 2)), y[0, :, :2], "cosine") == 0).all()
     bins = np.array([0.0, 1.0, 3.0])
-    np.testing.assert_array_equal(
-        find_bins(bins, np.array([-1, 0, 0.5, 1, 3, 3.1])), [-1, 0, 0, 1, 1, -1]
-    )
+    one = np.ones((1, 6, 1))
+    at = np.array([[-1, 0, 0.5, 1, 3, 3.1]])
+    counts = bin_changes(bins, one, at, np.ones((1, 6), bool))["bin_count"]
+    np.testing.assert_array_equal(counts[0, 0], [2, 2])
     even = make_bins(4, rng.random(1000))
     assert len(even) == 5
-    assert (np.bincount(find_bins(even, np.linspace(even[0], even[-1], 50))) > 0).all()
+    assert (np.histogram(np.linspace(even[0], even[-1], 50), even)[0] > 0).all()
     changes = rng.normal(size=(2, 3, 2))
     sums = bin_changes(
         bins,

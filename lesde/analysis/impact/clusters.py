@@ -110,16 +110,16 @@ class Clusters:
                 stacklevel=3,
             )
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums of values (replicate, draw, ...) by class of the drawn sample, (1 + unit, drawn class, ...).
-
-        First that of everything, then those without each unit.
-        """
-        one_hot = self._one_hot.reshape(*self._one_hot.shape, *[1] * (values.ndim - 2))
-        spread = values[:, :, None] * one_hot
-        each = spread.sum(1) if self.kind == "replicate" else spread.reshape(-1, *spread.shape[2:])
+    def totals(self, values: np.ndarray) -> np.ndarray:
+        """Sums of values (replicate, draw, ...): of everything, then those without each unit, (1 + unit, ...)."""
+        each = values.sum(1) if self.kind == "replicate" else values.reshape(-1, *values.shape[2:])
         total = each.sum(0, keepdims=True)
         return np.concatenate([total, total - each])
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """The same by class of the drawn sample, (1 + unit, drawn class, ...)."""
+        one_hot = self._one_hot.reshape(*self._one_hot.shape, *[1] * (values.ndim - 2))
+        return self.totals(values[:, :, None] * one_hot)
 
     def error(self, values: np.ndarray) -> np.ndarray:
         """Standard errors of estimates (1 + unit, ...)."""

@@ -20,6 +20,7 @@ from lesde.paths import check_dataset
 
 __all__ = ["fit_feature_kernel", "impact_by_distance"]
 
+BINNED = ("draw", "pair", "bin")
 MOST_STEPS = 200
 APART = 1e6
 """Condition of the slopes from which on parameters are not identified: that of numerical derivatives."""
@@ -77,35 +78,35 @@ def impact_by_distance(
     H = make_transform(transform, len(data.shares), impact.sizes["feature"])
     clusters = Clusters(data, errors, confidence)
     u = data.drivers(H)
-    changes = data.array("bin_change", "draw", "pair", "bin", "feature")
-    along = np.einsum("grtdsbp,grtdp->grtdsb", changes, u)
-    number = data.array("bin_count", "draw", "pair", "bin")
-    distance = data.array("bin_distance", "draw", "pair", "bin")
-    length = np.einsum("grtdp,grtdp->grtd", u, u)[..., None, None]
-    G, _, T, _, P, B = number.shape
-    names = ("strength", "strength_se", "distance", "count", "weight")
-    parts = {name: np.empty((G, T, P, B)) for name in names}
-    covariance, reach = np.empty((G, T, P, B, P, B)), np.empty((G, T, P, B))
-    for g, t in np.ndindex(G, T):
-        at = (g, slice(None), t)
-        top = clusters.sums(along[at]).sum(1) / data.steps[g]
-        bottom = clusters.sums(number[at] * length[at]).sum(1)
-        with np.errstate(all="ignore"):
-            values = top / bottom
-            parts["distance"][g, t] = (distance[at] * length[at]).sum((0, 1)) / bottom[0]
-        away = clusters.deviations(values)
-        parts["strength"][g, t], parts["strength_se"][g, t] = values[0], clusters.error(values)
-        parts["count"][g, t], parts["weight"][g, t] = number[at].sum((0, 1)), bottom[0]
-        covariance[g, t] = np.tensordot(away, away, (0, 0))
-        reach[g, t] = clusters.quantile(bottom[:1] - bottom[1:]) * parts["strength_se"][g, t]
-    parts["strength_lower"] = parts["strength"] - reach
-    parts["strength_upper"] = parts["strength"] + reach
+    length = np.einsum("grtdp,grtdp->rdgt", u, u)[..., None, None]
+    along = np.einsum("grtdsbp,grtdp->rdgtsb", data.array("bin_change", *BINNED, "feature"), u)
+    # (replicate, draw, group, time, pair, bin)
+    number, distance = (
+        np.moveaxis(data.array(name, *BINNED), (1, 3), (0, 1))
+        for name in ("bin_count", "bin_distance")
+    )
+    weight = clusters.totals(number * length)
+    with np.errstate(all="ignore"):
+        strength = clusters.totals(along) / data.steps[:, None, None, None] / weight
+        mean_distance = (distance * length).sum((0, 1)) / weight[0]
+    away, error = clusters.deviations(strength), clusters.error(strength)
+    reach = clusters.quantile(weight[:1] - weight[1:]) * error
+    parts = {
+        "strength": strength[0],
+        "strength_se": error,
+        "strength_lower": strength[0] - reach,
+        "strength_upper": strength[0] + reach,
+        "distance": mean_distance,
+        "count": number.sum((0, 1)),
+        "weight": weight[0],
+    }
     result = xr.Dataset(coords=data.coords())
     result = result.drop_vars(["class", "count", "share"], errors="ignore")
     result = result.assign_coords(pair=list(PAIRS), pair_=list(PAIRS))
     over = (*data.groups, *data.over, "pair", "bin")
     for name, values in parts.items():
         result[name] = (over, data.shaped(values))
+    covariance = np.einsum("ugtpb,ugtqc->gtpbqc", away, away)
     result["strength_covariance"] = ((*over, "pair_", "bin_"), data.shaped(covariance))
     result["bin_edges"] = impact["bin_edges"]
     result["strength"].attrs["long_name"] = "strength of elasticity"

@@ -28,7 +28,6 @@ __all__ = [
     "PAIRS",
     "bin_changes",
     "check_bins",
-    "find_bins",
     "impact_dataset",
     "impact_from_changes",
     "make_bins",
@@ -82,14 +81,6 @@ def make_bins(bins: int | np.ndarray, distances: np.ndarray) -> np.ndarray:
     return bins
 
 
-def find_bins(edges: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Number of the bin of each distance, −1 outside of all; a bin has its lower edge, the last one both."""
-    last = len(edges) - 2
-    found = np.searchsorted(edges, distances, side="right") - 1
-    found = np.where(distances == edges[-1], last, found)
-    return np.where(found <= last, found, -1)
-
-
 def pair_distances(drawn: np.ndarray, features: np.ndarray, by: str) -> np.ndarray:
     """Squared distances or cosines (..., draw, sample) of (..., draw, feature) to (..., sample, feature).
 
@@ -113,13 +104,14 @@ def bin_changes(
 ) -> dict[str, np.ndarray]:
     """Sums over the samples of every bin, of the drawn sample's class and of others apart.
 
-    From changes (draw, sample, feature), distances to the drawn sample and whether both are of one class (draw,
+    A bin has its lower edge, the last one both. From changes (draw, sample, feature), distances to the drawn sample and whether both are of one class (draw,
     sample): ``bin_change`` (draw, pair, bin, feature), ``bin_count`` and ``bin_distance`` (draw, pair, bin).
     """
     draws, _, p = changes.shape
     shape = (draws, 2, len(edges) - 1)
-    found = find_bins(edges, distances)
-    inside, size = found >= 0, int(np.prod(shape))
+    size = int(np.prod(shape))
+    inside = (distances >= edges[0]) & (distances <= edges[-1])
+    found = np.digitize(distances, edges[1:-1])
     at = ((np.arange(draws)[:, None] * 2 + ~same) * shape[2] + found)[inside]
     rows = changes[inside]
     sums = np.stack([np.bincount(at, rows[:, j], size) for j in range(p)], axis=-1)
