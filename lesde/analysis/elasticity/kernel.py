@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_flag, check_real
+from lesde.checks import check_flag
 from lesde.model.kernels import ClassMatrix, Kernel, TwoLevel
 from lesde.paths import check_dataset
 
@@ -42,17 +42,14 @@ class StepFunction:
         return f"{steps} to {self.edges[-1]:g}"
 
 
-def fitted_kernel(
-    fit: xr.Dataset, learning_rate: float | None = None, *, smooth: bool = False
-) -> Kernel:
+def fitted_kernel(fit: xr.Dataset, *, smooth: bool = False) -> Kernel:
     """The fitted kernel, piecewise constant in time.
 
     Parameters
     ----------
     fit : xarray.Dataset
-        As `lesde.fit_elasticity` returns. Dimensions other than ``learning_rate`` must be selected before.
-    learning_rate : float, optional
-        Which learning rate (the nearest, within 1e-6 relative); needed where the fit has several.
+        As `lesde.fit_elasticity` or `lesde.fit_impact` (at several times) return, at one learning rate: select it with
+        ``fit.sel(learning_rate=...)``.
     smooth : bool, default False
         Take the smoothed rates in place of the raw ones. The raw kernel integrates to Â (or the fitted
         ``E_integral``) exactly at every saved time; the smoothed one only within the errors.
@@ -70,7 +67,7 @@ def fitted_kernel(
 
     Examples
     --------
-    >>> kernel = fitted_kernel(fit, learning_rate=0.1)  # doctest: +SKIP
+    >>> kernel = fitted_kernel(fit.sel(learning_rate=0.1))  # doctest: +SKIP
     >>> model = lesde.LESDE(kernel, n_classes=3, n_features=3)  # doctest: +SKIP
     """
     check_dataset("fit", fit, [], "lesde.fit_elasticity")
@@ -80,21 +77,6 @@ def fitted_kernel(
     end = "" if check_flag("smooth", smooth) else "_raw"
     names = ["alpha", "beta"] if kind == "two-level" else ["E"]
     check_dataset("fit", fit, [n + end for n in names] + ["start", "end"], "lesde.fit_elasticity")
-    if "learning_rate" in fit.coords:
-        rates = np.atleast_1d(fit["learning_rate"].values)
-        fitted, nearest = ", ".join(f"{r:g}" for r in rates), 0
-        if learning_rate is not None:
-            value = check_real("learning_rate", learning_rate, 0.0)
-            nearest = int(np.argmin(np.abs(rates - value)))
-            if abs(rates[nearest] - value) > 1e-6 * value:
-                raise ValueError(
-                    f"learning_rate must be one that was fitted, {fitted}; got {value:g}."
-                )
-        elif len(rates) > 1:
-            raise ValueError(f"learning_rate must be given: fit has {fitted}.")
-        fit = fit.isel(learning_rate=nearest, missing_dims="ignore")
-    elif learning_rate is not None:
-        raise ValueError("learning_rate was given, but fit has no learning_rate; leave it out.")
     extra = [str(d) for d in fit[names[0] + end].dims if d not in ("interval", "class", "class_")]
     if extra:
         raise ValueError(

@@ -53,14 +53,10 @@ def impact_by_distance(
     Returns
     -------
     xarray.Dataset
-        Over ``time`` where ``impact`` has it, ``pair`` ("same" class or "other") and ``bin``:
-
-        - ``strength`` with ``_se``, ``_lower``, ``_upper``; NaN in a bin without pairs.
-        - ``distance``: mean distance of the pairs of the bin, with the same weights.
-        - ``count``: pairs in the bin; ``weight``: Σ ‖u_J‖² over them.
-        - ``strength_covariance (pair, bin, pair_, bin_)``: the bins share drawn samples, so their errors
-          are not independent.
-        - ``bin_edges (edge)``.
+        Over ``time`` where ``impact`` has it, ``pair`` ("same" class or "other") and ``bin``: ``strength`` with ``_se``,
+        ``_lower``, ``_upper``, NaN in a bin without pairs; ``distance``, the mean over the pairs of the bin, with the same
+        weights; ``count``, their number; ``weight``, Σ ‖u_J‖² over them. ``strength_covariance (pair, bin, pair_, bin_)``:
+        the bins share drawn samples, so their errors are not independent. ``bin_edges (edge)``.
 
     Examples
     --------
@@ -125,9 +121,8 @@ def fit_feature_kernel(
 ) -> xr.Dataset:
     """Fit the free parameters of a `lesde.FeatureKernel` to strengths by distance.
 
-    Least squares over the bins with the weights Σ ‖u_J‖² of the regression on pairs, the formula taken at the
-    mean distance of each bin: right to first order in the width of a bin, so use many. Errors follow from the
-    covariance of the bins to first order.
+    Least squares over the bins with the weights Σ ‖u_J‖² of the regression on pairs, the formula taken at the mean distance
+    of each bin: right to first order in the width of a bin, so use many. Errors follow from the covariance of the bins.
 
     Parameters
     ----------

@@ -14,21 +14,6 @@ from lesde.model.transforms import make_transform
 
 __all__ = ["fit_impact"]
 
-LONG = {
-    "E": "elasticity between classes",
-    "alpha": "within-class elasticity",
-    "beta": "between-class elasticity",
-    "alpha_minus_beta": "within less between",
-    "A": "integral of alpha",
-    "B": "integral of beta",
-    "A_minus_B": "integral of alpha − beta",
-    "relative": "relative change",
-    "relative_within": "relative change within classes",
-    "relative_between": "relative change between classes",
-    "explained": "share of squared change explained",
-    "explained_matrix": "share of squared change explained by E",
-    "explained_two_level": "share of squared change explained by alpha, beta",
-}
 MATRICES = ("E", "relative", "explained")
 INTEGRALS = {"alpha": "A", "beta": "B", "alpha_minus_beta": "A_minus_B"}
 
@@ -51,24 +36,21 @@ def fit_impact(
     Parameters
     ----------
     impact : xarray.Dataset
-        As `lesde.measure_impact`, :func:`lesde.networks.measure_impact` or
-        `lesde.analysis.impact_from_changes` return. Averaged over ``replicate``; every other dimension but
-        time (``learning_rate``, …) is kept.
+        As `lesde.measure_impact`, :func:`lesde.networks.measure_impact` or `lesde.analysis.impact_from_changes` return.
+        Averaged over ``replicate``; every other dimension but time (``learning_rate``, …) is kept.
     transform : {"identity", "logits"} or array (p, p) or (K, p, p), default "identity"
         The matrices H_l, as for a model.
     confidence : float, default 0.95
         Level of all intervals.
     estimator : {"draws", "averages"}, default "draws"
         ``"draws"``: every drawn sample has its own u_J and its own changes, as above. ``"averages"``: changes and u_J are
-        first averaged over the drawn samples of a class and over replicates, Ê_kL = ⟨mean ΔX̄^k, mean u⟩ / (h
-        ‖mean u‖²): the coefficient of the drift of the class means, what ``fit_elasticity(...,
-        estimator="averages")`` is after. Both are E_kL where the model holds. In a network
-        ``"draws"`` gives smaller values: the scatter of u_J about its mean hardly affects how a step moves others, but
-        counts in ‖u_J‖².
+        first averaged over the drawn samples of a class and over replicates, Ê_kL = ⟨mean ΔX̄^k, mean u⟩ / (h ‖mean u‖²):
+        the coefficient of the drift of the class means, what ``fit_elasticity(..., estimator="averages")`` is after. Both
+        are E_kL where the model holds. In a network ``"draws"`` gives smaller values: the scatter of u_J about its mean
+        hardly affects how a step moves others, but counts in ‖u_J‖².
     errors : {"auto", "replicate", "draw"}, default "auto"
-        Jackknife over replicates, or over drawn samples (within their class), with quantiles of Student's t. Errors over
-        drawn samples hold for these networks only. ``"auto"``: over replicates from 8 on. Neither includes the
-        choice of the watched samples, which all draws share.
+        Jackknife over replicates, or over drawn samples (within their class, and for these networks only), with quantiles
+        of Student's t. ``"auto"``: over replicates from 8 on. Neither includes the choice of the watched samples.
     kernel : {"two-level", "matrix"}, default "two-level"
         The one that `lesde.fitted_kernel` turns into a kernel; both are estimated.
 
@@ -79,14 +61,14 @@ def fit_impact(
 
         - ``E (class, class_)``: first the class moved, then the class drawn.
         - ``alpha``, ``beta``, ``alpha_minus_beta``: the two-level kernel nearest to the changes: means of the diagonal of
-          Ê and of the rest, each entry with weight w_k w_l mean‖u_J‖² (J of class l), w the shares of the classes in
-          training.
+          Ê and of the rest, each entry with weight w_k w_l mean‖u_J‖² (J of class l), w the shares of the classes in training.
         - ``relative (class, class_)``: mean of ‖ΔX_i‖/‖ΔX_J‖, the relative change of He and Su, which needs neither H nor
           h; ``relative_within``, ``relative_between``, its means with weights w_k w_l. Where ``impact`` has it.
-        - ``explained (class, class_)``: share of Σ‖ΔX_i‖² that Ê_kL accounts for; of the average changes for
-          ``estimator="averages"``. ``explained_matrix``, ``explained_two_level``: over all pairs of classes, with E or with α, β.
+        - ``explained (class, class_)``: share of Σ‖ΔX_i‖² (of the average changes for ``"averages"``) that Ê_kL accounts
+          for. ``explained_matrix``, ``explained_two_level``: over all pairs of classes, with E or with α, β.
         - ``A``, ``B``, ``A_minus_B``: integrals from the first time by the trapezoidal rule, and, without errors,
-          ``alpha_raw``, ``beta_raw``, ``E_raw (interval)``, their slopes, which `lesde.fitted_kernel` takes. Where there are several times.
+          ``alpha_raw``, ``beta_raw``, ``E_raw (interval)``, their slopes, which `lesde.fitted_kernel` takes. Where there are
+          several times.
 
         Attributes say what was fitted and how.
 
@@ -97,9 +79,8 @@ def fit_impact(
 
     Notes
     -----
-    A drawn sample that is also watched counts among the samples of its class, as in the model. Where training draws
-    from N samples and n of them are watched, that happens to one draw in N/n, and then has weight 1/n: on average
-    its weight in the class is right.
+    A drawn sample that is also watched counts among the samples of its class, as in the model. Where training draws from
+    N samples and n are watched, that happens to one draw in N/n, and then has weight 1/n: right on average.
 
     References
     ----------
@@ -153,11 +134,9 @@ def fit_impact(
         quantile = quantile.reshape(*quantile.shape, *[1] * (error.ndim - quantile.ndim))
         reach = quantile * error
         dims = (*data.groups, *data.over, *(("class", "class_") if name in MATRICES else ()))
-        words = {"": LONG[name], "_se": f"standard error of {LONG[name]}"}
         parts = {"": whole, "_se": error, "_lower": whole - reach, "_upper": whole + reach}
         for end, part in parts.items():
-            attrs = {"long_name": words[end]} if end in words else {}
-            result[f"{name}{end}"] = (dims, data.shaped(part), attrs)
+            result[name + end] = (dims, data.shaped(part))
 
     several = bool(data.over) and T > 1
     times = impact["time"].values.astype(np.float64) if several else np.zeros(1)
@@ -178,8 +157,7 @@ def fit_impact(
         for name in (*INTEGRALS, "E"):
             mean = result[name].variable.rolling_window("time", 2, "pair").isel(time=slice(1, None))
             dims = ["interval" if d == "time" else d for d in result[name].dims]
-            about = {"long_name": f"{LONG[name]}, mean over interval"}
-            result[f"{name}_raw"] = (dims, mean.mean("pair", skipna=False).values, about)
+            result[f"{name}_raw"] = (dims, mean.mean("pair", skipna=False).values)
     return result.assign_attrs(
         transform=H.kind,
         kernel=kernel,

@@ -162,8 +162,8 @@ def impact_from_changes(
     Parameters
     ----------
     changes : array (..., draw, sample, feature)
-        ΔX_i of every sample i by one step at every drawn sample J, each from the same state. The leading
-        axes are none, (time,) or (replicate, time).
+        ΔX_i of every sample i by one step at every drawn sample J, each from the same state; leading axes (),
+        (time,) or (replicate, time).
     labels : int array (sample,)
         Classes 0 to K−1 of the samples that are moved, each present.
     drawn : array (..., draw, feature)
@@ -186,9 +186,8 @@ def impact_from_changes(
     Returns
     -------
     xarray.Dataset
-        For `lesde.fit_impact` and `lesde.impact_by_distance`. ``change (..., draw, class, feature)``, ``square``,
-        ``relative (..., draw, class)``, ``drawn (..., draw, feature)``, coordinates ``drawn_label(draw)``,
-        ``count(class)``, ``share(class)``, ``step`` (h).
+        For `lesde.fit_impact` and `lesde.impact_by_distance`: ``change (..., draw, class, feature)``, ``square``, ``relative
+        (..., draw, class)``, ``drawn (..., draw, feature)``; ``drawn_label(draw)``, ``count(class)``, ``share(class)``, ``step`` (h).
 
     Examples
     --------
