@@ -20,7 +20,7 @@ __all__ = ["TWO_LEVEL", "ElasticityResult"]
 TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
 """α, β and α − β in terms of (α, β)."""
 RATES = ["alpha", "beta", "alpha_minus_beta"]
-INTEGRALS = ["A", "B", "A_minus_B"]
+TAILS = {"tail_index": "tail index r", "log_slope_index": "1 − d log|A| / d log t"}
 PRIOR = 4
 """Degrees of freedom that all intervals lend to the noise of each."""
 FAR_OFF = -1.0
@@ -142,55 +142,45 @@ class ElasticityResult:
             values = np.reshape(part, (*groups.values(), *own))
             self.dataset[f"{name}{end}"] = ((*groups, *dims), values, {"long_name": of + words})
 
-    def _put_each(
-        self,
-        names: list[str],
-        dim: str,
-        words: str,
-        values: np.ndarray,
-        error: np.ndarray,
-        quantile: np.ndarray,
-    ) -> None:
-        """Values (group, time or interval, functional) as three variables, or as one of matrices."""
-        reach = quantile * error
-        parts = values, error, values - reach, values + reach
-        if not self.two_level:
-            self.put(names[0], (dim, *self.dims), words % names[0], *parts)
-            return
-        for j, name in enumerate(names):
-            self.put(name, (dim,), words % name, *(part[..., j] for part in parts))
+    def _put_each(self, names: list[str], dim: str, words: str, *parts: np.ndarray) -> None:
+        """Values, errors and quantiles (group, time or interval, functional), as three variables or one of matrices."""
+        values, error, quantile = parts
+        parts = values, error, values - quantile * error, values + quantile * error
+        if self.two_level:
+            for j, name in enumerate(names):
+                self.put(name, (dim,), f"{name}, {words}", *(part[..., j] for part in parts))
+        else:
+            self.put(names[0], (dim, *self.dims), f"{names[0]}, {words}", *parts)
 
     def add_integrals(self) -> None:
         width = np.broadcast_to(self.widths[:, None], self.fit.rates.shape)
+        values = np.cumsum(self.fit.rates * width, axis=1)
         error, quantile = self._errors(width, partial(np.cumsum, axis=1))
-        zero = np.zeros_like(error[:, :1])
-        values = np.concatenate([zero, np.cumsum(self.fit.rates * width, axis=1)], axis=1)
-        error = np.concatenate([zero, error], axis=1)
-        quantile = np.concatenate([quantile[:, :1], quantile], axis=1)
-        names = INTEGRALS if self.two_level else ["E_integral"]
-        self._put_each(names, "time", "%s, integral of the rate", values, error, quantile)
+        start = ((0, 0), (1, 0), (0, 0))
+        parts = np.pad(values, start), np.pad(error, start), np.pad(quantile, start, "edge")
+        names = ["A", "B", "A_minus_B"] if self.two_level else ["E_integral"]
+        self._put_each(names, "time", "integral of the rate", *parts)
 
     def add_rates(self, smoothing: str | None) -> None:
         rates = self.fit.rates
         error, quantile = self._errors(np.ones_like(rates), np.asarray)
         names = RATES if self.two_level else ["E"]
         raw = [f"{name}_raw" for name in names]
-        self._put_each(raw, "interval", "%s, mean over interval", rates, error, quantile)
+        self._put_each(raw, "interval", "mean over interval", rates, error, quantile)
         if smoothing is not None and rates.shape[1] >= MINIMUM_INTERVALS:
             rates, error, quantile = rates.copy(), error.copy(), quantile.copy()
             for g in range(len(rates)):
                 if np.isfinite(error[g]).any() and (self.fit.noise[g] != 0).all():
                     rates[g], error[g] = self._smooth(g)
                     quantile[g] = self.quantile[g]
-        self._put_each(names, "interval", "%s, smoothed", rates, error, quantile)
+        self._put_each(names, "interval", "smoothed", rates, error, quantile)
 
     def _smooth(self, g: int) -> tuple[np.ndarray, np.ndarray]:
         """Smoothed rates of a group and their errors: α and β jointly, entries of a matrix one by one."""
-        rates = self.fit.rates[g]
+        rates, C = self.fit.rates[g], TWO_LEVEL
         if self.two_level:
             precision = np.where(self.fit.converged[g, :, None, None], self.precision[g], 0.0)
             smooth, covariance = smooth_rates(rates[:, :2], precision)
-            C = TWO_LEVEL
             return smooth @ C.T, np.sqrt(np.einsum("fi,nij,fj->nf", C, covariance, C))
         smooth, error = np.empty((2, *rates.shape))
         for j, precision in enumerate(1.0 / self.likely[g].T):
@@ -206,99 +196,90 @@ class ElasticityResult:
         floor = (1e-9 * np.abs(increments).max(1, initial=0.0, keepdims=True)) ** 2
         variance = np.maximum(variance, np.where(floor > 0, floor, 1.0) * 1e-6)
         shape = self.fit.rates.shape[::2]
-        for name, words in (
-            ("tail_index", "tail index r"),
-            ("log_slope_index", "1 − d log|A| / d log t"),
-        ):
-            found = {}
+        for name, words in TAILS.items():
+            found, weights = {}, np.zeros_like(increments)
             for g, f in np.ndindex(*shape):
                 given = (times, increments[g, :, f], variance[g, :, f], window)
-                found[g, f] = (
-                    power_tail(*given, float(self.quantile[g]), offset)
-                    if name == "tail_index"
-                    else log_slope(*given)
-                )
+                if name == "tail_index":
+                    found[g, f] = power_tail(*given, float(self.quantile[g]), offset)
+                else:
+                    found[g, f] = log_slope(*given)
+                weights[g, :, f] = found[g, f].weights
             index, shifts, gains = (
                 np.reshape([getattr(one, part) for one in found.values()], shape)
                 for part in ("index", "offset", "gain")
             )
-            weights = np.zeros_like(increments)
-            for (g, f), one in found.items():
-                weights[g, :, f] = one.weights
             error, quantile = self._errors(weights * widths, partial(np.sum, axis=1))
             error = np.where(np.isnan(index), np.nan, error)
             low, high = index - quantile * error, index + quantile * error
-            for (g, f), one in found.items():
+            failed: dict[str, list[int]] = {}
+            for at, one in found.items():
+                if one.reason:
+                    failed.setdefault(one.reason, []).append(at[1])
                 if one.limits is not None:
                     # The error by the variances that the weights are made of, at the best offset.
                     use = one.weights != 0  # elsewhere the variance may be infinite
-                    likely = np.sqrt(one.weights[use] ** 2 @ variance[g, use, f])
-                    limits = one.limits((quantile[g, f] * error[g, f] / likely) ** 2)
-                    low[g, f], high[g, f] = limits
-                    error[g, f] = (high[g, f] - low[g, f]) / (2 * quantile[g, f])
+                    likely = np.sqrt(one.weights[use] ** 2 @ variance[at[0], use, at[1]])
+                    low[at], high[at] = one.limits((quantile[at] * error[at] / likely) ** 2)
+                    error[at] = (high[at] - low[at]) / (2 * quantile[at])
             self.put(name, self.dims, words, index, error, low, high)
             if name == "tail_index":
                 self.put("tail_offset", self.dims, "offset s of the tail (t + s)^−r", shifts)
                 if offset is None:
                     words = "Akaike weight of an offset against none"
                     self.put("tail_offset_weight", self.dims, words, expit(gains / 2 - 1))
-            for reason in dict.fromkeys(one.reason for one in found.values() if one.reason):
-                which = np.unique([f for (_, f), one in found.items() if one.reason == reason])
-                of = (
-                    ", ".join(RATES[f] for f in which)
-                    if self.two_level
-                    else f"{len(which)} entries"
-                )
+            for reason, levels in failed.items():
+                which = [
+                    RATES[f] if self.two_level else f"E[{f // self.K}, {f % self.K}]"
+                    for f in sorted({*levels})
+                ]
                 self.notes.append(
-                    f"no {name}: {reason} (for {of}, from t = {window[0]:g} to {window[1]:g}); it is NaN. "
+                    f"no {name}: {reason} (for {', '.join(which[:6])}, from t = {window[0]:g} to {window[1]:g}); it is NaN. "
                     f"Give another window with tail=, or longer paths."
                 )
         self.dataset.attrs["tail"] = list(window)
 
     def add_quality(self) -> None:
-        fit = self.fit
-        words = "σ̂ of a sample per √time"
+        fit, words = self.fit, "σ̂ of a sample per √time"
         self.put("residual_scale_interval", ("interval",), words, fit.noise)
         self.put("residual_scale", (), words, np.sqrt((fit.noise**2).mean(1)))
-        words = "share of movement explained"
-        for name, left in (
-            ("r_squared", fit.predicted_residual),
-            ("r_squared_in_sample", fit.residual),
+        explained, words = {}, "share of movement explained"
+        for name, left, moved in (
+            ("r_squared", fit.predicted_residual, fit.moved),
+            ("r_squared_in_sample", fit.residual, fit.moved),
+            ("r_squared_common", fit.common_residual.sum(-1), fit.common_moved.sum(-1)),
         ):
-            self.put(f"{name}_interval", ("interval",), words, _share(left, fit.moved))
-            self.put(name, (), words, _share(left.sum(1), fit.moved.sum(1)))
-        left, moved = fit.common_residual.sum(1), fit.common_moved.sum(1)
-        share = _share(left.sum(-1), moved.sum(-1))
+            explained[name] = _share(left.sum(1), moved.sum(1))
+            self.put(f"{name}_interval", ("interval",), words, _share(left, moved))
+            self.put(name, (), words, explained[name])
         # Without replicate r, both of its roles in a pair fall out of the sums.
-        without = _share(
-            left.sum(-1, keepdims=True) - 2 * left, moved.sum(-1, keepdims=True) - 2 * moved
+        left, moved = (
+            part.sum((1, 2))[:, None] - 2 * part.sum(1)
+            for part in (fit.common_residual, fit.common_moved)
         )
-        apart = without - without.mean(-1, keepdims=True)
-        error = np.sqrt(self.share * (apart**2).sum(-1))
+        without, share = _share(left, moved), explained["r_squared_common"]
+        error = np.sqrt(self.share * ((without - without.mean(-1, keepdims=True)) ** 2).sum(-1))
         error = np.where(np.isfinite(share) & (self.R > 2), error, np.nan)
-        words, reach = "share of common movement explained", self._student(self.R - 1) * error
+        reach = self._student(self.R - 1) * error
         self.put("r_squared_common", (), words, share, error, share - reach, share + reach)
-        each = _share(fit.common_residual.sum(-1), fit.common_moved.sum(-1))
-        self.put("r_squared_common_interval", ("interval",), words, each)
         words = "whether the data determine the raw rate"
         self.put("identified", ("interval", *self.dims), words, self.known)
-        bad = _share(fit.predicted_residual.sum(1), fit.moved.sum(1))
-        bad = bad[bad < FAR_OFF]
+        bad = explained["r_squared"][explained["r_squared"] < FAR_OFF]
         if len(bad):
             self.notes.append(
-                f"r_squared = {bad.min():.3g} at worst, below {FAR_OFF:g} in {len(bad)} of {len(left)} fits: the rates "
-                f"predict far worse than no motion at all. Rates are relative to class means; where these are small "
-                f"compared with their noise, as before the classes stand apart, rates are noise. Leave out the times "
-                f"at which r_squared_interval is low, for example with paths.sel(time=slice(t, None))."
+                f"r_squared = {bad.min():.3g} at worst, below {FAR_OFF:g} in {len(bad)} of {len(share)} fits: the rates "
+                f"predict far worse than no motion at all, as where class means are small compared with their noise, "
+                f"before the classes stand apart. Leave out the times at which r_squared_interval is low, for example "
+                f"with paths.sel(time=slice(t, None))."
             )
 
     def _note_unknown(self) -> None:
         bare = int((self.fit.freedom == 0).sum(1).max())
         if bare and not self.robust:
             self.notes.append(
-                f"in {bare} of {len(self.widths)} intervals there are as many rates as numbers observed: nothing "
-                f"is left to estimate the noise from, so standard errors are inf there, and in integrals from there "
-                f"on. Give more replicates, or features of more dimensions."
+                f"in {bare} of {len(self.widths)} intervals there are as many rates as numbers observed: nothing is left to "
+                f"estimate the noise from, so standard errors are inf there, and in integrals from there on. Give more "
+                f"replicates, or features of more dimensions."
             )
         unknown = ~self.known.all((0, 2))
         if unknown.any():

@@ -10,8 +10,8 @@ import xarray as xr
 from scipy.optimize import least_squares
 from scipy.stats import t as student
 
-from lesde.analysis.impact.clusters import Clusters, read_impact
-from lesde.analysis.impact.moments import DISTANCES, PAIRS
+from lesde.analysis.impact.clusters import Clusters, drivers, read_impact
+from lesde.analysis.impact.moments import DISTANCES
 from lesde.checks import check_fraction, check_real, shown
 from lesde.model.formula import VARIABLES, compiled
 from lesde.model.kernels import FeatureKernel
@@ -20,7 +20,6 @@ from lesde.paths import check_dataset
 
 __all__ = ["fit_feature_kernel", "impact_by_distance"]
 
-BINNED = ("draw", "pair", "bin")
 MOST_STEPS = 200
 APART = 1e6
 """Condition of the slopes from which on parameters are not identified: that of numerical derivatives."""
@@ -66,47 +65,35 @@ def impact_by_distance(
     """
     confidence = check_fraction("confidence", confidence)
     data = read_impact(impact)
-    if "bin_change" not in impact:
+    if "bin_change" not in data:
         raise ValueError(
             "impact was not measured by distance; measure it with by='r2' or by='cosine' (ensembles also by "
             "'input_r2' or 'input_cosine')."
         )
-    H = make_transform(transform, len(data.shares), impact.sizes["feature"])
+    H = make_transform(transform, data.sizes["class"], data.sizes["feature"])
     clusters = Clusters(data, errors, confidence)
-    u = data.drivers(H)
-    length = np.einsum("grtdp,grtdp->rdgt", u, u)[..., None, None]
-    along = np.einsum("grtdsbp,grtdp->rdgtsb", data.array("bin_change", *BINNED, "feature"), u)
-    # (replicate, draw, group, time, pair, bin)
-    number, distance = (
-        np.moveaxis(data.array(name, *BINNED), (1, 3), (0, 1))
-        for name in ("bin_count", "bin_distance")
-    )
-    weight = clusters.totals(number * length)
-    with np.errstate(all="ignore"):
-        strength = clusters.totals(along) / data.steps[:, None, None, None] / weight
-        mean_distance = (distance * length).sum((0, 1)) / weight[0]
+    u = drivers(data, H)
+    length = xr.dot(u, u, dim="feature")
+    weight = clusters.totals(data["bin_count"] * length)
+    changes = clusters.totals(xr.dot(data["bin_change"], u, dim="feature")) / data["step"]
+    strength, whole = changes / weight.where(weight > 0), weight.isel(unit=0)
+    distance = (data["bin_distance"] * length).sum(("replicate", "draw")) / whole.where(whole > 0)
     away, error = clusters.deviations(strength), clusters.error(strength)
-    reach = clusters.quantile(weight[:1] - weight[1:]) * error
+    reach = clusters.quantile((whole - weight).isel(unit=slice(1, None))) * error
+    strength = strength.isel(unit=0)
     parts = {
-        "strength": strength[0],
+        "strength": strength.assign_attrs(long_name="strength of elasticity"),
         "strength_se": error,
-        "strength_lower": strength[0] - reach,
-        "strength_upper": strength[0] + reach,
-        "distance": mean_distance,
-        "count": number.sum((0, 1)),
-        "weight": weight[0],
+        "strength_lower": strength - reach,
+        "strength_upper": strength + reach,
+        "distance": distance.assign_attrs(long_name=DISTANCES[impact.attrs["by"]]),
+        "count": data["bin_count"].sum(("replicate", "draw")),
+        "weight": whole,
+        "strength_covariance": xr.dot(away, away.rename(pair="pair_", bin="bin_"), dim="unit"),
+        "bin_edges": data["bin_edges"],
     }
-    result = xr.Dataset(coords=data.coords())
-    result = result.drop_vars(["class", "count", "share"], errors="ignore")
-    result = result.assign_coords(pair=list(PAIRS), pair_=list(PAIRS))
-    over = (*data.groups, *data.over, "pair", "bin")
-    for name, values in parts.items():
-        result[name] = (over, data.shaped(values))
-    covariance = np.einsum("ugtpb,ugtqc->gtpbqc", away, away)
-    result["strength_covariance"] = ((*over, "pair_", "bin_"), data.shaped(covariance))
-    result["bin_edges"] = impact["bin_edges"]
-    result["strength"].attrs["long_name"] = "strength of elasticity"
-    result["distance"].attrs["long_name"] = DISTANCES[impact.attrs["by"]]
+    ends = ("pair", "bin", "pair_", "bin_", "edge")
+    result = xr.Dataset(parts).transpose(..., *ends, missing_dims="ignore")
     return result.assign_attrs(
         by=impact.attrs["by"],
         transform=H.kind,

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.impact.clusters import Clusters, read_impact
+from lesde.analysis.impact.clusters import Clusters, drivers, read_impact
 from lesde.checks import check_choice, check_fraction
 from lesde.model.transforms import make_transform
 
 __all__ = ["fit_impact"]
 
-MATRICES = ("E", "relative", "explained")
 INTEGRALS = {"alpha": "A", "beta": "B", "alpha_minus_beta": "A_minus_B"}
 
 
@@ -97,10 +96,10 @@ def fit_impact(
     check_choice("estimator", estimator, ("draws", "averages"))
     check_choice("kernel", kernel, ("two-level", "matrix"))
     data = read_impact(impact)
-    H = make_transform(transform, len(data.shares), data.dataset.sizes["feature"])
+    K = data.sizes["class"]
+    H = make_transform(transform, K, data.sizes["feature"])
     clusters = Clusters(data, errors, confidence)
-    K = len(data.shares)
-    missing = sorted(set(range(K)) - set(data.labels.tolist()))
+    missing = sorted(set(range(K)) - set(data["drawn_label"].values.tolist()))
     if missing:
         warnings.warn(
             f"impact has no drawn sample of class {', '.join(map(str, missing))}: the effect of such steps is "
@@ -108,149 +107,109 @@ def fit_impact(
             UserWarning,
             stacklevel=2,
         )
-    u = data.drivers(H)
-    change = data.array("change", "draw", "class", "feature")
-    square = data.array("square", "draw", "class")
-    relative = data.array("relative", "draw", "class") if "relative" in impact else None
-    G, _, T = change.shape[:3]
-    frames: dict[str, list[np.ndarray]] = {}
-    quantiles: dict[str, list[np.ndarray]] = {}
-    for g, t in np.ndindex(G, T):
-        at = (g, slice(None), t)
-        parts = change[at] / data.steps[g], square[at] / data.steps[g] ** 2, u[at]
-        frame, own = _at_one_time(clusters, data.shares, *parts, estimator)
-        if relative is not None:
-            frame |= _relative(clusters, data.shares, relative[at])
-        for name, values in frame.items():
-            frames.setdefault(name, []).append(values)
-            quantiles.setdefault(name, []).append(own.get(name, clusters.quantile()))
-
-    result = xr.Dataset(coords=data.coords())
-    result = result.assign_coords({"class": np.arange(K), "class_": np.arange(K)})
-
-    def put(name: str, values: np.ndarray, quantile: np.ndarray) -> None:
-        """Estimates (group, time, 1 + unit, ...) with errors and limits."""
-        whole, error = values[:, :, 0], clusters.error(np.moveaxis(values, 2, 0))
-        quantile = quantile.reshape(*quantile.shape, *[1] * (error.ndim - quantile.ndim))
-        reach = quantile * error
-        dims = (*data.groups, *data.over, *(("class", "class_") if name in MATRICES else ()))
-        parts = {"": whole, "_se": error, "_lower": whole - reach, "_upper": whole + reach}
-        for end, part in parts.items():
-            result[name + end] = (dims, data.shaped(part))
-
-    several = bool(data.over) and T > 1
-    times = impact["time"].values.astype(np.float64) if several else np.zeros(1)
-    for name, each in frames.items():
-        values = np.array(each).reshape(G, T, *each[0].shape)
-        own_quantiles = np.array(quantiles[name])
-        put(name, values, own_quantiles.reshape(G, T, *own_quantiles.shape[1:]))
-        if several and name in INTEGRALS:
-            steps = (values[:, 1:] + values[:, :-1]) / 2 * np.diff(times)[:, None]
-            sums = np.concatenate([0 * values[:, :1], np.cumsum(steps, axis=1)], axis=1)
-            put(INTEGRALS[name], sums, clusters.quantile())
+    values, quantiles = _estimates(data, clusters, drivers(data, H), estimator)
+    several = "time" in data["change"].dims and data.sizes["time"] > 1
     if several:
+        for name, integral in INTEGRALS.items():
+            values[integral] = values[name].cumulative_integrate("time")
+    parts = {}
+    for name, value in values.items():
+        error = clusters.error(value)
+        reach = quantiles.get(name, clusters.quantile()) * error
+        whole = parts[name] = value.isel(unit=0)
+        parts |= {
+            f"{name}_se": error,
+            f"{name}_lower": whole - reach,
+            f"{name}_upper": whole + reach,
+        }
+    result = xr.Dataset(parts).assign_coords({"class": np.arange(K), "class_": np.arange(K)})
+    if several:
+        times = data["time"].values.astype(np.float64)
         result = result.assign_coords(
             interval=(times[1:] + times[:-1]) / 2,
             start=("interval", times[:-1]),
             end=("interval", times[1:]),
         )
         for name in (*INTEGRALS, "E"):
-            mean = result[name].variable.rolling_window("time", 2, "pair").isel(time=slice(1, None))
-            dims = ["interval" if d == "time" else d for d in result[name].dims]
-            result[f"{name}_raw"] = (dims, mean.mean("pair", skipna=False).values)
-    return result.assign_attrs(
+            mean = result[name].rolling(time=2).mean().isel(time=slice(1, None))
+            result[f"{name}_raw"] = mean.drop_vars("time").rename(time="interval")
+    lead = [
+        d for d in data["change"].dims if d not in ("replicate", "time", "draw", "class", "feature")
+    ]
+    result = result.transpose(*lead, "time", "interval", "class", "class_", missing_dims="ignore")
+    return result.assign_coords({n: data[n] for n in ("count", "share", "step")}).assign_attrs(
         transform=H.kind,
         kernel=kernel,
         method="regression of one-step changes on the drawn sample's features",
         estimator=estimator,
         errors=clusters.kind,
         confidence=confidence,
-        replicates=int(impact["change"].sizes.get("replicate", 1)),
-        draws=len(data.labels),
+        replicates=data.sizes["replicate"],
+        draws=data.sizes["draw"],
     )
 
 
-def _at_one_time(
-    clusters: Clusters,
-    shares: np.ndarray,
-    change: np.ndarray,
-    square: np.ndarray,
-    u: np.ndarray,
-    estimator: str,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """E, α, β and the share that they explain at one time, whole and without each unit (1 + unit, ...).
+Estimates = dict[str, xr.DataArray]
 
-    From mean changes (replicate, draw, moved class, feature) and mean squared changes (replicate, draw, moved class),
-    per learning rate, and u_J (replicate, draw, feature). With them come quantiles of those in which units carry unequal
-    weights.
+
+def _estimates(
+    data: xr.Dataset, clusters: Clusters, u: xr.DataArray, estimator: str
+) -> tuple[Estimates, Estimates]:
+    """E, α, β, the share that they explain, and relative changes (unit, ..., moved class, drawn class).
+
+    With them come quantiles of those in which units carry unequal weights.
     """
-    count = clusters.sums(np.ones(u.shape[:2]))  # (1 + unit, drawn class)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        """Means by class; NaN for a class that is not drawn."""
-        number = np.where(count > 0, count, np.nan)
-        return clusters.sums(values) / number.reshape(*count.shape, *[1] * (values.ndim - 2))
-
-    length = np.einsum("rdp,rdp->rd", u, u)
+    change, square = data["change"] / data["step"], data["square"] / data["step"] ** 2
+    # By drawn class; NaN for one that is not drawn.
+    count = clusters.sums(xr.ones_like(data["drawn"].isel(feature=0)).astype(float))
+    drawn = count.isel(unit=0) > 0
+    count = count.where(count > 0)
+    length = xr.dot(u, u, dim="feature")
     if estimator == "draws":
-        along, size, moved = mean(np.einsum("rdkp,rdp->rdk", change, u)), mean(length), mean(square)
+        along = clusters.sums(xr.dot(change, u, dim="feature")) / count
+        size, moved = clusters.sums(length) / count, clusters.sums(square) / count
     else:
-        moving, driver = mean(change), mean(u)
-        along = np.einsum("clkp,clp->clk", moving, driver)
-        size = np.einsum("clp,clp->cl", driver, driver)
-        moved = np.einsum("clkp,clkp->clk", moving, moving)
-    # From here on (1 + unit, moved class, drawn class).
-    along, moved = along.swapaxes(1, 2), moved.swapaxes(1, 2)
-    size = np.broadcast_to(size[:, None], along.shape)
-    same = np.eye(len(shares), dtype=bool)
-    total = _totals(count, shares)
-    with np.errstate(all="ignore"):
-        alpha, beta = (total(along, where) / total(size, where) for where in (same, ~same))
-        fitted, every = along**2 / size, np.ones_like(same)
-        two = alpha**2 * total(size, same) + beta**2 * total(size, ~same)
-        values = {
-            "E": along / size,
-            "alpha": alpha,
-            "beta": beta,
-            "alpha_minus_beta": alpha - beta,
-            "explained": fitted / moved,
-            "explained_matrix": total(fitted, every) / total(moved, every),
-            "explained_two_level": two / total(moved, every),
-        }
+        moving, driver = clusters.sums(change) / count, clusters.sums(u) / count
+        along, size, moved = (
+            xr.dot(one, other, dim="feature")
+            for one, other in ((moving, driver), (driver, driver), (moving, moving))
+        )
+    share = data["share"].drop_vars("class")
+    weights = share * share.rename({"class": "class_"})
+    same = xr.DataArray(np.eye(len(share), dtype=bool), dims=("class", "class_"))
+    every = xr.ones_like(same)
+
+    def total(values: xr.DataArray, where: xr.DataArray) -> xr.DataArray:
+        """Σ w_k w_l over some pairs of classes, without those never drawn."""
+        return (values * weights).where(where & drawn, 0.0).sum(("class", "class_"), skipna=False)
+
+    alpha, beta = (total(along, where) / total(size, where) for where in (same, ~same))
+    fitted = along**2 / size
+    two = alpha**2 * total(size, same) + beta**2 * total(size, ~same)
+    values = {
+        "E": along / size,
+        "alpha": alpha,
+        "beta": beta,
+        "alpha_minus_beta": alpha - beta,
+        "explained": fitted / moved,
+        "explained_matrix": total(fitted, every) / total(moved, every),
+        "explained_two_level": two / total(moved, every),
+    }
+    if "relative" in data:  # NaN where the drawn sample did not move
+        known = data["relative"].notnull()
+        number = clusters.sums(known.astype(float))
+        relative = clusters.sums(data["relative"].fillna(0.0)) / number.where(number > 0)
+        values["relative"] = relative
+        for name, where in (("relative_within", same), ("relative_between", ~same)):
+            values[name] = total(relative, where) / total(xr.ones_like(relative), where)
     if estimator == "averages":
         return values, {}
     sums = clusters.sums(length)  # units count by the ‖u_J‖² that they carry
-    carried = sums[:1] - sums[1:]  # (unit, drawn class)
-    quantiles = {"E": np.broadcast_to(clusters.quantile(carried), same.shape)}
-    each = carried / np.where(count[0] > 0, count[0], np.nan)
+    carried = (sums.isel(unit=0) - sums).isel(unit=slice(1, None))
+    quantiles = {"E": clusters.quantile(carried)}
+    each = carried / count.isel(unit=0)
     for name, where in (("alpha", same), ("beta", ~same)):
-        weight = (np.outer(shares, shares) * where).sum(0)
-        quantiles[name] = clusters.quantile(np.nan_to_num(each * weight).sum(1))
-    quantiles["alpha_minus_beta"] = np.maximum(quantiles["alpha"], quantiles["beta"])
+        weight = (weights * where).sum("class")
+        quantiles[name] = clusters.quantile((each * weight).sum("class_"))
+    quantiles["alpha_minus_beta"] = np.fmax(quantiles["alpha"], quantiles["beta"])
     return values, quantiles
-
-
-def _totals(count: np.ndarray, shares: np.ndarray) -> Any:
-    """Σ w_k w_l over some entries of matrices (1 + unit, class, class), without those of classes never drawn."""
-    weights, drawn = np.outer(shares, shares), count[0] > 0
-
-    def total(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-        use = where & drawn
-        return (values[:, use] * weights[use]).sum(1)
-
-    return total
-
-
-def _relative(
-    clusters: Clusters, shares: np.ndarray, relative: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Means of relative changes (replicate, draw, moved class), NaN where the drawn sample did not move."""
-    known = np.isfinite(relative)
-    number = clusters.sums(known.astype(np.float64))
-    sums = clusters.sums(np.where(known, relative, 0.0))
-    mean = (sums / np.where(number > 0, number, np.nan)).swapaxes(1, 2)
-    total = _totals(clusters.sums(np.ones(relative.shape[:2])), shares)
-    same, ones = np.eye(len(shares), dtype=bool), np.ones_like(mean)
-    with np.errstate(all="ignore"):
-        within, between = (total(mean, where) / total(ones, where) for where in (same, ~same))
-    return {"relative": mean, "relative_within": within, "relative_between": between}
