@@ -135,10 +135,9 @@ def elasticity(
 
     Notes
     -----
-    Bands are the fit's confidence limits. Where a rate is not identified (infinite standard error) there is
-    neither line nor band, and the panel says so. A band that extends beyond its curve by more than four times both the
-    range of the curves and the usual (median) extent of the bands is cut off, perhaps with its curve, so that it does
-    not flatten the rest. The axis spans at least half of the largest value shown, so that a constant looks flat.
+    Where a rate is not identified (infinite standard error) there is neither line nor band, and the panel says so. A band
+    that reaches more than four times as far as usual is cut off, perhaps with its curve, so that it does not flatten the
+    rest. The axis spans at least half of the largest value shown, so that a constant looks flat.
 
     Examples
     --------

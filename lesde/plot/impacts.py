@@ -76,8 +76,7 @@ def impact(fit: xr.Dataset, *, learning_rate: float | None = None, ax: Any = Non
     Notes
     -----
     Local elasticity has emerged where the band of α̂ − β̂ is above zero; those of α̂ and β̂ may overlap even then, as their
-    errors are correlated. Where a band is more than four times as wide as usual, for instance early in training, when
-    features are near zero, the vertical axes may cut it off.
+    errors are correlated. The vertical axes may cut off a band more than four times as wide as usual.
 
     Examples
     --------
@@ -170,7 +169,6 @@ def impact_by_distance(
     -----
     Bars are the confidence limits. A bin with pairs of a single drawn sample (or replicate) has no error, and an empty
     mark. The vertical axis may cut off bars more than four times as long as usual, such as those of bins of few pairs.
-    A kernel that is the same within classes and between them is one black line.
 
     Examples
     --------
@@ -227,7 +225,7 @@ def impact_by_distance(
 def _kernel_curves(
     kernel: Any, by: str, x: np.ndarray, time: float
 ) -> list[tuple[np.ndarray, Any, str]]:
-    """A kernel within classes and between them, or once where these are the same: values, colour and label."""
+    """A kernel within classes and between them: values, colour and label."""
     check_instance("kernel", kernel, FeatureKernel, "a lesde.FeatureKernel")
     variable = {"r2": "r2", "cosine": "c"}.get(by)
     if variable is None or kernel.formula.uses - {variable}:
@@ -239,10 +237,10 @@ def _kernel_curves(
     within, between = (
         np.broadcast_to(kernel.formula(r2, 0.0, c, s, time), x.shape) for s in (1.0, 0.0)
     )
-    if np.array_equal(within, between):
-        return [(within, INK, "kernel")]
-    levels = LEVELS["alpha"], LEVELS["beta"]
-    return [(within, levels[0], "kernel, same"), (between, levels[1], "kernel, other")]
+    return [
+        (within, LEVELS["alpha"], "kernel, same"),
+        (between, LEVELS["beta"], "kernel, other"),
+    ]
 
 
 @style()

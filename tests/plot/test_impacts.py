@@ -11,7 +11,6 @@ from matplotlib.colors import to_hex
 import lesde
 from lesde import plot
 from lesde.analysis import impact_from_changes
-from lesde.plot.style import LEVELS
 from tests.plot.conftest import band_edges, drawn_inside, legend_texts
 
 TIMES = np.array([0.0, 0.5, 1.0, 2.0, 4.0])
@@ -224,11 +223,6 @@ def test_a_bin_of_few_pairs_does_not_flatten_the_rest():
     kernel = lesde.FeatureKernel("2*exp(-r2/3)")
     ax = plot.impact_by_distance(strength, kernel)
     assert ax.get_ylim()[1] < 4
-    # The same within classes and between them: one line, of neither's colour.
-    (line,) = (line for line in ax.get_lines() if len(line.get_xdata()) == 200)
-    assert legend_texts(ax) == ["same class", "other classes", "kernel"]
-    assert ax.figure.legends[0].legend_handles[-1].get_color() == line.get_color()
-    assert to_hex(line.get_color()) not in {to_hex(c) for c in LEVELS.values()}
 
 
 def test_times_and_scales_of_distance():

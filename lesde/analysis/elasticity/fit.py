@@ -11,8 +11,8 @@ import xarray as xr
 from lesde.analysis.class_means import read_class_means
 from lesde.analysis.elasticity.recorded import choose_transform, read_clock, warn_of_features
 from lesde.analysis.elasticity.result import TWO_LEVEL, ElasticityResult
-from lesde.analysis.elasticity.transitions import Clock, fit_averages, fit_transitions, rate_basis
-from lesde.checks import check_choice, check_fraction, check_real, shown
+from lesde.analysis.elasticity.transitions import fit_averages, fit_transitions, rate_basis
+from lesde.checks import check_choice, check_finite_array, check_fraction, check_real
 
 __all__ = ["fit_elasticity"]
 
@@ -163,16 +163,7 @@ def fit_elasticity(
     if tail_offset is not None:
         tail_offset = check_real("tail_offset", tail_offset)
     data = read_class_means(paths, scheme != "exponential")
-    if scheme == "exponential":
-        clock = Clock(np.tile(np.diff(data.times), (len(data.values), 1)))
-    else:
-        clock = read_clock(paths, data)
-    if scheme == "discrete" and clock.counts is None:
-        raise ValueError(
-            "scheme='discrete' needs the coordinate iteration in paths, the number of SGD steps at each "
-            "time, or the attributes of an integration by engine='torchsde'; add it, or use "
-            "scheme='exponential'."
-        )
+    clock = read_clock(paths, data, scheme)
     R, K, p = data.values.shape[1], *data.values.shape[3:]
     fewest = 3 if estimator == "averages" else 2 if errors == "replicate" else 1
     if fewest > R:
@@ -183,21 +174,20 @@ def fit_elasticity(
     if estimator == "averages" and errors == "model":
         raise ValueError("errors='model' goes with estimator='likelihood'; leave errors out.")
     notes = []
-    if errors == "auto":
-        robust = estimator == "averages" or R >= FEWEST_REPLICATES
-        errors = "replicate" if robust else "model"
-        if not robust:
-            notes.append(
-                f"paths has {R} replicate(s), fewer than {FEWEST_REPLICATES}: standard errors assume the "
-                f"noise of the LE-SDE. They are too small where other noise acts."
-            )
+    if errors == "auto" and estimator == "likelihood" and R < FEWEST_REPLICATES:
+        errors = "model"
+        notes.append(
+            f"paths has {R} replicate(s), fewer than {FEWEST_REPLICATES}: standard errors assume the "
+            f"noise of the LE-SDE. They are too small where other noise acts."
+        )
+    robust = errors != "model"
     H = choose_transform(paths, transform, K, p)
     warn_of_features(paths)
     basis = rate_basis(H, data.counts, kernel)
     functionals = TWO_LEVEL if kernel == "two-level" else np.eye(K * K)
     fitter = fit_transitions if estimator == "likelihood" else fit_averages
     fit = fitter(basis, functionals, data.values, clock)
-    result = ElasticityResult(data, fit, kernel, errors == "replicate", confidence)
+    result = ElasticityResult(data, fit, kernel, robust, confidence)
     result.add_integrals()
     result.add_rates(smoothing)
     if tail is not False:
@@ -211,7 +201,7 @@ def fit_elasticity(
         method="Gaussian maximum likelihood of the class means, one interval at a time",
         estimator=estimator,
         scheme="exponential" if clock.counts is None else "discrete",
-        errors=errors,
+        errors="replicate" if robust else "model",
         smoothing=smoothing or "none",
         confidence=confidence,
         replicates=R,
@@ -219,9 +209,8 @@ def fit_elasticity(
 
 
 def _check_tail(tail: Any) -> float | tuple[float, float]:
-    if np.ndim(tail) == 0:
+    if not (isinstance(tail, list | tuple) or getattr(tail, "ndim", 0)):
         return check_real("tail", tail, 0.0)
-    if len(tail) != 2:
-        raise ValueError(f"tail must be one time or a pair of times; got {shown(tail)}.")
-    first = check_real("tail[0]", tail[0], 0.0)
-    return first, check_real("tail[1]", tail[1], first, open_minimum=True)
+    first, last = check_finite_array("tail", tail, [(2,)]).tolist()
+    first = check_real("tail[0]", first, 0.0)
+    return first, check_real("tail[1]", last, first, open_minimum=True)

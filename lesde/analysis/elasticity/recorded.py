@@ -74,24 +74,31 @@ def warn_of_features(paths: xr.Dataset) -> None:
     )
 
 
-def read_clock(paths: xr.Dataset, data: ClassMeans) -> Clock:
+def read_clock(paths: xr.Dataset, data: ClassMeans, scheme: str) -> Clock:
     """The clock (group, interval) of the process: SGD's iterations, steps of a recorded integration, or continuous time.
 
     An integration divides every saved interval evenly into steps of at most ``attrs["dt"]``, one or one per learning
     rate. Of paths without some of their times the steps are taken to be those of the times that are left.
     """
     width = np.tile(np.diff(data.times), (len(data.values), 1))
+    if scheme == "exponential":
+        return Clock(width)
     if data.steps is not None:
         return Clock(width, data.steps, np.zeros(width.shape))
     method = paths.attrs.get("method")
-    if paths.attrs.get("engine") != "torchsde" or method not in CURVATURE:
-        return Clock(width)
-    groups = xr.DataArray(np.zeros(tuple(data.groups.values())), dims=list(data.groups))
-    rates = (groups + data.coords.get("learning_rate", np.nan)).values.astype(float).ravel()
-    longest = np.unique(np.asarray(paths.attrs.get("dt", np.nan), dtype=float))
-    steps = rates if len(longest) > 1 else np.full(len(width), longest[0])
-    modified = paths.attrs.get("sde") == "modified"
-    if np.isnan(steps).any() or (modified and np.isnan(rates).any()):
+    if paths.attrs.get("engine") == "torchsde" and method in CURVATURE:
+        groups = xr.DataArray(np.zeros(tuple(data.groups.values())), dims=list(data.groups))
+        rates = (groups + data.coords.get("learning_rate", np.nan)).values.astype(float).ravel()
+        longest = np.unique(np.asarray(paths.attrs.get("dt", np.nan), dtype=float))
+        steps = rates if len(longest) > 1 else np.full(len(width), longest[0])
+        modified = paths.attrs.get("sde") == "modified"
+        if not (np.isnan(steps).any() or (modified and np.isnan(rates).any())):
+            grids = [StepGrid.regular(data.times, dt) for dt in steps.tolist()]
+            counts = np.stack([np.diff(grid.saved) for grid in grids])
+            curvature = np.full(counts.shape, CURVATURE[str(method)])
+            if modified:  # drift M − (h/2)M² at learning rate h, where M changes slowly
+                curvature = -rates[:, None] / 2 * counts / width
+            return Clock(width, counts, curvature)
         warnings.warn(
             "these paths were integrated in steps, but no longer record the step or learning rate of each "
             "of them: they are fitted in continuous time, which makes rates too small by the "
@@ -99,8 +106,9 @@ def read_clock(paths: xr.Dataset, data: ClassMeans) -> Clock:
             UserWarning,
             stacklevel=3,
         )
-        return Clock(width)
-    counts = np.stack([np.diff(StepGrid.regular(data.times, dt).saved) for dt in steps.tolist()])
-    if modified:  # drift M − (h/2)M² at learning rate h, where M changes slowly
-        return Clock(width, counts, -rates[:, None] / 2 * counts / width)
-    return Clock(width, counts, np.full(counts.shape, CURVATURE[str(method)]))
+    if scheme == "discrete":
+        raise ValueError(
+            "scheme='discrete' needs the coordinate iteration in paths, the number of SGD steps at each time, or the "
+            "attributes of an integration by engine='torchsde'; add it, or use scheme='exponential'."
+        )
+    return Clock(width)

@@ -5,12 +5,11 @@ through which class means act, and L = G Ψ, where G = Σ_j θ_j O_j is the drif
 motion of z, and Ψ = ∫₀^Δ e^{sN} ds. Class means are weighted by √n_k from here on, so that their noise has one
 size, and so are O and V.
 
-`fit_transitions` treats every replicate as a path of the LE-SDE, which uses the data best if it is one. In a network
-noise and drift are not independent: the non-linear dynamics pull back what noise has moved, and a fit to single
-networks mistakes that for (negative) elasticity. `fit_averages` averages the class means over replicates first, which
-leaves the movement that the networks have in common. Averages of R replicates still contain 1/R of the noise variance
-of each. Noise in the first frame of an interval is gone in its last, so the fit mistakes it for a pull toward zero, of
-order 1/R. The jackknife removes that.
+`fit_transitions` treats every replicate as a path of the LE-SDE. In a network noise and drift are not independent: the
+non-linear dynamics pull back what noise has moved, and a fit to single networks mistakes that for (negative) elasticity.
+`fit_averages` averages the class means over replicates first, which leaves the movement that the networks have in common.
+Noise of averages in the first frame of an interval is gone in its last, which the fit mistakes for a pull toward zero, of
+order 1/R for R replicates. The jackknife removes that.
 
 References
 ----------
