@@ -14,7 +14,7 @@ not. Two estimates, both by generalised least squares over a tail window:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -29,7 +29,8 @@ OFFSETS = 17
 POLISH = 4
 
 
-class TailEstimate(NamedTuple):
+@dataclass(frozen=True)
+class TailEstimate:
     """A tail index, with the weights of its variance."""
 
     index: float  # r, NaN where it cannot be estimated

@@ -94,7 +94,12 @@ class Clusters:
 
     def sums(self, values: xr.DataArray) -> xr.DataArray:
         """The same by class of the drawn sample, (unit, class_, ...)."""
-        return self.totals(values * self._one_hot)
+        if self.kind == "draw":
+            return self.totals(values * self._one_hot)
+        by_class = xr.dot(
+            values, self._one_hot, dim="draw"
+        )  # without an array of all draws by class
+        return self.totals(by_class.expand_dims("draw"))
 
     def error(self, values: xr.DataArray) -> xr.DataArray:
         """Standard errors of estimates (unit, ...)."""
