@@ -344,6 +344,6 @@ def _write(ax: Axes, values: np.ndarray, sure: np.ndarray, image: AxesImage, siz
             text = "–"
         elif not sure[k, l]:
             text = f"({text})"
-        dark = np.dot(image.to_rgba(value)[:3], (0.299, 0.587, 0.114)) < 0.5
+        dark = np.dot(image.to_rgba(np.array([value]))[0, :3], (0.299, 0.587, 0.114)) < 0.5
         colour = "white" if dark and np.isfinite(value) else "black"
         ax.text(l, k, text, ha="center", va="center", fontsize=size, color=colour)

@@ -209,7 +209,9 @@ def fit_elasticity(
 
 
 def _check_tail(tail: Any) -> float | tuple[float, float]:
-    if not (isinstance(tail, list | tuple) or getattr(tail, "ndim", 0)):
+    if isinstance(tail, np.ndarray) and tail.ndim:
+        tail = tail.tolist()
+    if not isinstance(tail, list | tuple):
         return check_real("tail", tail, 0.0)
     first, last = check_finite_array("tail", tail, [(2,)]).tolist()
     first = check_real("tail[0]", first, 0.0)

@@ -89,7 +89,8 @@ def fitted_kernel(fit: xr.Dataset, *, smooth: bool = False) -> Kernel:
         return StepFunction(label, edges, tuple(values.tolist()))
 
     if kind == "two-level":
-        return TwoLevel(*(steps(name, fit[name + end].values) for name in names))
+        alpha, beta = (steps(name, fit[name + end].values) for name in names)
+        return TwoLevel(alpha, beta)
     E = fit["E" + end].transpose("class", "class_", "interval").values
     return ClassMatrix(
         [[steps(f"E[{k}, {l}]", values) for l, values in enumerate(row)] for k, row in enumerate(E)]

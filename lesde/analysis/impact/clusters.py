@@ -103,7 +103,7 @@ class Clusters:
 
     def error(self, values: xr.DataArray) -> xr.DataArray:
         """Standard errors of estimates (unit, ...)."""
-        return np.sqrt((self.deviations(values) ** 2).sum("unit", skipna=False))
+        return (self.deviations(values) ** 2).sum("unit", skipna=False) ** 0.5
 
     def deviations(self, values: xr.DataArray) -> xr.DataArray:
         """Contribution of each unit to the estimates, scaled so that squares sum to the variance."""

@@ -211,5 +211,6 @@ def _estimates(
     for name, where in (("alpha", same), ("beta", ~same)):
         weight = (weights * where).sum("class")
         quantiles[name] = clusters.quantile((each * weight).sum("class_"))
-    quantiles["alpha_minus_beta"] = np.fmax(quantiles["alpha"], quantiles["beta"])
+    one, other = quantiles["alpha"], quantiles["beta"]
+    quantiles["alpha_minus_beta"] = one.where(one > other, other)
     return values, quantiles
