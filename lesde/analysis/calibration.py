@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,32 +15,22 @@ from scipy.optimize import minimize
 from scipy.special import ndtri
 
 from lesde.analysis.class_means import read_class_means
-from lesde.checks import (
-    check_choice,
-    check_fraction,
-    check_instance,
-    check_real,
-    power_of_two,
-    shown,
-)
+from lesde.checks import check_choice, check_fraction, check_instance, check_real, shown
 from lesde.derivation import derive
 from lesde.errors import Diverged
 from lesde.laws.law import PathLikelihood, path_likelihood
 from lesde.laws.system import MeanSystem
-from lesde.laws.transitions import MeanTransitions, mean_transitions
+from lesde.laws.transitions import mean_transitions
 from lesde.model.kernels import no_linear_drift
 from lesde.model.lesde import LESDE
 
 __all__ = ["calibrate"]
 
 ITERATIONS = 200
-POLISHING = 8
 CLOSE = 1e-3
 """Part of a standard error below which a Newton step has to be at an optimum."""
 FLAT = 1e-9
 """Eigenvalues of the information, scaled to a unit diagonal, below which a direction is not identified."""
-COARSE = 0.1
-"""Rounding of the data, relative to the noise of a transition, from which on a warning says so."""
 
 
 def calibrate(
@@ -53,16 +43,16 @@ def calibrate(
 ) -> xr.Dataset:
     """Maximum-likelihood estimates of a model's free names, from paths of the class means.
 
-    Between two saved times the class means of a model are Gaussian given those before: X̄(t₁) ~
-    N(Φ(θ) X̄(t₀), s²C(θ)). The likelihood is the product over intervals and replicates, given the
-    first state, exact at any spacing of the times. It is maximised by Newton's method in a trust
-    region with the exact Hessian. Standard errors are from the inverse of the observed information.
+    Between two saved times the class means of a model are Gaussian given those before: X̄(t₁) ~ N(Φ(θ) X̄(t₀), s²C(θ)).
+    The likelihood is the product over intervals and replicates, given the first state, exact at any spacing of the
+    times. It is maximised by Newton's method in a trust region with the exact Hessian. Standard errors are from the
+    inverse of the observed information.
 
     Parameters
     ----------
     paths : xarray.Dataset
-        Features, or statistics from ``lesde.simulate(..., keep="statistics")``, of the size of the
-        model; one set of replicates.
+        Features, or statistics from ``lesde.simulate(..., keep="statistics")``, of the size of the model; one set of
+        replicates.
     model : LESDE
         Its free names are estimated: those that formulas of kernel or noise leave open, as in
         ``lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None})``. Others are held with
@@ -79,23 +69,21 @@ def calibrate(
     Returns
     -------
     xarray.Dataset
-        ``estimate``, ``standard_error``, ``lower``, ``upper``, ``start`` (parameter); ``covariance``
-        (parameter, parameter_); ``noise_scale``, ``noise_scale_error``, the factor s and its
-        standard error (1 and 0 with ``noise="model"``); ``log_likelihood``, ``aic``; ``converged``,
-        whether a Newton step at the result is below a thousandth of a standard error;
-        ``iterations``. Put back into a model with ``model.substitute(**fit.estimate.to_series())``.
+        ``estimate``, ``standard_error``, ``lower``, ``upper``, ``start`` (parameter); ``covariance`` (parameter,
+        parameter_); ``noise_scale``, ``noise_scale_error``, the factor s and its standard error (1 and 0 with
+        ``noise="model"``); ``log_likelihood``, ``aic``; ``converged``, whether a Newton step at the result is below a
+        thousandth of a standard error; ``iterations``. Put back into a model with
+        ``model.substitute(**fit.estimate.to_series())``.
 
     Raises
     ------
-    TypeError, ValueError
-        For paths of another size than the model, a free name without a start, a start at which the
-        model has no law, or parameters that the paths do not identify, by name.
+    ValueError
+        For a start at which the model has no law, or parameters that the paths do not determine, by name.
 
     Warns
     -----
     UserWarning
-        Where the search did not converge; where the rounding of the paths is not small against
-        the noise.
+        Where the search did not converge.
 
     Notes
     -----
@@ -118,72 +106,75 @@ def calibrate(
     level = check_fraction("confidence", confidence)
     if model.kernel.depends_on_features:
         raise no_linear_drift("calibrate")
-    first, profile = _start(model, start), noise == "estimate"
-    names, n = model.free_parameters, len(first)
-    times, means, resolution = _read(paths, model)
-    R, T = means.shape[:2]
-    if means[:, 1:].size <= n + profile:
+    first, n = _start(model, start), len(model.free_parameters)
+    times, means = _read(paths, model)
+    labels = [*model.free_parameters, *(["noise_scale"] if noise == "estimate" else [])]
+    if means[:, 1:].size <= len(labels):
         raise ValueError(
-            f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {n + profile} "
+            f"paths hold {means[:, 1:].size} numbers after the first time, too few to estimate {len(labels)} "
             f"with errors; give more replicates or times."
         )
-    # If its size is estimated, noise scales with the unit of the features; in one of their own size no square leaves
-    # the range of floats.
-    unit = float(power_of_two(np.abs(means).max())) if profile else 1.0
-    means = means / unit
-    objective = Objective(model, times, means, profile)
-    theta, at, iterations = maximise(objective, first)
-    log_scale = 0.5 * float(np.log(objective.misfit(theta))) if profile else 0.0
-    information = objective.expand(theta, log_scale if profile else None)[2]
-    refuse_unidentified(information, theta, (*names, "noise_scale"))
-    covariance = inverse(information)
-    converged = newton_distance(at) < CLOSE and bool(np.isfinite(covariance).all())
+    coefficients, data = derive(model).coefficients(), torch.from_numpy(means.copy())
+
+    def parts(names: torch.Tensor) -> PathLikelihood:
+        """The likelihood; raises ValueError or Diverged where the model has no law."""
+        values = dict(zip(labels[:n], names.unbind(), strict=True))
+        return path_likelihood(mean_transitions(MeanSystem(coefficients, values), times), data)
+
+    def expand(point: np.ndarray) -> Expansion:
+        """−log L, its gradient and Hessian in the names, and log s where that is estimated."""
+        x = torch.from_numpy(point).requires_grad_()
+        value = -parts(x[:n]).value(x[n] if len(labels) > n else 0.0)
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        hessian = np.zeros((len(x), len(x)))
+        if gradient.requires_grad:
+            each = torch.eye(len(x), dtype=torch.float64)
+            hessian = torch.autograd.grad(gradient, x, each, is_grads_batched=True)[0].numpy()
+        return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
+
+    point = first
+    if noise == "estimate":
+        with torch.no_grad():
+            found = parts(torch.from_numpy(first))
+        with np.errstate(divide="ignore"):
+            point = np.append(first, 0.5 * np.log(float(found.quadratic) / found.size))
+    point, at, iterations = maximise(expand, point)
+    refuse_unidentified(at[2], labels)
+    covariance = inverse(at[2])
+    converged = newton_distance(at) < CLOSE
+    theta = point[:n]
     if not converged:
         warnings.warn(
             f"calibrate did not reach a maximum of the likelihood in {iterations} steps: "
-            f"{', '.join(f'{n} = {v:.4g}' for n, v in zip(names, theta, strict=True))}. The result is "
+            f"{', '.join(f'{n} = {v:.4g}' for n, v in zip(labels, theta, strict=False))}. The result is "
             f"not to be trusted; start elsewhere, or hold some names with model.substitute.",
-            UserWarning,
-            stacklevel=2,
-        )
-    with torch.no_grad():
-        variances = objective.transitions(torch.from_numpy(theta)).variances()
-    smallest = float(variances.min().sqrt()) * np.exp(log_scale)
-    rounding = float((resolution * np.abs(means).max((0, 1, 3))).max())
-    if rounding > COARSE * smallest:
-        warnings.warn(
-            f"the class means are rounded to about {rounding:.1g}, while noise moves them by no more "
-            f"than {smallest:.1g} in some direction between saved times, so estimates and errors are "
-            f"off; use paths of dtype float64, or saved times further apart.",
             UserWarning,
             stacklevel=2,
         )
     error = np.sqrt(np.diag(covariance))
     reach = ndtri((1 + level) / 2) * error[:n]
-    scale = float(np.exp(log_scale)) * unit
-    log_likelihood = -at[0] - means[:, 1:].size * float(np.log(unit))
-    along = "parameter"
+    scale = float(np.exp(point[n])) if noise == "estimate" else 1.0
     return xr.Dataset(
         {
-            "estimate": (along, theta),
-            "standard_error": (along, error[:n]),
-            "lower": (along, theta - reach),
-            "upper": (along, theta + reach),
-            "start": (along, first),
-            "covariance": ((along, f"{along}_"), covariance[:n, :n]),
+            "estimate": ("parameter", theta),
+            "standard_error": ("parameter", error[:n]),
+            "lower": ("parameter", theta - reach),
+            "upper": ("parameter", theta + reach),
+            "start": ("parameter", first),
+            "covariance": (("parameter", "parameter_"), covariance[:n, :n]),
             "noise_scale": scale,
-            "noise_scale_error": scale * error[n] if profile else 0.0,
-            "log_likelihood": log_likelihood,
-            "aic": 2.0 * len(error) - 2.0 * log_likelihood,
+            "noise_scale_error": scale * error[n] if noise == "estimate" else 0.0,
+            "log_likelihood": -at[0],
+            "aic": 2.0 * (len(labels) + at[0]),
             "converged": converged,
             "iterations": iterations,
         },
-        {along: list(names), f"{along}_": list(names)},
+        {"parameter": labels[:n], "parameter_": labels[:n]},
         {
             "model": json.dumps(model.describe()),
             "noise": noise,
             "confidence": level,
-            "transitions": R * (T - 1),
+            "transitions": len(means) * (len(times) - 1),
         },
     )
 
@@ -200,22 +191,16 @@ def _start(model: LESDE, start: Any) -> np.ndarray:
             "model has no free names to calibrate; leave some open in a formula of the kernel, as in "
             'lesde.TwoLevel("a/(1+t)", "b", parameters={"a": None, "b": None}).'
         )
-    missing = [name for name in names if name not in start]
-    if missing:
+    if set(names) != set(start):
         raise ValueError(
-            f"start must have a value for every free name of the model ({', '.join(names)}); "
-            f"{', '.join(missing)} missing. Give one, or hold it with model.substitute({missing[0]}=...)."
-        )
-    unknown = [str(name) for name in start if name not in names]
-    if unknown:
-        raise ValueError(
-            f"start has {', '.join(unknown)}; the free names of the model are {', '.join(names)}."
+            f"start must have a value for every free name of the model ({', '.join(names)}) and for no other; got "
+            f"{shown(dict(start))}. Names are held with model.substitute(...)."
         )
     return np.array([check_real(f"start[{name!r}]", start[name]) for name in names])
 
 
-def _read(paths: Any, model: LESDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times, class means (replicate, time, class, feature), and the relative rounding of a class mean."""
+def _read(paths: Any, model: LESDE) -> tuple[np.ndarray, np.ndarray]:
+    """Times and class means (replicate, time, class, feature)."""
     read = read_class_means(paths, with_steps=False)
     many = [str(dim) for dim, size in read.groups.items() if size > 1]
     if many:
@@ -223,100 +208,40 @@ def _read(paths: Any, model: LESDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             f"paths must hold one set of replicates; it has the dimension(s) {', '.join(many)}. Select "
             f"one with paths.isel({many[0]}=0)."
         )
-    values = read.values[0]
-    wanted = (model.n_classes, model.n_features)
-    if values.shape[2:] != wanted or not np.array_equal(read.counts, model.counts):
+    counts, p = read.counts.tolist(), read.values.shape[-1]
+    if (counts, p) != (model.counts.tolist(), model.n_features):
         raise ValueError(
-            f"paths and model must be of one size: the model has {wanted[0]} classes of "
-            f"{model.counts.tolist()} samples in {wanted[1]} dimensions; paths have {values.shape[2]} of "
-            f"{read.counts.tolist()} in {values.shape[3]}."
+            f"paths and model must be of one size: the model has {model.n_classes} classes of "
+            f"{model.counts.tolist()} samples in {model.n_features} dimensions; paths have {len(counts)} of "
+            f"{counts} in {p}."
         )
-    # The rounding of samples averages out in their mean; that of a mean itself does not.
-    averaged = "features" in paths
-    kind = paths["features" if averaged else "mean"].dtype
-    rounding = np.finfo(kind).eps if np.issubdtype(kind, np.floating) else 0.0
-    return read.times, values, rounding / np.sqrt(12.0 * (read.counts if averaged else 1))
+    return read.times, read.values[0]
 
-
-# --------------------------------------------------------------------------------------------------
-# The likelihood and Newton's search for its maximum.
 
 Expansion = tuple[float, np.ndarray, np.ndarray]
 """Value, gradient and Hessian."""
 
 
-class Objective:
-    """−log L(θ) of observed class means, as a function of a model's free names.
-
-    With ``profile`` a common factor s of the noise is put at its best value for every θ: s² is then the mean of eᵀC⁻¹e
-    over the numbers observed.
-    """
-
-    def __init__(self, model: LESDE, times: np.ndarray, means: np.ndarray, profile: bool):
-        self.names, self.times, self.profile = model.free_parameters, times, profile
-        self.coefficients = derive(model).coefficients()
-        self.means = torch.from_numpy(np.ascontiguousarray(means))
-
-    def transitions(self, theta: torch.Tensor) -> MeanTransitions:
-        """The law's transitions at θ, part of its graph."""
-        values = dict(zip(self.names, theta.unbind(), strict=True))
-        return mean_transitions(MeanSystem(self.coefficients, values), self.times)
-
-    def parts(self, theta: torch.Tensor) -> PathLikelihood:
-        """The likelihood at θ; raises ValueError or Diverged where the model has no law there."""
-        return path_likelihood(self.transitions(theta), self.means)
-
-    def misfit(self, theta: np.ndarray) -> float:
-        """Mean square of what the law at θ leaves unexplained, in units of its noise."""
-        with torch.no_grad():
-            parts = self.parts(torch.from_numpy(np.array(theta)))
-        return float(parts.quadratic) / parts.size
-
-    def expand(self, theta: np.ndarray, log_scale: float | None = None) -> Expansion:
-        """The objective at θ; as a function of θ and log s jointly where that is given."""
-        point = torch.tensor(
-            theta if log_scale is None else [*theta, log_scale], dtype=torch.float64
-        )
-        point.requires_grad_()
-        parts = self.parts(point[: len(theta)])
-        scale: Any = 0.0
-        if log_scale is not None:
-            scale = point[-1]
-        elif self.profile:
-            scale = 0.5 * torch.log(parts.quadratic / parts.size)
-        value = -parts.value(scale)
-        (gradient,) = torch.autograd.grad(value, point, create_graph=True)
-        hessian = np.zeros((len(point), len(point)))
-        if gradient.requires_grad:
-            each = torch.eye(len(point), dtype=torch.float64)
-            (rows,) = torch.autograd.grad(gradient, point, each, is_grads_batched=True)
-            hessian = rows.numpy()
-        return float(value.detach()), gradient.detach().numpy(), (hessian + hessian.T) / 2
-
-
-def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expansion, int]:
-    """θ, the expansion of −log L there, and the steps taken.
+def maximise(
+    function: Callable[[np.ndarray], Expansion], first: np.ndarray
+) -> tuple[np.ndarray, Expansion, int]:
+    """Where −log L is least, its expansion there, and the steps taken.
 
     The search is in units of 1/√H_ii at the start, about standard errors.
     """
-    at_start = objective.expand(first)  # errors at the start are shown to the user
-    if objective.profile and objective.misfit(first) == 0.0:
+    value, _, hessian = function(first)  # errors at the start are shown to the user
+    if not np.isfinite(value):
         raise ValueError(
-            "paths follow the model at start without any noise, so that the size of the noise cannot be "
-            "estimated; use noise='model', or paths with noise."
+            "start must have a finite likelihood: there the model overflows, or the paths follow it without any noise, "
+            "whose size cannot be estimated then. Start nearer to the paths, or use noise='model'."
         )
-    if not np.isfinite(at_start[0]):
-        raise ValueError(
-            "start must have a finite likelihood: there the model is so far from the paths that it "
-            "overflows. Start nearer to the paths."
-        )
-    curvature = np.abs(np.diag(at_start[2]))
+    curvature = np.abs(np.diag(hessian))
     unit = 1 / np.sqrt(np.where(curvature > 0, curvature, 1.0))
 
     @lru_cache(maxsize=2)
     def expand(key: bytes) -> Expansion:
         try:
-            value, gradient, hessian = objective.expand(first + unit * np.frombuffer(key))
+            value, gradient, hessian = function(first + unit * np.frombuffer(key))
         except (ValueError, Diverged):
             value = np.inf
         if not np.isfinite(value):  # no law there: the step is rejected, whatever the derivatives
@@ -330,33 +255,27 @@ def maximise(objective: Objective, first: np.ndarray) -> tuple[np.ndarray, Expan
         hess=lambda z: expand(z.tobytes())[2],
         method="trust-exact",
         options={
-            "gtol": CLOSE,
             "maxiter": ITERATIONS,
+            "gtol": CLOSE,
             "initial_trust_radius": 100.0,
             "max_trust_radius": 1e6,
         },
     )
-    theta, steps = first + unit * found.x, int(found.nit)
-    at = objective.expand(theta)
+    point = first + unit * found.x
+    at = function(point)
     # Near the optimum values differ by less than their rounding; gradients still give a direction.
-    for _ in range(POLISHING):
-        if not CLOSE * 1e-3 < newton_distance(at) < 1.0:
-            break
-        theta = theta - np.linalg.solve(at[2], at[1])
-        at = objective.expand(theta)
-        steps += 1
-    return theta, at, steps
+    for _ in range(3):
+        if newton_distance(at) < 1.0:
+            point = point - np.linalg.solve(at[2], at[1])
+            at = function(point)
+    return point, at, int(found.nit)
 
 
 def newton_distance(at: Expansion) -> float:
     """Length of a Newton step in standard errors; infinite where the Hessian is not definite."""
     _, gradient, hessian = at
-    covariance = inverse(hessian, FLAT)
-    return (
-        float(np.sqrt(gradient @ covariance @ gradient))
-        if np.isfinite(covariance).all()
-        else np.inf
-    )
+    square = gradient @ inverse(hessian, FLAT) @ gradient
+    return float(np.sqrt(square)) if np.isfinite(square) else np.inf
 
 
 def inverse(information: np.ndarray, least: float = 0.0) -> np.ndarray:
@@ -364,36 +283,26 @@ def inverse(information: np.ndarray, least: float = 0.0) -> np.ndarray:
 
     Its least eigenvalue, once scaled to a unit diagonal, must be above ``least``.
     """
-    unit = 1 / np.sqrt(np.abs(np.diag(information)) + 1e-300)
-    scaled = information * np.outer(unit, unit)  # parameters may differ by powers of ten
+    scaled, unit = _scaled(information)
     if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] <= least:
         return np.full(information.shape, np.nan)
     return np.linalg.inv(scaled) * np.outer(unit, unit)
 
 
-def refuse_unidentified(
-    information: np.ndarray, theta: np.ndarray, labels: tuple[str, ...]
-) -> None:
+def _scaled(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The information in units of one parameter each, which may differ by powers of ten, and these."""
+    unit = 1 / np.sqrt(np.maximum(np.abs(np.diag(information)), 1e-20))
+    return information * np.outer(unit, unit), unit
+
+
+def refuse_unidentified(information: np.ndarray, labels: list[str]) -> None:
     """Raise where the likelihood does not change along some direction of the parameters (and log s)."""
-    diagonal = np.diag(information)
-    sizes = np.maximum(np.abs(np.append(theta, 1.0)), 1.0)
-    for name, value, size in zip(labels, diagonal, sizes, strict=False):
-        if abs(value) * size**2 < 1e-10:
-            raise ValueError(
-                f"the paths do not determine {name}: their likelihood does not change with it. Hold it "
-                f"with model.substitute({name}=...), or use paths on which it acts."
-            )
-    unit = 1 / np.sqrt(np.abs(diagonal))
-    values, vectors = np.linalg.eigh(information * np.outer(unit, unit))
+    values, vectors = np.linalg.eigh(_scaled(information)[0])
     if abs(values[0]) < FLAT:
         weights = np.abs(vectors[:, 0])
-        together = [
-            label for label, w in zip(labels, weights, strict=False) if w > 0.1 * weights.max()
-        ]
-        hold = f"model.substitute({together[0]}=...)"
-        if "noise_scale" in together:
-            hold = 'noise="model", as the model has a name for the size of the noise,'
+        flat = [n for n, w in zip(labels, weights, strict=True) if w > 0.1 * weights.max()]
         raise ValueError(
-            f"{' and '.join(together)} are not identified by the paths: the likelihood stays the same "
-            f"when they change together. Hold one with {hold} or use paths that determine them singly."
+            f"the paths do not determine {' and '.join(flat)}: their likelihood does not change with such names, or when "
+            f'they change together. Hold one with model.substitute({flat[0]}=...), with noise="model" where the '
+            f"model has a name for the size of the noise, or use paths that determine them."
         )

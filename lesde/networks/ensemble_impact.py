@@ -212,7 +212,7 @@ class _Probe:
         }
         self._frames.append(frame | {"drawn": drawn.cpu().numpy()})
         if bins is not None:
-            self._edges.append(bins.edges)
+            self._edges.append(bins)
 
     def dataset(self, record: xr.Dataset) -> xr.Dataset:
         """The measurements at one learning rate, with the coordinates of its record."""

@@ -25,11 +25,12 @@ from lesde.plot.curves import (
     refuse_other_dims,
 )
 from lesde.plot.style import INK, LEVELS, SECOND_INK, axis_label, check_panels, panels, style
-from lesde.plot.ticks import number
 
 __all__ = ["elasticity", "true_elasticity"]
 
 
+PANELS = ("A", "B", "alpha", "beta")
+TRUTH: Any = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.0}
 POINTS = 200
 """Fewest points a smooth curve is drawn with."""
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(5)
@@ -83,33 +84,25 @@ def true_elasticity(truth: Any, fit: xr.Dataset) -> dict[str, tuple[np.ndarray, 
 
 def _from_dataset(truth: xr.Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {}
-    for name in ("A", "B", "alpha", "beta"):
-        if name not in truth:
-            continue
-        variable = truth[name]
-        if len(variable.dims) != 1 or variable.dims[0] not in ("time", "interval"):
+    for name in (name for name in PANELS if name in truth):
+        dims = truth[name].dims
+        if dims not in (("time",), ("interval",)):
             raise ValueError(
-                f"truth.{name} must be over 'time' or 'interval' alone; got "
-                f"{', '.join(map(str, variable.dims)) or 'a number'}. Choose entries with truth.isel(...)."
+                f"truth.{name} must be over 'time' or 'interval' alone; got {dims}. Choose entries with truth.isel(...)."
             )
-        found[name] = (truth[variable.dims[0]].values, variable.values.astype(np.float64))
+        found[name] = (truth[dims[0]].values, truth[name].values.astype(np.float64))
     if not found:
-        raise ValueError(
-            "truth must hold A, B, alpha or beta; it holds "
-            f"{', '.join(map(str, truth.data_vars)) or 'nothing'}."
-        )
+        raise ValueError(f"truth must hold A, B, alpha or beta; it holds {shown([*truth])}.")
     return found
 
 
 SOURCE = 'lesde.fit_elasticity with kernel="two-level"'
-PANELS = ("A", "B", "alpha", "beta")
 LABELS = {
     "A": "$\\hat{A}$",
     "B": "$\\hat{B}$",
     "alpha": "$\\hat{\\alpha}$",
     "beta": "$\\hat{\\beta}$",
 }
-NORMAL_95 = 1.959963984540054
 
 
 @style()
@@ -140,17 +133,11 @@ def elasticity(
     ndarray of matplotlib Axes, shape (2, 2)
         Â, B̂ above, α̂, β̂ below.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For a dataset that is no two-level fit, or a truth with more than two levels.
-
     Notes
     -----
-    Bands are the fit's confidence limits. Where a rate is not identified (infinite standard error) there is
-    neither line nor band, and the panel says so. A band that extends beyond its curve by more than four times both the
-    range of the curves and the usual (median) extent of the bands is cut off, perhaps with its curve, so that it does
-    not flatten the rest. The axis spans at least half of the largest value shown, so that a constant looks flat.
+    Where a rate is not identified (infinite standard error) there is neither line nor band, and the panel says so. A band
+    that reaches more than four times as far as usual is cut off, perhaps with its curve, so that it does not flatten the
+    rest. The axis spans at least half of the largest value shown, so that a constant looks flat.
 
     Examples
     --------
@@ -162,86 +149,49 @@ def elasticity(
         refuse_other_dims(fit[name], ("learning_rate", "time", "interval"), "fit")
     check_panels(ax, 4)
     cells = rate_cells(fit, "fit", learning_rate)
-    true_curves = None if truth is None else true_elasticity(truth, fit)
+    single = len(cells) == 1
+    true_curves = {} if truth is None else true_elasticity(truth, fit)
     axes = panels(ax, 2, 2, 3.4, sharex=ax is None)
     for each, name in zip(axes.ravel(), PANELS, strict=True):
-        curves = [_draw(each, cell, name, len(cells) == 1) for cell in cells]
-        if true_curves is not None and name in true_curves:
+        curves = [_draw(each, cell, name, single) for cell in cells]
+        unknown = [int(np.isnan(values).sum()) for values, _, _ in curves]
+        if any(unknown):
+            words = "not identified"
+            if single:  # integrals start at 0
+                words += "" if unknown[0] >= len(curves[0][0]) - 1 else "\nat some times"
+            else:
+                words += f"\n({np.count_nonzero(unknown)} of {len(cells)} learning rates)"
+            place: Any = {"transform": each.transAxes, "ha": "right", "va": "top"}
+            each.text(0.97, 0.96, words, fontsize=6.5, color=SECOND_INK, zorder=5, **place)
+        if name in true_curves:
             x, y = true_curves[name]
-            each.plot(x, y, color=INK, linestyle=(0, (4, 2)), linewidth=1.0, zorder=4)
+            each.plot(x, y, zorder=4, **TRUTH)
             curves.append((y, y, y))
-        _note_unknown(each, cells, name)
         limit_to_bands(each, curves)
         each.set_ylabel(LABELS[name])
         each.set_xlabel(axis_label(fit.coords.get("time"), "time"))
         if ax is None and name in ("A", "B"):
             each.xaxis.label.set_visible(False)
         each.margins(x=0.02)
-    rate_key(axes, cells, _handles(fit, len(cells) == 1, true_curves is not None))
-    return axes
-
-
-def _handles(fit: xr.Dataset, single: bool, with_truth: bool) -> list[Artist]:
-    level = fit.attrs.get("confidence")
-    band = "standard-error band" if level is None else f"{100 * float(level):.3g}% band"
     handles: list[Artist] = []
     if single:
         handles.append(Line2D([], [], color=LEVELS["alpha"], label="within class"))
         handles.append(Line2D([], [], color=LEVELS["beta"], label="between classes"))
-    handles.append(band_patch(SECOND_INK, not single, band))
-    if with_truth:
-        truth = Line2D([], [], color=INK, linestyle=(0, (4, 2)), linewidth=1.0, label="truth")
-        handles.append(truth)
-    return handles
+    level = 100 * float(fit.attrs.get("confidence", 0.95))
+    handles.append(band_patch(SECOND_INK, not single, f"{level:.3g}% band"))
+    if true_curves:
+        handles.append(Line2D([], [], label="truth", **TRUTH))
+    rate_key(axes, cells, handles)
+    return axes
 
 
 def _draw(ax: Axes, cell: RateCell, name: str, single: bool) -> Curve:
-    """Draw one estimate; its values and the ends of its band, NaN where not drawn."""
-    variable = cell.data[name]
-    x = cell.data[variable.dims[0]].values
-    values = variable.values.astype(np.float64)
-    low, high = _band(cell.data, name, values)
-    known = np.isfinite(low) & np.isfinite(high)
-    values = np.where(known, values, np.nan)
+    """Draw one estimate; its values and the ends of its band, NaN where not identified."""
+    x = cell.data[cell.data[name].dims[0]].values
+    curve = np.stack([cell.data[name + end].values for end in ("", "_lower", "_upper")])
+    curve = np.where(np.isfinite(curve).all(0), curve, np.nan)
     level = LEVELS["alpha" if name in ("A", "alpha") else "beta"]
     colour = level if single else cell.colour
-    ax.plot(x, values, color=colour, zorder=3)
-    low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
-    draw_band(ax, x, low, high, colour, not single)
-    return values, low, high
-
-
-def _note_unknown(ax: Axes, cells: list[RateCell], name: str) -> None:
-    """Write into the panel from when on an estimate has no band, or that it has none at some times."""
-    notes = []
-    for cell in cells:
-        variable = cell.data[name]
-        x = cell.data[variable.dims[0]].values
-        low, high = _band(cell.data, name, variable.values.astype(np.float64))
-        unknown = ~(np.isfinite(low) & np.isfinite(high))
-        if not unknown.any():
-            continue
-        first = int(np.argmax(unknown))
-        # Integrals are unknown from some time on; the first of them, from where they start, is 0.
-        after = unknown[first:].all()
-        span = f"from t = {number(float(x[first]))}" if first > (variable.dims[0] == "time") else ""
-        notes.append(span if after else f"at {int(unknown.sum())} of {len(x)} times")
-    if notes:
-        # Panels are narrow: where learning rates differ, the figure shows which, and the text does not.
-        same = len(set(notes)) == 1
-        lines = ["not identified", notes[0] if same else ""]
-        if len(notes) < len(cells) or not same:
-            lines.append(f"({len(notes)} of {len(cells)} learning rates)")
-        text = "\n".join(line for line in lines if line)
-        place: Any = {"transform": ax.transAxes, "ha": "right", "va": "top"}
-        ax.text(0.97, 0.96, text, fontsize=6.5, color=SECOND_INK, zorder=5, **place)
-
-
-def _band(data: xr.Dataset, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence limits: those of the dataset, else two-sided normal 95 % from standard errors."""
-    if f"{name}_lower" in data and f"{name}_upper" in data:
-        return data[f"{name}_lower"].values, data[f"{name}_upper"].values
-    if f"{name}_se" in data:
-        reach = NORMAL_95 * data[f"{name}_se"].values
-        return values - reach, values + reach
-    return values, values
+    ax.plot(x, curve[0], color=colour, zorder=3)
+    draw_band(ax, x, curve[1], curve[2], colour, not single)
+    return curve[0], curve[1], curve[2]

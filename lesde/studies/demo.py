@@ -160,7 +160,7 @@ def for_each_model(
         for index, rate in enumerate(config.learning_rates):
             one = frames.isel(learning_rate=index)
             model = lesde.LESDE(
-                lesde.fitted_kernel(fit, rate),
+                lesde.fitted_kernel(fit.sel(learning_rate=rate, method="nearest")),
                 K,
                 p,
                 config.probe_per_class,

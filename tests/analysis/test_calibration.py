@@ -231,7 +231,7 @@ def small(kernel=None):
     [
         (
             TwoLevel("a + c", "b", {**AB, "c": None}),
-            r"a and c are not identified.*model\.substitute\(a=\.\.\.\)",
+            r"the paths do not determine a and c: .*model\.substitute\(a=\.\.\.\)",
         ),
         (
             TwoLevel("a", "b*max(t - 5, 0)", AB),
@@ -248,15 +248,15 @@ def test_what_the_paths_do_not_tell_is_named(kernel, message):
 def test_the_size_of_the_noise_twice_is_named():
     model, paths = small()
     doubled = model.replace(noise="s", parameters={"s": None})
-    with pytest.raises(ValueError, match=r"s and noise_scale are not identified.*noise=\"model\""):
+    with pytest.raises(ValueError, match=r"do not determine s and noise_scale.*noise=\"model\""):
         lesde.calibrate(paths, doubled, {"a": 1, "b": 0, "s": 0.2})
 
 
 @pytest.mark.parametrize(
     ("start", "error", "message"),
     [
-        ({"a": 1.0}, ValueError, r"start must have a value for every free name.*b missing"),
-        ({"a": 1, "b": 1, "c": 1}, ValueError, "start has c; the free names of the model are a, b"),
+        ({"a": 1.0}, ValueError, r"start must have a value for every free name.*got \{'a': 1.0\}"),
+        ({"a": 1, "b": 1, "c": 1}, ValueError, r"free name of the model \(a, b\) and for no other"),
         ({"a": 1, "b": "x"}, TypeError, r"start\['b'\] must be a real number"),
         ({"a": 1, "b": np.inf}, ValueError, r"start\['b'\] must be a finite number"),
         ([1, 2], TypeError, r"start must be a mapping of names"),
@@ -305,15 +305,6 @@ def test_a_search_that_is_cut_short_says_so(monkeypatch):
     with pytest.warns(UserWarning, match=r"did not reach a maximum .*a = .*start elsewhere"):
         fit = lesde.calibrate(paths, model, {"a": 30.0, "b": -20.0})
     assert not bool(fit.converged)
-
-
-def test_rounding_of_the_paths_is_told():
-    """float32 class means near 10⁴ are off by about 10⁻³, noise moves them by less."""
-    model = LESDE(TwoLevel("a", "b", AB), 2, 2, 10, noise=0.01)
-    paths = draw(model.substitute(a=0.1, b=0.1), np.linspace(0, 2, 5), 1e4 * np.eye(2), 20, seed=7)
-    lesde.calibrate(paths, model, {"a": 0.1, "b": 0.1})  # in float64 nothing is said
-    with pytest.warns(UserWarning, match="class means are rounded to about .*dtype float64"):
-        lesde.calibrate(paths.astype("float32"), model, {"a": 0.1, "b": 0.1})
 
 
 def test_inverse_does_not_mind_units():

@@ -426,7 +426,7 @@ def good():
         (lambda d: fit_elasticity(d, confidence=95), r"confidence must be a finite number in \(0, 1\); got 95"),
         (lambda d: fit_elasticity(d, smoothing="gcv"), "smoothing must be one of 'reml'"),
         (lambda d: fit_elasticity(d, scheme="discrete"), "needs the coordinate iteration"),
-        (lambda d: fit_elasticity(d, tail=(1, 2, 3)), "tail must be one time or a pair"),
+        (lambda d: fit_elasticity(d, tail=(1, 2, 3)), r"tail must have shape \(2\)"),
         (lambda d: fit_elasticity(d, tail=(2, 1)), r"tail\[1\] must be a finite number"),
         (lambda d: fit_elasticity(d.isel(feature=[0]), "logits"), "needs one feature per class"),
         (lambda d: fit_elasticity(d.isel(replicate=[0]), errors="replicate"), "at least 2 replicates"),

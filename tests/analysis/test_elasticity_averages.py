@@ -98,7 +98,9 @@ def test_a_right_model_explains_what_is_common():
 
 def test_refusals():
     paths, *_ = make("identity", "constant", (4, 4), 2, 1, seed=1)
-    with pytest.raises(ValueError, match="estimator='averages' needs at least 3 replicates"):
+    with pytest.raises(
+        ValueError, match=r"estimator='averages' .* needs at least 3 replicates; paths has 2"
+    ):
         fit_elasticity(paths.isel(dataset=0), estimator="averages")
     with pytest.raises(ValueError, match="Did you mean 'averages'"):
         fit_elasticity(paths, estimator="average")

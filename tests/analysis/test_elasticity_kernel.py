@@ -34,7 +34,7 @@ def paths():
 @pytest.mark.parametrize("kernel", ["two-level", "matrix"])
 def test_kernel_integrates_to_the_fit(paths, kernel):
     fit = fit_elasticity(paths, kernel=kernel)
-    found = fitted_kernel(fit, learning_rate=0.1)
+    found = fitted_kernel(fit.sel(learning_rate=0.1))
     assert isinstance(found, TwoLevel if kernel == "two-level" else ClassMatrix)
     entries = found.entries(3)
     at = fit.isel(learning_rate=1)
@@ -96,19 +96,15 @@ def test_smooth_kernel_and_edges(paths):
         raw.entries(3)(np.array([1.0, 2.5]))
 
 
-def test_choice_of_learning_rate(paths):
+def test_one_kernel_at_a_time(paths):
     fit = fit_elasticity(paths)
-    with pytest.raises(ValueError, match=r"learning_rate must be given: fit has 0.01, 0.1"):
+    with pytest.raises(ValueError, match=r"has the dimension\(s\) learning_rate. Select one"):
         fitted_kernel(fit)
-    with pytest.raises(ValueError, match=r"must be one that was fitted, 0.01, 0.1; got 0.05"):
-        fitted_kernel(fit, learning_rate=0.05)
-    with pytest.raises(ValueError, match=r"has the dimension\(s\) run"):
-        fitted_kernel(fit.rename(learning_rate="run"))
     with pytest.raises(ValueError, match=r"must be a dataset from lesde.fit_elasticity"):
         fitted_kernel(paths)
     with pytest.raises(TypeError, match=r"fit must be an xarray.Dataset"):
         fitted_kernel(3)
-    alone = fitted_kernel(fit.sel(learning_rate=0.1), learning_rate=0.1)
+    alone = fitted_kernel(fit.sel(learning_rate=0.1))
     np.testing.assert_allclose(alone.entries(3)(TIMES[:2])[0, 0, 0], fit.alpha_raw[1, 0])
 
 

@@ -42,7 +42,7 @@ def centred(rng, shape=(3, 3)):
 
 
 def test_words_of_what_is_not_identified_hold_for_either_transform():
-    """For both models α − β is identified in these cases, for the reason that is given."""
+    """For both models α − β is identified in these cases."""
     rng = np.random.default_rng(0)
     # With H = I no grand mean; with that of logits equal reach along the own directions.
     reach = 1.5 * logit_directions(3) + 0.0
@@ -50,7 +50,6 @@ def test_words_of_what_is_not_identified_hold_for_either_transform():
         (message,) = (m for m in told(paths_from(initial, kind), kind) if "do not determine" in m)
         assert "do not determine α and β apart in 4 of 4 intervals" in message
         assert "α − β is still identified." in message
-        assert "with H of logits where the mean logits of all classes reach equally far" in message
         fit = quietly(paths_from(initial, kind), kind)
         assert float(fit.A_minus_B[-1]) == pytest.approx(3.0, abs=1e-2)
         assert np.isinf(fit.A_se[-1])
@@ -97,9 +96,11 @@ def test_rates_that_explain_less_than_nothing_are_told():
     share = float(found.r_squared)
     assert share < -1
     (message,) = (m for m in told(early, estimator="averages", tail=False) if "r_squared" in m)
-    assert f"r_squared = {share:.3g}: the rates predict far worse than no motion at all" in message
-    assert "from t = 0.25 to 0.5." in message
-    assert "paths.sel(time=slice(0.5, None))" in message
+    assert (
+        f"r_squared = {share:.3g} at worst, below -1 in 1 of 1 fits: the rates predict" in message
+    )
+    assert "paths.sel(time=slice(t, None))" in message
+    assert int(found.r_squared_interval.argmin()) == 1
     both = xr.concat([early, later, early], "set")
     (message,) = (m for m in told(both, estimator="averages", tail=False) if "r_squared" in m)
     assert f"r_squared = {share:.3g} at worst, below -1 in 2 of 3 fits: " in message

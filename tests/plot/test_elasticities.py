@@ -79,13 +79,6 @@ def test_learning_rates_are_coloured_and_can_be_chosen():
     assert one[0, 0].figure.legends[0].get_title().get_text() == "learning rate 0.2"
 
 
-def test_bands_from_standard_errors_where_there_are_no_limits():
-    fit = make_fit().drop_vars([f"{n}_{e}" for n in NAMES for e in ("lower", "upper")])
-    axes = plot.elasticity(fit)
-    low, high = band_edges(axes[0, 0].collections[0], TIMES)
-    np.testing.assert_allclose(high - low, 2 * 1.959963984540054 * 0.05 * TIMES)
-
-
 def test_what_is_not_identified_is_not_drawn_and_wide_bands_are_cut():
     fit = make_fit()
     fit["alpha_lower"][3], fit["alpha_upper"][3] = -np.inf, np.inf
@@ -118,9 +111,9 @@ def test_panels_say_what_is_not_identified():
     axes = plot.elasticity(fit).ravel()
     wanted = [
         ["not identified"],
-        ["not identified\nfrom t = 2.5"],
+        ["not identified\nat some times"],
         [],
-        ["not identified\nat 2 of 8 times"],
+        ["not identified\nat some times"],
     ]
     assert [notes(ax) for ax in axes] == wanted
     assert all(text.get_fontsize() < 8 for ax in axes for text in ax.texts)
@@ -130,8 +123,8 @@ def test_panels_say_what_is_not_identified():
     for end in ("lower", "upper", "se"):
         both[f"alpha_{end}"][:2] = np.inf
     axes = plot.elasticity(both).ravel()
-    assert notes(axes[0]) == ["not identified\nfrom t = 2.5\n(1 of 3 learning rates)"]
-    assert notes(axes[1]) == ["not identified"]
+    assert notes(axes[0]) == ["not identified\n(1 of 3 learning rates)"]
+    assert notes(axes[1]) == ["not identified\n(3 of 3 learning rates)"]
     assert notes(axes[2]) == ["not identified\n(2 of 3 learning rates)"]
     axes[0].figure.canvas.draw()
     for ax in axes:
@@ -242,7 +235,7 @@ def test_truth_from_a_dataset_is_drawn_as_far_as_it_goes():
     [
         (2.0, "truth must be a kernel such as lesde.TwoLevel"),
         (lesde.Hierarchical([0, 0, 1], 2, 1, -1), "one strength within classes and one between"),
-        (xr.Dataset({"a": 1}), "truth must hold A, B, alpha or beta; it holds a"),
+        (xr.Dataset({"a": 1}), r"truth must hold A, B, alpha or beta; it holds \[.a.\]"),
         (make_fit([0.1, 0.2]), r"truth\.A must be over 'time' or 'interval' alone"),
     ],
 )

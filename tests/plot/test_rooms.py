@@ -93,7 +93,7 @@ def test_fit_truth_and_means(model, paths, swept):
     # A = ∫ 3/(1+t) from 0.
     truth = axes[0, 0].get_lines()[-1]
     np.testing.assert_allclose(truth.get_ydata(), 3 * np.log1p(truth.get_xdata()), atol=1e-12)
-    kernel = lesde.fitted_kernel(fit, learning_rate=0.05)
+    kernel = lesde.fitted_kernel(fit.sel(learning_rate=0.05))
     again = plot.elasticity(fit, kernel, learning_rate=0.05)
     drawn = again[0, 0].get_lines()[-1]
     np.testing.assert_allclose(

@@ -11,8 +11,8 @@ import xarray as xr
 from lesde.analysis.class_means import read_class_means
 from lesde.analysis.elasticity.recorded import choose_transform, read_clock, warn_of_features
 from lesde.analysis.elasticity.result import TWO_LEVEL, ElasticityResult
-from lesde.analysis.elasticity.transitions import Clock, fit_averages, fit_transitions, rate_basis
-from lesde.checks import check_choice, check_finite_array, check_fraction, check_real, shown
+from lesde.analysis.elasticity.transitions import fit_averages, fit_transitions, rate_basis
+from lesde.checks import check_choice, check_finite_array, check_fraction, check_real
 
 __all__ = ["fit_elasticity"]
 
@@ -35,10 +35,10 @@ def fit_elasticity(
 ) -> xr.Dataset:
     """Estimate α(t), β(t) and their integrals A, B, or a full matrix E(t), from features.
 
-    The class means of a model with kernel E obey dX̄^k = Σ_l w_l E_kl(t) H_l X̄^l dt + noise. They are
-    observed without error, so each interval between saved times is a Gaussian regression whose
-    coefficients depend on the rates through the matrix exponential. The rates are those of maximum
-    likelihood with E constant within an interval and noise of variance σ²/n_k per unit time.
+    The class means of a model with kernel E obey dX̄^k = Σ_l w_l E_kl(t) H_l X̄^l dt + noise. They are observed without
+    error, so each interval between saved times is a Gaussian regression whose coefficients depend on the rates through
+    the matrix exponential. The rates are those of maximum likelihood with E constant within an interval and noise of
+    variance σ²/n_k per unit time.
 
     Parameters
     ----------
@@ -47,8 +47,7 @@ def fit_elasticity(
         ``label(sample)``, integers 0 to K−1 with K ≥ 2, in any order, classes of any sizes. The dimension ``replicate`` is
         what the fit averages over; every other (``learning_rate``, …) is fitted separately and kept.
     transform : {"identity", "logits"} or array (p, p) or (K, p, p), optional
-        The matrices H_l, as for a model. Default: those of the model that the attributes of ``paths`` record, as
-        `lesde.simulate` writes them, else "identity".
+        The matrices H_l, as for a model. Default: those that `lesde.simulate` records with ``paths``, else "identity".
     kernel : {"two-level", "matrix"}, default "two-level"
         Estimate α and β, or all K² entries E_kl.
     confidence : float, default 0.95
@@ -68,24 +67,21 @@ def fit_elasticity(
     scheme : {"auto", "exponential", "discrete"}, default "auto"
         Transition over an interval: e^{ΔM}, right for paths in continuous time, or (1 + (Δ/m) M)^m, right for m steps of
         SGD or of Euler's scheme. ``"auto"`` is discrete where ``paths`` has the coordinate ``iteration``, or attributes
-        that record an integration by the engine "torchsde": its steps divide every interval evenly and are at most
-        ``attrs["dt"]`` long. The steps of its method "srk" are 1 + x + x²/2 with x = (Δ/m) M, those of the modified
-        equation at learning rate h are 1 + x − (h m/2Δ) x². Taking exp for such paths makes rates too small by the relative
-        amount ½·step·(growth rate); use it where the times were changed after an integration.
+        that record an integration by the engine "torchsde", whose own step is then taken. With exp, rates of such paths
+        are too small by the relative amount ½·step·(growth rate).
     errors : {"auto", "replicate", "model"}, default "auto"
         ``"replicate"``: jackknife over replicates, with quantiles of Student's t (degrees of freedom: the effective
-        number of replicates less one, fewer where some carry most of the information). It assumes only that replicates
-        are independent: noise may differ between classes, and be correlated over classes (sampling noise of SGD) and
-        time. ``"model"``: noise σ²/n_k per unit time, independent over classes, features and intervals, as in the
-        LE-SDE, with quantiles of Student's t for the residual degrees of freedom of each interval; with none left,
-        errors are inf. ``"auto"``: ``"replicate"`` from 8 replicates on.
+        number of replicates less one). It assumes only that replicates are independent: noise may differ between
+        classes, and be correlated over classes (sampling noise of SGD) and time. ``"model"``: noise σ²/n_k per unit
+        time, independent over classes, features and intervals, as in the LE-SDE, with quantiles for the residual degrees
+        of freedom of each interval; with none left, errors are inf. ``"auto"``: ``"replicate"`` from 8 replicates on.
     estimator : {"likelihood", "averages"}, default "likelihood"
         ``"likelihood"``: every replicate is taken for a path of the LE-SDE, which uses the data best if it is one.
-        ``"averages"``: class means are averaged over replicates first, as Zhang, Wang and Su do. Errors are then those
-        of the jackknife over replicates, which also removes the bias of the rates due to noise in the averages (of
-        order 1/R; at most half a standard error is removed). Use it for recorded networks, whose non-linear dynamics
-        pull noise back, which a fit to single networks mistakes for elasticity, and for class means of few samples,
-        such as those of `lesde.networks.drawn_means`. It needs replicates with the same expected means.
+        ``"averages"``: class means are averaged over replicates first, as Zhang, Wang and Su do, with errors by the
+        jackknife over replicates, which also removes the bias of the rates due to noise in the averages (at most half a
+        standard error). Use it for recorded networks, whose non-linear dynamics pull noise back, which a fit to single
+        networks mistakes for elasticity, and for class means of few samples, such as those of
+        `lesde.networks.drawn_means`. It needs replicates with the same expected means.
 
     Returns
     -------
@@ -108,17 +104,13 @@ def fit_elasticity(
 
         - ``residual_scale``, ``residual_scale_interval (interval)``: σ̂ of a sample, per √time.
         - ``r_squared``, ``r_squared_interval (interval)``: share of Σ n_k|ΔX̄^k|² that the fitted rates explain in
-          replicates they were not fitted to (each is predicted with the rates of the others), NaN for one replicate. At
-          most 1; not above 0 where the model predicts no better than "nothing moves". Noise counts against it. Far
-          below 0 the rates are noise: see Notes.
+          replicates they were not fitted to, NaN for one replicate. Noise counts against it. At most 1; not above 0
+          where the model predicts no better than "nothing moves", far below 0 where the rates are noise (see Notes).
         - ``r_squared_common``, ``r_squared_common_interval (interval)``: the same share of the movement that replicates
-          have in common, corrected for noise and for overfitting to it: 1 in expectation where the model is right,
-          however large the noise. It looks one interval ahead from the observed means and leaves out errors that add up
-          along a path, so with a value near 1 a simulation with these rates may still drift away from the paths. With
-          ``_se``, ``_lower``, ``_upper`` by jackknife over replicates (without them per interval). It needs replicates
-          whose class means move alike (the same start, or logits of networks); where they have nothing in common it is
-          a ratio of noises with a large error, or NaN.
-        - ``r_squared_in_sample``, ``r_squared_in_sample_interval``: the same without leaving a replicate out.
+          have in common: 1 in expectation where the model is right, however large the noise. It looks one interval ahead
+          from the observed means and leaves out errors that add up along a path. With ``_se``, ``_lower``, ``_upper`` by
+          jackknife over replicates (without them per interval). It needs replicates whose class means move alike.
+        - ``r_squared_in_sample``, ``r_squared_in_sample_interval``: as ``r_squared`` without leaving a replicate out.
         - ``identified (interval[, level or class, class_])``: whether the data determine the raw rate.
 
         Attributes say what was fitted and how.
@@ -131,16 +123,11 @@ def fit_elasticity(
         when standard errors rely on the model because replicates are few,
         when ``transform`` is not that of the recorded model, and when that has a kernel that depends on the features.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For arguments that are not as above, features that are not finite, or a single class.
-
     Notes
     -----
-    Two-level with H = I: α − β acts on differences of class means, α + (K−1)β on the grand mean. Where
-    the grand mean is near zero β (and α) are poorly determined alone, and their standard errors say so;
-    α − β, on which separation depends, is not affected.
+    Two-level with H = I: α − β acts on differences of class means, α + (K−1)β on the grand mean. Where the grand mean is
+    near zero (for logits: where the mean logits of all classes reach equally far along their own directions) α and β are
+    poorly determined alone, and their standard errors say so; α − β, on which separation depends, is not affected.
 
     Rates are relative to class means. Before the classes stand apart, as at the start of training, their means are
     small compared with their noise. The rates are then noise too (``r_squared`` far below 0), and so are all integrals
@@ -172,48 +159,35 @@ def fit_elasticity(
     if smoothing is not None:
         check_choice("smoothing", smoothing, ("reml",))
     confidence = check_fraction("confidence", confidence)
-    window = None if tail is False else _check_tail(tail)
+    window = None if tail is None or tail is False else _check_tail(tail)
     if tail_offset is not None:
         tail_offset = check_real("tail_offset", tail_offset)
     data = read_class_means(paths, scheme != "exponential")
-    clock = Clock(np.tile(np.diff(data.times), (len(data.values), 1)))
-    if scheme != "exponential":
-        clock = read_clock(paths, data)
-    if scheme == "discrete" and clock.counts is None:
-        raise ValueError(
-            "scheme='discrete' needs the coordinate iteration in paths, the number of SGD steps at each "
-            "time, or the attributes of an integration by engine='torchsde'; add it, or use "
-            "scheme='exponential'."
-        )
+    clock = read_clock(paths, data, scheme)
     R, K, p = data.values.shape[1], *data.values.shape[3:]
-    notes = []
-    if errors == "replicate" and R < 2:
+    fewest = 3 if estimator == "averages" else 2 if errors == "replicate" else 1
+    if fewest > R:
         raise ValueError(
-            "errors='replicate' needs at least 2 replicates; paths has 1. Use errors='model'."
+            f"estimator={estimator!r} with errors={errors!r} needs at least {fewest} replicates; paths has {R}. Use "
+            f"estimator='likelihood' with errors='model'."
         )
-    if estimator == "averages":
-        if R < 3:
-            raise ValueError(
-                f"estimator='averages' needs at least 3 replicates for its errors; paths has {R}. Use "
-                f"estimator='likelihood'."
-            )
-        if errors == "model":
-            raise ValueError("errors='model' goes with estimator='likelihood'; leave errors out.")
-        errors = "replicate"
-    if errors == "auto":
-        errors = "replicate" if R >= FEWEST_REPLICATES else "model"
-        if errors == "model":
-            notes.append(
-                f"paths has {R} replicate(s), fewer than {FEWEST_REPLICATES}: standard errors assume the "
-                f"noise of the LE-SDE. They are too small where other noise acts."
-            )
+    if estimator == "averages" and errors == "model":
+        raise ValueError("errors='model' goes with estimator='likelihood'; leave errors out.")
+    notes = []
+    if errors == "auto" and estimator == "likelihood" and R < FEWEST_REPLICATES:
+        errors = "model"
+        notes.append(
+            f"paths has {R} replicate(s), fewer than {FEWEST_REPLICATES}: standard errors assume the "
+            f"noise of the LE-SDE. They are too small where other noise acts."
+        )
+    robust = errors != "model"
     H = choose_transform(paths, transform, K, p)
     warn_of_features(paths)
     basis = rate_basis(H, data.counts, kernel)
     functionals = TWO_LEVEL if kernel == "two-level" else np.eye(K * K)
     fitter = fit_transitions if estimator == "likelihood" else fit_averages
     fit = fitter(basis, functionals, data.values, clock)
-    result = ElasticityResult(data, fit, kernel, errors == "replicate", confidence)
+    result = ElasticityResult(data, fit, kernel, robust, confidence)
     result.add_integrals()
     result.add_rates(smoothing)
     if tail is not False:
@@ -227,20 +201,18 @@ def fit_elasticity(
         method="Gaussian maximum likelihood of the class means, one interval at a time",
         estimator=estimator,
         scheme="exponential" if clock.counts is None else "discrete",
-        errors=errors,
+        errors="replicate" if robust else "model",
         smoothing=smoothing or "none",
         confidence=confidence,
         replicates=R,
     )
 
 
-def _check_tail(tail: Any) -> float | tuple[float, float] | None:
-    if tail is None:
-        return None
-    if isinstance(tail, list | tuple) or (isinstance(tail, np.ndarray) and tail.ndim):
-        if len(tail) != 2:
-            raise ValueError(f"tail must be one time or a pair of times; got {shown(tail)}.")
-        ends = check_finite_array("tail", tail, [(2,)])
-        first = check_real("tail[0]", float(ends[0]), 0.0)
-        return first, check_real("tail[1]", float(ends[1]), first, open_minimum=True)
-    return check_real("tail", tail, 0.0)
+def _check_tail(tail: Any) -> float | tuple[float, float]:
+    if isinstance(tail, np.ndarray) and tail.ndim:
+        tail = tail.tolist()
+    if not isinstance(tail, list | tuple):
+        return check_real("tail", tail, 0.0)
+    first, last = check_finite_array("tail", tail, [(2,)]).tolist()
+    first = check_real("tail[0]", first, 0.0)
+    return first, check_real("tail[1]", last, first, open_minimum=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import check_flag, check_real
+from lesde.checks import check_flag
 from lesde.model.kernels import ClassMatrix, Kernel, TwoLevel
 from lesde.paths import check_dataset
 
@@ -42,17 +42,14 @@ class StepFunction:
         return f"{steps} to {self.edges[-1]:g}"
 
 
-def fitted_kernel(
-    fit: xr.Dataset, learning_rate: float | None = None, *, smooth: bool = False
-) -> Kernel:
+def fitted_kernel(fit: xr.Dataset, *, smooth: bool = False) -> Kernel:
     """The fitted kernel, piecewise constant in time.
 
     Parameters
     ----------
     fit : xarray.Dataset
-        As `lesde.fit_elasticity` returns. Dimensions other than ``learning_rate`` must be selected before.
-    learning_rate : float, optional
-        Which learning rate (the nearest, within 1e-6 relative); needed where the fit has several.
+        As `lesde.fit_elasticity` or `lesde.fit_impact` (at several times) return, at one learning rate: select it with
+        ``fit.sel(learning_rate=...)``.
     smooth : bool, default False
         Take the smoothed rates in place of the raw ones. The raw kernel integrates to Â (or the fitted
         ``E_integral``) exactly at every saved time; the smoothed one only within the errors.
@@ -61,13 +58,7 @@ def fitted_kernel(
     -------
     TwoLevel or ClassMatrix
         Its strengths are step functions of t, right-continuous at saved times, that print and compare by their edges and
-        values. They are defined from the first saved time to the last and raise ValueError elsewhere, as a fit does not
-        cover other times.
-
-    Raises
-    ------
-    ValueError
-        When a learning rate is needed, or not in the fit; when called outside the fitted times.
+        values. They are defined from the first saved time to the last and raise ValueError elsewhere.
 
     Notes
     -----
@@ -76,24 +67,21 @@ def fitted_kernel(
 
     Examples
     --------
-    >>> kernel = fitted_kernel(fit, learning_rate=0.1)  # doctest: +SKIP
+    >>> kernel = fitted_kernel(fit.sel(learning_rate=0.1))  # doctest: +SKIP
     >>> model = lesde.LESDE(kernel, n_classes=3, n_features=3)  # doctest: +SKIP
     """
     check_dataset("fit", fit, [], "lesde.fit_elasticity")
     kind = fit.attrs.get("kernel")
     if kind not in ("two-level", "matrix") or "interval" not in fit.dims:
         raise ValueError("fit must be a dataset from lesde.fit_elasticity.")
-    name = ("alpha" if kind == "two-level" else "E") + (
-        "" if check_flag("smooth", smooth) else "_raw"
-    )
-    check_dataset("fit", fit, [name, "start", "end"], "lesde.fit_elasticity")
-    fit = _select(fit, learning_rate)
-    own = {"interval"} if kind == "two-level" else {"interval", "class", "class_"}
-    extra = [d for d in fit[name].dims if d not in own]
+    end = "" if check_flag("smooth", smooth) else "_raw"
+    names = ["alpha", "beta"] if kind == "two-level" else ["E"]
+    check_dataset("fit", fit, [n + end for n in names] + ["start", "end"], "lesde.fit_elasticity")
+    extra = [str(d) for d in fit[names[0] + end].dims if d not in ("interval", "class", "class_")]
     if extra:
         raise ValueError(
-            f"fit must hold one kernel; it has the dimension(s) {', '.join(map(str, extra))}. Select one "
-            f"with fit.isel({extra[0]}=0)."
+            f"fit must hold one kernel; it has the dimension(s) {', '.join(extra)}. Select one with "
+            f"fit.isel({extra[0]}=0)."
         )
     edges = (*fit["start"].values.tolist(), float(fit["end"][-1]))
 
@@ -101,28 +89,9 @@ def fitted_kernel(
         return StepFunction(label, edges, tuple(values.tolist()))
 
     if kind == "two-level":
-        beta = fit[name.replace("alpha", "beta")]
-        return TwoLevel(steps("alpha", fit[name].values), steps("beta", beta.values))
-    E = fit[name].transpose("class", "class_", "interval").values
+        alpha, beta = (steps(name, fit[name + end].values) for name in names)
+        return TwoLevel(alpha, beta)
+    E = fit["E" + end].transpose("class", "class_", "interval").values
     return ClassMatrix(
         [[steps(f"E[{k}, {l}]", values) for l, values in enumerate(row)] for k, row in enumerate(E)]
     )
-
-
-def _select(fit: xr.Dataset, learning_rate: float | None) -> xr.Dataset:
-    """The fit at one learning rate, where it has any."""
-    if "learning_rate" not in fit.coords and "learning_rate" not in fit.dims:
-        if learning_rate is not None:
-            raise ValueError("learning_rate was given, but fit has no learning_rate; leave it out.")
-        return fit
-    rates = np.atleast_1d(fit["learning_rate"].values)
-    fitted = ", ".join(f"{r:g}" for r in rates)
-    nearest = 0
-    if learning_rate is not None:
-        value = check_real("learning_rate", learning_rate, 0.0)
-        nearest = int(np.argmin(np.abs(rates - value)))
-        if abs(rates[nearest] - value) > 1e-6 * abs(value):
-            raise ValueError(f"learning_rate must be one that was fitted, {fitted}; got {value:g}.")
-    elif len(rates) > 1:
-        raise ValueError(f"learning_rate must be given: fit has {fitted}.")
-    return fit.isel(learning_rate=nearest) if "learning_rate" in fit.dims else fit

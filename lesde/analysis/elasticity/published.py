@@ -2,10 +2,6 @@
 
 They serve as a baseline: at the noise of real networks the first class means, the denominators of all ratios, are
 averages of a few draws each, so their noise stays in A and B at all times.
-
-References
-----------
-Zhang, Wang, Su, NeurIPS 2021 (arXiv 2110.05960), and the code published with it.
 """
 
 from __future__ import annotations
@@ -42,22 +38,15 @@ def log_ratio_elasticity(paths: xr.Dataset, transform: str | None = None) -> xr.
     paths : xarray.Dataset
         As for `lesde.fit_elasticity`; classes of equal size.
     transform : {"identity", "logits"}, optional
-        Default: that of the model that the attributes of ``paths`` record, else "identity". H = I: for every sample and
-        coordinate A − B = K log of the ratio of its distance from the grand mean, and for every coordinate A + (K−1)B = K
-        log of the ratio of the grand mean. Logits: the same with s_i = ⟨d_k, X_i⟩/‖d_k‖ of a sample of class k: A − B from
-        the mean of s, A + B/(K−1) from s_i minus that mean.
+        Default: that of the model that ``paths`` record, else "identity": for every sample and coordinate A − B = K log of
+        the ratio of its distance from the grand mean, and for every coordinate A + (K−1)B = K log of the ratio of the grand
+        mean. Logits: A − B from the mean of s_i = ⟨d_k, X_i⟩/‖d_k‖, k the class of i, A + B/(K−1) from s_i less that mean.
 
     Returns
     -------
     xarray.Dataset
-        ``A``, ``B (…, time)``, averaged over replicates, over the dimensions of the features other than replicate,
-        sample and feature; ``dropped (…, time)``: the share of ratios that are not positive and finite and so were left
-        out; ``used (…, time)``: the number averaged. NaN where none is left.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For unusable paths, unbalanced classes, or another transform.
+        ``A``, ``B (…, time)``, averaged over replicates; ``dropped (…, time)``: the share of ratios that are not positive
+        and finite and so were left out; ``used (…, time)``: the number averaged. NaN where none is left.
 
     Examples
     --------
@@ -95,12 +84,11 @@ def log_ratio_elasticity(paths: xr.Dataset, transform: str | None = None) -> xr.
         used[cell], lost = np.add(n_common, n_contrast)
         dropped[cell] = lost / (used[cell] + lost)
     parts = {"A": A, "B": B, "dropped": dropped, "used": used.astype(np.int64)}
-    result = xr.Dataset(
+    return xr.Dataset(
         {name: ((*groups, "time"), values) for name, values in parts.items()},
-        coords={"time": times},
+        coords={"time": times} | {d: paths[d] for d in groups if d in paths.coords},
         attrs={"transform": kind, "method": "mean of log ratios, sample by sample"},
     )
-    return result.assign_coords({d: paths[d] for d in groups if d in paths.coords})
 
 
 def published_elasticity(
@@ -108,9 +96,9 @@ def published_elasticity(
 ) -> xr.Dataset:
     """A(t) and B(t) by the inversion that Zhang, Wang and Su published: a baseline.
 
-    Class means X̄^k are averaged over all networks at every iteration, and every logarithm below is taken of
-    the mean at an iteration over that at the first. Where noise makes such a ratio negative, its
-    absolute value is taken, as the published code does; here that is counted, and a warning says so.
+    Class means X̄^k are averaged over all networks at every iteration, and every logarithm below is taken of the mean at an
+    iteration over that at the first. Where noise makes such a ratio negative, its absolute value is taken, as the published
+    code does; here that is counted, and a warning says so.
 
     Parameters
     ----------
@@ -119,7 +107,7 @@ def published_elasticity(
         replicate, draw, feature)``, ``label ([learning_rate,] replicate, draw)``, ``iteration (draw)``, ``time``. Or
         paths, as for `lesde.fit_elasticity`.
     transform : {"identity", "logits"}, default "identity"
-        The I-model or the L-model.
+        The I-model or the L-model, which needs as many features as classes.
     tail : float, default 0.1
         Last share of the iterations, over which tail indices are averaged (1,000 of 10,000 in the paper).
 
@@ -129,8 +117,8 @@ def published_elasticity(
         - ``A``, ``B``, ``A_minus_B (…, time)``: NaN where no network drew some class.
         - ``negative (…, time)``: share of the ratios that are negative, whose absolute value was taken.
         - ``left_out (…, time)``: share of the ratios that are zero or not finite, without a logarithm.
-        - ``tail_index (…, level)``, for α and β: 1 − the mean over the tail of log|A| / log m, where m counts iterations from 1. NaN
-          for paths without the coordinate ``iteration``.
+        - ``tail_index (…, level)``, for α and β: 1 − the mean over the tail of log|A| / log m, m counting iterations from 1;
+          NaN for paths without the coordinate ``iteration``.
         - ``tail_negative (…, level)``: share of that tail in which A (or B) has the rarer sign; it is left out.
 
         Coordinates ``time``, and ``iteration`` where it is known.
@@ -139,12 +127,6 @@ def published_elasticity(
     -----
     UserWarning
         Where absolute values of negative ratios were taken, or a tail has both signs.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For unusable data; where no network draws some class at the first iteration; for
-        ``"logits"`` with a number of features other than K.
 
     Notes
     -----
@@ -197,8 +179,8 @@ def published_elasticity(
     result.coords["level"] = ["alpha", "beta"]
     if (result["negative"] > 0).any():
         warnings.warn(
-            f"{float(result['negative'].mean()):.2%} of the ratios are negative: noise is as large as what they "
-            f"measure, and logarithms are those of absolute values. Use lesde.fit_elasticity.",
+            f"{float(result['negative'].mean()):.2%} of the ratios are negative, and logarithms are those of absolute "
+            f"values: noise is as large as what they measure. Use lesde.fit_elasticity.",
             UserWarning,
             stacklevel=2,
         )
@@ -229,15 +211,9 @@ def _means_of_paths(paths: xr.Dataset) -> Means:
 def _means_of_draws(drawn: xr.Dataset) -> Means:
     """Of drawn samples, over those of each class that the replicates drew at an iteration; NaN where there are none."""
     check_dataset("paths", drawn, ["features", "label", "iteration"], "record_ensemble(drawn=True)")
-    features = drawn["features"]
-    groups = [d for d in features.dims if d not in ("replicate", "draw", "feature")]
+    groups = [d for d in drawn["features"].dims if d not in ("replicate", "draw", "feature")]
     lead = (*groups, "replicate", "draw")
-    if set(features.dims) != {*lead, "feature"} or set(drawn["label"].dims) != set(lead):
-        raise ValueError(
-            f"paths of drawn samples must have features ({', '.join(map(str, lead))}, feature) and labels "
-            f"({', '.join(map(str, lead))}); got {features.dims} and {drawn['label'].dims}."
-        )
-    X = features.transpose(*lead, "feature").values
+    X = drawn["features"].transpose(*lead, "feature").values
     labels = drawn["label"].transpose(*lead).values
     check_labels("paths.label", labels.ravel())
     iteration, at = np.unique(drawn["iteration"].values, return_inverse=True)

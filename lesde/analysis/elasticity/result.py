@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import xarray as xr
-from scipy.special import digamma, expit, polygamma
+from scipy.special import expit
 from scipy.stats import t as student
 
 from lesde.analysis.class_means import ClassMeans
@@ -20,44 +20,36 @@ __all__ = ["TWO_LEVEL", "ElasticityResult"]
 TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
 """α, β and α − β in terms of (α, β)."""
 RATES = ["alpha", "beta", "alpha_minus_beta"]
-INTEGRALS = ["A", "B", "A_minus_B"]
+TAILS = {"tail_index": "tail index r", "log_slope_index": "1 − d log|A| / d log t"}
+PRIOR = 4
+"""Degrees of freedom that all intervals lend to the noise of each."""
 FAR_OFF = -1.0
 """r_squared below which rates are noise: they predict twice as badly as "nothing moves"."""
+PARTS = {
+    "": "",
+    "_se": "standard error of ",
+    "_lower": "lower limit of ",
+    "_upper": "upper limit of ",
+}
 
 Total = Callable[[np.ndarray], np.ndarray]
 """Sums over intervals, axis 1: all, none or cumulative."""
 
 
-def pooled_noise(
-    noise: np.ndarray, unit: np.ndarray, freedom: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Noise of each interval shrunk toward that of all, as far as their scatter is estimation error.
+def pooled_noise(noise: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (group, interval), each mixed with that of all intervals, which lends it some degrees of freedom.
 
-    Weights made of few degrees of freedom would favour the intervals whose noise happened to come out small. log σ̂²
-    with ν degrees of freedom has bias ψ(ν/2) − log(ν/2) and variance ψ′(ν/2); what it varies more is kept (Stein's
-    shrinkage). The noise (group, interval) is in ``unit``, and the same in all intervals of a group in which the data
-    determine none; with it come the degrees of freedom behind it (group,), on average over intervals.
+    Weights made of few degrees of freedom would favour the intervals whose noise happened to come out small. Logarithms
+    are mixed, as noise may change by orders of magnitude. Where the data determine none the noise is 1. With it come the
+    degrees of freedom behind it (group,), on average over intervals.
     """
-    result, number = np.nan_to_num(noise), np.zeros(len(noise))
-    for g, nu in enumerate(freedom):
-        own = nu > 0
-        relative = np.log(unit[g]) - np.log(unit[g].max())
-        if not own.any():
-            result[g] = np.exp(-relative)
-            continue
-        if not (noise[g, own] > 0).all():
-            continue
-        half = nu[own] / 2
-        logs = 2 * (np.log(noise[g, own]) + relative[own])
-        unbiased = logs - digamma(half) + np.log(half)
-        common = np.log(nu[own] @ np.exp(logs - logs.max()) / nu.sum()) + logs.max()
-        scatter = float(np.var(unbiased, ddof=1)) if own.sum() > 1 else 0.0
-        keep = max(0.0, 1 - float(polygamma(1, half).mean()) / scatter) if scatter > 0 else 0.0
-        drawn = np.full(len(own), common)
-        drawn[own] += keep * (unbiased - common)
-        result[g] = np.exp(drawn / 2 - relative)
-        number[g] = 1 / (keep / nu[own].mean() + (1 - keep) / nu.sum())
-    return result, number
+    own = np.where(noise > 0, freedom, 0)
+    square, total = np.where(own > 0, noise, 1.0) ** 2, own.sum(1)
+    common = np.where(total > 0, (own * square).sum(1) / np.maximum(total, 1), 1.0)
+    logs = own * np.log(square) + PRIOR * np.log(common)[:, None]
+    exact = (total == 0)[:, None] & (freedom > 0)  # no noise at all
+    mixed = np.where(exact, 0.0, np.exp(logs / (own + PRIOR) / 2))
+    return mixed, np.minimum(freedom.mean(1) + PRIOR, total)
 
 
 def _share(left: np.ndarray, moved: np.ndarray) -> np.ndarray:
@@ -82,7 +74,7 @@ class ElasticityResult:
         self.R = fit.deleted.shape[2]
         self.share = (self.R - 1) / self.R
         self.variance = self._by_model(np.where(fit.freedom > 0, fit.noise, np.inf))
-        noise, freedom = pooled_noise(fit.noise, fit.unit, fit.freedom)
+        noise, freedom = pooled_noise(fit.noise, fit.freedom)
         self.likely, ratio = self._by_model(noise), np.ones(self.known.shape[::2])
         if robust:
             # The spread between few replicates is too noisy for weights; the model's variance has the right shape over
@@ -142,225 +134,159 @@ class ElasticityResult:
             number = total(part) ** 2 / np.where(square > 0, square, np.inf) - 2
         return np.sqrt(np.where(lost, np.inf, variance)), self._student(number)
 
-    def put(
-        self,
-        name: str,
-        values: np.ndarray,
-        dims: tuple[Hashable, ...],
-        long_name: str,
-        error: np.ndarray | None = None,
-        limits: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> None:
-        """A variable (group, ...) under its own dimensions, with its error and limits."""
-        parts = {"": (values, long_name)}
-        if error is not None and limits is not None:
-            parts["_se"] = (error, f"standard error of {long_name}")
-            parts |= {"_lower": (limits[0], ""), "_upper": (limits[1], "")}
+    def put(self, name: str, dims: tuple[str, ...], words: str, *parts: np.ndarray) -> None:
+        """A variable (group, ...) under its own dimensions; with its error and limits where they are given."""
         groups = self.data.groups
-        for end, (part, words) in parts.items():
-            own = part.shape[1:]
-            if "class" in dims:
-                own = (*own[:-1], self.K, self.K)
-            attrs = {"long_name": words} if words else {}
-            shaped = np.reshape(part, (*groups.values(), *own))
-            self.dataset[f"{name}{end}"] = ((*groups, *dims), shaped, attrs)
+        for (end, of), part in zip(PARTS.items(), parts, strict=False):
+            own = (*part.shape[1:-1], self.K, self.K) if "class" in dims else part.shape[1:]
+            values = np.reshape(part, (*groups.values(), *own))
+            self.dataset[f"{name}{end}"] = ((*groups, *dims), values, {"long_name": of + words})
 
-    def _put_each(
-        self,
-        names: list[str],
-        dim: str,
-        words: str,
-        values: np.ndarray,
-        error: np.ndarray,
-        quantile: np.ndarray,
-    ) -> None:
-        """Values (group, time or interval, functional) as three variables, or as one of matrices."""
-        reach = quantile * error
-        low, high = values - reach, values + reach
-        if not self.two_level:
-            dims = (dim, *self.dims)
-            self.put(names[0], values, dims, words % names[0], error, (low, high))
-            return
-        for j, name in enumerate(names):
-            at = (..., j)
-            self.put(name, values[at], (dim,), words % name, error[at], (low[at], high[at]))
+    def _put_each(self, names: list[str], dim: str, words: str, *parts: np.ndarray) -> None:
+        """Values, errors and quantiles (group, time or interval, functional), as three variables or one of matrices."""
+        values, error, quantile = parts
+        parts = values, error, values - quantile * error, values + quantile * error
+        if self.two_level:
+            for j, name in enumerate(names):
+                self.put(name, (dim,), f"{name}, {words}", *(part[..., j] for part in parts))
+        else:
+            self.put(names[0], (dim, *self.dims), f"{names[0]}, {words}", *parts)
 
     def add_integrals(self) -> None:
         width = np.broadcast_to(self.widths[:, None], self.fit.rates.shape)
+        values = np.cumsum(self.fit.rates * width, axis=1)
         error, quantile = self._errors(width, partial(np.cumsum, axis=1))
-        zero = np.zeros_like(error[:, :1])
-        values = np.concatenate([zero, np.cumsum(self.fit.rates * width, axis=1)], axis=1)
-        error = np.concatenate([zero, error], axis=1)
-        quantile = np.concatenate([quantile[:, :1], quantile], axis=1)
-        names = INTEGRALS if self.two_level else ["E_integral"]
-        self._put_each(names, "time", "%s, integral of the rate", values, error, quantile)
+        start = ((0, 0), (1, 0), (0, 0))
+        parts = np.pad(values, start), np.pad(error, start), np.pad(quantile, start, "edge")
+        names = ["A", "B", "A_minus_B"] if self.two_level else ["E_integral"]
+        self._put_each(names, "time", "integral of the rate", *parts)
 
     def add_rates(self, smoothing: str | None) -> None:
-        raw = self.fit.rates
-        error, quantile = self._errors(np.ones_like(raw), np.asarray)
+        rates = self.fit.rates
+        error, quantile = self._errors(np.ones_like(rates), np.asarray)
         names = RATES if self.two_level else ["E"]
-        words = "%s, mean over interval"
-        self._put_each([f"{n}_raw" for n in names], "interval", words, raw, error, quantile)
-        if smoothing is not None and raw.shape[1] >= MINIMUM_INTERVALS:
-            raw, error = raw.copy(), error.copy()
-            for g in range(len(raw)):
+        raw = [f"{name}_raw" for name in names]
+        self._put_each(raw, "interval", "mean over interval", rates, error, quantile)
+        if smoothing is not None and rates.shape[1] >= MINIMUM_INTERVALS:
+            rates, error, quantile = rates.copy(), error.copy(), quantile.copy()
+            for g in range(len(rates)):
                 if np.isfinite(error[g]).any() and (self.fit.noise[g] != 0).all():
-                    raw[g], error[g] = self._smooth(g)
+                    rates[g], error[g] = self._smooth(g)
                     quantile[g] = self.quantile[g]
-        self._put_each(names, "interval", "%s, smoothed", raw, error, quantile)
+        self._put_each(names, "interval", "smoothed", rates, error, quantile)
 
     def _smooth(self, g: int) -> tuple[np.ndarray, np.ndarray]:
         """Smoothed rates of a group and their errors: α and β jointly, entries of a matrix one by one."""
-        rates = self.fit.rates[g]
+        rates, C = self.fit.rates[g], TWO_LEVEL
         if self.two_level:
             precision = np.where(self.fit.converged[g, :, None, None], self.precision[g], 0.0)
             smooth, covariance = smooth_rates(rates[:, :2], precision)
-            C = TWO_LEVEL
             return smooth @ C.T, np.sqrt(np.einsum("fi,nij,fj->nf", C, covariance, C))
-        precision = 1.0 / self.likely[g]
-        each = [
-            smooth_rates(rates[:, [j]], precision[:, [j], None]) for j in range(rates.shape[-1])
-        ]
-        errors = [np.sqrt(covariance[:, 0, 0]) for _, covariance in each]
-        return np.concatenate([smooth for smooth, _ in each], axis=1), np.stack(errors, axis=1)
+        smooth, error = np.empty((2, *rates.shape))
+        for j, precision in enumerate(1.0 / self.likely[g].T):
+            at, covariance = smooth_rates(rates[:, [j]], precision[:, None, None])
+            smooth[:, j], error[:, j] = at[:, 0], np.sqrt(covariance[:, 0, 0])
+        return smooth, error
 
     def add_tails(self, tail: float | tuple[float, float] | None, offset: float | None) -> None:
-        window = tail_window(self.data.times, tail)
-        increments = self.fit.rates * self.widths[:, None]
-        variance = self.likely * self.widths[:, None] ** 2
+        times, widths = self.data.times, self.widths[:, None]
+        window = tail_window(times, tail)
+        increments, variance = self.fit.rates * widths, self.likely * widths**2
         # Without noise the weights are equal.
         floor = (1e-9 * np.abs(increments).max(1, initial=0.0, keepdims=True)) ** 2
         variance = np.maximum(variance, np.where(floor > 0, floor, 1.0) * 1e-6)
-        failed: dict[str, list[str]] = {}
         shape = self.fit.rates.shape[::2]
-        shifts, evidence = np.full((2, *shape), np.nan)
-        for name, words in (
-            ("tail_index", "tail index r"),
-            ("log_slope_index", "1 − d log|A| / d log t"),
-        ):
-            index, error, low, high = np.full((4, *shape), np.nan)
-            estimates, weights = {}, np.zeros_like(increments)
+        for name, words in TAILS.items():
+            found, weights = {}, np.zeros_like(increments)
             for g, f in np.ndindex(*shape):
-                arguments = (self.data.times, increments[g, :, f], variance[g, :, f], window)
+                given = (times, increments[g, :, f], variance[g, :, f], window)
                 if name == "tail_index":
-                    estimate = power_tail(*arguments, float(self.quantile[g]), offset)
+                    found[g, f] = power_tail(*given, float(self.quantile[g]), offset)
                 else:
-                    estimate = log_slope(*arguments)
-                index[g, f] = estimate.index
-                if estimate.reason:
-                    level = RATES[f] if self.two_level else f"E[{f // self.K}, {f % self.K}]"
-                    failed.setdefault(f"{name}: {estimate.reason}", []).append(level)
-                else:
-                    estimates[g, f], weights[g, :, f] = estimate, estimate.weights
-            errors, quantiles = self._errors(
-                weights * self.widths[:, None], partial(np.sum, axis=1)
+                    found[g, f] = log_slope(*given)
+                weights[g, :, f] = found[g, f].weights
+            index, shifts, gains = (
+                np.reshape([getattr(one, part) for one in found.values()], shape)
+                for part in ("index", "offset", "gain")
             )
-            for (g, f), estimate in estimates.items():
-                error[g, f], quantile = errors[g, f], quantiles[g, f]
-                low[g, f] = index[g, f] - quantile * error[g, f]
-                high[g, f] = index[g, f] + quantile * error[g, f]
-                if name == "tail_index":
-                    shifts[g, f] = estimate.offset
-                if estimate.limits is not None:
+            error, quantile = self._errors(weights * widths, partial(np.sum, axis=1))
+            error = np.where(np.isnan(index), np.nan, error)
+            low, high = index - quantile * error, index + quantile * error
+            failed: dict[str, list[int]] = {}
+            for at, one in found.items():
+                if one.reason:
+                    failed.setdefault(one.reason, []).append(at[1])
+                if one.limits is not None:
                     # The error by the variances that the weights are made of, at the best offset.
-                    use = weights[g, :, f] != 0  # elsewhere the variance may be infinite
-                    likely = np.sqrt((weights[g, use, f] ** 2 * variance[g, use, f]).sum())
-                    low[g, f], high[g, f] = estimate.limits((quantile * error[g, f] / likely) ** 2)
-                    error[g, f] = (high[g, f] - low[g, f]) / (2 * quantile)
-                    evidence[g, f] = expit(estimate.gain / 2 - 1)
-            self.put(name, index, self.dims, words, error, (low, high))
-        self.put("tail_offset", shifts, self.dims, "offset s of the tail (t + s)^−r")
-        if offset is None:
-            words = "Akaike weight of an offset against none"
-            self.put("tail_offset_weight", evidence, self.dims, words)
-        for reason, levels in failed.items():
-            names = list(dict.fromkeys(levels))
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            self.notes.append(
-                f"no {reason} (for {', '.join(names[:6])}{more}, from t = {window[0]:g} to "
-                f"{window[1]:g}); it is NaN. Give another window with tail=, or longer paths."
-            )
+                    use = one.weights != 0  # elsewhere the variance may be infinite
+                    likely = np.sqrt(one.weights[use] ** 2 @ variance[at[0], use, at[1]])
+                    low[at], high[at] = one.limits((quantile[at] * error[at] / likely) ** 2)
+                    error[at] = (high[at] - low[at]) / (2 * quantile[at])
+            self.put(name, self.dims, words, index, error, low, high)
+            if name == "tail_index":
+                self.put("tail_offset", self.dims, "offset s of the tail (t + s)^−r", shifts)
+                if offset is None:
+                    words = "Akaike weight of an offset against none"
+                    self.put("tail_offset_weight", self.dims, words, expit(gains / 2 - 1))
+            for reason, levels in failed.items():
+                which = [
+                    RATES[f] if self.two_level else f"E[{f // self.K}, {f % self.K}]"
+                    for f in sorted({*levels})
+                ]
+                self.notes.append(
+                    f"no {name}: {reason} (for {', '.join(which[:6])}, from t = {window[0]:g} to {window[1]:g}); it is NaN. "
+                    f"Give another window with tail=, or longer paths."
+                )
         self.dataset.attrs["tail"] = list(window)
 
     def add_quality(self) -> None:
-        fit = self.fit
-        size = fit.unit.max(1)
-        relative = fit.unit / size[:, None]
-        noise = fit.noise * relative
-        words = "σ̂ of a sample per √time"
-        self.put("residual_scale_interval", noise * size[:, None], ("interval",), words)
-        self.put("residual_scale", np.sqrt((noise**2).mean(1)) * size, (), words)
-
-        def whole(squares: np.ndarray) -> np.ndarray:
-            """Sums over intervals of squares (group, interval, ...), which are in each interval's unit."""
-            return np.einsum("gt...,gt->g...", squares, relative**2)
-
-        for name, left in (
-            ("r_squared", fit.predicted_residual),
-            ("r_squared_in_sample", fit.residual),
+        fit, words = self.fit, "σ̂ of a sample per √time"
+        self.put("residual_scale_interval", ("interval",), words, fit.noise)
+        self.put("residual_scale", (), words, np.sqrt((fit.noise**2).mean(1)))
+        explained, words = {}, "share of movement explained"
+        for name, left, moved in (
+            ("r_squared", fit.predicted_residual, fit.moved),
+            ("r_squared_in_sample", fit.residual, fit.moved),
+            ("r_squared_common", fit.common_residual.sum(-1), fit.common_moved.sum(-1)),
         ):
-            self.put(f"{name}_interval", _share(left, fit.moved), ("interval",), "share explained")
-            self.put(name, _share(whole(left), whole(fit.moved)), (), "share explained")
-        self._note_noise(whole(fit.predicted_residual), whole(fit.moved), relative)
-        left, moved = whole(fit.common_residual), whole(fit.common_moved)
-        share = _share(left.sum(-1), moved.sum(-1))
+            explained[name] = _share(left.sum(1), moved.sum(1))
+            self.put(f"{name}_interval", ("interval",), words, _share(left, moved))
+            self.put(name, (), words, explained[name])
         # Without replicate r, both of its roles in a pair fall out of the sums.
-        without = _share(
-            left.sum(-1, keepdims=True) - 2 * left, moved.sum(-1, keepdims=True) - 2 * moved
+        left, moved = (
+            part.sum((1, 2))[:, None] - 2 * part.sum(1)
+            for part in (fit.common_residual, fit.common_moved)
         )
-        apart = without - without.mean(-1, keepdims=True)
-        error = np.sqrt(self.share * (apart**2).sum(-1))
+        without, share = _share(left, moved), explained["r_squared_common"]
+        error = np.sqrt(self.share * ((without - without.mean(-1, keepdims=True)) ** 2).sum(-1))
         error = np.where(np.isfinite(share) & (self.R > 2), error, np.nan)
-        words, reach = "share of common movement explained", self._student(self.R - 1) * error
-        self.put("r_squared_common", share, (), words, error, (share - reach, share + reach))
-        each = _share(fit.common_residual.sum(-1), fit.common_moved.sum(-1))
-        self.put("r_squared_common_interval", each, ("interval",), words)
+        reach = self._student(self.R - 1) * error
+        self.put("r_squared_common", (), words, share, error, share - reach, share + reach)
         words = "whether the data determine the raw rate"
-        self.put("identified", self.known, ("interval", *self.dims), words)
+        self.put("identified", ("interval", *self.dims), words, self.known)
+        bad = explained["r_squared"][explained["r_squared"] < FAR_OFF]
+        if len(bad):
+            self.notes.append(
+                f"r_squared = {bad.min():.3g} at worst, below {FAR_OFF:g} in {len(bad)} of {len(share)} fits: the rates "
+                f"predict far worse than no motion at all, as where class means are small compared with their noise, "
+                f"before the classes stand apart. Leave out the times at which r_squared_interval is low, for example "
+                f"with paths.sel(time=slice(t, None))."
+            )
 
     def _note_unknown(self) -> None:
         bare = int((self.fit.freedom == 0).sum(1).max())
         if bare and not self.robust:
             self.notes.append(
-                f"in {bare} of {len(self.widths)} intervals there are as many rates as numbers observed: nothing "
-                f"is left to estimate the noise from, so standard errors are inf there, and in integrals from there "
-                f"on. Give more replicates, or features of more dimensions."
+                f"in {bare} of {len(self.widths)} intervals there are as many rates as numbers observed: nothing is left to "
+                f"estimate the noise from, so standard errors are inf there, and in integrals from there on. Give more "
+                f"replicates, or features of more dimensions."
             )
         unknown = ~self.known.all((0, 2))
-        if not unknown.any():
-            return
-        what = "α and β apart" if self.two_level else "every entry of E"
-        # In groups that determine all rates the difference is known too.
-        difference = self.two_level and bool(self.known[:, unknown, -1].all())
-        why = (
-            "α − β is still identified. This is so with H = I where the grand mean of the classes is zero, and with "
-            "H of logits where the mean logits of all classes reach equally far along their own directions. "
-            if difference
-            else ""
-        )
-        first = float(self.data.times[:-1][unknown][0])
-        self.notes.append(
-            f"the paths do not determine {what} in {int(unknown.sum())} of {len(unknown)} intervals (the first starts at "
-            f"t = {first:g}): standard errors are inf there, and in integrals from there on. {why}Start the replicates "
-            f"differently, or leave out those times."
-        )
-
-    def _note_noise(self, left: np.ndarray, moved: np.ndarray, relative: np.ndarray) -> None:
-        """Note where the rates of some group predict far worse than no motion at all."""
-        share = _share(left, moved)
-        bad = int((share < FAR_OFF).sum())
-        if not bad:
-            return
-        g = int(np.nanargmin(share))
-        excess = self.fit.predicted_residual[g] - self.fit.moved[g]
-        worst = int(np.nanargmax(excess * relative[g] ** 2))
-        times = self.data.times
-        start, end = float(times[worst]), float(times[worst + 1])
-        later = "t" if end == times[-1] else f"{end:g}"
-        of = f" at worst, below {FAR_OFF:g} in {bad} of {len(share)} fits" * (len(share) > 1)
-        self.notes.append(
-            f"r_squared = {share[g]:.3g}{of}: the rates predict far worse than no motion at all, mostly from "
-            f"t = {start:g} to {end:g}. Rates are relative to class means; where these are small compared with "
-            f"their noise, as before the classes stand apart, rates are noise. Leave those times out, for example with "
-            f"paths.sel(time=slice({later}, None))."
-        )
+        if unknown.any():
+            what = "α and β apart" if self.two_level else "every entry of E"
+            difference = self.two_level and bool(self.known[:, unknown, -1].all())
+            self.notes.append(
+                f"the paths do not determine {what} in {int(unknown.sum())} of {len(unknown)} intervals (the first starts at "
+                f"t = {self.data.times[:-1][unknown][0]:g}): standard errors are inf there, and in integrals from there on. "
+                f"{'α − β is still identified. ' * difference}Start the replicates differently, or leave out those times."
+            )

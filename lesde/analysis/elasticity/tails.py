@@ -22,10 +22,11 @@ from scipy.special import exprel
 
 __all__ = ["TailEstimate", "log_slope", "power_tail", "tail_window"]
 
-SEARCH = (-5.0, 12.0)
-POLISH = 4
+INDICES = np.linspace(-5.0, 12.0, 171)
+"""The search for an index; one at an end is none."""
 OFFSETS = 17
 """Offsets on the grid from 0 to the last time of the window."""
+POLISH = 4
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class TailEstimate:
     index: float  # r, NaN where it cannot be estimated
     weights: np.ndarray  # derivative of r with respect to the increment of A in every interval
     reason: str = ""  # why the index is NaN
-    offset: float = 0.0  # s of the rate ~ (t + s)^{−r}
-    gain: float = 0.0  # by how much an offset, at its best, lowers the sum of weighted squares
+    offset: float = np.nan  # s of the rate ~ (t + s)^{−r}
+    gain: float = np.nan  # by how much an offset, at its best, lowers the sum of weighted squares
     # Where the offset is left to the data: least and greatest index with which some offset has a sum of weighted squares
     # at most so far above the least.
     limits: Callable[[float], tuple[float, float]] | None = None
@@ -69,13 +70,12 @@ def _highest(
 ) -> tuple[float, float]:
     """Place and value of the maximum of a function with these values on a grid, at its ends or between."""
     i = int(np.argmax(values))
-    low, high = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
+    bounds = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
     found = minimize_scalar(
-        lambda x: -function(x), bounds=(low, high), method="bounded",
-        options={"xatol": tolerance * high},
+        lambda x: -function(x), bounds=bounds, method="bounded",
+        options={"xatol": tolerance * abs(bounds[1])},
     )  # fmt: skip
-    own = function(float(grid[i]))
-    return (float(found.x), -float(found.fun)) if -found.fun > own else (float(grid[i]), own)
+    return max((float(grid[i]), float(values[i])), (found.x, -found.fun), key=lambda at: at[1])
 
 
 def power_tail(
@@ -99,46 +99,33 @@ def power_tail(
     scale = float(np.sqrt(times[1:][use][-1] * times[:-1][use][0]))
     start, end = times[:-1][use] / scale, times[1:][use] / scale
 
-    def gain(index: np.ndarray | float, offset: np.ndarray | float) -> np.ndarray:
-        """Fall of the weighted squares by the best power law of each index and offset."""
-        r, s = np.broadcast_arrays(index, offset)
-        s = s[..., None]
-        unit = 1 + s  # of the same order at all offsets
-        g = _power_integral((start + s) / unit, (end + s) / unit, r[..., None])
-        return (g @ (w * y)) ** 2 / (g**2 @ w)
+    def score(index: np.ndarray | float, offset: np.ndarray | float) -> np.ndarray:
+        """Less the weighted squares that the best power law of each index and offset leaves."""
+        r, s = (x[..., None] for x in np.broadcast_arrays(index, offset))
+        g = _power_integral((start + s) / (1 + s), (end + s) / (1 + s), r)
+        c = g @ (w * y) / (g**2 @ w)
+        return -((y - c[..., None] * g) ** 2 @ w)
+
+    def best_index(s: float) -> tuple[float, float]:
+        """The best index at an offset, and its score."""
+        return _highest(lambda r: float(score(r, s)), score(INDICES, s), INDICES, 1e-8)
 
     offsets = np.array([0.0 if offset is None else offset / scale])
     if offset is None:
         offsets = np.append(offsets, np.geomspace(start[0] / 100, float(end[-1]), OFFSETS - 1))
-    grid = np.linspace(*SEARCH, 171)
-    gains = gain(grid[:, None], offsets)
-    tops = gains.argmax(0)
-    if gains.max() < threshold**2:
+    # Indices of the grid are too far apart to compare offsets.
+    profile = np.array([best_index(s)[1] for s in offsets])
+    if profile.max() + w @ y**2 < threshold**2:
         return TailEstimate(
             np.nan, weights, "the rate there does not differ significantly from zero"
         )
-
-    def best_index(s: float) -> tuple[float, float]:
-        """The best index at an offset, and its gain; NaN at the ends of the search."""
-        near = slice(*np.searchsorted(offsets, [s, s], "right") + np.array([-1, 1]))
-        i, j = tops[near].min(), tops[near].max()
-        if i == 0 or j == len(grid) - 1:
-            return np.nan, float(gain(grid[j], s))
-        found = minimize_scalar(
-            lambda r: -float(gain(r, s)), bounds=(grid[i - 1], grid[j + 1]), method="bounded",
-            options={"xatol": 1e-8},
-        )  # fmt: skip
-        return float(found.x), -float(found.fun)
-
-    index, none = best_index(float(offsets[0]))
-    s, most = float(offsets[0]), none
+    s, most = float(offsets[0]), float(profile[0])
     if offset is None:
-        # Indices of the grid are too far apart to compare offsets.
-        profile = np.array([best_index(float(s))[1] for s in offsets])
         best, most = _highest(lambda s: best_index(s)[1], profile, offsets, 1e-6)
-        if most - none > 2:  # Akaike's price of a parameter
-            s, index = best, best_index(best)[0]
-    if np.isnan(index):
+        if most - profile[0] > 2:  # Akaike's price of a parameter
+            s = best
+    index, _ = best_index(s)
+    if not INDICES[1] < index < INDICES[-2]:
         return TailEstimate(np.nan, weights, "no power law fits")
     d = 1e-5
     from_, to = start + s, end + s
@@ -154,17 +141,13 @@ def power_tail(
 
     def limits(reach: float) -> tuple[float, float]:
         def above(r: float) -> float:
-            best = _highest(lambda s: float(gain(r, s)), gain(r, offsets), offsets, 1e-3)
+            best = _highest(lambda s: float(score(r, s)), score(r, offsets), offsets, 1e-3)
             return best[1] - (most - reach)
 
         found = []
         for step in (-1, 1):
-            outward = (grid - index) * step > 0
-            outer, seen = grid[outward][::step], gains.max(1)[outward][::step] >= most - reach
-            # Between offsets of the grid the best one may reach further than the last index seen.
-            outer = outer[int(np.flatnonzero(seen)[-1]) if seen.any() else 0 :]
             inner, limit = index, step * np.inf
-            for r in outer:
+            for r in INDICES[(INDICES - index) * step > 0][::step]:
                 if above(r) < 0:
                     limit = brentq(above, inner, r, xtol=1e-6) if above(inner) > 0 else inner
                     break
@@ -172,7 +155,7 @@ def power_tail(
             found.append(float(limit))
         return found[0], found[1]
 
-    return TailEstimate(index, weights, "", s * scale, most - none, limits)
+    return TailEstimate(index, weights, "", s * scale, most - profile[0], limits)
 
 
 def log_slope(
@@ -180,12 +163,11 @@ def log_slope(
 ) -> TailEstimate:
     """1 − d log|A| / d log t, by least squares weighted with the covariance of Â, a random walk."""
     weights = np.zeros(len(increments))
-    use = np.concatenate([[False], _inside(times, window)])
-    use[:-1] |= use[1:]
-    use[0] = False
-    if use.sum() < 3:
+    inside = _inside(times, window)
+    at = np.flatnonzero(np.append(False, inside) | np.append(inside, False))
+    at = at[at > 0]
+    if len(at) < 3:
         return TailEstimate(np.nan, weights, "fewer than 3 times of the tail can be used")
-    at = np.flatnonzero(use)
     before = variances[: at[-1]]
     if not np.isfinite(before).all() or not (before > 0).all():
         return TailEstimate(np.nan, weights, "the integral has no finite standard error")
@@ -194,7 +176,7 @@ def log_slope(
         return TailEstimate(np.nan, weights, "the integral changes sign there")
     accumulated = np.cumsum(variances)[at - 1]
     walk = np.minimum.outer(accumulated, accumulated)
-    X = np.stack([np.ones(len(A)), np.log(times[use])])
+    X = np.stack([np.ones(len(A)), np.log(times[at])])
     y = np.log(np.abs(A))
     solved = np.linalg.solve(walk, (X * A).T).T * A  # Xᵀ W, W the inverse covariance of log A
     inverse = np.linalg.inv(solved @ X.T)

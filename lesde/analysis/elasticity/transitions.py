@@ -5,12 +5,11 @@ through which class means act, and L = G Ψ, where G = Σ_j θ_j O_j is the drif
 motion of z, and Ψ = ∫₀^Δ e^{sN} ds. Class means are weighted by √n_k from here on, so that their noise has one
 size, and so are O and V.
 
-`fit_transitions` treats every replicate as a path of the LE-SDE, which uses the data best if it is one. In a network
-noise and drift are not independent: the non-linear dynamics pull back what noise has moved, and a fit to single
-networks mistakes that for (negative) elasticity. `fit_averages` averages the class means over replicates first, which
-leaves the movement that the networks have in common. Averages of R replicates still contain 1/R of the noise variance
-of each. Noise in the first frame of an interval is gone in its last, so the fit mistakes it for a pull toward zero, of
-order 1/R. The jackknife removes that.
+`fit_transitions` treats every replicate as a path of the LE-SDE. In a network noise and drift are not independent: the
+non-linear dynamics pull back what noise has moved, and a fit to single networks mistakes that for (negative) elasticity.
+`fit_averages` averages the class means over replicates first, which leaves the movement that the networks have in common.
+Noise of averages in the first frame of an interval is gone in its last, which the fit mistakes for a pull toward zero, of
+order 1/R for R replicates. The jackknife removes that.
 
 References
 ----------
@@ -21,13 +20,13 @@ Quenouille, *Notes on bias in estimation*, Biometrika 43 (1956), for the jackkni
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import exprel
 
-from lesde.checks import power_of_two
 from lesde.laws.rule import Transforms, drift
 from lesde.model.transforms import Transform, make_transform
 
@@ -65,16 +64,8 @@ class Clock:
     curvature: np.ndarray | None = None
 
     def __getitem__(self, at: Any) -> Clock:
-        if self.counts is None or self.curvature is None:
-            return Clock(self.width[at])
-        return Clock(self.width[at], self.counts[at], self.curvature[at])
-
-    def part(self, share: float) -> Clock:
-        """About this share of each interval, at least one step."""
-        if self.counts is None:
-            return Clock(self.width * share)
-        counts = np.maximum(np.rint(self.counts * share), 1).astype(int)
-        return Clock(self.width * share, counts, self.curvature)
+        parts = (self.width, self.counts, self.curvature)
+        return Clock(*(None if part is None else part[at] for part in parts))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -86,15 +77,11 @@ class RateBasis:
     generator: np.ndarray  # V O, (rate, m, m)
     roots: np.ndarray  # √n_k of each row, (out, 1)
 
-    def rows(self, means: np.ndarray) -> np.ndarray:
-        """Weighted class means (..., out, column) of class means (..., class, feature)."""
-        if len(self.roots) == means.shape[-2]:
-            return means * self.roots
-        return means.reshape(*means.shape[:-2], -1, 1) * self.roots
-
     def pairs(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """z and the increments of the rows over an interval."""
-        return self.readout @ self.rows(before), self.rows(after - before)
+        """z and the increments of the rows (..., out, column) of class means (..., class, feature)."""
+        shape = (*before.shape[:-2], len(self.roots), -1)
+        start, end = before.reshape(shape) * self.roots, after.reshape(shape) * self.roots
+        return self.readout @ start, end - start
 
 
 def rate_basis(transform: Transform, counts: np.ndarray, kernel: str) -> RateBasis:
@@ -129,8 +116,7 @@ def flow(generator: np.ndarray, clock: Clock) -> np.ndarray:
     b, m = generator.shape[:2]
     one, counts = np.eye(m), clock.counts
     if counts is None or clock.curvature is None:
-        norms = np.abs(generator).sum(1).max(1, initial=0.0) * clock.width
-        norm = float(norms.max(initial=1e-300))
+        norm = (np.abs(generator).sum(1).max(1) * clock.width).max(initial=1e-300)
         counts = np.full(b, 2 ** max(0, math.ceil(math.log2(norm / BASE_NORM))))
         h = (clock.width / counts)[:, None, None]
         base = term = h * (one + 0 * generator)
@@ -187,19 +173,14 @@ def information_of(dL: np.ndarray, zz: np.ndarray) -> np.ndarray:
     return (A + A.swapaxes(1, 2)) / 2
 
 
-def eigen_coordinates(information: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Coordinates in which the information is diagonal, after scaling every rate to unit information.
-
-    The map (b, q, q) from coordinates to rates with unidentified ones zeroed, the diagonal (1 there), which are
-    identified, and the unidentified directions.
-    """
+def pseudo_inverse(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse (b, q, q) of the information where it is not rounding, and the projection on directions where it is."""
     diagonal = np.einsum("bii->bi", information)
     scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    values, vectors = np.linalg.eigh(information * scale[:, :, None] * scale[:, None, :])
-    kept = values > RANK_TOLERANCE * information.shape[-1]
-    directions = scale[:, :, None] * vectors
-    lost = np.where(kept[:, None], 0.0, directions)
-    return np.where(kept[:, None], directions, 0.0), np.where(kept, values, 1.0), kept, lost
+    units = scale[:, :, None] * scale[:, None, :]
+    inverse = np.linalg.pinv(information * units, RANK_TOLERANCE, hermitian=True)
+    lost = np.eye(len(scale.T)) - inverse @ (information * units)
+    return inverse * units, scale[:, :, None] * lost / scale[:, None, :]
 
 
 def gauss_newton(
@@ -216,33 +197,28 @@ def gauss_newton(
         todo = np.flatnonzero(~converged)
         if len(todo) == 0:
             break
-        own = clock[todo]
+        own, sums = clock[todo], (zz[todo], yz[todo], yy[todo])
         L, dL = drift_maps(basis, theta[todo], own)
-        score = np.einsum("bqom,bom->bq", dL, yz[todo] - L @ zz[todo])
-        coordinates, values, _, _ = eigen_coordinates(information_of(dL, zz[todo]))
-        along = np.einsum("bqk,bq->bk", coordinates, score) / values
-        step = np.einsum("bqk,bk->bq", coordinates, along)
+        score = np.einsum("bqom,bom->bq", dL, sums[1] - L @ sums[0])
+        step = np.einsum("bqk,bk->bq", pseudo_inverse(information_of(dL, sums[0]))[0], score)
         growth = np.abs(np.tensordot(step, basis.generator, 1)).sum(1).max(1) * own.width
-        step *= np.minimum(1.0, LARGEST_STEP / np.maximum(growth, 1e-300))[:, None]
         # Done when the step is rounding, or would change the loss by less than rounding.
-        done = (growth < 1e-12) | ((along**2 * values).sum(1) <= 1e-15 * loss[todo])
-        accepted = np.zeros(len(todo), dtype=bool)
+        converged[todo] = (growth < 1e-12) | ((step * score).sum(1) <= 1e-15 * loss[todo])
+        step *= np.minimum(1.0, LARGEST_STEP / np.maximum(growth, 1e-300))[:, None]
         # Far from the origin the sums of products are large, and a rise of the loss below their rounding means nothing.
-        sizes = losses(-np.abs(L), np.abs(zz[todo]), np.abs(yz[todo]), yy[todo])
-        slack = 1e-13 * yy[todo] + 1e-15 * sizes
+        sizes = losses(-np.abs(L), np.abs(sums[0]), np.abs(sums[1]), sums[2])
+        most = loss[todo] + 1e-13 * sums[2] + 1e-15 * sizes
+        open_ = np.ones(len(todo), dtype=bool)
         for _ in range(12):
             trial = theta[todo] + step
             with np.errstate(over="ignore", invalid="ignore"):
-                L = drift_map(basis, trial, own)
-                new = losses(L, zz[todo], yz[todo], yy[todo])
-            better = np.isfinite(new) & (new <= loss[todo] + slack)
-            take = better & ~accepted
+                new = losses(drift_map(basis, trial, own), *sums)
+            take = open_ & (new <= most)
             theta[todo[take]], loss[todo[take]] = trial[take], new[take]
-            accepted |= take
-            if accepted.all():
+            open_ &= ~take
+            if not open_.any():
                 break
-            step = np.where(accepted[:, None], 0.0, step / 2)
-        converged[todo[done]] = True
+            step = step / 2
     return theta, converged
 
 
@@ -250,48 +226,33 @@ def gauss_newton(
 # Estimates of every interval and what a replicate adds to them.
 
 
-@dataclass
-class TransitionFit:
-    """Estimates of f functionals Cθ of the q rates per interval, all with the leading dimensions (group, interval).
+class TransitionFit(NamedTuple):
+    """Estimates of f functionals Cθ of the q rates per interval, all with the leading dimensions (group, interval)."""
 
-    ``unit`` is the size of the class means, a power of two, in which all is given that has their unit, so that no square
-    leaves the range of floats.
-    """
-
-    unit: np.ndarray
     rates: np.ndarray  # Cθ, (..., f)
-    precision: (
-        np.ndarray
-    )  # inverse covariance of θ where σ = 1, (..., q, q); empty for q > 2, where it is not needed
+    precision: np.ndarray  # inverse covariance of θ where σ = 1, (..., q, q); empty for q > 2
     unit_variance: np.ndarray  # of the functionals where σ = 1, inf where not identified, (..., f)
     noise: np.ndarray  # σ̂ of a sample, per square root of time; NaN without degrees of freedom
     freedom: np.ndarray  # residual degrees of freedom behind σ̂
     deleted: np.ndarray  # Cθ̂ less its value with one replicate left out, (..., replicate, f)
-    shares: (
-        np.ndarray
-    )  # a replicate's part in ``unit_variance``, (..., replicate, f); 0 where not identified
+    shares: np.ndarray  # a replicate's part in ``unit_variance``, or 0, (..., replicate, f)
     moved: np.ndarray  # Σ n_k|·|² of the increments
     residual: np.ndarray  # of the residuals
-    predicted_residual: (
-        np.ndarray
-    )  # of each replicate under the rates of the others; NaN for one replicate
-    common_moved: (
-        np.ndarray
-    )  # Σ n_k⟨x_r, x_s⟩ of increments, over the other replicates s, (..., replicate)
-    common_residual: np.ndarray  # of residuals: noise drops out
+    predicted_residual: np.ndarray  # of each replicate by the rates of the others; NaN for one
+    # Σ n_k⟨x_r, x_s⟩ over the other replicates s, in which noise drops out, (..., replicate)
+    common_moved: np.ndarray  # of increments
+    common_residual: np.ndarray  # of residuals
     converged: np.ndarray
 
 
 def fit_transitions(
-    basis: RateBasis,
-    functionals: np.ndarray,
-    means: np.ndarray,
-    clock: Clock,
+    basis: RateBasis, functionals: np.ndarray, means: np.ndarray, clock: Clock
 ) -> TransitionFit:
     """Fit the rates of every interval to class means (group, replicate, time, class, feature), clock (group, interval)."""
     G, R, T = means.shape[:3]
     q, out, m = basis.output.shape
-    block = max(1, BLOCK_VALUES // max(R * out * m, q * max(out, m) * m * 4))
+    largest = max(R * out * m, q * max(out, m) * m * 4, q * q * R)
+    block = max(1, BLOCK_VALUES // largest)
     frames = means.swapaxes(1, 2)
     before, after = (f.reshape(-1, *frames.shape[2:]) for f in (frames[:, :-1], frames[:, 1:]))
     clock = clock[np.divmod(np.arange(G * (T - 1)), T - 1)]
@@ -299,68 +260,73 @@ def fit_transitions(
     for first in range(0, len(before), block):
         at = slice(first, first + block)
         parts.append(_fit_block(basis, functionals, before[at], after[at], clock[at]))
-    joined = {
-        f.name: np.concatenate([getattr(part, f.name) for part in parts])
-        for f in fields(TransitionFit)
-    }
-    return TransitionFit(**{n: v.reshape(G, T - 1, *v.shape[1:]) for n, v in joined.items()})
+    joined = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return TransitionFit(*(part.reshape(G, T - 1, *part.shape[1:]) for part in joined))
 
 
 def _fit_block(
-    basis: RateBasis,
-    functionals: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    clock: Clock,
+    basis: RateBasis, functionals: np.ndarray, before: np.ndarray, after: np.ndarray, clock: Clock
 ) -> TransitionFit:
     """The fit of intervals (b,) from class means (b, replicate, class, feature)."""
-    unit = power_of_two(np.maximum(np.abs(before), np.abs(after)).max((1, 2, 3)))
-    scale = unit[:, None, None, None]
-    z, y = basis.pairs(before / scale, after / scale)  # (b, r, row, column)
+    z, y = basis.pairs(before, after)  # (b, r, row, column)
     zz, yz, yy = z @ z.swapaxes(-1, -2), y @ z.swapaxes(-1, -2), _square(y)
     theta, converged = gauss_newton(basis, zz.sum(1), yz.sum(1), yy.sum(1), clock)
     L, dL = drift_maps(basis, theta, clock)
-    b, R = yy.shape
-    q = dL.shape[1]
-    residual = (yz - L[:, None] @ zz).reshape(b, R, -1)
-    score = residual @ dL.reshape(b, q, -1).swapaxes(1, 2)
+    R, q, n = yy.shape[1], dL.shape[1], len(basis.roots)
     information = information_of(dL, zz.sum(1))
-    coordinates, values, kept, lost = eigen_coordinates(information)
-    own_loss = losses(L, zz, yz, yy)
-    freedom = R * y.shape[-2] * y.shape[-1] - kept.sum(1)
-    variance = np.where(freedom > 0, own_loss.sum(1) / np.maximum(freedom, 1), np.nan)
-    # The residuals' variance where σ = 1.
-    spread = clock.width * _growth(basis, theta, clock)
+    inverse, lost = pseudo_inverse(information)
+    rank = q - np.rint(np.einsum("bii->b", lost))
+    e = y - L[:, None] @ z
+    freedom = R * y.shape[-2] * y.shape[-1] - rank
+    variance = np.where(freedom > 0, _square(e).sum(1) / np.maximum(freedom, 1), np.nan)
+    # The residuals' variance where σ = 1: growth that is even over the interval enlarges the noise to its mean.
+    spread = clock.width * exprel(np.log(_square(np.eye(n) + L @ basis.readout) / n))
 
     # A functional is identified where it has no part in the directions that are not.
-    part, size = np.abs(functionals @ lost), np.abs(functionals) @ np.abs(lost)
-    known = (part <= 1e-6 * size).all(-1) & converged[:, None]
-    C = functionals @ coordinates  # (b, f, q)
-    unit_variance = spread[:, None] * (C**2 / values[:, None]).sum(-1)
-    influence = np.where(known[..., None], C / values[:, None], 0.0)
-    delta, rise, shares = _delete_one(dL, zz, score, coordinates, values, kept, influence)
-    # What replicates have in common is also what the fit takes from their noise.
+    known = np.abs(functionals @ lost).max(-1) <= 1e-6 * np.abs(functionals).max(-1)
+    known &= converged[:, None]
+    influence = functionals @ inverse
+    unit_variance = spread[:, None] * (influence * functionals).sum(-1)
+    own = _information_of_each(dL, zz, information)
+    shares = ((influence[:, None] @ own) * influence[:, None]).sum(-1)
+    # θ̂ less θ̂ without each replicate, to first order (one Gauss-Newton step).
+    delta = np.full((*yy.shape, q), np.nan)
+    if R > 1:
+        score = (e @ z.swapaxes(-1, -2)).reshape(*yy.shape, -1) @ _rows(dL).swapaxes(1, 2)
+        others = (1 + 1e-13) * np.eye(q) - inverse[:, None] @ own
+        delta = np.linalg.solve(others, (score @ inverse)[..., None])[..., 0]
     zsum = z.sum(1)
-    sums = coordinates.swapaxes(1, 2) @ information_of(dL, zsum @ zsum.swapaxes(1, 2))
-    overlap = np.einsum("bkq,bqk,bk->b", sums, coordinates, 1 / values) - kept.sum(1)
-    absorbed = (variance * overlap / R)[:, None]
+    common = information_of(dL, zsum @ zsum.swapaxes(1, 2))
+    # What replicates have in common is also what the fit takes from their noise.
+    absorbed = variance / R * ((inverse * common).sum((1, 2)) - rank)
     few = slice(q if q <= 2 else 0)
     return TransitionFit(
-        unit=unit,
         rates=theta @ functionals.T,
         precision=information[:, few, few] / spread[:, None, None],
         unit_variance=np.where(known, unit_variance, np.inf),
         noise=np.sqrt(variance / spread),
         freedom=freedom,
         deleted=delta @ functionals.T,
-        shares=shares * spread[:, None, None],
-        moved=yy.sum(1),
-        residual=own_loss.sum(1),
-        predicted_residual=(own_loss + rise).sum(1),
-        common_moved=_in_common(y, yy),
-        common_residual=_in_common(y - L[:, None] @ z, own_loss) + absorbed,
+        shares=np.where(known[:, None], shares, 0.0) * spread[:, None, None],
         converged=converged,
+        **_explained(z, y, e, dL, delta, absorbed),
     )
+
+
+def _rows(dL: np.ndarray) -> np.ndarray:
+    return dL.reshape(*dL.shape[:2], -1)
+
+
+def _information_of_each(dL: np.ndarray, zz: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """The parts (b, r, q, q) of the replicates in the information."""
+    (b, R), (q, out, m) = zz.shape[:2], dL.shape[1:]
+    if R * q * q * out * m > LARGEST_PRODUCT:  # equal shares: many replicates make them so
+        return np.broadcast_to(information[:, None] / R, (b, R, q, q))
+    own = np.empty((b, R, q, q))
+    for i, maps in enumerate(dL):
+        left = maps @ zz[i][:, None]
+        own[i] = (left.reshape(R * q, -1) @ maps.reshape(q, -1).T).reshape(R, q, q)
+    return own
 
 
 def _square(values: np.ndarray) -> np.ndarray:
@@ -368,63 +334,36 @@ def _square(values: np.ndarray) -> np.ndarray:
     return np.einsum("...oc,...oc->...", values, values)
 
 
-def _in_common(values: np.ndarray, squares: np.ndarray) -> np.ndarray:
+def _in_common(values: np.ndarray) -> np.ndarray:
     """Σ ⟨x_r, x_s⟩ over the other replicates s, for every r, (b, r)."""
-    return (values * values.sum(1, keepdims=True)).sum((-2, -1)) - squares
+    return np.einsum("broc,boc->br", values, values.sum(1)) - _square(values)
 
 
-def _growth(basis: RateBasis, theta: np.ndarray, clock: Clock) -> np.ndarray:
-    """Factor by which growth within an interval enlarges the noise, on average over directions, (b,)."""
-    nodes, shares = np.polynomial.legendre.leggauss(3)
-    n, total = len(basis.roots), np.zeros(len(theta))
-    for x, share in zip((1 + nodes) / 2, shares / 2, strict=True):
-        L = drift_map(basis, theta, clock.part(x))
-        total += share * _square(np.eye(n) + L @ basis.readout) / n
-    return total
-
-
-def _delete_one(
+def _explained(
+    z: np.ndarray,
+    y: np.ndarray,
+    e: np.ndarray,
     dL: np.ndarray,
-    zz: np.ndarray,
-    score: np.ndarray,
-    coordinates: np.ndarray,
-    values: np.ndarray,
-    kept: np.ndarray,
-    influence: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Change of the estimates when one replicate is left out, to first order (one Gauss-Newton step).
+    delta: np.ndarray,
+    absorbed: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What increments y and their residuals e (b, r, row, column) add up to.
 
-    θ̂ less θ̂ without the replicate (b, r, q); the rise of Σ|e|² of the replicate when it is predicted with the
-    rates of the others (b, r); its part in the variance of functionals with this ``influence`` (b, r, f).
+    A replicate is predicted by the rates without it, θ − ``delta``, to first order. What the fit has ``absorbed`` of the
+    noise (b,) is missing in the residuals that replicates have in common.
     """
-    b, R = zz.shape[:2]
-    q, out, m = dL.shape[1:]
-    delta, rise = np.zeros((b, R, q)), np.full((b, R), np.nan)
-    shares = np.zeros((b, R, influence.shape[1]))
-    if R == 1:
-        return delta, rise, shares
-    for i in range(b):
-        # In the coordinates of `eigen_coordinates`, where the information of all replicates is diagonal.
-        along = score[i] @ coordinates[i]
-        if R * q * q * out * m > LARGEST_PRODUCT:  # equal shares: many replicates make them so
-            own = np.broadcast_to(np.diag(np.where(kept[i], values[i], 0.0) / R), (R, q, q))
-        else:
-            maps = coordinates[i].T @ dL[i].reshape(q, -1)
-            left = maps.reshape(q, out, m) @ zz[i][:, None]
-            own = (left.reshape(R * q, out * m) @ maps.T).reshape(R, q, q)
-        others = np.diag(values[i] + 1e-13) - own
-        d = np.linalg.solve(others, along[..., None])[..., 0]
-        delta[i] = d @ coordinates[i].T
-        rise[i] = 2 * (along * d).sum(-1) + ((own @ d[..., None])[..., 0] * d).sum(-1)
-        shares[i] = ((influence[i] @ own) * influence[i]).sum(-1)
-    return delta, rise, shares
+    change = (delta @ _rows(dL)).reshape(*delta.shape[:2], *dL.shape[2:])
+    return {
+        "moved": _square(y).sum(1),
+        "residual": _square(e).sum(1),
+        "predicted_residual": _square(e + change @ z).sum(1),
+        "common_moved": _in_common(y),
+        "common_residual": _in_common(e) + absorbed[:, None],
+    }
 
 
 def fit_averages(
-    basis: RateBasis,
-    functionals: np.ndarray,
-    means: np.ndarray,
-    clock: Clock,
+    basis: RateBasis, functionals: np.ndarray, means: np.ndarray, clock: Clock
 ) -> TransitionFit:
     """Fit the rates to class means averaged over replicates, with jackknife errors.
 
@@ -437,36 +376,31 @@ def fit_averages(
     without = ((R * whole - means) / (R - 1)).reshape(G * R, 1, *means.shape[2:])
     # All averages are groups of one replicate: first the whole ones, then those without one.
     at = np.append(np.arange(G), np.repeat(np.arange(G), R))
-    groups = np.concatenate([whole, without])
-    fit = fit_transitions(basis, functionals, groups, clock[at])
-    left = np.moveaxis(fit.rates[G:].reshape(G, R, T - 1, -1), 1, 2)
-    result = TransitionFit(**{f.name: getattr(fit, f.name)[:G] for f in fields(fit)})
-    result.deleted = result.rates[:, :, None] - left
-
-    result.predicted_residual = np.zeros((G, T - 1))
-    result.common_moved, result.common_residual = np.zeros((2, G, T - 1, R))
+    every = fit_transitions(basis, functionals, np.concatenate([whole, without]), clock[at])
+    left = np.moveaxis(every.rates[G:].reshape(G, R, T - 1, -1), 1, 2)
+    fit = TransitionFit(*(part[:G] for part in every))
+    deleted = fit.rates[:, :, None] - left
+    explained = []
     for g in range(G):
         frames = means[g].swapaxes(0, 1)
-        unit = result.unit[g][:, None, None, None]
-        z, y = basis.pairs(frames[:-1] / unit, frames[1:] / unit)
-        e = y - drift_map(basis, result.rates[g, :, :q], clock[g])[:, None] @ z
-        for r in range(R):
-            L = drift_map(basis, left[g, :, r, :q], clock[g])
-            result.predicted_residual[g] += _square(y[:, r] - L @ z[:, r])
-        own_y, own_e = _square(y), _square(e)
-        result.moved[g], result.residual[g] = own_y.sum(1), own_e.sum(1)
+        z, y = basis.pairs(frames[:-1], frames[1:])
+        L, dL = drift_maps(basis, fit.rates[g, :, :q], clock[g])
+        e = y - L[:, None] @ z
         # The average's fit absorbs the noise of q directions, for all replicates together.
-        absorbed = own_e.sum(1) / (R * y.shape[-2] * y.shape[-1]) * q
-        result.common_moved[g] = _in_common(y, own_y)
-        result.common_residual[g] = _in_common(e, own_e) + absorbed[:, None]
-    result.unit_variance = result.unit_variance / R
-    result.noise = result.noise * np.sqrt(R)  # from that of an average to that of one replicate
-    result.precision = result.precision * R
-    known = np.isfinite(result.unit_variance)
-    equal = np.where(known, result.unit_variance, 0.0)[:, :, None] / R
-    result.shares = np.repeat(equal, R, axis=2)
-    result.rates = result.rates + _correction(result.deleted, known)
-    return result
+        absorbed = _square(e).mean(1) / y[0, 0].size * q
+        explained.append(_explained(z, y, e, dL, deleted[g, ..., :q], absorbed))
+    unit_variance = fit.unit_variance / R
+    known = np.isfinite(unit_variance)
+    equal = np.where(known, unit_variance, 0.0)[:, :, None] / R
+    return fit._replace(
+        rates=fit.rates + _correction(deleted, known),
+        precision=fit.precision * R,
+        unit_variance=unit_variance,
+        noise=fit.noise * np.sqrt(R),  # from that of an average to that of one replicate
+        deleted=deleted,
+        shares=np.repeat(equal, R, axis=2),
+        **{name: np.stack([part[name] for part in explained]) for name in explained[0]},
+    )
 
 
 def _correction(deleted: np.ndarray, known: np.ndarray) -> np.ndarray:

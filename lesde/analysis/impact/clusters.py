@@ -1,10 +1,8 @@
-"""The impact dataset as arrays, and errors of ratios of sums over its independent units."""
+"""Errors of ratios of sums over the independent units of an impact dataset."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,105 +10,58 @@ import torch
 import xarray as xr
 from scipy.stats import t as student
 
-from lesde.checks import check_choice, power_of_two
+from lesde.checks import check_choice
 from lesde.laws.rule import Transforms, kick
-from lesde.model.transforms import Transform, make_transform
+from lesde.model.transforms import Transform
 from lesde.paths import check_dataset
 
-__all__ = ["Clusters", "ImpactData", "read_impact"]
+__all__ = ["Clusters", "drivers", "read_impact"]
 
 SOURCE = "lesde.measure_impact"
 FEWEST_REPLICATES = 8
 """With fewer, a variance between replicates has too few degrees of freedom to be worth its robustness."""
 
 
-@dataclass(frozen=True)
-class ImpactData:
-    """An impact dataset in arrays with the axes (group, replicate, time, ...)."""
-
-    dataset: xr.Dataset
-    groups: dict[Hashable, int]
-    """Names and sizes of the dimensions that are neither averaged over nor time."""
-    labels: np.ndarray
-    """Classes of the drawn samples."""
-    shares: np.ndarray
-    """w_k."""
-    steps: np.ndarray
-    """Learning rates (group,)."""
-
-    @property
-    def over(self) -> tuple[str, ...]:
-        """The dimension of time, if there is one."""
-        return ("time",) if "time" in self.dataset["change"].dims else ()
-
-    def array(self, name: str, ends: tuple[str, ...]) -> np.ndarray:
-        """A variable (group, replicate, time, *ends), float64."""
-        variable = self.dataset[name]
-        variable = variable.expand_dims(
-            [d for d in ("replicate", "time") if d not in variable.dims]
-        )
-        ordered = variable.transpose(*self.groups, "replicate", "time", *ends)
-        return ordered.values.astype(np.float64).reshape(-1, *ordered.shape[len(self.groups) :])
-
-    def transform(self, value: Any) -> Transform:
-        """The transform asked for, for these classes and features."""
-        return make_transform(value, len(self.shares), self.dataset.sizes["feature"])
-
-    def drivers(self, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
-        """u_J, the kick of a sample drawn at strength 1 (group, replicate, time, draw, feature), and its unit.
-
-        The unit (group, 1, time, 1, 1) is a power of two near the largest of each group and time.
-        """
-        x = torch.from_numpy(self.array("drawn", ("draw", "feature")))
-        classes = torch.from_numpy(self.labels).expand(x.shape[:-1])
-        u = kick(Transforms(transform), x.new_ones(1), x, classes)[..., 0, :].numpy()
-        unit = power_of_two(np.abs(u).max((1, 3, 4), keepdims=True, initial=0.0))
-        return u / unit, unit
-
-    def shaped(self, values: np.ndarray) -> np.ndarray:
-        """An array (group, time, ...) with the groups' own dimensions, and time where there is one."""
-        return values.reshape((*self.groups.values(), *values.shape[2 - len(self.over) :]))
-
-    def coords(self) -> dict[Hashable, Any]:
-        """Coordinates that results keep."""
-        kept: tuple[Hashable, ...] = (*self.groups, "time")
-        return {
-            name: coord
-            for name, coord in self.dataset.coords.items()
-            if name in ("class", "count", "share", "step") or (name in kept and coord.ndim)
-            or (coord.ndim == 0 and name != "replicate")
-        }  # fmt: skip
-
-
-def read_impact(impact: Any) -> ImpactData:
-    """Check an impact dataset and read it."""
+def read_impact(impact: Any) -> xr.Dataset:
+    """Check an impact dataset; it gets a dimension of replicates, and keeps the coordinates that results have."""
     data = check_dataset("impact", impact, ["change", "square", "drawn", "drawn_label"], SOURCE)
-    change, label = data["change"], data["drawn_label"]
-    if not {"draw", "class", "feature"} <= set(change.dims) or label.dims != ("draw",):
+    dims = data["change"].dims
+    if not {"draw", "class", "feature"} <= set(dims):
         raise ValueError(
-            f"impact.change must have the dimensions draw, class, feature, and impact.drawn_label draw, as "
-            f"{SOURCE} returns them; got {', '.join(map(str, change.dims))}."
+            f"impact.change must have the dimensions draw, class, feature, as {SOURCE} returns them; got "
+            f"{', '.join(map(str, dims))}."
         )
-    own = ("replicate", "time", "draw", "class", "feature")
-    groups: dict[Hashable, int] = {d: n for d, n in change.sizes.items() if d not in own}
-    step = data["step"]
-    if not set(step.dims) <= set(groups):
-        raise ValueError(f"impact.step must be over {tuple(groups)} at most; got {step.dims}.")
-    missing = {d: n for d, n in groups.items() if d not in step.dims}
-    steps = step.expand_dims(missing).transpose(*groups).values.astype(np.float64).ravel()
-    shares = data["share"].values.astype(np.float64)
-    return ImpactData(data, groups, label.values.astype(np.int64), shares, steps)
+    kept = {*dims, "pair", "bin", "count", "share", "step", "drawn_label"} - {"replicate", "draw"}
+    other = [n for n, c in data.coords.items() if n not in kept and (c.ndim or n == "replicate")]
+    data = data.drop_vars(other).reset_coords("drawn_label")
+    if "time" in dims:
+        data = data.assign_coords(time=data["time"].astype(np.float64))
+    if "replicate" in dims:
+        return data
+    measured = [name for name in data.data_vars if name not in ("drawn_label", "bin_edges")]
+    return data.assign(data[measured].expand_dims("replicate"))
+
+
+def drivers(data: xr.Dataset, transform: Transform) -> xr.DataArray:
+    """u_J, the kick of a sample drawn at strength 1 (..., draw, feature)."""
+    drawn = data["drawn"].transpose(..., "draw", "feature").astype(np.float64)
+    x = torch.from_numpy(drawn.values)
+    classes = torch.from_numpy(data["drawn_label"].values.astype(np.int64)).expand(x.shape[:-1])
+    return drawn.copy(
+        data=kick(Transforms(transform), x.new_ones(1), x, classes)[..., 0, :].numpy()
+    )
 
 
 class Clusters:
     """The independent units of a measurement: replicates, or drawn samples within their class.
 
-    Warns the caller of the public function where there is nothing to estimate errors from.
+    Estimates have the dimension ``unit``: first that of everything, then those without each unit. Warns the caller of
+    the public function where there is nothing to estimate errors from.
     """
 
-    def __init__(self, data: ImpactData, errors: str, confidence: float) -> None:
+    def __init__(self, data: xr.Dataset, errors: str, confidence: float) -> None:
         check_choice("errors", errors, ("auto", "replicate", "draw"))
-        R, D = int(data.dataset["change"].sizes.get("replicate", 1)), len(data.labels)
+        labels, R = data["drawn_label"].values.astype(np.int64), data.sizes["replicate"]
         if errors == "replicate" and R < 2:
             raise ValueError(
                 f"errors='replicate' needs at least 2 replicates; impact has {R}. Use errors='draw'."
@@ -118,12 +69,12 @@ class Clusters:
         if errors == "auto":
             errors = "replicate" if R >= FEWEST_REPLICATES else "draw"
         self.kind, self._confidence = errors, confidence
-        self._one_hot = np.eye(len(data.shares))[data.labels]  # (draw, class)
-        self.count = R if errors == "replicate" else R * D
-        self._strata = np.zeros(R, int) if errors == "replicate" else np.tile(data.labels, R)
-        self._numbers = np.unique(self._strata, return_counts=True)
-        self.freedom = self.count - len(self._numbers[0])
-        self._known = bool((self._numbers[1] > 1).all())
+        one_hot = np.eye(data.sizes["class"])[labels]
+        self._one_hot = xr.DataArray(one_hot, dims=("draw", "class_"))
+        units = np.zeros(R, int) if errors == "replicate" else np.tile(labels, R)
+        self._strata = [np.flatnonzero(units == k) for k in np.unique(units)]
+        self.freedom = len(units) - len(self._strata)
+        self._known = all(len(own) > 1 for own in self._strata)
         if not self._known:
             warnings.warn(
                 "impact has a class with a single drawn sample, so the spread of drawn samples is unknown and "
@@ -132,47 +83,52 @@ class Clusters:
                 stacklevel=3,
             )
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums of values (replicate, draw, ...) by class of the drawn sample, (1 + unit, drawn class, ...).
+    def totals(self, values: xr.DataArray) -> xr.DataArray:
+        """Sums of values (replicate, draw, ...), (unit, ...)."""
+        if self.kind == "replicate":
+            each = values.sum("draw", skipna=False).rename(replicate="unit")
+        else:
+            each = values.stack(unit=("replicate", "draw"), create_index=False)
+        total = each.sum("unit", skipna=False)
+        return xr.concat([total.expand_dims("unit"), total - each], "unit")
 
-        First that of everything, then those without each unit.
-        """
-        one_hot = self._one_hot.reshape(*self._one_hot.shape, *[1] * (values.ndim - 2))
-        spread = values[:, :, None] * one_hot
-        each = spread.sum(1) if self.kind == "replicate" else spread.reshape(-1, *spread.shape[2:])
-        total = each.sum(0, keepdims=True)
-        return np.concatenate([total, total - each])
+    def sums(self, values: xr.DataArray) -> xr.DataArray:
+        """The same by class of the drawn sample, (unit, class_, ...)."""
+        if self.kind == "draw":
+            return self.totals(values * self._one_hot)
+        by_class = xr.dot(
+            values, self._one_hot, dim="draw"
+        )  # without an array of all draws by class
+        return self.totals(by_class.expand_dims("draw"))
 
-    def error(self, values: np.ndarray) -> np.ndarray:
-        """Standard errors of estimates (1 + unit, ...)."""
-        return np.sqrt((self.deviations(values) ** 2).sum(0))
+    def error(self, values: xr.DataArray) -> xr.DataArray:
+        """Standard errors of estimates (unit, ...)."""
+        return (self.deviations(values) ** 2).sum("unit", skipna=False) ** 0.5
 
-    def deviations(self, values: np.ndarray) -> np.ndarray:
-        """Contribution of each unit to the estimates, scaled so that squares sum to the variance: (unit, ...)."""
-        without = values[1:]
-        if not self._known:
-            return np.full_like(without, np.nan)
-        result = np.empty_like(without)
-        for k, n in zip(*self._numbers, strict=True):
-            at = self._strata == k
-            result[at] = np.sqrt((n - 1) / n) * (without[at] - without[at].mean(0))
-        return result
+    def deviations(self, values: xr.DataArray) -> xr.DataArray:
+        """Contribution of each unit to the estimates, scaled so that squares sum to the variance."""
+        without = values.transpose("unit", ...).isel(unit=slice(1, None))
+        result = np.full(without.shape, np.nan)
+        for own in self._strata if self._known else []:
+            part, n = without.values[own], len(own)
+            result[own] = np.sqrt((n - 1) / n) * (part - part.mean(0))
+        return without.copy(data=result)
 
-    def quantile(self, weights: np.ndarray | None = None) -> np.ndarray:
+    def quantile(self, weights: xr.DataArray | None = None) -> xr.DataArray:
         """Of Student's t; units that carry unequal ``weights`` (unit, ...) count for fewer.
 
         Units of one class have (Σ w)²/Σ w² less one degrees of freedom ν_k. Where units are draws of several classes,
         those of the sum are Satterthwaite's for parts of the variance as large as the classes' weights W_k,
         (Σ_k W_k)²/Σ_k (W_k²/ν_k): for equal weights as many as units less classes.
         """
-        freedom = np.asarray(float(self.freedom))
+        freedom = xr.DataArray(float(self.freedom))
         if weights is not None:
-            parts = np.zeros(weights.shape[1:])
-            for k in self._numbers[0]:
-                own = weights[self._strata == k]
-                total, square = own.sum(0), (own**2).sum(0)
-                number = total**2 / np.where(square > 0, square, 1.0)
+            parts: Any = 0.0
+            for own in self._strata:
+                mine = weights.isel(unit=own)
+                total, square = mine.sum("unit"), (mine**2).sum("unit")
+                number = total**2 / square.where(square > 0, 1.0)
                 # Two units determine a variance with one degree of freedom, however unequal they are.
-                parts = parts + total**2 / np.maximum(number - 1, 1.0)
-            freedom = weights.sum(0) ** 2 / np.where(parts > 0, parts, np.inf)
-        return np.asarray(student.ppf((1 + self._confidence) / 2, np.maximum(freedom, 1.0)))
+                parts = parts + total**2 / (number - 1).clip(1.0)
+            freedom = weights.sum("unit") ** 2 / parts.where(parts > 0, np.inf)
+        return freedom.copy(data=student.ppf((1 + self._confidence) / 2, np.fmax(freedom, 1.0)))

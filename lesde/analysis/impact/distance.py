@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,12 @@ import xarray as xr
 from scipy.optimize import least_squares
 from scipy.stats import t as student
 
-from lesde.analysis.impact.clusters import Clusters, read_impact
-from lesde.analysis.impact.moments import DISTANCES, PAIRS
+from lesde.analysis.impact.clusters import Clusters, drivers, read_impact
+from lesde.analysis.impact.moments import DISTANCES
 from lesde.checks import check_fraction, check_real, shown
-from lesde.model.formula import TIME, VARIABLES, compiled
+from lesde.model.formula import VARIABLES, compiled
 from lesde.model.kernels import FeatureKernel
+from lesde.model.transforms import make_transform
 from lesde.paths import check_dataset
 
 __all__ = ["fit_feature_kernel", "impact_by_distance"]
@@ -52,19 +52,10 @@ def impact_by_distance(
     Returns
     -------
     xarray.Dataset
-        Over ``time`` where ``impact`` has it, ``pair`` ("same" class or "other") and ``bin``:
-
-        - ``strength`` with ``_se``, ``_lower``, ``_upper``; NaN in a bin without pairs.
-        - ``distance``: mean distance of the pairs of the bin, with the same weights.
-        - ``count``: pairs in the bin; ``weight``: Σ ‖u_J‖² over them.
-        - ``strength_covariance (pair, bin, pair_, bin_)``: the bins share drawn samples, so their errors
-          are not independent.
-        - ``bin_edges (edge)``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For arguments that are not as above, or an impact that was not measured by distance.
+        Over ``time`` where ``impact`` has it, ``pair`` ("same" class or "other") and ``bin``: ``strength`` with ``_se``,
+        ``_lower``, ``_upper``, NaN in a bin without pairs; ``distance``, the mean over the pairs of the bin, with the same
+        weights; ``count``, their number; ``weight``, Σ ‖u_J‖² over them. ``strength_covariance (pair, bin, pair_, bin_)``:
+        the bins share drawn samples, so their errors are not independent. ``bin_edges (edge)``.
 
     Examples
     --------
@@ -74,48 +65,35 @@ def impact_by_distance(
     """
     confidence = check_fraction("confidence", confidence)
     data = read_impact(impact)
-    if "bin_change" not in impact:
+    if "bin_change" not in data:
         raise ValueError(
             "impact was not measured by distance; measure it with by='r2' or by='cosine' (ensembles also by "
             "'input_r2' or 'input_cosine')."
         )
-    H = data.transform(transform)
+    H = make_transform(transform, data.sizes["class"], data.sizes["feature"])
     clusters = Clusters(data, errors, confidence)
-    u, unit = data.drivers(H)
-    changes = data.array("bin_change", ("draw", "pair", "bin", "feature")) / unit[..., None, None]
-    along = np.einsum("grtdsbp,grtdp->grtdsb", changes, u)
-    number = data.array("bin_count", ("draw", "pair", "bin"))
-    distance = data.array("bin_distance", ("draw", "pair", "bin"))
-    length = np.einsum("grtdp,grtdp->grtd", u, u)[..., None, None]
-    G, _, T, _, P, B = number.shape
-    names = ("strength", "strength_se", "distance", "count", "weight")
-    parts = {name: np.empty((G, T, P, B)) for name in names}
-    covariance, reach = np.empty((G, T, P, B, P, B)), np.empty((G, T, P, B))
-    for g, t in np.ndindex(G, T):
-        at = (g, slice(None), t)
-        top = clusters.sums(along[at]).sum(1) / data.steps[g]
-        bottom = clusters.sums(number[at] * length[at]).sum(1)
-        with np.errstate(all="ignore"):
-            values = top / bottom
-            parts["distance"][g, t] = (distance[at] * length[at]).sum((0, 1)) / bottom[0]
-            parts["weight"][g, t] = bottom[0] * unit[g, 0, t, 0, 0] ** 2
-        away = clusters.deviations(values)
-        parts["strength"][g, t], parts["strength_se"][g, t] = values[0], clusters.error(values)
-        parts["count"][g, t] = number[at].sum((0, 1))
-        covariance[g, t] = np.tensordot(away, away, (0, 0))
-        reach[g, t] = clusters.quantile(bottom[:1] - bottom[1:]) * parts["strength_se"][g, t]
-    parts["strength_lower"] = parts["strength"] - reach
-    parts["strength_upper"] = parts["strength"] + reach
-    result = xr.Dataset(coords=data.coords())
-    result = result.drop_vars(["class", "count", "share"], errors="ignore")
-    result = result.assign_coords(pair=list(PAIRS), pair_=list(PAIRS))
-    over = (*data.groups, *data.over, "pair", "bin")
-    for name, values in parts.items():
-        result[name] = (over, data.shaped(values))
-    result["strength_covariance"] = ((*over, "pair_", "bin_"), data.shaped(covariance))
-    result["bin_edges"] = impact["bin_edges"]
-    result["strength"].attrs["long_name"] = "strength of elasticity"
-    result["distance"].attrs["long_name"] = DISTANCES[impact.attrs["by"]]
+    u = drivers(data, H)
+    length = xr.dot(u, u, dim="feature")
+    weight = clusters.totals(data["bin_count"] * length)
+    changes = clusters.totals(xr.dot(data["bin_change"], u, dim="feature")) / data["step"]
+    strength, whole = changes / weight.where(weight > 0), weight.isel(unit=0)
+    distance = (data["bin_distance"] * length).sum(("replicate", "draw")) / whole.where(whole > 0)
+    away, error = clusters.deviations(strength), clusters.error(strength)
+    reach = clusters.quantile((whole - weight).isel(unit=slice(1, None))) * error
+    strength = strength.isel(unit=0)
+    parts = {
+        "strength": strength.assign_attrs(long_name="strength of elasticity"),
+        "strength_se": error,
+        "strength_lower": strength - reach,
+        "strength_upper": strength + reach,
+        "distance": distance.assign_attrs(long_name=DISTANCES[impact.attrs["by"]]),
+        "count": data["bin_count"].sum(("replicate", "draw")),
+        "weight": whole,
+        "strength_covariance": xr.dot(away, away.rename(pair="pair_", bin="bin_"), dim="unit"),
+        "bin_edges": data["bin_edges"],
+    }
+    ends = ("pair", "bin", "pair_", "bin_", "edge")
+    result = xr.Dataset(parts).transpose(..., *ends, missing_dims="ignore")
     return result.assign_attrs(
         by=impact.attrs["by"],
         transform=H.kind,
@@ -130,9 +108,8 @@ def fit_feature_kernel(
 ) -> xr.Dataset:
     """Fit the free parameters of a `lesde.FeatureKernel` to strengths by distance.
 
-    Least squares over the bins with the weights Σ ‖u_J‖² of the regression on pairs, the formula taken at the
-    mean distance of each bin: right to first order in the width of a bin, so use many. Errors follow from the
-    covariance of the bins to first order.
+    Least squares over the bins with the weights Σ ‖u_J‖² of the regression on pairs, the formula taken at the mean distance
+    of each bin: right to first order in the width of a bin, so use many. Errors follow from the covariance of the bins.
 
     Parameters
     ----------
@@ -154,8 +131,8 @@ def fit_feature_kernel(
 
     Raises
     ------
-    TypeError, ValueError
-        For a formula in anything else, fewer bins than parameters, or a search that does not end.
+    ValueError
+        Where the strengths do not determine the parameters, or the search does not end.
 
     Examples
     --------
@@ -164,24 +141,18 @@ def fit_feature_kernel(
     ...     parameters=dict(zip(fit.parameter.values, fit.value.values)))  # doctest: +SKIP
     """
     confidence = check_fraction("confidence", confidence)
-    check_dataset(
-        "strength",
-        strength,
-        ["strength", "strength_se", "distance", "weight"],
-        "lesde.impact_by_distance",
-    )
-    if set(strength["strength"].dims) != {"pair", "bin"}:
-        extra = [str(d) for d in strength["strength"].dims if d not in ("pair", "bin")]
+    columns = ("strength", "strength_se", "distance", "weight")
+    check_dataset("strength", strength, columns, "lesde.impact_by_distance")
+    extra = [str(d) for d in strength["strength"].dims if d not in ("pair", "bin")]
+    if extra:
         raise ValueError(
-            f"strength must be over pair and bin alone; select {', '.join(extra) or 'them'} with "
-            f"strength.isel(...)."
+            f"strength must be over pair and bin alone; select {', '.join(extra)} with strength.isel(...)."
         )
     names = list(start)
     begin = np.array([check_real(f"start[{name!r}]", start[name]) for name in names])
     curve, text = _curve(strength, formula, names)
 
     ordered = strength.transpose("pair", "bin", ...)
-    columns = ("strength", "strength_se", "distance", "weight")
     y, error, x, weight = (ordered[name].values.ravel() for name in columns)
     s = np.repeat([1.0 if pair == "same" else 0.0 for pair in strength["pair"].values], len(x) // 2)
     known = np.isfinite(y) & np.isfinite(error) & (error > 0)
@@ -197,27 +168,22 @@ def fit_feature_kernel(
     def residual(values: np.ndarray) -> np.ndarray:
         return (curve(x, s, values) - y) * root
 
-    if not np.isfinite(residual(begin)).all():
-        raise ValueError(f"start must give finite strengths; got {shown(dict(start))}.")
     best = _search(residual, begin)
     if best is None:
         raise ValueError(
-            f"the search for {', '.join(names)} did not end in {MOST_STEPS} steps; give other values in "
-            f"start, or a formula with fewer parameters."
+            f"the search for {', '.join(names)} from start={shown(dict(start))} did not end in {MOST_STEPS} steps at finite "
+            f"strengths; give other values in start, or a formula with fewer parameters."
         )
     size = np.linalg.norm(best.jac, axis=0)
     felt = size * np.abs(best.x) > FELT * np.linalg.norm(y * root)
     away = (np.abs(best.x) > FAR * np.abs(begin)) & (begin != 0)
-    lost = np.flatnonzero((size == 0) | (away & ~felt))
-    if len(lost):
-        where = ", ".join(f"{names[i]} = {best.x[i]:.3g}" for i in lost)
-        raise ValueError(
-            f"the search went to {where}, where the strengths do not depend on it; give other values in start, or a "
-            f"formula without it."
+    if (size == 0).any() or (away & ~felt).any() or np.linalg.cond(best.jac / size) > APART:
+        where = ", ".join(
+            f"{name} = {value:.3g}" for name, value in zip(names, best.x, strict=True)
         )
-    if np.linalg.cond(best.jac / size) > APART:
         raise ValueError(
-            f"the strengths do not determine {', '.join(names)} apart; use a formula with fewer parameters."
+            f"the strengths do not determine the parameters: the search went to {where}, where they hardly depend on one of "
+            f"them, or on two in the same way. Give other values in start, or a formula with fewer parameters."
         )
     # In units of each column: parameters may be of very different sizes.
     gain = np.linalg.pinv(best.jac / size) / size[:, None] * root
@@ -242,18 +208,16 @@ def fit_feature_kernel(
 
 def _search(residual: Any, begin: np.ndarray) -> Any:
     """The best of the least-squares fits from several starts that converge; None where none does."""
-    starts = [begin]
-    for i in np.flatnonzero(begin):
-        for factor in NEARBY:
-            starts.append(np.where(np.arange(len(begin)) == i, begin * factor, begin))
+    others = [
+        np.where(i == np.arange(len(begin)), f, 1.0) for i in range(len(begin)) for f in NEARBY
+    ]
     best = None
-    for start in starts:
+    for start in np.unique([begin, *(begin * factors for factors in others)], axis=0):
         if np.isfinite(residual(start)).all():
             try:
                 found = least_squares(residual, start, x_scale="jac", max_nfev=MOST_STEPS)
             except (ValueError, np.linalg.LinAlgError):
                 continue  # the search met numbers that are not finite
-            # Where two end alike, the one from nearer to what was asked for.
             if found.success and (best is None or found.cost < best.cost * (1 - 1e-9)):
                 best = found
     return best
@@ -267,29 +231,18 @@ def _curve(strength: xr.Dataset, formula: Any, names: list[str]) -> tuple[Any, s
             f"strength must be by 'r2' or 'cosine' of features, on which a FeatureKernel depends; got "
             f"by={by!r}."
         )
-    variable = "r2" if by == "r2" else "c"
+    distance = "r2" if by == "r2" else "c"
+    allowed = (
+        f"formula must be in {distance}, s and all of the parameters in start, {', '.join(names)}"
+    )
     try:
-        kernel = FeatureKernel(formula, {name: None for name in names})
+        expression = FeatureKernel(formula, {name: None for name in names}).formula.expression
     except ValueError as error:
-        advice = (
-            r"Give it a value with parameters=\{'(\w+)': \.\.\.\}, or None there to leave it free"
-        )
-        raise ValueError(
-            re.sub(advice, r"Let start say where to look for it, such as '\1': 1.0", str(error))
-        ) from None
-    expression = kernel.formula.expression
-    allowed = {VARIABLES[variable], VARIABLES["s"]}
+        raise ValueError(f"{allowed}; got {shown(formula)}: {str(error).split('. ')[0]}.") from None
     symbols = {str(x): x for x in expression.free_symbols}
-    unused = [name for name in names if name not in symbols]
-    if unused:
-        raise ValueError(f"formula must hold the parameters of start; {', '.join(unused)} missing.")
-    other = [n for n, x in symbols.items() if x not in allowed and n not in names]
-    if other or TIME in expression.free_symbols:
-        raise ValueError(
-            f"formula must be in {variable}, s and the parameters in start, {', '.join(names)}; got "
-            f"{', '.join(sorted({*other}))} too."
-        )
-    arguments = [VARIABLES[variable], VARIABLES["s"], *(symbols[name] for name in names)]
+    if set(names) - set(symbols) or set(symbols) - {distance, "s", *names}:
+        raise ValueError(f"{allowed}; got {', '.join(sorted(symbols))}.")
+    arguments = [VARIABLES[distance], VARIABLES["s"], *(symbols[name] for name in names)]
     function = compiled(expression, arguments)
 
     def curve(x: np.ndarray, s: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -8,27 +8,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.impact.clusters import Clusters, read_impact
+from lesde.analysis.impact.clusters import Clusters, drivers, read_impact
 from lesde.checks import check_choice, check_fraction
+from lesde.model.transforms import make_transform
 
 __all__ = ["fit_impact"]
 
-LONG = {
-    "E": "elasticity between classes",
-    "alpha": "within-class elasticity",
-    "beta": "between-class elasticity",
-    "alpha_minus_beta": "within less between",
-    "A": "integral of alpha",
-    "B": "integral of beta",
-    "A_minus_B": "integral of alpha − beta",
-    "relative": "relative change",
-    "relative_within": "relative change within classes",
-    "relative_between": "relative change between classes",
-    "explained": "share of squared change explained",
-    "explained_matrix": "share of squared change explained by E",
-    "explained_two_level": "share of squared change explained by alpha, beta",
-}
-MATRICES = ("E", "relative", "explained")
 INTEGRALS = {"alpha": "A", "beta": "B", "alpha_minus_beta": "A_minus_B"}
 
 
@@ -50,24 +35,21 @@ def fit_impact(
     Parameters
     ----------
     impact : xarray.Dataset
-        As `lesde.measure_impact`, :func:`lesde.networks.measure_impact` or
-        `lesde.analysis.impact_from_changes` return. Averaged over ``replicate``; every other dimension but
-        time (``learning_rate``, …) is kept.
+        As `lesde.measure_impact`, :func:`lesde.networks.measure_impact` or `lesde.analysis.impact_from_changes` return.
+        Averaged over ``replicate``; every other dimension but time (``learning_rate``, …) is kept.
     transform : {"identity", "logits"} or array (p, p) or (K, p, p), default "identity"
         The matrices H_l, as for a model.
     confidence : float, default 0.95
         Level of all intervals.
     estimator : {"draws", "averages"}, default "draws"
         ``"draws"``: every drawn sample has its own u_J and its own changes, as above. ``"averages"``: changes and u_J are
-        first averaged over the drawn samples of a class and over replicates, Ê_kL = ⟨mean ΔX̄^k, mean u⟩ / (h
-        ‖mean u‖²): the coefficient of the drift of the class means, what ``fit_elasticity(...,
-        estimator="averages")`` is after. Both are E_kL where the model holds. In a network
-        ``"draws"`` gives smaller values: the scatter of u_J about its mean hardly affects how a step moves others, but
-        counts in ‖u_J‖².
+        first averaged over the drawn samples of a class and over replicates, Ê_kL = ⟨mean ΔX̄^k, mean u⟩ / (h ‖mean u‖²):
+        the coefficient of the drift of the class means, what ``fit_elasticity(..., estimator="averages")`` is after. Both
+        are E_kL where the model holds. In a network ``"draws"`` gives smaller values: the scatter of u_J about its mean
+        hardly affects how a step moves others, but counts in ‖u_J‖².
     errors : {"auto", "replicate", "draw"}, default "auto"
-        Jackknife over replicates, or over drawn samples (within their class), with quantiles of Student's t. Errors over
-        drawn samples hold for these networks only. ``"auto"``: over replicates from 8 on. Neither includes the
-        choice of the watched samples, which all draws share.
+        Jackknife over replicates, or over drawn samples (within their class, and for these networks only), with quantiles
+        of Student's t. ``"auto"``: over replicates from 8 on. Neither includes the choice of the watched samples.
     kernel : {"two-level", "matrix"}, default "two-level"
         The one that `lesde.fitted_kernel` turns into a kernel; both are estimated.
 
@@ -78,14 +60,14 @@ def fit_impact(
 
         - ``E (class, class_)``: first the class moved, then the class drawn.
         - ``alpha``, ``beta``, ``alpha_minus_beta``: the two-level kernel nearest to the changes: means of the diagonal of
-          Ê and of the rest, each entry with weight w_k w_l mean‖u_J‖² (J of class l), w the shares of the classes in
-          training.
+          Ê and of the rest, each entry with weight w_k w_l mean‖u_J‖² (J of class l), w the shares of the classes in training.
         - ``relative (class, class_)``: mean of ‖ΔX_i‖/‖ΔX_J‖, the relative change of He and Su, which needs neither H nor
           h; ``relative_within``, ``relative_between``, its means with weights w_k w_l. Where ``impact`` has it.
-        - ``explained (class, class_)``: share of Σ‖ΔX_i‖² that Ê_kL accounts for; of the average changes for
-          ``estimator="averages"``. ``explained_matrix``, ``explained_two_level``: over all pairs of classes, with E or with α, β.
+        - ``explained (class, class_)``: share of Σ‖ΔX_i‖² (of the average changes for ``"averages"``) that Ê_kL accounts
+          for. ``explained_matrix``, ``explained_two_level``: over all pairs of classes, with E or with α, β.
         - ``A``, ``B``, ``A_minus_B``: integrals from the first time by the trapezoidal rule, and, without errors,
-          ``alpha_raw``, ``beta_raw``, ``E_raw (interval)``, their slopes, which `lesde.fitted_kernel` takes. Where there are several times.
+          ``alpha_raw``, ``beta_raw``, ``E_raw (interval)``, their slopes, which `lesde.fitted_kernel` takes. Where there are
+          several times.
 
         Attributes say what was fitted and how.
 
@@ -94,16 +76,10 @@ def fit_impact(
     UserWarning
         When a class has no drawn sample (NaN), or errors cannot be estimated.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For arguments that are not as above.
-
     Notes
     -----
-    A drawn sample that is also watched counts among the samples of its class, as in the model. Where training draws
-    from N samples and n of them are watched, that happens to one draw in N/n, and then has weight 1/n: on average
-    its weight in the class is right.
+    A drawn sample that is also watched counts among the samples of its class, as in the model. Where training draws from
+    N samples and n are watched, that happens to one draw in N/n, and then has weight 1/n: right on average.
 
     References
     ----------
@@ -120,10 +96,10 @@ def fit_impact(
     check_choice("estimator", estimator, ("draws", "averages"))
     check_choice("kernel", kernel, ("two-level", "matrix"))
     data = read_impact(impact)
-    H = data.transform(transform)
+    K = data.sizes["class"]
+    H = make_transform(transform, K, data.sizes["feature"])
     clusters = Clusters(data, errors, confidence)
-    K = len(data.shares)
-    missing = sorted(set(range(K)) - set(data.labels.tolist()))
+    missing = sorted(set(range(K)) - set(data["drawn_label"].values.tolist()))
     if missing:
         warnings.warn(
             f"impact has no drawn sample of class {', '.join(map(str, missing))}: the effect of such steps is "
@@ -131,162 +107,110 @@ def fit_impact(
             UserWarning,
             stacklevel=2,
         )
-    u, unit = data.drivers(H)
-    change = data.array("change", ("draw", "class", "feature")) / unit[..., None]
-    square = data.array("square", ("draw", "class"))
-    # A square beyond the range of floats is of no use.
-    held = (square > np.finfo(float).tiny) & (square < np.inf) | (change == 0).all(-1)
-    square = np.where(held, square, np.nan) / unit / unit
-    relative = data.array("relative", ("draw", "class")) if "relative" in impact else None
-    G, _, T = change.shape[:3]
-    plain = clusters.quantile()
-    frames: list[list[Estimates]] = []
-    for g in range(G):
-        frames.append([])
-        for t in range(T):
-            at = (g, slice(None), t)
-            frame = _at_one_time(
-                clusters, data.shares, change[at], square[at], u[at], data.steps[g], estimator
-            )
-            if relative is not None:
-                frame |= _relative(clusters, data.shares, relative[at])
-            frames[g].append(frame)
-
-    result = xr.Dataset(coords=data.coords())
-    result = result.assign_coords({"class": np.arange(K), "class_": np.arange(K)})
-
-    def put(name: str, values: np.ndarray, quantile: np.ndarray) -> None:
-        """Estimates (group, time, 1 + unit, ...) with errors and limits."""
-        error = np.array([[clusters.error(v) for v in row] for row in values])
-        whole = values[:, :, 0]
-        reach = quantile.reshape(*quantile.shape, *[1] * (error.ndim - quantile.ndim)) * error
-        dims = (*data.groups, *data.over, *(("class", "class_") if name in MATRICES else ()))
-        words = {"": LONG[name], "_se": f"standard error of {LONG[name]}"}
-        parts = {"": whole, "_se": error, "_lower": whole - reach, "_upper": whole + reach}
-        for end, part in parts.items():
-            attrs = {"long_name": words[end]} if end in words else {}
-            result[f"{name}{end}"] = (dims, data.shaped(part), attrs)
-
-    several = bool(data.over) and T > 1
-    for name in frames[0][0]:
-        values = np.array([[frame[name][0] for frame in row] for row in frames])
-        own = [[frame[name][1] for frame in row] for row in frames]
-        put(name, values, np.array([[plain if q is None else q for q in row] for row in own]))
-        if several and name in INTEGRALS:
-            width = np.diff(impact["time"].values.astype(np.float64))[:, None]
-            steps = (values[:, 1:] + values[:, :-1]) / 2 * width
-            sums = np.concatenate([0 * values[:, :1], np.cumsum(steps, axis=1)], axis=1)
-            put(INTEGRALS[name], sums, plain)
+    values, quantiles = _estimates(data, clusters, drivers(data, H), estimator)
+    several = "time" in data["change"].dims and data.sizes["time"] > 1
     if several:
-        times = result["time"].values.astype(np.float64)
+        for name, integral in INTEGRALS.items():
+            values[integral] = values[name].cumulative_integrate("time")
+    parts = {}
+    for name, value in values.items():
+        error = clusters.error(value)
+        reach = quantiles.get(name, clusters.quantile()) * error
+        whole = parts[name] = value.isel(unit=0)
+        parts |= {
+            f"{name}_se": error,
+            f"{name}_lower": whole - reach,
+            f"{name}_upper": whole + reach,
+        }
+    result = xr.Dataset(parts).assign_coords({"class": np.arange(K), "class_": np.arange(K)})
+    if several:
+        times = data["time"].values.astype(np.float64)
         result = result.assign_coords(
             interval=(times[1:] + times[:-1]) / 2,
             start=("interval", times[:-1]),
             end=("interval", times[1:]),
         )
         for name in (*INTEGRALS, "E"):
-            rate = result[name].variable
-            mean = (rate.isel(time=slice(1, None)) + rate.isel(time=slice(-1))) / 2
-            dims = ["interval" if d == "time" else d for d in mean.dims]
-            about = {"long_name": f"{LONG[name]}, mean over interval"}
-            result[f"{name}_raw"] = (dims, mean.values, about)
-    return result.assign_attrs(
+            mean = result[name].rolling(time=2).mean().isel(time=slice(1, None))
+            result[f"{name}_raw"] = mean.drop_vars("time").rename(time="interval")
+    lead = [
+        d for d in data["change"].dims if d not in ("replicate", "time", "draw", "class", "feature")
+    ]
+    result = result.transpose(*lead, "time", "interval", "class", "class_", missing_dims="ignore")
+    return result.assign_coords({n: data[n] for n in ("count", "share", "step")}).assign_attrs(
         transform=H.kind,
         kernel=kernel,
         method="regression of one-step changes on the drawn sample's features",
         estimator=estimator,
         errors=clusters.kind,
         confidence=confidence,
-        replicates=int(impact["change"].sizes.get("replicate", 1)),
-        draws=len(data.labels),
+        replicates=data.sizes["replicate"],
+        draws=data.sizes["draw"],
     )
 
 
-Estimates = dict[str, tuple[np.ndarray, np.ndarray | None]]
-"""Estimates, whole and without each unit (1 + unit, ...), and quantiles where units carry unequal weights."""
+Estimates = dict[str, xr.DataArray]
 
 
-def _at_one_time(
-    clusters: Clusters,
-    shares: np.ndarray,
-    change: np.ndarray,
-    square: np.ndarray,
-    u: np.ndarray,
-    step: float,
-    estimator: str,
-) -> Estimates:
-    """E, α, β and the share that they explain, at one time.
+def _estimates(
+    data: xr.Dataset, clusters: Clusters, u: xr.DataArray, estimator: str
+) -> tuple[Estimates, Estimates]:
+    """E, α, β, the share that they explain, and relative changes (unit, ..., moved class, drawn class).
 
-    From mean changes (replicate, draw, moved class, feature), mean squared changes (replicate, draw, moved class)
-    and u_J (replicate, draw, feature).
+    With them come quantiles of those in which units carry unequal weights.
     """
-    count = clusters.sums(np.ones(u.shape[:2]))  # (1 + unit, drawn class)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        """Means by class; NaN for a class that is not drawn."""
-        number = np.where(count > 0, count, np.nan)
-        return clusters.sums(values) / number.reshape(*count.shape, *[1] * (values.ndim - 2))
-
-    length = np.einsum("rdp,rdp->rd", u, u)
+    change, square = data["change"] / data["step"], data["square"] / data["step"] ** 2
+    # By drawn class; NaN for one that is not drawn.
+    count = clusters.sums(xr.ones_like(data["drawn"].isel(feature=0)).astype(float))
+    drawn = count.isel(unit=0) > 0
+    count = count.where(count > 0)
+    length = xr.dot(u, u, dim="feature")
     if estimator == "draws":
-        along, size, moved = mean(np.einsum("rdkp,rdp->rdk", change, u)), mean(length), mean(square)
+        along = clusters.sums(xr.dot(change, u, dim="feature")) / count
+        size, moved = clusters.sums(length) / count, clusters.sums(square) / count
     else:
-        moving, driver = mean(change), mean(u)
-        along = np.einsum("clkp,clp->clk", moving, driver)
-        size = np.einsum("clp,clp->cl", driver, driver)
-        moved = np.einsum("clkp,clkp->clk", moving, moving)
-    # From here on (1 + unit, moved class, drawn class).
-    along, moved = along.swapaxes(1, 2) / step, moved.swapaxes(1, 2) / step**2
-    size = np.broadcast_to(size[:, None], along.shape)
-    same = np.eye(len(shares), dtype=bool)
-    total = _totals(count, shares)
-    with np.errstate(all="ignore"):
-        alpha, beta = (total(along, where) / total(size, where) for where in (same, ~same))
-        fitted, every = along**2 / size, np.ones_like(same)
-        whole = total(moved, every)
-        two = alpha**2 * total(size, same) + beta**2 * total(size, ~same)
-        values = {
-            "E": along / size,
-            "alpha": alpha,
-            "beta": beta,
-            "alpha_minus_beta": alpha - beta,
-            "explained": fitted / moved,
-            "explained_matrix": total(fitted, every) / whole,
-            "explained_two_level": two / whole,
-        }
-    quantiles: dict[str, np.ndarray] = {}
-    if estimator == "draws":  # units count by the ‖u_J‖² that they carry
-        sums = clusters.sums(length)
-        carried = sums[:1] - sums[1:]  # (unit, drawn class)
-        quantiles["E"] = np.broadcast_to(clusters.quantile(carried), same.shape)
-        each = carried / np.where(count[0] > 0, count[0], np.nan)
-        for name, where in (("alpha", same), ("beta", ~same)):
-            weight = (np.outer(shares, shares) * where).sum(0)
-            quantiles[name] = clusters.quantile(np.nan_to_num(each * weight).sum(1))
-        quantiles["alpha_minus_beta"] = np.maximum(quantiles["alpha"], quantiles["beta"])
-    return {name: (value, quantiles.get(name)) for name, value in values.items()}
+        moving, driver = clusters.sums(change) / count, clusters.sums(u) / count
+        along, size, moved = (
+            xr.dot(one, other, dim="feature")
+            for one, other in ((moving, driver), (driver, driver), (moving, moving))
+        )
+    share = data["share"].drop_vars("class")
+    weights = share * share.rename({"class": "class_"})
+    same = xr.DataArray(np.eye(len(share), dtype=bool), dims=("class", "class_"))
+    every = xr.ones_like(same)
 
+    def total(values: xr.DataArray, where: xr.DataArray) -> xr.DataArray:
+        """Σ w_k w_l over some pairs of classes, without those never drawn."""
+        return (values * weights).where(where & drawn, 0.0).sum(("class", "class_"), skipna=False)
 
-def _totals(count: np.ndarray, shares: np.ndarray) -> Any:
-    """Σ w_k w_l over some entries of matrices (1 + unit, class, class), without those of classes never drawn."""
-    weights, drawn = np.outer(shares, shares), count[0] > 0
-
-    def total(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-        use = where & drawn
-        return (values[:, use] * weights[use]).sum(1)
-
-    return total
-
-
-def _relative(clusters: Clusters, shares: np.ndarray, relative: np.ndarray) -> Estimates:
-    """Means of relative changes (replicate, draw, moved class), NaN where the drawn sample did not move."""
-    known = np.isfinite(relative)
-    number = clusters.sums(known.astype(np.float64))
-    sums = clusters.sums(np.where(known, relative, 0.0))
-    mean = (sums / np.where(number > 0, number, np.nan)).swapaxes(1, 2)
-    total = _totals(clusters.sums(np.ones(relative.shape[:2])), shares)
-    same, ones = np.eye(len(shares), dtype=bool), np.ones_like(mean)
-    with np.errstate(all="ignore"):
-        within, between = (total(mean, where) / total(ones, where) for where in (same, ~same))
-    values = {"relative": mean, "relative_within": within, "relative_between": between}
-    return {name: (value, None) for name, value in values.items()}
+    alpha, beta = (total(along, where) / total(size, where) for where in (same, ~same))
+    fitted = along**2 / size
+    two = alpha**2 * total(size, same) + beta**2 * total(size, ~same)
+    values = {
+        "E": along / size,
+        "alpha": alpha,
+        "beta": beta,
+        "alpha_minus_beta": alpha - beta,
+        "explained": fitted / moved,
+        "explained_matrix": total(fitted, every) / total(moved, every),
+        "explained_two_level": two / total(moved, every),
+    }
+    if "relative" in data:  # NaN where the drawn sample did not move
+        known = data["relative"].notnull()
+        number = clusters.sums(known.astype(float))
+        relative = clusters.sums(data["relative"].fillna(0.0)) / number.where(number > 0)
+        values["relative"] = relative
+        for name, where in (("relative_within", same), ("relative_between", ~same)):
+            values[name] = total(relative, where) / total(xr.ones_like(relative), where)
+    if estimator == "averages":
+        return values, {}
+    sums = clusters.sums(length)  # units count by the ‖u_J‖² that they carry
+    carried = (sums.isel(unit=0) - sums).isel(unit=slice(1, None))
+    quantiles = {"E": clusters.quantile(carried)}
+    each = carried / count.isel(unit=0)
+    for name, where in (("alpha", same), ("beta", ~same)):
+        weight = (weights * where).sum("class")
+        quantiles[name] = clusters.quantile((each * weight).sum("class_"))
+    one, other = quantiles["alpha"], quantiles["beta"]
+    quantiles["alpha_minus_beta"] = one.where(one > other, other)
+    return values, quantiles

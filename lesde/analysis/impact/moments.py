@@ -8,7 +8,6 @@ No transform H is chosen here, so one measurement serves them all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,12 @@ from lesde.checks import (
     check_integer,
     check_labels,
     check_real,
-    power_of_two,
     shown,
 )
 
 __all__ = [
     "DISTANCES",
     "PAIRS",
-    "Bins",
     "bin_changes",
     "check_bins",
     "impact_dataset",
@@ -56,32 +53,13 @@ VARIABLES = {
     "drawn": (("feature",), "features of the drawn sample before the step"),
     "bin_change": (("pair", "bin", "feature"), "sum of changes over the samples of a bin"),
     "bin_count": (("pair", "bin"), "samples in a bin"),
-    "bin_distance": (
-        ("pair", "bin"),
-        "sum of the distances to the drawn sample over the samples of a bin",
-    ),
+    "bin_distance": (("pair", "bin"), "sum of distances to the drawn sample over a bin"),
 }
 """Dimensions after the draw, and long names."""
 
 
 # --------------------------------------------------------------------------------------------------
 # Pairs of a drawn and a moved sample sorted by the distance between them.
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Ranges of distance, each with its lower edge; the last with both. Equal edges bound an empty bin."""
-
-    edges: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.edges) - 1
-
-    def find(self, distances: np.ndarray) -> np.ndarray:
-        """Number of the bin of each distance, −1 outside of all."""
-        found = np.searchsorted(self.edges, distances, side="right") - 1
-        found = np.where(distances == self.edges[-1], len(self) - 1, found)
-        return np.where(found < len(self), found, -1)
 
 
 def check_bins(bins: Any) -> int | np.ndarray:
@@ -96,11 +74,11 @@ def check_bins(bins: Any) -> int | np.ndarray:
     return edges
 
 
-def make_bins(bins: int | np.ndarray, distances: np.ndarray) -> Bins:
-    """Bins with the edges given, or so many that hold equal numbers of the distances."""
+def make_bins(bins: int | np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """The edges given, or those of so many bins that hold equal numbers of the distances."""
     if isinstance(bins, int):
-        return Bins(np.quantile(distances, np.linspace(0, 1, bins + 1)))
-    return Bins(bins)
+        return np.quantile(distances, np.linspace(0, 1, bins + 1))
+    return bins
 
 
 def pair_distances(drawn: np.ndarray, features: np.ndarray, by: str) -> np.ndarray:
@@ -122,18 +100,19 @@ def pair_distances(drawn: np.ndarray, features: np.ndarray, by: str) -> np.ndarr
 
 
 def bin_changes(
-    bins: Bins, changes: np.ndarray, distances: np.ndarray, same: np.ndarray
+    edges: np.ndarray, changes: np.ndarray, distances: np.ndarray, same: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Sums over the samples of every bin, of the drawn sample's class and of others apart.
 
-    From changes (draw, sample, feature), distances to the drawn sample and whether both are of one class (draw,
+    A bin has its lower edge, the last one both. From changes (draw, sample, feature), distances to the drawn sample and whether both are of one class (draw,
     sample): ``bin_change`` (draw, pair, bin, feature), ``bin_count`` and ``bin_distance`` (draw, pair, bin).
     """
     draws, _, p = changes.shape
-    found = bins.find(distances)
-    cell = (np.arange(draws)[:, None] * 2 + ~same) * len(bins) + found
-    inside = found >= 0
-    at, size, shape = cell[inside], draws * 2 * len(bins), (draws, 2, len(bins))
+    shape = (draws, 2, len(edges) - 1)
+    size = int(np.prod(shape))
+    inside = (distances >= edges[0]) & (distances <= edges[-1])
+    found = np.digitize(distances, edges[1:-1])
+    at = ((np.arange(draws)[:, None] * 2 + ~same) * shape[2] + found)[inside]
     rows = changes[inside]
     sums = np.stack([np.bincount(at, rows[:, j], size) for j in range(p)], axis=-1)
     return {
@@ -158,13 +137,10 @@ def reduce_changes(
     shares = np.eye(labels.max() + 1)[labels].T
     shares /= shares.sum(1, keepdims=True)
     changes = np.asarray(changes, dtype=np.float64)
-    unit = power_of_two(np.abs(changes).max(initial=0.0))
-    squares = np.einsum("dnp,dnp->dn", changes / unit, changes / unit)
-    with np.errstate(over="ignore"):  # beyond the range of floats: inf
-        result = {"change": shares @ changes, "square": squares @ shares.T * unit**2}
+    squares = np.einsum("dnp,dnp->dn", changes, changes)
+    result = {"change": shares @ changes, "square": squares @ shares.T}
     if own is not None:
-        moved = np.where(own > 0, own, np.nan)
-        result["relative"] = np.sqrt(squares) @ shares.T / (moved / unit)[:, None]
+        result["relative"] = np.sqrt(squares) @ shares.T / np.where(own > 0, own, np.nan)[:, None]
     return result
 
 
@@ -186,8 +162,8 @@ def impact_from_changes(
     Parameters
     ----------
     changes : array (..., draw, sample, feature)
-        ΔX_i of every sample i by one step at every drawn sample J, each from the same state. The leading
-        axes are none, (time,) or (replicate, time).
+        ΔX_i of every sample i by one step at every drawn sample J, each from the same state; leading axes (),
+        (time,) or (replicate, time).
     labels : int array (sample,)
         Classes 0 to K−1 of the samples that are moved, each present.
     drawn : array (..., draw, feature)
@@ -210,14 +186,8 @@ def impact_from_changes(
     Returns
     -------
     xarray.Dataset
-        For `lesde.fit_impact` and `lesde.impact_by_distance`. ``change (..., draw, class, feature)``, ``square``,
-        ``relative (..., draw, class)``, ``drawn (..., draw, feature)``, coordinates ``drawn_label(draw)``,
-        ``count(class)``, ``share(class)``, ``step`` (h).
-
-    Raises
-    ------
-    TypeError, ValueError
-        For arrays that do not fit together, or hold values that are not finite.
+        For `lesde.fit_impact` and `lesde.impact_by_distance`: ``change (..., draw, class, feature)``, ``square``, ``relative
+        (..., draw, class)``, ``drawn (..., draw, feature)``; ``drawn_label(draw)``, ``count(class)``, ``share(class)``, ``step`` (h).
 
     Examples
     --------
@@ -239,21 +209,12 @@ def impact_from_changes(
         )
     lead, (D, n, p) = array.shape[:-3], array.shape[-3:]
     labels = check_labels("labels", labels)
-    if len(labels) != n:
-        raise ValueError(
-            f"labels must hold one label for each of the {n} samples; got {len(labels)}."
-        )
     counts = np.bincount(labels)
     of = bare_array("drawn_labels", drawn_labels)
-    if of.shape != (D,) or not np.issubdtype(of.dtype, np.integer):
+    if len(labels) != n or of.shape != (D,) or not set(of.tolist()) <= set(range(len(counts))):
         raise ValueError(
-            f"drawn_labels must hold one integer for each of the {D} drawn samples; got "
-            f"{of.dtype} of shape {of.shape}."
-        )
-    if of.min() < 0 or of.max() >= len(counts):
-        raise ValueError(
-            f"drawn_labels must be from 0 to {len(counts) - 1}, the classes of labels; got "
-            f"{of.min()} to {of.max()}."
+            f"labels must hold one label for each of the {n} samples, and drawn_labels one of these integers for each of "
+            f"the {D} drawn samples; got {len(labels)} and {shown(drawn_labels)}."
         )
     weights = counts / n
     if shares is not None:
@@ -263,31 +224,27 @@ def impact_from_changes(
         weights = weights / weights.sum()
     step = check_real("learning_rate", learning_rate, 0.0, open_minimum=True)
     x = check_finite_array("drawn", drawn, [(*lead, D, p)])
-    own = None
+    own = edges = None
     if drawn_changes is not None:
         moved = check_finite_array("drawn_changes", drawn_changes, [(*lead, D, p)])
-        unit = power_of_two(np.abs(moved).max(initial=0.0))
-        own = (np.linalg.norm(moved / unit, axis=-1) * unit).ravel()
+        own = np.linalg.norm(moved, axis=-1).ravel()
     parts = reduce_changes(array.reshape(-1, n, p), labels, own)
-    edges = None
     if by is not None:
         check_choice("by", by, ("r2", "cosine"))
         if features is None:
             raise ValueError(f"by={by!r} needs features, those of the samples before the step.")
         at = check_finite_array("features", features, [(*lead, n, p)])
-        checked = check_bins(bins)
-        distances = pair_distances(x, at, by)
-        frames = (
-            distances.reshape(-1, *lead[-1:], D, n).swapaxes(0, -3) if lead else distances[None]
-        )
-        every = [make_bins(checked, frame) for frame in frames]  # at each time
-        edges = np.array([each.edges for each in every]) if lead else every[0].edges
-        same = labels == of[:, None]
+        chosen = check_bins(bins)
+        # (replicate, time, ...), with bins of every time's own
+        whole = (1,) * (2 - len(lead)) + lead
+        distances = pair_distances(x, at, by).reshape(*whole, D, n)
+        edges = np.array([make_bins(chosen, distances[:, t]) for t in range(whole[1])])
+        every, same = array.reshape(*whole, D, n, p), labels == of[:, None]
         binned = [
-            bin_changes(every[i[-1] if lead else 0], array[i], distances[i], same)
-            for i in np.ndindex(*lead)
+            bin_changes(edges[t], every[r, t], distances[r, t], same) for r, t in np.ndindex(*whole)
         ]
         parts |= {name: np.concatenate([one[name] for one in binned]) for name in binned[0]}
+        edges = edges if lead else edges[0]
     parts = {name: value.reshape(*lead, D, *value.shape[1:]) for name, value in parts.items()}
     over = ("replicate", "time")[2 - len(lead) :]
     return impact_dataset(
@@ -319,10 +276,9 @@ def impact_dataset(
         "share": ("class", shares, {"long_name": "share of the samples that training draws"}),
         "step": ((), step, {"long_name": "learning rate of the step"}),
     }
-    attrs: dict[str, Any] = {}
-    if by is not None and edges is not None:
-        over = ("learning_rate", "time")[3 - edges.ndim :]
-        variables["bin_edges"] = ((*over, "edge"), edges, {"long_name": "edges of the bins"})
-        named |= {"pair": list(PAIRS), "bin": np.arange(edges.shape[-1] - 1)}
-        attrs["by"] = by
-    return xr.Dataset(variables, named | dict(coords or {}), attrs)
+    if by is None or edges is None:
+        return xr.Dataset(variables, named | dict(coords or {}))
+    over = ("learning_rate", "time")[3 - edges.ndim :]
+    variables["bin_edges"] = ((*over, "edge"), edges, {"long_name": "edges of the bins"})
+    named |= {"pair": list(PAIRS), "bin": np.arange(edges.shape[-1] - 1)}
+    return xr.Dataset(variables, named | dict(coords or {}), {"by": by})
