@@ -40,35 +40,23 @@ if TYPE_CHECKING:
     from lesde.networks.torch_data import from_dataset
     from lesde.networks.training import EnsembleRun, saving_times, train_ensemble, training_time
 
-_HOMES = {
-    "EnsembleRun": "training",
-    "ImageData": "data",
-    "LightningRecorder": "lightning",
-    "Recorder": "recorder",
-    "cifar10": "cifar",
-    "collect": "records",
-    "digits": "data",
-    "drawn_means": "drawn",
-    "from_dataset": "torch_data",
-    "geo_mnist": "geometric",
-    "lenet": "architectures",
-    "measure_impact": "ensemble_impact",
-    "mlp": "architectures",
-    "mnist_sample": "data",
-    "open_records": "record_store",
-    "probe_both": "split",
-    "record": "recording",
-    "record_ensemble": "records",
-    "saving_times": "training",
-    "split_records": "split",
-    "train_ensemble": "training",
-    "training_time": "training",
-    "with_class_counts": "data",
-    "with_label_noise": "data",
+_MODULES = {
+    "architectures": "lenet mlp",
+    "cifar": "cifar10",
+    "data": "ImageData digits mnist_sample with_class_counts with_label_noise",
+    "drawn": "drawn_means",
+    "ensemble_impact": "measure_impact",
+    "geometric": "geo_mnist",
+    "lightning": "LightningRecorder",
+    "record_store": "open_records",
+    "recorder": "Recorder",
+    "recording": "record",
+    "records": "collect record_ensemble",
+    "split": "probe_both split_records",
+    "torch_data": "from_dataset",
+    "training": "EnsembleRun saving_times train_ensemble training_time",
 }
-"""The module of every public name."""
-"""The module of every public name."""
-
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = list(_HOMES)
 
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
-from lesde.checks import (
-    available_memory,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_sequence,
-    shown_bytes,
-)
+from lesde.checks import check_choice, check_flag, check_integer, check_sequence
 
 __all__ = ["lenet", "mlp"]
 
@@ -56,11 +49,6 @@ def mlp(
         Layers ``hidden1, activation1, hidden2, ..., logits``; input (batch, n_inputs), output
         (batch, n_classes).
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a size is not a positive integer, or the activation is unknown.
-
     Examples
     --------
     >>> [name for name, _ in mlp(64, (32, 16), 4).named_children()]
@@ -71,7 +59,6 @@ def mlp(
     sizes += [check_integer(f"widths[{i}]", width) for i, width in enumerate(listed)]
     n_classes = check_integer("n_classes", n_classes, 2)
     bias = check_flag("bias", bias)
-    _check_room("n_inputs, widths and n_classes", pairwise([*sizes, n_classes]))
     make_activation = _ACTIVATIONS[check_choice("activation", activation, _ACTIVATIONS)]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (before, after) in enumerate(pairwise(sizes), start=1):
@@ -79,16 +66,6 @@ def mlp(
         layers[f"activation{i}"] = make_activation()
     layers["logits"] = nn.Linear(sizes[-1], n_classes, bias=bias)
     return nn.Sequential(layers)
-
-
-def _check_room(names: str, layers: Iterable[tuple[int, int]]) -> None:
-    """Refuse layers whose weights, 4 bytes each, do not fit into memory."""
-    needed, there = sum(4.0 * a * b for a, b in layers), available_memory()
-    if needed > there:
-        raise ValueError(
-            f"{names} must make a network that fits into memory; its weights take "
-            f"{shown_bytes(needed)}, and there are {shown_bytes(there)}."
-        )
 
 
 def lenet(n_classes: int, channels: int = 1, size: int = 32) -> nn.Sequential:
@@ -113,11 +90,6 @@ def lenet(n_classes: int, channels: int = 1, size: int = 32) -> nn.Sequential:
         Layers ``conv1, relu1, pool1, conv2, relu2, pool2, flat, hidden1, relu3, hidden2, relu4,
         logits``; input (batch, channels, size, size), output (batch, n_classes).
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of range.
-
     Examples
     --------
     >>> sum(p.numel() for p in lenet(3).parameters())
@@ -127,8 +99,6 @@ def lenet(n_classes: int, channels: int = 1, size: int = 32) -> nn.Sequential:
     channels = check_integer("channels", channels)
     size = check_integer("size", size, 16, 10**6)
     side = ((size - 4) // 2 - 4) // 2
-    layers = [(150, channels), (16 * side * side, 120), (84, n_classes)]
-    _check_room("n_classes, channels and size", layers)
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 6, 5),

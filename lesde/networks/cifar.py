@@ -5,30 +5,20 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lesde.checks import check_integer, check_path, check_seed, shown
-from lesde.networks.data import ImageData, check_split, chosen_classes, take_images
+from lesde.checks import check_path
+from lesde.networks.data import ImageData, chosen_classes, take_images
 
 __all__ = ["CIFAR10_CLASSES", "cifar10", "read_cifar10"]
 
 
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+CIFAR10_CLASSES = tuple(
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 )
 PIXELS = 3 * 32 * 32
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
@@ -60,43 +50,27 @@ def cifar10(
     classes : int or sequence of int
         A number K for the classes 0..K-1, or the classes themselves: 0 airplane, 1 automobile, 2
         bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse, 8 ship, 9 truck.
-    n_train_per_class : int, default 2000
-        Of 5,000.
-    n_probe_per_class : int, default 500
-        Of the 1,000 test images where ``probe`` is "held_out".
-    probe : {"held_out", "train"}
-        Probe images that are test images, or the first of the training images.
-    seed : int, default 0
-        Which images are taken.
+    n_train_per_class, n_probe_per_class, probe, seed
+        As for :func:`digits`, of 5,000 training images and 1,000 test images per class; held-out probe images
+        are test images.
 
     Returns
     -------
     ImageData
         Images (3, 32, 32), in [0, 1].
 
-    Raises
-    ------
-    FileNotFoundError
-        Where the data are not there; the message says what to download.
-    TypeError, ValueError
-        If a file is incomplete or not in one of the published formats, or an argument is out of range.
-
     Examples
     --------
     >>> data = cifar10("cifar-10-python.tar.gz", classes=3)            # doctest: +SKIP
     """
-    chosen = chosen_classes(classes, len(CIFAR10_CLASSES))
-    n_train = check_integer("n_train_per_class", n_train_per_class)
-    n_probe = check_integer("n_probe_per_class", n_probe_per_class)
-    check_split(n_train, n_probe, probe)
-    seed = check_seed(seed)
+    chosen = chosen_classes(classes, range(10))
     train, test = read_cifar10(path)
     return take_images(
         train,
         test,
         chosen,
-        n_train,
-        n_probe,
+        n_train_per_class,
+        n_probe_per_class,
         probe=probe,
         seed=seed,
         name="CIFAR-10",
@@ -109,86 +83,56 @@ def read_cifar10(path: str | Path) -> tuple[Labelled, Labelled]:
     place = check_path("path", path).expanduser()
     if not place.exists():
         raise FileNotFoundError(f"path {str(place)!r} does not exist. {_WHERE}")
-    if place.is_dir():
-        files = {file.name: file.read_bytes for file in place.rglob("*") if file.is_file()}
-        return _read(place, files)
     try:
-        if not tarfile.is_tarfile(place):
-            raise ValueError("it is neither a folder nor a tar archive")
-        with tarfile.open(place) as archive:
-            members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
-
-            def unpack(name: str) -> bytes:
-                file = archive.extractfile(members[name])
-                assert file is not None
-                return file.read()
-
-            return _read(place, {name: partial(unpack, name) for name in members})
+        if place.is_dir():
+            files = {
+                file.name: file.read_bytes() for file in place.rglob("*") if _wanted(file.name)
+            }
+        else:
+            with tarfile.open(place) as archive:
+                members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
+                files = {
+                    name: archive.extractfile(member).read()  # type: ignore[union-attr]
+                    for name, member in members.items()
+                    if _wanted(name)
+                }
+        binary = "test_batch.bin" in files
+        names = [name + ".bin" if binary else name for name in _BATCHES]
+        batches = [(_binary if binary else _pickled)(files[name]) for name in names]
     except Exception as error:
         # What the system refuses (no permission) has a number; what tar, gzip and xz cannot read has none.
-        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
+        if getattr(error, "errno", None) is not None:
             raise
         raise ValueError(
-            f"path {str(place)!r} cannot be read to its end ({error}). Is the download complete? {_WHERE}"
+            f"path {str(place)!r} must be a complete copy of CIFAR-10; reading it failed with {error!r}. {_WHERE}"
         ) from None
+    images, labels = map(np.concatenate, zip(*batches[:-1], strict=True))
+    return (images, labels), batches[-1]
 
 
-def _read(place: Path, files: dict[str, Callable[[], bytes]]) -> tuple[Labelled, Labelled]:
-    """The batches among some files, in the one or the other format."""
-    for suffix, load in ((".bin", _binary), ("", _pickled)):
-        names = [name + suffix for name in _BATCHES]
-        missing = [name for name in names if name not in files]
-        if len(missing) == len(names):
-            continue
-        if missing:
-            raise FileNotFoundError(
-                f"path {str(place)!r} holds no {', '.join(missing)}. Is the download complete? {_WHERE}"
-            )
-        parts = []
-        for name in names:
-            images, labels = load(f"path {str(place)!r}: {name}", files[name]())
-            if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
-                raise ValueError(
-                    f"path {str(place)!r}: {name} must hold integer labels from 0 to 9; got "
-                    f"{shown(np.unique(labels).tolist())}."
-                )
-            pixels = images.reshape(-1, 3, 32, 32).astype(np.float32) / 255
-            parts.append((pixels, labels.astype(np.int64)))
-        images, labels = map(np.concatenate, zip(*parts[:-1], strict=True))
-        return (images, labels), parts[-1]
-    raise FileNotFoundError(
-        f"path {str(place)!r} holds none of data_batch_1, …, test_batch of CIFAR-10, with or without "
-        f".bin. {_WHERE}"
-    )
+def _wanted(name: str) -> bool:
+    return name.removesuffix(".bin") in _BATCHES
 
 
-def _binary(name: str, content: bytes) -> Labelled:
+def _images(pixels: np.ndarray, labels: Any) -> Labelled:
+    """Images and labels of a batch."""
+    given = np.asarray(labels)
+    if given.dtype.kind not in "iu" or given.min() < 0 or given.max() > 9:
+        raise ValueError("labels must be integers from 0 to 9")
+    images = np.asarray(pixels).reshape(len(given), 3, 32, 32).astype(np.float32) / 255
+    return images, given.astype(np.int64)
+
+
+def _binary(content: bytes) -> Labelled:
     """One byte of the label and 3,072 of the image after each other, as in the binary version."""
-    if len(content) == 0 or len(content) % (PIXELS + 1):
-        raise ValueError(
-            f"{name} must hold records of {PIXELS + 1} bytes; it has {len(content)} bytes. Is the "
-            f"download complete? {_WHERE}"
-        )
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, PIXELS + 1)
-    return rows[:, 1:], rows[:, 0]
+    return _images(rows[:, 1:], rows[:, 0])
 
 
-def _pickled(name: str, content: bytes) -> Labelled:
+def _pickled(content: bytes) -> Labelled:
     """A pickled dictionary with ``data`` and ``labels``, as in the Python version."""
-    try:
-        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-        images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
-    except Exception as error:  # whatever bytes that are cut or wrong lead to
-        raise ValueError(
-            f"{name} is not a batch of CIFAR-10 in the Python version ({error}). Is the download "
-            f"complete? {_WHERE}"
-        ) from None
-    if images.dtype != np.uint8 or images.shape != (len(labels), PIXELS):
-        raise ValueError(
-            f"{name} must hold uint8 images of {PIXELS} numbers, one for each label; got "
-            f"{images.dtype} {images.shape} for {len(labels)} labels."
-        )
-    return images, labels
+    batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    return _images(batch[b"data"], batch[b"labels"])
 
 
 class _ArraysOnly(pickle.Unpickler):

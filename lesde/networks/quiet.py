@@ -1,29 +1,30 @@
-"""Looking at a model without leaving a trace in it, or in anybody's random numbers."""
+"""Running a model without leaving a trace in it or in anybody's random numbers, and seeing what its layers give."""
 
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 __all__ = [
-    "Kept",
+    "REFUSALS",
+    "check_each_by_itself",
+    "close",
     "device_of",
-    "evaluating",
     "float_type",
     "kept_randomness",
-    "moved_parameters",
-    "quiet",
+    "tensors_in",
+    "undisturbed",
+    "watching",
 ]
+
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
+"""Errors with which a model refuses a batch."""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -40,21 +41,15 @@ def float_type(model: nn.Module) -> torch.dtype:
 
 
 @contextmanager
-def kept_randomness(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
-    """Put the global generators of torch (all devices of this kind), numpy and Python back as they were.
+def kept_randomness(seed: int | None = None) -> Iterator[None]:
+    """Put the global generators of torch, numpy and Python back as they were.
 
     With ``seed`` what is drawn in the block is the same every time.
     """
-    kind = "cpu" if device is None else device.type
-    # A model may be spread over several devices; what is not a GPU has one generator at most.
-    count = torch.cuda.device_count() if kind == "cuda" else int(kind in ("mps", "xpu"))
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     numbers, python = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            if count:
-                forked = torch.random.fork_rng(devices=list(range(count)), device_type=kind)
-                stack.enter_context(forked)
+        with torch.random.fork_rng(devices):
             if seed is not None:
                 torch.manual_seed(seed)
                 np.random.seed(seed)  # noqa: NPY002
@@ -66,192 +61,106 @@ def kept_randomness(device: torch.device | None = None, seed: int | None = None)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every submodule's own mode comes back at the end.
-
-    Modes are set and put back one by one, so that layers which the user keeps in evaluation mode stay
-    there, and a ``train`` of the user's own with side effects is not called.
-    """
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients or autocast; modes, buffers and random numbers come back at the end."""
+    # One by one, so that layers which the user keeps in evaluation mode stay there.
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         for module, _ in modes:
             module.training = False
-        yield
+        # Not inference_mode: a model that caches a tensor in its forward could not train with it.
+        with (
+            kept_randomness(),
+            torch.no_grad(),
+            torch.autocast(device_of(model).type, enabled=False),
+        ):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for buffer, saved in buffers:
+            if not torch.equal(buffer, saved):
+                buffer.data.copy_(saved)
 
 
 @contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients and without autocast."""
-    kind = device_of(model).type
-    with ExitStack() as stack:
-        # Not inference_mode: a model that caches a tensor in its forward could not train with it.
-        stack.enter_context(torch.no_grad())
-        if kind in ("cpu", "cuda", "mps", "xpu"):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(evaluating(model))
-        yield
+def watching(
+    model: nn.Module, layers: Sequence[str], last: nn.Module | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """The outputs of named layers as they run in the block, and as "penultimate" what the module ``last`` reads.
 
-
-def moved_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that are trained, each a little away from where it is."""
-    moved: dict[str, Tensor] = {}
-    with kept_randomness(device_of(model), seed=0), torch.no_grad():
-        for name, value in model.named_parameters():
-            _check_shape(value)
-            if value.requires_grad and value.is_floating_point() and value.numel():
-                size = value.square().mean().sqrt()
-                # What is zero moves as far as it would be initialised.
-                fan_in = value[0].numel() if value.ndim > 1 else 1
-                step = torch.where(size > 0, 0.1 * size, fan_in**-0.5)
-                moved[name] = value + step * torch.randn_like(value)
-    return {name: value.requires_grad_() for name, value in moved.items()}
-
-
-def _check_shape(tensor: Tensor) -> None:
-    if is_lazy(tensor):
-        raise ValueError(
-            "model must have parameters whose shape is known, but it has lazy layers; pass a batch through "
-            "it first."
-        )
-
-
-class Kept:
-    """The state of a model, as it is now, to be put back with :meth:`restore` and at the end of the block.
-
-    That is: the values of parameters, buffers and all other tensors and numpy arrays, the attributes of
-    every submodule (numbers, lists, dicts, sets and what is in them, random generators), its hooks, and
-    the variables that forward hooks count or collect in (of their closure, their module or their object).
-    Objects of other classes are not looked into. While the block is open gradients are put aside.
+    They are copies, since a later layer may work in place. ``"logits"``, what the model returns, is left out.
     """
+    seen: dict[str, Tensor] = {}
 
-    def __init__(self, model: nn.Module) -> None:
-        self._undo: list[Callable[[], object]] = []
-        self._alive: dict[int, Any] = {}  # an id is a value's own only while the value is there
-        self._gradients: list[tuple[Tensor, Tensor]] = []
-        with torch.no_grad():
-            self._add(model)
-
-    def __enter__(self) -> Kept:
-        for tensor, _ in self._gradients:
-            tensor.grad = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.restore()
-        for tensor, gradient in self._gradients:
-            tensor.grad = gradient
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put all back that has changed."""
-        for undo in self._undo:
-            undo()
-
-    def _add(self, value: Any) -> None:
-        if id(value) in self._alive or isinstance(value, str | int | float | None):
-            return
-        self._alive[id(value)] = value
-        if isinstance(value, torch.jit.ScriptModule):
-            for part in value.modules():
-                tensors = (
-                    *part.named_parameters(recurse=False),
-                    *part.named_buffers(recurse=False),
+    def after(layer: str) -> Callable[..., None]:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            while isinstance(output, tuple | list) and output:
+                output = output[0]
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"layers must name submodules that return a tensor, or a tuple that begins with "
+                    f"one; {layer!r} returns {type(output).__name__}."
                 )
-                for name, tensor in tensors:
-                    self._undo.append(partial(setattr, part, name, tensor))
-                    self._add(tensor)
-        elif isinstance(value, nn.Module):
-            self._add(vars(value))
-            for hooks in (value._forward_pre_hooks, value._forward_hooks):
-                for hook in hooks.values():
-                    self._add_hook(hook)
-        elif isinstance(value, Tensor):
-            self._add_tensor(value)
-        elif isinstance(value, np.ndarray):
-            if value.flags.writeable:
-                self._undo.append(partial(value.__setitem__, ..., value.copy()))
-        elif isinstance(value, dict | list | deque | set):
-            self._add_container(value)
-        elif isinstance(value, tuple | frozenset):
-            for one in value:
-                self._add(one)
-        elif isinstance(value, torch.Generator | np.random.RandomState):
-            self._undo.append(partial(value.set_state, value.get_state()))  # type: ignore[arg-type]
-        elif isinstance(value, random.Random):
-            self._undo.append(partial(value.setstate, value.getstate()))
-        elif isinstance(value, np.random.Generator):
-            bits = value.bit_generator
-            self._undo.append(partial(setattr, bits, "state", bits.state))
+            seen[layer] = output.clone()
 
-    def _add_container(self, value: Any) -> None:
-        def contents() -> list[Any]:
-            return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+        return note
 
-        saved: Any = dict(value) if isinstance(value, dict) else list(value)
-        fill = value.update if isinstance(value, dict | set) else value.extend
-        before = contents()
+    def before(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
+        seen["penultimate"] = (inputs[0] if inputs else keywords["input"]).clone()
 
-        def undo() -> None:
-            now = contents()
-            if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
-                value.clear()
-                fill(saved)
+    asked = [layer for layer in layers if layer != "logits"]
+    with ExitStack() as stack:
+        for layer in asked:
+            if layer != "penultimate":
+                module = model.get_submodule(layer)
+                stack.callback(module.register_forward_hook(after(layer)).remove)
+            elif last is not None:
+                handle = last.register_forward_pre_hook(before, with_kwargs=True)
+                stack.callback(handle.remove)
+        yield seen
+    for layer in asked:
+        if layer not in seen:
+            raise ValueError(f"layers must name submodules that run; {layer!r} never does.")
 
-        self._undo.append(undo)
-        for one in before:
-            self._add(one)
 
-    def _add_tensor(self, tensor: Tensor) -> None:
-        _check_shape(tensor)
-        saved, version, wanted = tensor.detach().clone(), tensor._version, tensor.requires_grad
-        if tensor.is_leaf and tensor.grad is not None:
-            self._gradients.append((tensor, tensor.grad))
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of nested tuples, lists and dicts, in their order."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return [tensor for one in value for tensor in tensors_in(one)]
+    return [value] if isinstance(value, Tensor) else []
 
-        def undo() -> None:
-            if tensor.is_leaf:
-                tensor.requires_grad_(wanted)
-                if tensor.grad is not None:
-                    tensor.grad = None
-            if tensor.layout != torch.strided:
-                if tensor._version != version:
-                    tensor.data = saved.clone()
-            elif tensor.shape != saved.shape or tensor.dtype != saved.dtype:
-                tensor.data = saved.clone()
-            elif not torch.equal(tensor, saved):
-                # Through .data, so that a graph that holds the tensor does not take it for changed.
-                tensor.data.copy_(saved)
 
-        self._undo.append(undo)
+def close(one: Tensor, other: Tensor, slack: float = 1.0) -> bool:
+    """True where two tensors are the same up to rounding, and so many times more."""
+    if one.shape != other.shape:
+        return False
+    epsilon = torch.finfo(other.dtype if other.is_floating_point() else torch.float32).eps
+    rounding = max(4 * epsilon, epsilon**0.5) if epsilon < 1e-5 else 4 * epsilon
+    worst = (one.double() - other.double()).abs().max()
+    return not worst > slack * rounding * other.double().abs().max()
 
-    def _add_hook(self, hook: Any) -> None:
-        """The variables that a hook remembers by: it is run in every pass, for it may be part of the model."""
-        if isinstance(hook, partial):
-            self._add_remembered(hook.args)
-            self._add_remembered(hook.keywords)
-            hook = hook.func
-        if isinstance(hook, MethodType):
-            self._add_hook(hook.__func__)
-            hook = hook.__self__
-        if not isinstance(hook, FunctionType):
-            self._add(hook if isinstance(hook, nn.Module) else getattr(hook, "__dict__", None))
-            return
-        for cell in hook.__closure__ or ():
-            try:
-                value = cell.cell_contents
-            except ValueError:  # not set yet
-                continue
-            self._undo.append(partial(setattr, cell, "cell_contents", value))
-            self._add_remembered(value)
-        for name in hook.__code__.co_names:
-            value = hook.__globals__.get(name)
-            if isinstance(value, int | float):
-                self._undo.append(partial(hook.__globals__.__setitem__, name, value))
-            self._add_remembered(value)
 
-    def _add_remembered(self, value: Any) -> None:
-        # A network that a hook refers to is looked after where it is the model's.
-        if not isinstance(value, nn.Module):
-            self._add(value)
+def check_each_by_itself(
+    run: Callable[[Sequence[int]], Mapping[str, Tensor]], count: int, name: str = "model"
+) -> None:
+    """Refuse a model that does not give the same for a few of ``count`` samples in halves as in one batch.
+
+    ``run`` gives the outputs by name for a batch of samples, each time with the same random numbers.
+    """
+    rows = np.linspace(0, count - 1, min(count, 8)).astype(int).tolist()
+    half = len(rows) // 2
+    if not half:
+        return
+    whole, *parts = run(rows), run(rows[:half]), run(rows[half:])
+    for what, values in whole.items():
+        # Other kernels run on a batch of another length, and round otherwise.
+        if not close(torch.cat([part[what] for part in parts]), values, slack=8):
+            raise ValueError(
+                f"{name} must give the same {what} for a sample whatever else is in the batch and "
+                f"without chance. Normalise by running statistics (track_running_stats=True) or within "
+                f"each sample (LayerNorm, GroupNorm), and leave out what draws in evaluation mode."
+            )

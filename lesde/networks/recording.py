@@ -42,29 +42,22 @@ def record(
     """Features of named layers of a model on a probe set, as it is now.
 
     Any ``torch.nn.Module``, trained in any way. It runs once over the probe set, in evaluation mode and
-    without gradients, and over a few samples to find its structure. Afterwards all is as before: parameters,
-    buffers, gradients, the mode and the attributes of every submodule (numbers, tensors, arrays, generators,
-    lists, sets and dicts of these), hooks, and the random numbers of torch, numpy and Python. Every batch meets
-    the model as it was before the first. Hooks of your own run, for they may be part of the model (pruning,
-    weight normalisation); the variables that they count or collect in are restored too. Not restored are
-    attributes that are objects of other classes, global variables that a ``forward`` changes, plain attributes of
-    scripted modules, and files.
+    without gradients, and over a few samples to find its classifier. Parameters, gradients, buffers, modes,
+    and the random numbers of torch, numpy and Python are as before afterwards; what a ``forward`` keeps
+    elsewhere is not put back.
 
     Parameters
     ----------
     model : torch.nn.Module
         Returns logits (sample, class): a tensor, a tuple that begins with it, or something with
         ``logits`` (a dict must name them so). For layers alone, with ``loss=None``, it may return anything.
-        A tuple is refused where a later entry looks like the logits of the first: it has as many columns, or one
-        per class, and depends on all weights that the first depends on and on more.
-        In evaluation mode it maps each sample by itself, whatever the others in the batch and however many:
-        batch normalisation needs running statistics.
+        In evaluation mode it maps each sample by itself and without chance, whatever the others in the
+        batch and however many: batch normalisation needs running statistics.
     layers : str or sequence of str
         Names of submodules, as in ``model.named_modules()``, whose output is taken (of a tuple, the
-        first entry; of a module that runs several times, the last time);
-        ``"logits"``, what the model returns; ``"penultimate"``, what the classifier reads: the input of the
-        last ``torch.nn.Linear`` of which the logits are an affine map. If there is none it is the input of
-        the last to run, with a warning.
+        first entry; of a module that runs several times, the last time); ``"logits"``, what the model
+        returns; ``"penultimate"``, the input of the classifier, which is the last ``torch.nn.Linear`` whose
+        output is the logits. If there is none it is the input of the last to run, with a warning.
     probe : DataLoader, Dataset, (inputs, labels), ImageData, or dict of str to these
         Labelled inputs; a dict names several, such as ``{"train": ..., "held_out": ...}``, of the same
         classes. Labels, the last entry of each item, are integers that number the outputs of the model.
@@ -81,8 +74,7 @@ def record(
     dtype : {"float32", "float16", "float64"}
         Of the recorded features; the model computes in its own.
     batch_size : int, default 256
-        Inputs that pass through the model at once, at most; batches are about equally long, and each
-        class has its share of each.
+        Inputs that pass through the model at once, at most.
     time, iteration, replicate : float, int, int
         Coordinates of the result, so that several can be joined: over ``replicate`` by
         ``open_records([first, second], layer)`` (:func:`lesde.networks.open_records`), over ``time`` by
@@ -99,10 +91,9 @@ def record(
         - ``features (replicate, time, sample, feature)``, both leading axes of length 1;
         - ``loss``, ``accuracy (replicate, time)`` on the probe set;
         - ``weights (replicate, time, class, feature_in)`` and ``bias (replicate, time, class)`` of the
-          classifier, for ``"penultimate"`` and any other layer whose features are its input, so that
-          logits = features weightsᵀ + bias, to rounding, for the classes of the probe set. They are those of
-          the linear layer; where something else contributes to the logits (an adapter beside it, a temperature
-          after it), the derivative of the logits. NaN, with a warning, where they do not give the logits.
+          classifier, for ``"penultimate"`` and any other layer whose features it reads, so that
+          logits = features weightsᵀ + bias for the classes of the probe set. NaN, with a warning, where
+          the logits have stopped being that.
 
         Coordinates ``replicate``, ``time``, ``iteration(time)`` and ``label(sample)``; attribute
         ``classes`` holds the labels as they were given, and ``classifier`` the name of the linear layer that
@@ -110,12 +101,8 @@ def record(
 
     Raises
     ------
-    TypeError, ValueError
-        If there is no such layer, or it never runs; if the model does not take the inputs, its features of a
-        sample depend on the other samples of the batch (only a warning below a twentieth of their
-        spread), or it returns something else before its logits; if the labels do not number its outputs.
     Diverged
-        If a feature is not finite.
+        If a feature or the loss is not finite.
 
     Examples
     --------

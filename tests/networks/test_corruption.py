@@ -47,10 +47,13 @@ def test_class_counts(data):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: with_label_noise(d, 1.2), "from 0 to 1"),
+        (lambda d: with_label_noise(d, 1.2), "in \\[0, 1\\]"),
         (lambda d: with_label_noise(d, "x"), "share"),
         (lambda d: with_class_counts(d, (1, 2)), "one number for each of the 3"),
-        (lambda d: with_class_counts(d, (1, 2, 200)), r"counts\[2\] must be at most the 120"),
+        (
+            lambda d: with_class_counts(d, (1, 2, 200)),
+            r"counts\[2\] must be an integer of at least 1 and at most 120",
+        ),
     ],
 )
 def test_refused(data, call, message):

@@ -86,28 +86,15 @@ def test_default_number_of_windows():
     assert drawn_means(draws(iterations=5000)).sizes["time"] == 50
 
 
-def test_a_window_without_a_class_names_the_length_that_does():
+def test_a_window_without_a_class_is_named():
     data = draws(replicates=2, iterations=300)
     label = data.label.values.copy()
     label[0, 1, 120:170] = 0
-    label[0, 1, [119, 170]] = 1  # class 2 is waited for at least as long
+    label[0, 1, [119, 170]] = 1
     data = data.assign_coords(label=(data.label.dims, label))
-    with pytest.raises(
-        ValueError, match=r"replicate number 1 drew none of class .*such as"
-    ) as told:
+    with pytest.raises(ValueError, match=r"replicate number 1 drew none of class .*longer windows"):
         drawn_means(data, 10)
-    number = int(str(told.value).rsplit("times=", 1)[1].rstrip("."))
-    assert number > 1
-    found = drawn_means(data, number)
-    assert int(found.drawn_count.min()) > 0
-
-
-def test_a_replicate_without_a_class():
-    data = draws(replicates=2, iterations=300)
-    label = data.label.values.copy()
-    label[0, 1] = np.where(label[0, 1] == 2, 1, label[0, 1])
-    with pytest.raises(ValueError, match="one has none of class 2"):
-        drawn_means(data.assign_coords(label=(data.label.dims, label)), 1)
+    assert int(drawn_means(data, 3).drawn_count.min()) > 0
 
 
 @pytest.mark.parametrize(
@@ -115,9 +102,9 @@ def test_a_replicate_without_a_class():
     [
         (0, ValueError, "times must be an integer of at least 1"),
         (2.5, TypeError, "times must be an integer"),
-        (601, ValueError, "at most the 600"),
+        (601, ValueError, "at most 600"),
         ([0, 1, 1], ValueError, "strictly increasing"),
-        ([7, 8], ValueError, "must overlap the draws"),
+        ([7, 8], ValueError, "none from 7 to 8"),
         ([0, 3, 6, 7], ValueError, "none from 6 to 7"),
     ],
 )
@@ -132,9 +119,9 @@ def test_refuses_other_data():
         drawn_means(None)
     with pytest.raises(ValueError, match="time missing"):
         drawn_means(data.drop_vars("time"))
-    with pytest.raises(ValueError, match=r"dimensions \(\[learning_rate,\] replicate, draw"):
+    with pytest.raises(ValueError, match=r"features \(\[learning_rate,\] replicate, draw"):
         drawn_means(data.transpose("draw", ...))
-    with pytest.raises(ValueError, match=r"drawn.label must have"):
+    with pytest.raises(ValueError, match=r"got .* and \('draw',\)"):
         drawn_means(data.assign_coords(label=("draw", np.arange(600) % 3)))
     two = xr.concat(
         [data, data.assign_coords(time=2 * data.time, learning_rate=[0.02])], "learning_rate"
@@ -160,9 +147,9 @@ def test_draws_of_networks_go_into_the_fit():
 def test_a_class_that_is_never_drawn_is_named():
     data = draws(p=3)
     never = data.assign_coords(label=(data.label.dims, data.label.values % 2))
-    with pytest.raises(ValueError, match=r"0 to 2; class 2 was never drawn"):
+    with pytest.raises(ValueError, match=r"drew none of class 2"):
         drawn_means(never, 6)
-    with pytest.raises(ValueError, match=r"0 to 2; class 1 was never drawn"):
+    with pytest.raises(ValueError, match=r"must be the integers 0 to K-1"):
         drawn_means(data.assign_coords(label=(data.label.dims, data.label.values // 2 * 2)), 6)
     # Three features of a hidden layer say nothing of a third class.
     assert drawn_means(never.assign_attrs(layer="hidden"), 6).sizes["sample"] == 2
@@ -172,7 +159,7 @@ def test_draws_that_are_not_finite_are_counted():
     data = draws()
     data.features[0, 1, [450, 470, 471], 0] = [np.nan, np.inf, np.nan]
     with pytest.raises(
-        ValueError, match=r"3 of 1800 draws hold NaN or inf, the first at t = 4\.5, in replicate number 1\."
+        ValueError, match=r"3 of 1800 draws hold NaN or inf, one at t = 4\.5 in replicate number 1\."
     ):  # fmt: skip
         drawn_means(data, 6)
     # Both remedies that are named do.

@@ -9,7 +9,7 @@ from torch import nn
 
 from lesde.networks import geo_mnist, lenet, mlp, record_ensemble, train_ensemble
 from lesde.networks.ensemble import one_after_another, parts_of, threads
-from lesde.networks.training import Job, Trainer
+from lesde.networks.training import Job, stepping
 
 from .architectures import convolutional, ensemble_of
 
@@ -96,10 +96,9 @@ def test_evaluation_written_out_agrees_with_the_modules(shapes, monkeypatch, lay
     own = stack.evaluate(x.expand(4, *x.shape), own=True)
     stack.chain = lambda: None
     wanted = stack.evaluate(x)
-    for layer, features in wanted.features.items():
-        np.testing.assert_allclose(seen.features[layer], features, rtol=0, atol=1e-13)
-        np.testing.assert_allclose(own.features[layer], features, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(seen.logits, wanted.logits, rtol=0, atol=1e-13)
+    for layer, features in wanted.items():
+        np.testing.assert_allclose(seen[layer], features, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(own[layer], features, rtol=0, atol=1e-13)
 
 
 def test_layers_before_pooling_are_recorded(shapes):
@@ -204,13 +203,10 @@ def test_all_tensors_of_a_run_are_on_its_device(data, shapes, network):
         device=torch.device("meta"),
         labels=np.tile(images.train_y, (3, 1)),
     )
-    trainer = Trainer(job, 0.1)
-    with trainer.running() as share:
-        logits, labels = trainer.advance(3)
-        seen = trainer.ensemble.evaluate(
-            torch.as_tensor(images.probe_x, device="meta"), share=share
-        )
+    ensemble = job.ensemble(job.replicates)
+    logits, labels = stepping(job, 0.1, ensemble, job.labels)(3)
+    seen = ensemble.evaluate(torch.as_tensor(images.probe_x, device="meta"))
     assert logits.shape == (3, 6, images.n_classes)
     assert labels.shape == (3, 6)
-    for tensor in (logits, seen.logits, seen.weights, *seen.features.values()):
+    for tensor in (logits, *seen.values(), *ensemble.classifier().values()):
         assert tensor.device.type == "meta"

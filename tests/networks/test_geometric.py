@@ -173,7 +173,7 @@ def test_data_set():
     ("arguments", "message"),
     [
         ({"n_train_per_class": 0}, "n_train_per_class"),
-        ({"n_drawn": 900}, "at least the 1000 images"),
+        ({"n_drawn": 900}, "500 training images and 500 held-out probe images"),
         ({"probe": "test"}, "probe"),
         ({"probe": "train", "n_probe_per_class": 501}, "at most n_train_per_class"),
     ],

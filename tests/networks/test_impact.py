@@ -321,7 +321,7 @@ def test_what_does_not_fit_is_refused(data):
         ({"bins": 1, "by": "r2"}, "bins"),
         ({"step": 0.0}, "step"),
         ({"loss": "hinge"}, "loss must be one of"),
-        ({"layer": "nothing"}, "layers must be among"),
+        ({"layer": "nothing"}, "layers must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             start(**given)
@@ -360,9 +360,9 @@ def test_labels_and_inputs_of_samples_are_checked_as_those_of_the_probe():
         for wrong, message in (
             (
                 {"samples": (x, y + 1)},
-                r"samples labels must be 0 to 2, the classes of probe; got 3\.",
+                r"samples labels must be 0 to 2, the classes of probe; got 1 to 3\.",
             ),
-            ({"samples": (x, y - 2)}, r"samples labels must be 0 to 2, .* got -2, -1\."),
+            ({"samples": (x, y - 2)}, r"samples labels must be 0 to 2, .* got -2 to 0\."),
             ({"probe": (wild, y)}, "probe must have finite inputs; remove or replace"),
             ({"samples": (wild, y)}, "samples must have finite inputs"),
         ):

@@ -62,7 +62,7 @@ def test_noise_and_uneven_classes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": 11}, "classes must be a number from 2 to 10"),
+        ({"classes": 11}, "classes must be an integer of at least 2 and at most 10"),
         ({"n_train_per_class": 401}, "401 training images and 100 held-out"),
         ({"probe": "test"}, "probe must be one of"),
     ],

@@ -7,7 +7,15 @@ import pytest
 import xarray as xr
 
 import lesde
-from lesde.networks import collect, digits, mlp, probe_both, record_ensemble, split_records
+from lesde.networks import (
+    collect,
+    digits,
+    mlp,
+    probe_both,
+    record_ensemble,
+    split_records,
+    with_class_counts,
+)
 
 LAYERS = ("logits", "activation1", "penultimate")
 SETTINGS = {"classes": 4, "n_train_per_class": 30, "n_probe_per_class": 8, "seed": 3}
@@ -53,18 +61,18 @@ def test_parts_go_into_layer_collapse(parts):
 
 def test_the_probe_is_the_first_training_images_and_then_the_held_out_ones():
     data = digits(**SETTINGS, probe="held_out")
-    both, split = probe_both(data, 5, names=("seen", "unseen"))
-    assert split.tolist() == ["seen"] * 20 + ["unseen"] * 32
+    both, split = probe_both(data, 5)
+    assert split.tolist() == ["train"] * 20 + ["held_out"] * 32
     for k in range(4):
         np.testing.assert_array_equal(
-            both.probe_x[split == "seen"][5 * k : 5 * k + 5], data.train_x[data.train_y == k][:5]
+            both.probe_x[split == "train"][5 * k : 5 * k + 5], data.train_x[data.train_y == k][:5]
         )
-    np.testing.assert_array_equal(both.probe_x[split == "unseen"], data.probe_x)
-    np.testing.assert_array_equal(both.probe_y[split == "unseen"], data.probe_y)
+    np.testing.assert_array_equal(both.probe_x[split == "held_out"], data.probe_x)
+    np.testing.assert_array_equal(both.probe_y[split == "held_out"], data.probe_y)
     np.testing.assert_array_equal(both.train_x, data.train_x)
     assert both.class_names == data.class_names
     # A small class gives what it has.
-    few = digits(classes=2, class_counts=[30, 3], n_probe_per_class=6, probe="held_out")
+    few = with_class_counts(digits(classes=2, n_probe_per_class=6, probe="held_out"), [30, 3])
     assert np.bincount(probe_both(few)[0].probe_y).tolist() == [12, 9]
 
 
@@ -101,11 +109,9 @@ def test_refusals():
     with pytest.raises(ValueError, match="must have a probe of held-out images"):
         probe_both(digits(**SETTINGS, probe="train"))
     with pytest.raises(
-        ValueError, match=r"n_per_class must be at most .*\[30, 30, 30, 30\]; got 31"
+        ValueError, match=r"n_per_class must be an integer of at least 1 and at most 30; got 31"
     ):
         probe_both(data, 31)
-    with pytest.raises(ValueError, match="names must be two different names"):
-        probe_both(data, names=("a", "a"))
     with pytest.raises(TypeError, match="data must be an ImageData"):
         probe_both([1, 2])
     records = {"logits": xr.Dataset({"features": (("sample", "feature"), np.zeros((4, 2)))})}

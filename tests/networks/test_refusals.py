@@ -15,33 +15,37 @@ from .architectures import dense
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"data": 3}, TypeError, r"data must be a lesde\.networks\.ImageData; got int"),
+        ({"data": 3}, TypeError, r"data must be a lesde\.networks\.ImageData; got 3"),
         (
             {"architecture": mlp(64, (), 4)},
             TypeError,
             r"architecture must be a function that makes",
         ),
-        ({"labels": [0, 1]}, ValueError, r"labels must hold an integer for each of the"),
+        (
+            {"labels": [0, 1]},
+            ValueError,
+            r"labels must hold an integer from 0 to 3 for each of the",
+        ),
         ({"architecture": lambda: 3}, TypeError, r"must return a torch\.nn\.Module; got 3"),
         (
             {"architecture": lambda: mlp(64, (), 5)},
             ValueError,
-            r"\(2, 4\).*4 classes.*got \(2, 5\)",
+            r"\(8, 4\).*4 classes.*got \(8, 5\)",
         ),
         (
             {"architecture": lambda: mlp(60, (), 4)},
             ValueError,
-            r"must take inputs of shape \(2, 64\)",
+            r"must take inputs of shape \(8, 64\)",
         ),
         (
             {"architecture": lambda: nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 4))},
             ValueError,
-            r"layer '0' is BatchNorm1d.*GroupNorm",
+            r"same logits for a sample whatever else.*GroupNorm",
         ),
         (
             {"architecture": lambda: nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 4))},
             ValueError,
-            r"layer '0' is Dropout",
+            r"whatever else is in the batch and without chance",
         ),
         (
             {
@@ -63,16 +67,20 @@ from .architectures import dense
         ({"replicates": 0}, ValueError, r"replicates must be an integer of at least 1"),
         ({"replicates": [1, 1]}, ValueError, r"different numbers of replicates; got \[1, 1\]"),
         ({"times": [1.0, 2.0]}, ValueError, r"times\[0\] must be 0, .* got 1"),
-        ({"times": [0.0, 0.01]}, ValueError, r"times must be at least one step apart"),
-        ({"layers": ["hidden9"]}, ValueError, r"layers must be among 'logits'.*got 'hidden9'"),
-        ({"layers": ["logits", "logits"]}, ValueError, r"layers must hold .* only once"),
+        (
+            {"times": [0.0, 0.01]},
+            ValueError,
+            r"coarser than the saved times.*one learning rate apart",
+        ),
+        ({"layers": ["hidden9"]}, ValueError, r"layers must be one of 'logits'.*got 'hidden9'"),
+        ({"layers": []}, ValueError, r"layers must name at least one of logits"),
         ({"layers": 3}, TypeError, "layers must be a name or a sequence of names; got 3"),
         ({"loss": "crossentropy"}, ValueError, r"loss .* Did you mean 'cross_entropy'"),
         ({"sampling": "epoch"}, ValueError, r"sampling .* Did you mean 'epochs'"),
         ({"batch_size": 0}, ValueError, r"batch_size must be an integer of at least 1"),
         ({"dtype": "float16"}, ValueError, r"dtype must be one of 'float32', 'float64'"),
         ({"seed": 1.5}, TypeError, r"seed must be an integer"),
-        ({"progress": "bar"}, TypeError, r"progress must be True, False or a function"),
+        ({"progress": "bar"}, TypeError, r"progress must be a function, or left out"),
     ],
 )
 def test_refusals_come_before_training(data, change, error, message):
@@ -91,19 +99,19 @@ def test_layers_that_cannot_be_recorded_are_refused(data):
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.unused, self.pair, self.head = nn.Linear(2, 2), Pair(), nn.Linear(64, 4)
+            self.unused, self.named, self.head = nn.Linear(2, 2), Named(), nn.Linear(64, 4)
 
         def forward(self, x):
-            return self.head(self.pair(x)[0])
+            return self.head(self.named(x)["x"])
 
-    class Pair(nn.Module):
+    class Named(nn.Module):
         def forward(self, x):
-            return x, x
+            return {"x": x}
 
     with pytest.raises(ValueError, match=r"'unused' never does"):
         train_ensemble(data, Odd, 0.1, 1, [0, 1.0], layers=["unused"])
-    with pytest.raises(ValueError, match=r"'pair' returns a tuple"):
-        train_ensemble(data, Odd, 0.1, 1, [0, 1.0], layers=["pair"])
+    with pytest.raises(TypeError, match=r"'named' returns dict"):
+        train_ensemble(data, Odd, 0.1, 1, [0, 1.0], layers=["named"])
 
 
 def test_mlp_names_and_refusals():

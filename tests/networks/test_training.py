@@ -221,15 +221,15 @@ def test_an_evaluation_is_not_changed_by_later_steps(data):
 
     ensemble = ensemble_of(tied, data, layers=("penultimate",))
     x = torch.as_tensor(data.probe_x)
-    seen = ensemble.evaluate(x)
-    before = [tensor.clone() for tensor in (seen.logits, seen.weights, seen.bias)]
+    seen = ensemble.evaluate(x) | ensemble.classifier()
+    before = {name: tensor.clone() for name, tensor in seen.items()}
     step = make_step(ensemble, "mse", 0.1)
     step(x[:6].reshape(3, 2, 64), torch.eye(4)[data.probe_y[:6]].reshape(3, 2, 4))
-    for old, new in zip(before, (seen.logits, seen.weights, seen.bias), strict=True):
-        np.testing.assert_array_equal(old, new)
-    assert (ensemble.evaluate(x).weights != before[1]).any()
-    again = seen.features["penultimate"] @ before[1].transpose(1, 2) + before[2][:, None]
-    np.testing.assert_allclose(again, before[0], atol=1e-5)
+    for name, old in before.items():
+        np.testing.assert_array_equal(old, seen[name])
+    assert (ensemble.classifier()["weights"] != before["weights"]).any()
+    again = seen["penultimate"] @ before["weights"].transpose(1, 2) + before["bias"][:, None]
+    np.testing.assert_allclose(again, before["logits"], atol=1e-5)
 
 
 def test_frozen_parameters_stay(data):
