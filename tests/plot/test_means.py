@@ -99,7 +99,7 @@ def test_refusals():
         plot.class_means(paths, law, features=[3])
     with pytest.raises(ValueError, match="directions must hold vectors other than zero"):
         plot.class_means(paths, law, directions=[0, 0, 0])
-    with pytest.raises(ValueError, match="observed must be finite"):
+    with pytest.raises(ValueError, match=r"observed\.features must be finite"):
         plot.class_means(paths.where(paths.time < 1).assign_coords(label=paths.label), law)
     with pytest.raises(ValueError, match="ax must be 3 matplotlib Axes"):
         plot.class_means(paths, law, ax=plt.figure().subplots(1, 2))
