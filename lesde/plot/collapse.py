@@ -15,7 +15,6 @@ from lesde.analysis.collapse import target_of
 from lesde.checks import check_choice, check_choices, check_fraction, check_names
 from lesde.paths import check_dataset
 from lesde.plot.curves import (
-    RateCell,
     cell_edges,
     check_over_time,
     draw_band,
@@ -41,7 +40,6 @@ from lesde.plot.ticks import number, tidy_log, widen_log
 
 __all__ = ["collapse", "collapse_rate", "learning_rate_range"]
 
-
 USUAL = ("nc1", "nc2_etf")
 SHORT = {
     "nc1": "NC1  $\\mathrm{tr}(\\Sigma_W\\Sigma_B^{+})/K$",
@@ -56,8 +54,6 @@ SHORT = {
     "ncc_accuracy": "nearest-centre accuracy",
 }
 """The package's own metrics in few words; their long names do not fit beside a panel."""
-AWAY = {"nc4": "NC4  1 − agreement", "ncc_accuracy": "nearest-centre error"}
-"""Distances to a target of 1."""
 
 
 @style()
@@ -89,10 +85,6 @@ def collapse(
         well their median is known. No band for a single replicate.
     ax : matplotlib Axes or array of them, one per metric, optional
 
-    Returns
-    -------
-    ndarray of matplotlib Axes, shape (metric,)
-
     Notes
     -----
     Drawn is the distance to the metric's attribute ``target`` (0 if it has none). Values that are 0,
@@ -100,11 +92,6 @@ def collapse(
     samples at their class mean have NC1 = 0 at first. A metric with no positive value gets a linear
     axis. A logarithmic axis spans at least a factor of 2, so that a metric that hardly changes looks
     nearly constant; all panels have the same horizontal limits.
-
-    Examples
-    --------
-    >>> nc = lesde.neural_collapse(paths)  # doctest: +SKIP
-    >>> axes = lesde.plot.collapse(nc, ["nc1", "nc2_norm_cv"])  # doctest: +SKIP
     """
     check_dataset("nc", nc, [], "lesde.neural_collapse")
     if metrics is None:
@@ -117,7 +104,7 @@ def collapse(
     spread = check_fraction("spread", spread)
     for name in names:
         refuse_other_dims(nc[name], ("learning_rate", "replicate", "time"), "nc")
-        check_over_time(nc, name, "nc", against)
+        check_over_time(nc[name], "nc", against)
     cells = rate_cells(nc, "nc", learning_rate)
     # What has no logarithm is not drawn, but takes its room: panels can be compared side by side.
     clocks = np.concatenate([np.ravel(cell.data[against].values) for cell in cells])
@@ -125,42 +112,28 @@ def collapse(
     axes = panels(ax, len(names), 1, 0.75 + 1.35 * len(names), sharex=ax is None)[:, 0]
     for each, name in zip(axes, names, strict=True):
         target = target_of(nc[name])
-        log = bool(np.isfinite(positive(np.abs(nc[name] - target))).any())
+        log = bool(np.isfinite(positive(abs(nc[name] - target))).any())
         for cell in cells:
-            _curve(each, cell, np.abs(cell.data[name] - target), against, spread, log, len(cells))
+            away = abs(cell.data[name].astype(float) - target)
+            found = quantiles(away, ("time",), spread)
+            low, middle, high = positive(found) if log else found
+            x = cell.data[against].values
+            each.plot(x, middle, color=cell.colour, zorder=3)
+            if away.sizes.get("replicate", 1) > 1:
+                draw_band(each, x, low, high, cell.colour, len(cells) > 1)
         each.update_datalim([(at, each.dataLim.y1) for at in ends], updatey=False)
         if log:
             each.set_yscale("log")
             tidy_log(each, "y")
             widen_log(each)
         label = SHORT.get(name) or title_of(nc[name], name)
-        each.set_ylabel(label if target == 0 else AWAY.get(name) or f"|{label} − {target:g}|")
+        each.set_ylabel(label if target == 0 else f"|{label} − {target:g}|")
         each.margins(x=0.02)
         each.set_xlabel(axis_label(nc.coords[against], against))
     if ax is None:
         only_below(axes)
     rate_key(axes, cells)
     return axes
-
-
-def _curve(
-    ax: Axes,
-    cell: RateCell,
-    values: xr.DataArray,
-    against: str,
-    spread: float,
-    log: bool,
-    count: int,
-) -> None:
-    """Draw the distance of one metric from its target at one of ``count`` learning rates."""
-    x = cell.data[against].values
-    low, middle, high = quantiles(values, ("time",), spread, log)
-    ax.plot(x, middle, color=cell.colour, zorder=3)
-    if values.sizes.get("replicate", 1) > 1:
-        draw_band(ax, x, low, high, cell.colour, count > 1)
-
-
-UNITS = {"time": "per unit of time", "iteration": "per iteration"}
 
 
 @style()
@@ -183,10 +156,6 @@ def collapse_rate(
         ``"time"`` or ``"iteration"``. Default: the first in ``rates``.
     ax : matplotlib Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Notes
     -----
     Both axes are logarithmic. A rate that is not positive has no place there; where only its lower
@@ -199,12 +168,10 @@ def collapse_rate(
     >>> rates = lesde.convergence(nc, against="iteration")  # doctest: +SKIP
     >>> ax = lesde.plot.collapse_rate(rates, ["nc1", "nc2_etf"])  # doctest: +SKIP
     """
-    check_dataset("rates", rates, ["rate", "rate_lower", "rate_upper"], "lesde.convergence")
-    if "learning_rate" not in rates["rate"].dims or "learning_rate" not in rates.coords:
-        raise ValueError(
-            "rates must have the dimension 'learning_rate' with its values; simulate or record with "
-            "several learning rates, learning_rate=[...]."
-        )
+    needed = ["rate", "rate_lower", "rate_upper", "learning_rate"]
+    check_dataset("rates", rates, needed, "lesde.convergence of several learning rates")
+    if "learning_rate" not in rates.dims:
+        rates = rates.expand_dims("learning_rate")
     names = check_choices("metric", metric, [str(m) for m in rates["metric"].values])
     clocks = [str(c) for c in rates["clock"].values]
     clock = clocks[0] if clock is None else check_choice("clock", clock, clocks)
@@ -226,7 +193,7 @@ def collapse_rate(
     tidy_log(target, "x")
     tidy_log(target, "y")
     target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
-    target.set_ylabel(f"collapse rate {UNITS.get(clock, f'({clock})')}")
+    target.set_ylabel(f"collapse rate per {'unit of time' if clock == 'time' else clock}")
     legend_above(target, handles)
     return target
 
@@ -275,10 +242,6 @@ def learning_rate_range(
     ax : array of matplotlib Axes, one per quantity and metric, optional
         A new figure has a row per quantity and a column per metric.
 
-    Returns
-    -------
-    ndarray of matplotlib Axes, shape (quantity, metric)
-
     Notes
     -----
     Points are the networks with the interval of their mean, filled where some model shown has them in its
@@ -286,15 +249,8 @@ def learning_rate_range(
     model's colour over the unbroken range of learning rates in which the networks are in its interval, half-way to the
     next learning rate on the logarithmic axis on either side. Values are on a logarithmic axis and rates on a
     linear one, with a line at 0. Intervals wider than ten times what the networks and predictions span are cut off.
-
-    Choose one model with ``comparison.sel(model=["L-model"])``.
-
-    Examples
-    --------
-    >>> ax = lesde.plot.learning_rate_range(comparison)  # doctest: +SKIP
     """
-    source = "lesde.studies.compare_learning_rates"
-    check_dataset("comparison", comparison, NEEDED, source)
+    check_dataset("comparison", comparison, NEEDED, "lesde.studies.compare_learning_rates")
     kernels = [str(k) for k in np.atleast_1d(comparison["kernel"].values)]
     kernel = kernels[0] if kernel is None else check_choice("kernel", kernel, kernels)
     data = comparison.sel(kernel=kernel) if "kernel" in comparison.dims else comparison

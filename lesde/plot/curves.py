@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lesde.checks import check_choice, check_real
-from lesde.plot.style import OKABE_ITO, colours_of_rates, legend_above, positive, stepped_bar
+from lesde.plot.style import OKABE_ITO, colours_of_rates, legend_above
 from lesde.plot.ticks import number
 
 MOST_ENTRIES = 8
-"""Above this many learning rates the key is a colour bar."""
+"""Learning rates or layers that a key names; of more, some."""
 
 
 class RateCell(NamedTuple):
@@ -65,10 +65,9 @@ def rate_cells(
         return [RateCell(float(chosen["learning_rate"]) if note else None, chosen, OKABE_ITO[0])]
     data = dataset.sortby("learning_rate")
     rates = data["learning_rate"].values.astype(np.float64)
-    colours = [OKABE_ITO[0]] if len(rates) == 1 else colours_of_rates(rates)
     return [
-        RateCell(float(rate), data.isel(learning_rate=i), colours[i])
-        for i, rate in enumerate(rates)
+        RateCell(float(rate), data.isel(learning_rate=i), colour)
+        for i, (rate, colour) in enumerate(zip(rates, colours_of_rates(rates), strict=True))
     ]
 
 
@@ -82,28 +81,33 @@ def refuse_other_dims(variable: xr.DataArray, allowed: Sequence[str], name: str)
         )
 
 
-def check_over_time(dataset: xr.Dataset, metric: str, name: str, against: str = "time") -> None:
+def check_over_time(values: xr.DataArray, name: str, against: str = "time") -> None:
     """Raise unless a metric is over time, with the clock it is to be drawn against."""
     check_choice("against", against, ("time", "iteration"))
-    if "time" not in dataset[metric].dims:
+    if "time" not in values.dims:
         raise ValueError(
-            f"{name} must hold {metric} over the dimension 'time'; it is a single frame."
+            f"{name} must hold {values.name} over the dimension 'time'; it is a single frame."
         )
-    if against not in dataset.coords:
+    if against not in values.coords:
         raise ValueError(f"against={against!r} needs the coordinate {against} in {name}.")
 
 
-def quantiles(values: xr.DataArray, dims: Sequence[str], spread: float, log: bool) -> np.ndarray:
-    """Lower end of the band, median and upper end over replicates, (3, *dims).
+def quantiles(values: xr.DataArray, dims: Sequence[str], spread: float) -> np.ndarray:
+    """Lower end of the band, median and upper end over replicates, (3, *dims); NaN where not finite.
 
-    NaN where a value has no place on the axis. Dimensions that ``values`` lack have length 1.
+    Dimensions that ``values`` lack have length 1.
     """
     missing = [d for d in ("replicate", *dims) if d not in values.dims]
     array = values.expand_dims(missing).transpose("replicate", *dims).values.astype(np.float64)
     levels = [(1 - spread) / 2, 0.5, (1 + spread) / 2]
     with np.errstate(invalid="ignore"):  # between two infinities
         found = np.quantile(array, levels, axis=0)
-    return positive(found) if log else np.where(np.isfinite(found), found, np.nan)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` positions, evenly spaced from the first to the last."""
+    return sorted(set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()))
 
 
 def draw_band(ax: Axes, x: Any, low: Any, high: Any, colour: Any, several: bool) -> None:
@@ -141,33 +145,32 @@ def rate_key(
     handles: Sequence[Artist] = (),
     lines: Sequence[Any] | None = None,
 ) -> None:
-    """Legend of ``handles`` and learning rates above the axes; a colour bar for many rates.
+    """Legend of ``handles`` and learning rates above the axes; of many rates some, evenly by rank.
 
     ``lines`` are the line styles of the cells, solid by default.
     """
-    named = [cell for cell in cells if cell.rate is not None]
-    labels = [number(cell.rate) for cell in named if cell.rate is not None]
-    title = "learning rate" if named else None
-    if len(named) > MOST_ENTRIES:
-        stepped_bar(axes, [cell.colour for cell in named], labels, title)
-        named, title = [], None
-    elif len(named) == 1 and handles:
-        named, title = [], f"learning rate {labels[0]}"
-    elif named and handles:
-        # One title cannot serve both kinds of entry, so the first rate says what the numbers are.
-        labels[0], title = f"learning rate {labels[0]}", None
+    looks = zip(cells, lines or ["-"] * len(cells), strict=True)
     entries = [
-        Line2D([], [], color=cell.colour, linestyle=line, label=label)
-        for cell, line, label in zip(named, lines or ["-"] * len(named), labels, strict=False)
+        Line2D([], [], color=cell.colour, linestyle=line, label=number(cell.rate))
+        for cell, line in looks
+        if cell.rate is not None
     ]
+    entries = [entries[i] for i in evenly(len(entries), MOST_ENTRIES)]
+    title = "learning rate" if entries else None
+    if entries and handles:
+        # One title cannot serve both kinds of entry, so the first rate says what the numbers are.
+        title = f"learning rate {entries[0].get_label()}"
+        if len(entries) > 1:
+            entries[0].set_label(title)
+            title = None
+        else:
+            entries = []
     # Dashes need room to be distinguished.
     legend_above(axes, [*handles, *entries], title, 3.0 if lines and len(lines) > 1 else None)
 
 
 FAR = 4.0
 """How much farther than usual a band may reach and still be shown whole."""
-
-
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Values and the ends of their band, NaN where not known."""
 

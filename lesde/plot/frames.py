@@ -11,7 +11,7 @@ import numpy as np
 from lesde.analysis.class_means import read_averages
 from lesde.checks import check_finite_array, check_integer, check_sequence, shown
 from lesde.paths import check_paths
-from lesde.plot.curves import refuse_other_dims, select_rate
+from lesde.plot.curves import evenly, refuse_other_dims, select_rate
 from lesde.plot.style import SECOND_INK, axis_label, class_line, class_marker, palette
 from lesde.plot.ticks import centred
 
@@ -43,15 +43,6 @@ class Frames(NamedTuple):
         """The same at some of the times."""
         i = np.asarray(times)
         return self._replace(features=self.features[i], times=self.times[i], means=self.means[i])
-
-    def project(self, axes: np.ndarray, samples: np.ndarray, origin: np.ndarray) -> np.ndarray:
-        """Coordinates of some samples along ``axes`` (d, feature) from ``origin`` (time, feature).
-
-        (time, sample, d), float64.
-        """
-        # Origins come off after projecting: d numbers per sample rather than p.
-        pairs = zip(self.features, origin @ axes.T, strict=True)
-        return np.stack([frame[samples] @ axes.T - shift for frame, shift in pairs])
 
 
 def read_frames(paths: Any, replicate: int, learning_rate: float | None) -> Frames:
@@ -92,11 +83,9 @@ def at_times(times: np.ndarray, wanted: Any, default: int, name: str = "times") 
     low, high = times[0], times[-1]
     if wanted is None:
         wanted = np.linspace(low, high, default)
-    asked = np.atleast_1d(check_finite_array(name, wanted))
-    if asked.ndim != 1 or len(asked) == 0:
-        raise ValueError(f"{name} must be one finite time or several; got {shown(wanted)}.")
+    asked = np.atleast_1d(check_finite_array(name, wanted, [(), ("n",)]))
     slack = 1e-9 * max(abs(low), abs(high))
-    if (asked < low - slack).any() or (asked > high + slack).any():
+    if len(asked) == 0 or asked.min() < low - slack or asked.max() > high + slack:
         raise ValueError(
             f"{name} must lie within those of the paths, {low:g} to {high:g}; got {shown(wanted)}."
         )
@@ -104,9 +93,9 @@ def at_times(times: np.ndarray, wanted: Any, default: int, name: str = "times") 
     return list(dict.fromkeys(nearest.tolist()))
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` positions, evenly spaced from the first to the last."""
-    return sorted(set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()))
+def last_time(times: np.ndarray, wanted: float | None) -> int:
+    """Position of the saved time nearest to the one wanted; by default the last."""
+    return len(times) - 1 if wanted is None else at_times(times, wanted, 1, "time")[0]
 
 
 def spread_over(labels: np.ndarray, classes: Sequence[int], most: int) -> dict[int, np.ndarray]:

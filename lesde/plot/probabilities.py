@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lesde.checks import check_flag, check_instance, check_real
+from lesde.checks import check_flag, check_real
 from lesde.paths import check_dataset
 from lesde.plot.curves import (
     RateCell,
@@ -41,9 +41,8 @@ from lesde.plot.ticks import tidy_log
 
 __all__ = ["phase_diagram", "probability"]
 
-
-THIN, WIDE = 0.7, 1.8
-"""Line widths of the prediction, and of a counted curve below one."""
+THIN, WIDE = 0.7, 1.6
+"""Line widths of the prediction, and of a counted curve, which may lie below one."""
 
 
 @style()
@@ -75,17 +74,10 @@ def probability(
         Show only this one. Default: all, a colour each.
     ax : matplotlib Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Notes
     -----
-    On the logarithmic axis a count of no failures at all has no point; the band, which reaches up to
-    the upper limit of the failure probability, has.
-
-    Several learning rates differ in their dashes as well, on a thin line: where their curves
-    coincide, each shows in its part of a period.
+    On the logarithmic axis a count of no failures at all has a band, but no point. Several learning
+    rates differ in their dashes as well: where their curves coincide, each shows in its part of a period.
 
     Examples
     --------
@@ -108,9 +100,7 @@ def probability(
     target: Axes = panels(ax, 1, 1, 2.4)[0, 0]
     lines, several = nested_lines(len(cells)), len(cells) > 1
     for cell, line in zip(cells, lines, strict=True):
-        _counted(
-            target, cell, names, failure, line, THIN if several else 1.1 if not predicted else WIDE
-        )
+        _counted(target, cell, names, failure, line, several)
     level = prob.attrs.get("confidence")
     band = "interval" if level is None else f"{100 * float(level):.3g}% interval"
     colour = SECOND_INK if several else cells[0].colour
@@ -118,14 +108,16 @@ def probability(
         Line2D([], [], color=colour, marker="" if several else ".", label="counted"),
         band_patch(colour, several, band),
     ]
-    if predicted:
+    if prediction is not None:
         handles.append(_draw_prediction(target, prediction["time"].values, predicted))
     event = "separated" if pair is None else f"{pair[0]}, {pair[1]} separated"
     target.set_ylabel(f"1 − P({event})" if failure else f"P({event})")
     if failure:
         target.set_yscale("log")
         tidy_log(target, "y")
-        target.set_ylim(_floor(prob, names, predicted), 1.5)
+        floor = 0.3 / float(prob["trials"].max()) if "trials" in prob else 1e-3
+        lowest = min(np.nanmin(positive(c), initial=2 * floor) for c in (*predicted, [1.0]))
+        target.set_ylim(max(lowest / 2, 1e-6), 1.5)
     else:
         target.set_ylim(-0.03, 1.03)
     target.set_xlabel(axis_label(prob.coords.get("time"), "time"))
@@ -150,7 +142,7 @@ def _pick(
 
 
 def _counted(
-    ax: Axes, cell: RateCell, names: Sequence[str], failure: bool, line: Any, width: float
+    ax: Axes, cell: RateCell, names: Sequence[str], failure: bool, line: Any, several: bool
 ) -> None:
     """Draw the counted curve of one learning rate and its band."""
     estimate, lower, upper = (cell.data[n].values.astype(np.float64) for n in names)
@@ -158,17 +150,11 @@ def _counted(
     if failure:
         estimate, lower, upper = positive(1 - estimate), 1 - upper, 1 - lower
         lower = np.maximum(lower, 1e-300)  # a band to the bottom of the axis
-    several = width == THIN
     draw_band(ax, times, lower, upper, cell.colour, several)
-    size = 3 if width < WIDE else 4.5
-    ax.plot(
-        times, estimate, color=cell.colour, linewidth=width, marker=".", markersize=size, zorder=3
-    )
-    if several:
-        ax.plot(
-            times, estimate, color=cell.colour, linestyle=line, linewidth=WIDE, dash_capstyle="butt",
-            zorder=3,
-        )  # fmt: skip
+    # A thin line, so that dashes can be followed, with marks, so that single values show.
+    ax.plot(times, estimate, color=cell.colour, linewidth=THIN, marker=".", markersize=4, zorder=2)
+    wide: Any = {"linewidth": WIDE, "linestyle": line, "dash_capstyle": "butt"}
+    ax.plot(times, estimate, color=cell.colour, zorder=3, **wide)
 
 
 def _predicted(
@@ -201,17 +187,9 @@ def _draw_prediction(ax: Axes, times: np.ndarray, curves: list[np.ndarray]) -> A
         line.set_label("exact law")
         return line
     hatched: Any = {"facecolor": "none", "hatch": "/////"}
-    ax.fill_between(times, *curves, **hatched, edgecolor=SECOND_INK, linewidth=0, zorder=2)
+    low, high = curves
+    ax.fill_between(times, low, high, **hatched, edgecolor=SECOND_INK, linewidth=0, zorder=2)
     return Patch(**hatched, **look, edgecolor=INK, label="bounds of exact law")
-
-
-def _floor(prob: xr.Dataset, names: Sequence[str], predicted: list[np.ndarray]) -> float:
-    """Lower end of the logarithmic axis of failures."""
-    seen = [positive(1 - prob[n].values).ravel() for n in names]
-    if "trials" in prob:
-        seen = [np.array([0.6 / float(prob["trials"].max())])]
-    values = np.concatenate([*seen, *map(positive, predicted)])
-    return max(float(np.nanmin(values)) / 2, 1e-6) if np.isfinite(values).any() else 1e-3
 
 
 SPREAD = 30.0
@@ -221,9 +199,8 @@ SPREAD = 30.0
 @style()
 def phase_diagram(
     dataset: xr.Dataset,
-    x: str | None = None,
-    y: str = "time",
     *,
+    y: str = "time",
     critical: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -236,20 +213,13 @@ def phase_diagram(
         α − β = c/t, as returned by `lesde.separation_probability` or `lesde.predict_separation` for
         each parameter. Optional variable ``transition``, over either dimension: where the probability
         passes ½ in theory, drawn as a dashed line.
-    x : str, optional
-        Dimension on the horizontal axis. Default: the one that is not ``y``.
     y : str, default "time"
-        Dimension on the vertical axis.
+        Dimension on the vertical axis; the other is on the horizontal one.
     critical : float, optional
-        Position of the critical line on the horizontal axis. Default: the dataset's variable,
-        coordinate or attribute ``critical``; else K/2 for a dimension ``c`` with attribute
-        ``n_classes``, and ½ for a dimension ``c_over_K``; else none. (With α − β = c/t the classes of
-        the I-model separate in the limit iff c > K/2.)
+        Position of the critical line on the horizontal axis. Default: K/2 for a dimension ``c`` with
+        attribute ``n_classes``, ½ for a dimension ``c_over_K``, else none. (With α − β = c/t the classes
+        of the I-model separate in the limit iff c > K/2.)
     ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    matplotlib.axes.Axes
 
     Notes
     -----
@@ -265,20 +235,18 @@ def phase_diagram(
     """
     source = "lesde.separation_probability for each parameter, joined with xarray.concat,"
     check_dataset("dataset", dataset, ["probability"], source)
-    check_instance("y", y, str, "the name of a dimension")
     variable = dataset["probability"]
     if np.isnan(variable.values).all():
         raise ValueError(
             "dataset.probability holds no number, as where only bounds, or only pairs of classes one by "
             "one, are known. Put those in its place with dataset.assign(probability=...)."
         )
-    others = [str(d) for d in variable.dims if d != y]
-    if y not in variable.dims or len(others) != 1 or x not in (None, *others):
+    if y not in variable.dims or variable.ndim != 2:
         raise ValueError(
-            f"dataset.probability must have two dimensions, y={y!r} and {'one other' if x is None else repr(x)}; "
-            f"got {', '.join(map(repr, variable.dims))}. Choose entries of others with dataset.isel(...)."
+            f"dataset.probability must have two dimensions, y={y!r} and one other; got "
+            f"{', '.join(map(repr, variable.dims))}. Choose entries of others with dataset.isel(...)."
         )
-    (x,) = others
+    (x,) = (str(d) for d in variable.dims if d != y)
     for dim in (x, y):
         numeric = dim in variable.coords and variable[dim].dtype.kind in "iuf"
         if not numeric or len(np.unique(variable[dim])) < max(2, variable.sizes[dim]):
@@ -286,7 +254,8 @@ def phase_diagram(
                 f"dataset must have at least 2 different numbers along {dim!r}; set them with "
                 f"dataset.assign_coords({dim}=[...])."
             )
-    critical = _critical(dataset, x) if critical is None else check_real("critical", critical)
+    known = {"c": dataset.attrs.get("n_classes", np.nan) / 2, "c_over_K": 0.5}
+    line = known.get(x, np.nan) if critical is None else check_real("critical", critical)
     data = dataset.sortby([x, y])
     logs = {}
     for dim in (x, y):
@@ -308,7 +277,7 @@ def phase_diagram(
             target.set(**{f"{which}scale": "log"})
             tidy_log(target, which)
     handles: list[Artist] = []
-    if min(values.shape) > 1 and np.nanmin(values) < 0.5 < np.nanmax(values):
+    if np.nanmin(values) < 0.5 < np.nanmax(values):
         target.contour(across, up, values, levels=[0.5], colors="white", linewidths=1.2)
         # White on the white page would not show in the legend, so there the line has an edge.
         edge = [effects.Stroke(linewidth=2.6, foreground="0.45"), effects.Normal()]
@@ -323,9 +292,9 @@ def phase_diagram(
             *(points if along == (x,) else points[::-1]), color=INK, linestyle=DASHED, linewidth=1.2,
             label="P = ½, theory",
         )  # fmt: skip
-    if critical is not None:
+    if np.isfinite(line):
         look = {"color": "#D55E00", "linestyle": (0, (1, 1)), "linewidth": 1.6}
-        handles.append(target.axvline(critical, **look, label="critical"))
+        handles.append(target.axvline(line, **look, label="critical"))
     # Neither the critical line nor the transition may widen the map.
     target.set(xlim=columns[[0, -1]], ylim=rows[[0, -1]])
     target.set_xlabel(axis_label(data.coords[x], "c / K" if x == "c_over_K" else x))
@@ -333,13 +302,3 @@ def phase_diagram(
     colour_bar(mesh, "P(separated)", ax=target, aspect=25, pad=0.02)
     legend_above(target, handles)
     return target
-
-
-def _critical(dataset: xr.Dataset, x: str) -> float | None:
-    if "critical" in dataset.variables and dataset["critical"].ndim == 0:
-        return float(dataset["critical"])
-    if "critical" in dataset.attrs:
-        return float(dataset.attrs["critical"])
-    if x == "c" and "n_classes" in dataset.attrs:
-        return float(dataset.attrs["n_classes"]) / 2
-    return 0.5 if x == "c_over_K" else None

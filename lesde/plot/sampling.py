@@ -84,20 +84,14 @@ def sampling_noise(
         One of the dataset's times. Default: the last.
     ax : matplotlib Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Notes
     -----
     Both axes are logarithmic. What has no logarithm, such as an error of exactly 0, is left out.
 
-    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE are integrated in
-    steps, and by default `lesde.simulate` takes steps as long as the learning rate h. Such points do not lie on their
-    line; those of ``TorchSDE(noise="sampling")`` lie on the line of SGD, since an Euler step of length h has the first
-    two moments of SGD. Points whose step, attribute ``dt``, is more than h/2 are open, unless ``moments`` was made with
-    the same ``dt``. To have points on the line simulate with a smaller ``dt``, say a twentieth of the smallest h; the
-    distance is proportional to ``dt`` for the Euler scheme.
+    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). By default `lesde.simulate`
+    integrates an SDE in steps as long as the learning rate h: such points do not lie on their line (an Euler step of
+    length h of ``TorchSDE(noise="sampling")`` has the first two moments of SGD). Points whose step, attribute ``dt``, is
+    more than h/2 are open, unless ``moments`` was made with the same. A twentieth of the smallest h is short enough.
 
     Examples
     --------
@@ -105,13 +99,10 @@ def sampling_noise(
     >>> ax = lesde.plot.sampling_noise(m)  # doctest: +SKIP
     """
     check_choice("quantity", quantity, QUANTITIES)
-    check_dataset("moments", moments, ["mean", "covariance"], "lesde.moments")
-    if "learning_rate" not in moments["mean"].dims or "learning_rate" not in moments.coords:
-        raise ValueError(
-            "moments must have the dimension 'learning_rate' with its values; call lesde.moments with "
-            "several learning rates, learning_rate=[...]."
-        )
-    data = moments
+    needed = ["mean", "covariance", "learning_rate"]
+    data = check_dataset("moments", moments, needed, "lesde.moments with several learning rates")
+    if "learning_rate" not in data.dims:
+        data = data.expand_dims("learning_rate")
     if "process" not in data.dims:
         data = data.expand_dims(process=[str(data.attrs.get("process", "sgd"))])
     processes = [check_choice("moments.process", str(p), LOOKS) for p in data["process"].values]
@@ -123,25 +114,18 @@ def sampling_noise(
             f"quantity={quantity!r} is the distance from 'sgd', which moments does not hold; call "
             f"lesde.moments with process=['sgd', ...]."
         )
-    if errors and simulated is not None:
-        raise ValueError(
-            f"simulated has no place with quantity={quantity!r}, whose values are exact."
-        )
-    if isinstance(simulated, xr.Dataset):
-        simulated = {_process(simulated): simulated}
-    check_instance(
-        "simulated", simulated or {}, Mapping, "a dataset from lesde.simulate, or a mapping to such"
-    )
-    points = {}
-    for name, paths in (simulated or {}).items():
-        check_dataset(
-            "simulated", paths, ["learning_rate"], "lesde.simulate with learning_rate=[...]"
-        )
-        paths = _at(paths, float(data["time"]), "simulated")
-        points[check_choice("a key of simulated", name, LOOKS)] = (
-            paths,
-            _estimates(paths, quantity, pair),
-        )
+    given: Any = {} if simulated is None or errors else simulated
+    if isinstance(given, xr.Dataset):
+        of_sde = given.attrs.get("engine") in ("exact", "torchsde")
+        given = {given.attrs.get("sde", "plain") if of_sde else "sgd": given}
+    wanted = "a dataset from lesde.simulate, or a mapping to such"
+    check_instance("simulated", given, Mapping, wanted)
+    points = []
+    for name, paths in given.items():
+        look = LOOKS[check_choice("a key of simulated", name, LOOKS)]
+        check_dataset("simulated", paths, ["learning_rate"], "lesde.simulate with several rates")
+        one = _at(paths, float(data["time"]), "simulated")
+        points.append((look, paths.attrs.get("dt", 0.0), _estimates(one, quantity, pair)))
 
     target: Axes = panels(ax, 1, 1, 2.4)[0, 0]
     target.set(xscale="log", yscale="log")
@@ -152,9 +136,11 @@ def sampling_noise(
         handles += target.plot(
             h, values, color=look.colour, linestyle=look.line, label=look.label, zorder=2
         )
-    for name, (paths, found) in points.items():
-        coarse = _coarse(paths, found[0], moments.attrs.get("dt"))
-        handles += _draw_points(target, LOOKS[name], found, coarse)
+    for look, steps, found in points:
+        # A selection of learning rates leaves the steps of all: the largest is then the safe one.
+        each = steps if np.size(steps) == len(found[0]) else np.max(steps)
+        same = np.isclose(each, moments.attrs.get("dt", np.inf), rtol=0.1)
+        handles += _draw_points(target, look, found, (each > 0.5 * found[0]) & ~same)
     target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
     target.set_ylabel(QUANTITIES[quantity].format(*pair))
     tidy_log(target, "x")
@@ -172,21 +158,6 @@ def _at(dataset: xr.Dataset, time: float | None, name: str) -> xr.Dataset:
         some = ", ".join(f"{t:g}" for t in times[:8]) + (", …" if len(times) > 8 else "")
         raise ValueError(f"time must be one of those of {name}, {some}; got {wanted:g}.")
     return dataset.isel(time=int(found[0]))
-
-
-def _process(paths: xr.Dataset) -> str:
-    """The process that paths of `lesde.simulate` follow, from their attributes."""
-    of_sde = paths.attrs.get("engine") in ("exact", "torchsde")
-    return str(paths.attrs.get("sde", "plain")) if of_sde else "sgd"
-
-
-def _coarse(paths: xr.Dataset, h: np.ndarray, known: Any) -> np.ndarray:
-    """Mask of the learning rates at which a step is longer than half of them, and is not that ``known``."""
-    # A selection of learning rates leaves the steps of all: the largest is then the safe one.
-    steps = np.atleast_1d(paths.attrs.get("dt", 0.0))
-    steps = steps if len(steps) == len(h) else np.full(len(h), steps.max())
-    same = np.zeros(len(h), bool) if known is None else np.isclose(steps, known, rtol=0.1)
-    return (steps > 0.5 * h) & ~same
 
 
 def _estimates(
@@ -243,15 +214,12 @@ def _draw_points(
 ) -> list[Line2D]:
     """Points of a simulation with their bars, open where steps are coarse; their legend entries."""
     handles = []
-    for chosen, face, words in (
-        (~coarse, look.colour, "simulated"), (coarse, "white", "steps > h/2"),
-    ):  # fmt: skip
+    points: Any = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
+    kinds = ((~coarse, look.colour, "simulated"), (coarse, "white", "steps > h/2"))
+    for chosen, face, words in kinds:
+        points["markerfacecolor"] = face
         if chosen.any():
             h, values, error = (v[chosen] for v in found)
-            points: Any = {
-                "color": look.colour, "marker": look.marker, "markersize": 3.5,
-                "markerfacecolor": face, "linestyle": "none",
-            }  # fmt: skip
             ax.errorbar(h, positive(values), 2 * error, elinewidth=0.9, zorder=3, **points)
             handles.append(Line2D([], [], label=f"{look.short}, {words}", **points))
     return handles

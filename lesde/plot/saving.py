@@ -17,7 +17,6 @@ from lesde.plot.style import style
 
 __all__ = ["save"]
 
-
 FORMATS = ("pdf", "png", "svg", "eps")
 
 

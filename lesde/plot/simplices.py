@@ -14,13 +14,14 @@ from matplotlib.lines import Line2D
 
 from lesde.checks import check_flag, check_integer, check_path, check_real, shown
 from lesde.files import Target
+from lesde.plot.curves import evenly
 from lesde.plot.frames import (
     Frames,
     at_times,
     draw_space,
     dress_space,
-    evenly,
     joins,
+    last_time,
     mark_mean,
     nearest_simplex,
     principal_axes,
@@ -32,6 +33,7 @@ from lesde.plot.style import (
     INK,
     SECOND_INK,
     class_handles,
+    class_title,
     legend_above,
     palette,
     panels,
@@ -43,6 +45,8 @@ __all__ = ["animate", "simplex", "simplex3d"]
 
 DASHES = (0, (3, 2))
 """Line of the nearest simplex."""
+MOST_POINTS = 600
+"""Samples drawn, evenly over the classes."""
 
 
 class Scene(NamedTuple):
@@ -55,15 +59,13 @@ class Scene(NamedTuple):
 
     def reach(self, frame: int) -> float:
         """Largest distance from the centre along an axis, of anything in a frame; 1 if all is there."""
-        parts = [
-            self.means[frame],
-            *(values[frame] for values in self.samples),
-            self.targets[frame],
-        ]
-        return max(float(np.abs(part).max()) for part in parts if part is not None) or 1.0
+        target = self.targets[frame]
+        parts = [self.means[frame], *(values[frame] for values in self.samples)]
+        parts += [] if target is None else [target]
+        return max(float(np.abs(part).max()) for part in parts) or 1.0
 
 
-def _scene(frames: Frames, count: int, max_points: int, scale: Any = 1.0) -> Scene:
+def _scene(frames: Frames, count: int, scale: Any = 1.0) -> Scene:
     """Frames in the principal axes of the last class means, divided by a scale (time,)."""
     K, p = frames.means.shape[1:]
     if p < count:
@@ -71,21 +73,18 @@ def _scene(frames: Frames, count: int, max_points: int, scale: Any = 1.0) -> Sce
             f"paths must have at least {count} features for this view; got {p}. Use "
             f"lesde.plot.{'simplex' if p == 2 else 'separation_fan'}."
         )
-    drawn = spread_over(frames.labels, range(K), check_integer("max_points", max_points))
+    drawn = spread_over(frames.labels, range(K), MOST_POINTS)
     last = frames.features[-1]
     deviations = np.concatenate([last[i] - frames.means[-1, k] for k, i in drawn.items()])
     axes = principal_axes(frames.means[-1], deviations, count)
     centre = frames.means.mean(axis=1)
+    shift, size = (centre @ axes.T)[:, None], np.reshape(scale, (-1, 1, 1))
     sizes = np.broadcast_to(scale, len(centre))
-    targets = []
-    for means, middle, size in zip(frames.means, centre, sizes, strict=True):
-        target = nearest_simplex(means)
-        targets.append(None if target is None else (target - middle) @ axes.T / size)
-    by_time = sizes[:, None, None]
+    found = zip(map(nearest_simplex, frames.means), shift, sizes, strict=True)
     return Scene(
-        [frames.project(axes, i, centre) / by_time for i in drawn.values()],
-        (frames.means - centre[:, None]) @ axes.T / by_time,
-        targets,
+        [(frames.features[:, i] @ axes.T - shift) / size for i in drawn.values()],
+        (frames.means @ axes.T - shift) / size,
+        [None if simplex is None else (simplex @ axes.T - at) / by for simplex, at, by in found],
         principal_names(K, count),
     )
 
@@ -97,7 +96,7 @@ def _key(axes: Any, scene: Scene, note: str, lines: bool = False) -> None:
     if any(target is not None for target in (scene.targets[-1:] if lines else scene.targets)):
         look: Any = {"color": INK, "linestyle": DASHES, "linewidth": 0.8}
         handles.append(Line2D([], [], **look, label="nearest simplex"))
-    legend_above(axes, handles, f"class, {note}" if note else "class")
+    legend_above(axes, handles, class_title(note))
 
 
 @style()
@@ -107,7 +106,6 @@ def simplex(
     replicate: int = 0,
     *,
     learning_rate: float | None = None,
-    max_points: int = 600,
     ax: Any = None,
 ) -> np.ndarray:
     """Snapshots of samples and class means in the plane of the class means, with the target simplex.
@@ -120,32 +118,21 @@ def simplex(
         The saved times nearest to these are shown, one panel each. Default: first, middle, last.
     replicate : int, default 0
     learning_rate : float, optional
-    max_points : int, default 600
-        Most samples drawn per panel, evenly over the classes.
     ax : matplotlib Axes or array of them, one per time, optional
-
-    Returns
-    -------
-    ndarray of matplotlib Axes, shape (time,)
 
     Notes
     -----
-    All panels show the same plane, through the principal axes of the class means at the last of the
-    times: with three classes the plane of the simplex, with more the two principal axes, as the
-    labels say; with two, the gap of the means and the main direction within classes. Each panel is
-    centred on its mean of class means and has its own scale, equal in both directions.
+    All panels show the plane of the two principal axes of the class means at the last of the times; with
+    two classes, that of their gap and the main direction within classes. Each panel is centred on its
+    mean of class means and has its own scale, equal in both directions. At most 600 samples are drawn.
 
     Class means are joined to each other, or to their centre with more than 5 classes. Dashed: the
     simplex equiangular tight frame nearest to the class means of that panel, in size and rotation
     (orthogonal Procrustes); none where there are fewer than K−1 features, or means that coincide.
-
-    Examples
-    --------
-    >>> axes = lesde.plot.simplex(paths, times=[0, 1, 4])  # doctest: +SKIP
     """
     frames = read_frames(paths, replicate, learning_rate)
     frames = frames.take(at_times(frames.times, times, 3))
-    scene = _scene(frames, 2, max_points)
+    scene = _scene(frames, 2)
     count = len(frames.times)
     if ax is None:
         columns = count if count <= 3 else 2 if count == 4 else 3
@@ -192,13 +179,13 @@ def draw_plane(ax: Axes, scene: Scene, frame: int) -> list[Any]:
     drawn: list[Any] = [
         ax.scatter(*scene.samples[k][frame].T, color=colours[k], **look) for k in range(K)
     ]
-    lines = joins(scene.means[frame])
-    target: Any = {"colors": INK, "linewidths": 0.8, "linestyles": [DASHES], "zorder": 3}
-    for collection in (
-        LineCollection(lines, colors=SECOND_INK, linewidths=0.7, zorder=2),
-        LineCollection(joins(scene.targets[frame]), **target),
-    ):
-        drawn.append(ax.add_collection(collection))
+    gaps, target = joins(scene.means[frame]), joins(scene.targets[frame])
+    drawn += [
+        ax.add_collection(LineCollection(gaps, colors=SECOND_INK, linewidths=0.7, zorder=2)),
+        ax.add_collection(
+            LineCollection(target, colors=INK, linewidths=0.8, linestyles=[DASHES], zorder=3)
+        ),
+    ]
     return drawn + [mark_mean(ax, scene.means[frame, k], k, K) for k in range(K)]
 
 
@@ -209,7 +196,6 @@ def simplex3d(
     replicate: int = 0,
     *,
     learning_rate: float | None = None,
-    max_points: int = 600,
     ax: Any = None,
 ) -> Axes:
     """Samples, class means with their trajectories, and the target simplex, in three dimensions.
@@ -222,14 +208,8 @@ def simplex3d(
         The saved time nearest to it is shown, and the trajectories of the class means up to it. Default: the last.
     replicate : int, default 0
     learning_rate : float, optional
-    max_points : int, default 600
-        Most samples drawn, evenly over the classes.
     ax : Axes with ``projection="3d"``, optional
-
-    Returns
-    -------
-    mpl_toolkits.mplot3d.Axes3D
-        See it from elsewhere with ``ax.view_init(elev=..., azim=...)``.
+        Those returned are seen from elsewhere after ``ax.view_init(elev=..., azim=...)``.
 
     Notes
     -----
@@ -238,9 +218,9 @@ def simplex3d(
     means, so the trajectories are those of the contrasts. Joins and target are those of `simplex`.
     """
     frames = read_frames(paths, replicate, learning_rate)
-    last = at_times(frames.times, time, 1, "time")[0] if time is not None else len(frames.times) - 1
+    last = last_time(frames.times, time)
     frames = frames.take(range(last + 1))
-    scene = _scene(frames, 3, max_points)
+    scene = _scene(frames, 3)
     target: Any = panels(ax, 1, 1, 3.3, projection="3d")[0, 0]
     draw_space(target, scene.means, [values[-1] for values in scene.samples], 6, [last])
     for line in joins(scene.targets[-1]):
@@ -261,7 +241,6 @@ def animate(
     learning_rate: float | None = None,
     frames: int = 60,
     fps: float = 12.0,
-    max_points: int = 600,
     dpi: float = 150.0,
     progress: bool = False,
 ) -> FuncAnimation:
@@ -284,8 +263,6 @@ def animate(
         coincide have no size to divide by and are left out.
     fps : float, default 12
         Frames per second.
-    max_points : int, default 600
-        Most samples drawn, evenly over the classes.
     dpi : float, default 150
         Dots per inch of the GIF; it is one column (3.4 in) wide.
     progress : bool, default False
@@ -299,10 +276,6 @@ def animate(
     Notes
     -----
     The plane, the joins and the dashed target are those of `simplex` at the last time.
-
-    Examples
-    --------
-    >>> animation = lesde.plot.animate(paths, "collapse.gif")  # doctest: +SKIP
     """
     path = read_frames(paths, replicate, learning_rate)
     check_integer("frames", frames, 2)
@@ -324,7 +297,7 @@ def animate(
         )
     times = known[evenly(len(known), frames)]
     path = path.take(times)
-    scene = _scene(path, 2, max_points, size[times])
+    scene = _scene(path, 2, size[times])
 
     ax: Axes = panels(None, 1, 1, 3.6)[0, 0]
     figure: Any = ax.figure
@@ -332,11 +305,8 @@ def animate(
     # far wider than the means are apart, must not make the collapsed simplex a dot.
     last = scene.reach(-1)
     usual = np.quantile(np.abs(np.concatenate(scene.samples, axis=1)).max(axis=-1), 0.99)
-    _frame(
-        ax,
-        1.1 * max(last, min(usual, 3 * last)),
-        [f"{n} / RMS distance of means" for n in scene.names],
-    )
+    names = [f"{name} / RMS distance of means" for name in scene.names]
+    _frame(ax, 1.1 * max(last, min(usual, 3 * last)), names)
     clock = ax.text(0.02, 0.98, "", transform=ax.transAxes, va="top")
     _key(ax, scene, path.note)
     # The layout is found once: found again for every frame it would make the picture tremble.
@@ -353,15 +323,13 @@ def animate(
 
     film = FuncAnimation(figure, show, frames=len(times), interval=1000.0 / fps, repeat=False)
     if place is not None:
-        place.put(lambda new: _write(film, new, fps, dpi, len(times), progress))
+        from tqdm import tqdm
+
+        writer: Any = PillowWriter(fps=fps)  # type: ignore[arg-type]
+        with tqdm(total=len(times), disable=not progress, desc="animate", unit="frame") as bar:
+            place.put(
+                lambda new: film.save(
+                    str(new), writer, dpi=dpi, progress_callback=lambda i, n: bar.update()
+                )
+            )
     return film
-
-
-def _write(
-    film: FuncAnimation, file: Path, fps: float, dpi: float, total: int, progress: bool
-) -> None:
-    from tqdm import tqdm
-
-    writer: Any = PillowWriter(fps=fps)
-    with tqdm(total=total, disable=not progress, desc="animate", unit="frame") as bar:
-        film.save(str(file), writer, dpi=dpi, progress_callback=lambda i, n: bar.update())

@@ -15,7 +15,6 @@ from cycler import cycler
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -51,7 +50,6 @@ SETTINGS: dict[str, Any] = {
     "figure.figsize": (COLUMN, 2.4),
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 300,
     # TrueType in vector files: text stays text, and journals accept it.
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
@@ -64,7 +62,6 @@ SETTINGS: dict[str, Any] = {
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.axisbelow": True,
     "axes.formatter.limits": (-3, 4),
     "axes.formatter.use_mathtext": True,
     "axes.prop_cycle": cycler(color=OKABE_ITO[:7]),
@@ -126,26 +123,25 @@ def class_line(k: int) -> Any:
 
 
 def colours_of_rates(rates: Sequence[float] | np.ndarray) -> list[Any]:
-    """Colours of learning rates, dark to light as they grow, evenly spaced by rank.
-
-    The light end of the map is left out: it is too faint for a line on white paper.
-    """
-    ranks = np.argsort(np.argsort(np.asarray(rates)))
-    at = ranks / max(1, len(ranks) - 1)
-    return [tuple(colour) for colour in mpl.colormaps["viridis"](0.85 * at)]
+    """Colours of learning rates, dark to light as they grow, evenly spaced by rank."""
+    if len(rates) == 1:
+        return [OKABE_ITO[0]]
+    # The light end of the map is left out: it is too faint for a line on white paper.
+    at = 0.85 * np.argsort(np.argsort(rates)) / (len(rates) - 1)
+    return [tuple(colour) for colour in mpl.colormaps["viridis"](at)]
 
 
 def check_panels(ax: Any, count: int, three_d: bool = False) -> None:
     """Raise unless ``ax`` is None, or as many axes of the right kind as there are panels."""
+    if ax is None:
+        return
     given = np.ravel(np.asarray(ax, dtype=object))
     wanted = "one matplotlib Axes" if count == 1 else f"{count} matplotlib Axes"
     wanted += ' with projection="3d"' if three_d else ""
-    if ax is not None and not all(isinstance(a, Axes) for a in given):
+    if not all(isinstance(a, Axes) and (a.name == "3d" or not three_d) for a in given):
         raise TypeError(f"ax must be {wanted}, or None for a new figure; got {shown(ax)}.")
-    if ax is not None and len(given) != count:
+    if len(given) != count:
         raise ValueError(f"ax must be {wanted}, one for every panel; got {len(given)}.")
-    if ax is not None and three_d and any(a.name != "3d" for a in given):
-        raise ValueError(f"ax must be {wanted}; got axes with projection {given[0].name!r}.")
 
 
 def panels(
@@ -164,8 +160,8 @@ def panels(
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(COLUMN, height))
-    keywords = {} if projection is None else {"projection": projection}
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, subplot_kw=keywords)
+    kind = {"projection": projection}
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, subplot_kw=kind)
     for each in axes.ravel():
         fix_ticks(each)
     return axes
@@ -216,6 +212,11 @@ def class_handles(classes: Sequence[int], n_classes: int, linestyle: bool = True
     ]  # fmt: skip
 
 
+def class_title(note: str) -> str:
+    """Title of a legend of classes."""
+    return f"class, {note}" if note else "class"
+
+
 def legend_above(
     axes: Any,
     handles: Sequence[Artist],
@@ -254,16 +255,3 @@ def colour_bar(mappable: ScalarMappable, label: str | None, **place: Any) -> Any
     bar.outline.set_linewidth(0.6)
     bar.set_label(label or "", size=8)
     return bar
-
-
-def stepped_bar(
-    axes: Any, colours: Sequence[Any], labels: Sequence[str], label: str | None
-) -> None:
-    """A colour bar in place of a legend of many entries: a step per entry, a few of them labelled."""
-    count = len(colours)
-    norm = BoundaryNorm(np.arange(count + 1) - 0.5, count)
-    steps = ScalarMappable(norm, ListedColormap(list(colours)))
-    flat = list(np.ravel(np.asarray(axes, dtype=object)))
-    bar = colour_bar(steps, label, ax=flat, aspect=30, fraction=0.05, pad=0.02)
-    at = np.unique(np.linspace(0, count - 1, 6).round().astype(int))
-    bar.set_ticks(list(at), labels=[labels[i] for i in at])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import Formatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 __all__ = ["DIGIT", "centred", "number", "tidy_log", "widen_log"]
 
-NARROW = 0.7
-"""Decades below which ticks are evenly spaced round numbers."""
 DIGIT = 0.64
 """Width of a digit of the font in font sizes."""
 
@@ -41,7 +41,7 @@ def tidy_log(ax: Axes, which: str) -> None:
     axis: Any = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_locator(_Ticks())
     axis.set_major_formatter(_Labels())
-    axis.set_minor_locator(_MinorTicks(subs=list(range(2, 10))))
+    axis.set_minor_locator(LogLocator(subs=list(range(2, 10))))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -70,30 +70,21 @@ class _Ticks(Locator):
         low, high = sorted((vmin, vmax))
         if not 0 < low < high < math.inf:
             return []
-        kept: list[float] = []
+        inside: list[float] = []
         for ticks in _choices(low, high):
-            inside = [v for v in ticks if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
-            kept = self._with_room(inside, math.log(high / low)) or kept
-            if len(inside) >= 2 and kept == inside:
-                break
-        return kept  # of the coarsest choice those that fit
+            inside = [v for v in ticks if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)] or inside
+            if len(inside) >= 2 and self._have_room(inside, math.log(high / low)):
+                return inside
+        return inside[:1]
 
-    def _with_room(self, ticks: list[float], span: float) -> list[float]:
-        """Ticks without those whose label would touch the one before."""
+    def _have_room(self, ticks: list[float], span: float) -> bool:
+        """True where no label would touch the next."""
         across = self.axis.axis_name == "x"
-        box, dpi = self.axis.axes.bbox, self.axis.get_figure(root=True).dpi
-        drawn = self.axis.majorTicks
+        box, drawn = self.axis.axes.bbox, self.axis.majorTicks
         size = drawn[0].label1.get_size() if drawn else 7.0
-        length = (box.width if across else box.height) * 72 / dpi / size  # in font sizes
-        kept: list[float] = []
-        last = -math.inf
-        for value, text in zip(ticks, _texts(ticks), strict=True):
-            at = length * math.log(value / ticks[0]) / span
-            half = _width(text) / 2 + 0.35 if across else 0.7
-            if at - half >= last:
-                kept.append(value)
-                last = at + half
-        return kept
+        points = (box.width if across else box.height) * 72 / self.axis.get_figure(root=True).dpi
+        gaps = np.diff(np.log(ticks)) / span * points / size  # in font sizes
+        return bool((gaps > (max(map(_width, _texts(ticks))) + 0.7 if across else 1.4)).all())
 
 
 class _Labels(Formatter):
@@ -106,18 +97,10 @@ class _Labels(Formatter):
         return _texts([x])[0]
 
 
-class _MinorTicks(LogLocator):
-    """Marks at 2, 3, …, 9 times the powers of ten; none where major ticks are evenly spaced."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        narrow = not 0 < min(vmin, vmax) < math.inf or abs(math.log10(vmax / vmin)) < NARROW
-        return [] if narrow else super().tick_values(vmin, vmax)
-
-
 def _choices(low: float, high: float) -> Iterator[Sequence[float]]:
     """Sets of ticks from fine to coarse."""
     decades = math.log10(high / low)
-    if decades < NARROW:
+    if decades < 0.7:  # round numbers, evenly spaced
         for count in (5, 4, 3, 2):
             yield list(MaxNLocator(count, steps=[1, 2, 5, 10]).tick_values(low, high))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -144,9 +127,5 @@ def _scientific(value: float) -> str:
 
 
 def _width(label: str) -> float:
-    """Width of a label in font sizes; exponents are smaller, and "× " takes about two digits."""
-    if not label.startswith("$"):
-        return DIGIT * len(label)
-    mantissa, exponent = label.strip("$").split("10^{")
-    factor = len(mantissa.split("\\")[0]) + 2 if mantissa else 0
-    return DIGIT * (factor + 2 + 0.7 * (len(exponent) - 1))
+    """Width of a label in font sizes, roughly."""
+    return DIGIT * (len(re.sub(r"[${}\\^]|times", "", label)) + 2 * ("times" in label))

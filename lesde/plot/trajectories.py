@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,18 +17,15 @@ from lesde.checks import (
     check_finite_array,
     check_flag,
     check_integer,
-    check_labels,
     check_sequence,
 )
 from lesde.paths import check_dataset, check_paths, is_statistics
-from lesde.plot.curves import refuse_other_dims, select_rate
+from lesde.plot.curves import evenly, refuse_other_dims, select_rate
 from lesde.plot.frames import (
-    Frames,
-    at_times,
     check_pair,
     draw_space,
     dress_space,
-    evenly,
+    last_time,
     principal_axes,
     read_frames,
     spread_over,
@@ -38,6 +35,7 @@ from lesde.plot.style import (
     class_handles,
     class_line,
     class_marker,
+    class_title,
     legend_above,
     only_below,
     palette,
@@ -46,6 +44,10 @@ from lesde.plot.style import (
 )
 
 __all__ = ["class_means", "logit_paths", "separation_fan"]
+
+MOST_LINES, MOST_MARKERS = 300, 16
+MOST_FEATURES = 3
+"""Features with a panel each; of more, class means are shown along two principal axes."""
 
 
 @style()
@@ -56,7 +58,6 @@ def separation_fan(
     *,
     pair: tuple[int, int] | None = None,
     learning_rate: float | None = None,
-    max_lines: int = 300,
     ax: Axes | None = None,
 ) -> Axes:
     """Projections of the samples on one direction against time, coloured by class, class means bold.
@@ -75,31 +76,35 @@ def separation_fan(
         (k, l): show these classes, projected on the gap of their means at the last time, from class l
         to class k. Not together with ``direction``.
     learning_rate : float, optional
-    max_lines : int, default 300
-        Most samples drawn, in all classes together and evenly over them. Class means are those of
-        all samples.
     ax : matplotlib Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Examples
-    --------
-    >>> ax = lesde.plot.separation_fan(paths, pair=(0, 1))  # doctest: +SKIP
-    >>> lesde.plot.save(ax, "fan")  # doctest: +SKIP
+    Notes
+    -----
+    At most 300 samples are drawn, evenly over the classes. Class means are those of all samples.
     """
     frames = read_frames(paths, replicate, learning_rate)
     K = frames.means.shape[1]
-    check_integer("max_lines", max_lines)
     if pair is not None and direction is not None:
         raise ValueError("direction and pair both set the projection; give one of them.")
     classes = range(K) if pair is None else check_pair(pair, K)
-    axis, label = _direction(frames, direction, None if pair is None else check_pair(pair, K))
-
+    last = frames.means[-1]
+    if direction is not None:
+        vector = check_finite_array("direction", direction, [(last.shape[1],)])
+        label = "projection on the given direction"
+    elif pair is not None:
+        vector = last[classes[0]] - last[classes[1]]
+        label = f"projection on the gap {classes[1]} → {classes[0]}"
+    else:
+        vector = principal_axes(last, 0 * last, 1)[0] * (np.ptp(last, axis=0) > 0).any()
+        label = "projection on PC 1 of class means"
+    if not vector.any():
+        raise ValueError(
+            "direction must not be zero, as it is where the class means coincide at the last time."
+        )
+    axis = vector / np.linalg.norm(vector)
     target: Axes = panels(ax, 1, 1, 2.5)[0, 0]
     colours, average = palette(K), frames.means @ axis
-    drawn = spread_over(frames.labels, classes, max_lines)
+    drawn = spread_over(frames.labels, classes, MOST_LINES)
     # Markers every so often, so that classes differ in more than colour.
     every = max(1, len(frames.times) // 5)
     for place, k in enumerate(classes):
@@ -116,36 +121,8 @@ def separation_fan(
     target.margins(x=0.01)
     target.set_xlabel(frames.time_label)
     target.set_ylabel(label)
-    title = f"class, {frames.note}" if frames.note else "class"
-    legend_above(target, class_handles(classes, K), title)
+    legend_above(target, class_handles(classes, K), class_title(frames.note))
     return target
-
-
-def _direction(
-    frames: Frames, direction: Any, pair: tuple[int, int] | None
-) -> tuple[np.ndarray, str]:
-    """The unit vector to project on, and what the projection is called."""
-    last = frames.means[-1]
-    if direction is not None:
-        vector = check_finite_array("direction", direction, [(last.shape[1],)])
-        label = "projection on the given direction"
-    elif pair is not None:
-        vector = last[pair[0]] - last[pair[1]]
-        label = f"projection on the gap {pair[1]} → {pair[0]}"
-    else:
-        vector = principal_axes(last, 0 * last, 1)[0]
-        vector = vector * (np.ptp(last @ vector) > 0)
-        label = "projection on PC 1 of class means"
-    length = float(np.linalg.norm(vector))
-    if length == 0:
-        raise ValueError(
-            "direction must not be zero, as it is where the class means coincide at the last time."
-        )
-    return vector / length, label
-
-
-MOST_FEATURES = 3
-MOST_MARKERS = 16
 
 
 @style()
@@ -154,7 +131,6 @@ def class_means(
     law: xr.Dataset,
     *,
     features: Any = None,
-    directions: Any = None,
     learning_rate: float | None = None,
     ax: Any = None,
 ) -> np.ndarray:
@@ -169,17 +145,11 @@ def class_means(
         The model: what ``lesde.law(model, times, initial=...)`` returns (its mean solves the LE-ODE), or
         paths or statistics, whose class means are averaged over replicates.
     features : int or sequence of int, optional
-        Features shown. Default: all where there are at most 3, else see ``directions``.
-    directions : array (feature,) or (d, feature), optional
-        Directions to project on in place of features; made unit vectors. Default with more than 3
-        features: the first two principal axes of the observed class means at the last time.
+        Features shown. Default: all where there are at most 3, else projections on the first two
+        principal axes of the observed class means at the last time.
     learning_rate : float, optional
         Of either dataset that has several.
     ax : matplotlib Axes or array of them, one per coordinate, optional
-
-    Returns
-    -------
-    ndarray of matplotlib Axes, shape (coordinate,)
 
     Notes
     -----
@@ -192,35 +162,30 @@ def class_means(
     >>> fitted = lesde.LESDE(lesde.fitted_kernel(lesde.fit_elasticity(paths)), 3, 3)  # doctest: +SKIP
     >>> axes = lesde.plot.class_means(paths, lesde.law(fitted, paths.time, initial=means))  # doctest: +SKIP
     """
-    if not is_statistics(observed):
-        check_paths("observed", observed, ("time", "sample", "feature"))
-    seen, model = (
-        _averages(observed, "observed", learning_rate),
-        _averages(law, "law", learning_rate),
-    )
-    K, p = seen.means.shape[2:]
-    if model.means.shape[2:] != (K, p):
+    seen, times, note = _averages(observed, "observed", learning_rate)
+    model, fine, other = _averages(law, "law", learning_rate)
+    K, p = seen.shape[2:]
+    if model.shape[2:] != (K, p):
         raise ValueError(
             f"observed and law must have the same classes and features; got {(K, p)} and "
-            f"{model.means.shape[2:]}."
+            f"{model.shape[2:]}."
         )
-    axes_of, names = _coordinates(features, directions, seen.means[:, -1].mean(0))
+    axes_of, names = _coordinates(features, seen[:, -1].mean(0))
     axes = panels(ax, len(names), 1, 0.8 + 1.35 * len(names), sharex=ax is None)[:, 0]
-    shown = evenly(len(seen.times), MOST_MARKERS)
-    count = len(seen.means)
+    at, count = evenly(len(times), MOST_MARKERS), len(seen)
     for each, direction, name in zip(axes, axes_of, names, strict=True):
         for k, colour in enumerate(palette(K)):
-            line = (model.means[:, :, k] @ direction).mean(0)
-            each.plot(model.times, line, color=colour, linestyle=class_line(k), zorder=2)
-            values = seen.means[:, shown, k] @ direction
+            line = (model[:, :, k] @ direction).mean(0)
+            each.plot(fine, line, color=colour, linestyle=class_line(k), zorder=2)
+            values = seen[:, at, k] @ direction
             each.errorbar(
-                seen.times[shown], values.mean(0),
+                times[at], values.mean(0),
                 values.std(0, ddof=1) / np.sqrt(count) if count > 1 else None,
                 color=colour, marker=class_marker(k), markersize=3, markeredgecolor="white",
                 markeredgewidth=0.3, linestyle="none", elinewidth=0.7, zorder=3,
             )  # fmt: skip
         each.set_ylabel(name)
-        each.set_xlabel(seen.time_label)
+        each.set_xlabel(axis_label(times, "time"))
         each.margins(x=0.02)
     if ax is None:
         only_below(axes)
@@ -229,23 +194,15 @@ def class_means(
         Line2D([], [], color="black", linestyle="-", label=kind),
         Line2D([], [], color="black", marker="o", linestyle="none", label="observed"),
     ]
-    note = seen.note or model.note
     handles = class_handles(range(K), K, linestyle=K > 8)
-    legend_above(axes, [*kinds, *handles], f"class, {note}" if note else "class")
+    legend_above(axes, [*kinds, *handles], class_title(note or other))
     return axes
 
 
-class _Means(NamedTuple):
-    """Class means of each replicate (replicate, time, class, feature)."""
-
-    means: np.ndarray
-    times: np.ndarray
-    time_label: str
-    note: str
-
-
-def _averages(dataset: xr.Dataset, name: str, learning_rate: float | None) -> _Means:
-    """Class means of a law, of statistics or of paths."""
+def _averages(
+    dataset: xr.Dataset, name: str, learning_rate: float | None
+) -> tuple[np.ndarray, xr.DataArray, str]:
+    """Class means of a law, of statistics or of paths (replicate, time, class, feature), times, and a note."""
     if isinstance(dataset, xr.Dataset) and "features" in dataset:
         source, labels = check_paths(name, dataset, ("time", "sample", "feature"))
     else:
@@ -261,21 +218,12 @@ def _averages(dataset: xr.Dataset, name: str, learning_rate: float | None) -> _M
     means = source if labels is None else read_averages(f"{name}.features", source, labels)
     if not np.isfinite(means.values).all():
         raise ValueError(f"{name} must be finite; some of its class means are not.")
-    times = source["time"].values.astype(np.float64)
-    return _Means(means.values, times, axis_label(dataset.coords.get("time"), "time"), note)
+    return means.values, source["time"], note
 
 
-def _coordinates(features: Any, directions: Any, last: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _coordinates(features: Any, last: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Unit vectors (d, feature) and the names of the coordinates along them."""
     p = last.shape[1]
-    if features is not None and directions is not None:
-        raise ValueError("features and directions both set what is shown; give one of them.")
-    if directions is not None:
-        given = np.atleast_2d(check_finite_array("directions", directions, [(p,), ("d", p)]))
-        length = np.linalg.norm(given, axis=1, keepdims=True)
-        if len(given) == 0 or (length == 0).any():
-            raise ValueError("directions must hold vectors other than zero.")
-        return given / length, [f"direction {i + 1}" for i in range(len(given))]
     if features is None and p > MOST_FEATURES:
         return principal_axes(last, 0 * last, 2), ["PC 1 of class means", "PC 2 of class means"]
     wanted = range(p) if features is None else np.atleast_1d(bare_array("features", features))
@@ -313,42 +261,27 @@ def logit_paths(
     legend : bool, default True
         Name the classes above.
     ax : Axes with ``projection="3d"``, optional
-
-    Returns
-    -------
-    mpl_toolkits.mplot3d.Axes3D
-        See it from elsewhere with ``ax.view_init(elev=..., azim=...)``.
-
-    Examples
-    --------
-    >>> lesde.plot.logit_paths(drawn_means(record["drawn"]))  # doctest: +SKIP
+        Those returned are seen from elsewhere after ``ax.view_init(elev=..., azim=...)``.
     """
     wanted = check_sequence("features", features, "a sequence of integers")
     chosen = [check_integer("an entry of features", i, 0) for i in wanted]
     check_flag("legend", legend)
-    variable, _ = check_paths("paths", paths, ("time", "sample", "feature"), minimum_classes=2)
-    p = variable.sizes["feature"]
+    each, times, note = _averages(paths, "paths", None)
+    K, p = each.shape[2:]
     if len(chosen) != 3 or max(chosen) >= p:
         raise ValueError(f"features must be three from 0 to {p - 1}, those of paths; got {chosen}.")
-    if "learning_rate" in variable.dims:
-        raise ValueError(
-            "paths must hold one learning rate; choose one with paths.isel(learning_rate=0)."
-        )
-    read = _averages(paths, "paths", None)
-    means, K = read.means[..., chosen].mean(0), read.means.shape[2]
     points, labels = np.empty((0, 3)), np.empty(0)
     if samples is not None:
-        check_dataset("samples", samples, ["features", "label"], "the samples to show")
-        points = samples["features"].transpose("sample", "feature").values[:, chosen]
-        labels = check_labels("samples.label", samples["label"].values)
+        shown, labels = check_paths("samples", samples)
+        points = shown.transpose("sample", "feature").values[:, chosen]
         if labels.max() >= K:
             raise ValueError(f"samples.label must hold classes of paths, 0 to {K - 1}.")
-    last = at_times(read.times, time, 1, "time")[0] if time is not None else len(read.times) - 1
-    means = means[: last + 1]
+    last = last_time(times.values, time)
+    means = each[:, : last + 1, :, chosen].mean(0)
     target: Any = panels(ax, 1, 1, 3.3, projection="3d")[0, 0]
     draw_space(target, means, [points[labels == k] for k in range(K)], 5, evenly(last + 1, 4))
     reach = 1.05 * max(np.abs(means).max(), np.abs(points).max(initial=0.0)) or 1.0
     dress_space(target, float(reach), [f"feature {feature}" for feature in chosen], (24, 45))
     if legend:
-        legend_above(target, class_handles(range(K), K), "class")
+        legend_above(target, class_handles(range(K), K), class_title(note))
     return target

@@ -64,8 +64,8 @@ def test_default_direction_is_the_leading_axis_of_the_final_means():
 
 def test_samples_are_thinned_evenly_and_means_are_not():
     paths = make_paths(3, 3, n=200)
-    ax = plot.separation_fan(paths, max_lines=30, direction=[1.0, 0.0, 0.0])
-    assert [len(c.get_segments()) for c in fan_lines(ax)] == [10, 10, 10]
+    ax = plot.separation_fan(paths, direction=[1.0, 0.0, 0.0])
+    assert [len(c.get_segments()) for c in fan_lines(ax)] == [100, 100, 100]
     np.testing.assert_allclose(
         line_named(ax, "class 1").get_ydata(), class_mean(paths, 1, replicate=0)[:, 0]
     )
@@ -102,7 +102,6 @@ def test_without_replicate_and_as_float32():
         ({"pair": (1, 1)}, "pair must be two different classes"),
         ({"pair": (0, 3)}, "pair must be two different classes from 0 to 2"),
         ({"learning_rate": 0.1}, "paths has no coordinate 'learning_rate'"),
-        ({"max_lines": 0}, "max_lines must be an integer of at least 1"),
         ({"ax": 3}, "ax must be one matplotlib Axes"),
     ],
 )

@@ -144,21 +144,19 @@ def test_names_have_room(names, replicates):
     over = plot.layers_over_time(make(names, replicates), "nc1_cdnv")
     assert drawn_inside(over.figure)
     assert over.get_window_extent().height > 0.8 * over.figure.dpi
-    if len(names) > 8:
-        assert len(over.figure.axes) == 2
-        assert legend_texts(over) == ["train", "held out"]
+    assert legend_texts(over)[:2] == ["train", "held out"]
+    assert len(legend_texts(over)) == 2 + min(len(names), 8)
 
 
 def test_short_names_can_be_told_apart():
     assert short_names(["a", "activation1"]) == ["a", "activation1"]
     found = short_names(LONG)
-    assert found[0] == "…stage1.block1…"
+    assert found[0] == "…1.activation_function"
     assert found[-1] == "penultimate"
     assert len(set(found)) == len(LONG)
     (cut,) = short_names(["encoder.layer.11.output.LayerNorm"])
     assert len(cut) == 22
-    assert cut.startswith("encoder")
-    assert cut.endswith("LayerNorm")
+    assert cut == "…r.11.output.LayerNorm"
     alike = ["x" * 30 + str(i) + "y" * 30 for i in range(3)]
     assert short_names(alike) == alike
 
@@ -191,7 +189,7 @@ def test_metrics_of_the_classifier_go_to_the_other_figure():
         plot.layers(make(), "nc4")
     nc = make(splits=(), replicates=3)
     (ax,) = plot.collapse(nc.isel(layer=0), "ncc_accuracy")
-    assert ax.get_ylabel() == "nearest-centre error"
+    assert ax.get_ylabel() == "|nearest-centre accuracy − 1|"
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), 2 / 50 * np.exp(-TIMES / 10))
 
 

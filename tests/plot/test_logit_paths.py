@@ -73,7 +73,6 @@ def test_everything_at_the_origin_still_draws():
     [
         (lambda: plot.logit_paths(make_paths(3, 2)), "features must be three"),
         (lambda: plot.logit_paths(make_paths(3, 3), features=(0, 1)), "features must be three"),
-        (lambda: plot.logit_paths(make_paths(3, 3, rates=(0.1, 0.2))), "one learning rate"),
         (lambda: plot.logit_paths(make_paths(2, 3), samples=points()), "classes of paths"),
     ],
 )

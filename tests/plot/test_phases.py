@@ -77,8 +77,6 @@ def test_no_contour_without_a_crossing():
     ("data", "given", "expected"),
     [
         (make_phase(n_classes=3), None, 1.5),
-        (make_phase(n_classes=3, critical=2.5), None, 2.5),
-        (make_phase(n_classes=3).assign_coords(critical=0.75), None, 0.75),
         (make_phase(n_classes=3), 3.25, 3.25),
         (make_phase(dim="c_over_K"), None, 0.5),
         (make_phase(), None, None),
