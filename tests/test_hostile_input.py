@@ -155,7 +155,7 @@ CALLS = {
     "animate": (lambda **given: animate(paths(), **given), {"replicate", "frames", "fps", "progress"}),
     "simplex": (lambda **given: simplex(paths(), **given), {"times", "learning_rate", "ax"}),
     "class_means": (lambda **given: class_means(paths(), lesde.law(MODEL, TIMES, START), **given), {"features", "learning_rate", "ax"}),
-    "probability": (lambda **given: probability(lesde.separation_probability(paths()), **given), {"pair", "failure", "lowest"}),
+    "probability": (lambda **given: probability(lesde.separation_probability(paths()), **given), {"pair", "failure"}),
     "save": (lambda **given: save(**{"figure": None, "path": "f", **given}), {"figure"}),
 }  # fmt: skip
 # Values that an argument may well be given.

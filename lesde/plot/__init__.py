@@ -23,8 +23,19 @@
 `style`                the look of the figures, for your own axes
 =====================  ============================================================================
 
-Figures are one column (3.4 in) wide. They are registered with pyplot, so a notebook shows them and
-``matplotlib.pyplot.close(ax.figure)`` frees them.
+Arguments that several share:
+
+- ``ax``: axes to draw on, one for every panel. By default a new figure is made, one column (3.4 in) wide. It is
+  registered with pyplot, so a notebook shows it and ``matplotlib.pyplot.close(ax.figure)`` frees it.
+- ``learning_rate``: which one, of a dataset with several. By default the first, and the figure says which, or all, with
+  a colour for each, dark to light as they grow.
+- ``replicate``: which one, by position.
+
+Returned are the axes: one, or a NumPy array of them where there is a panel for each of several things. Arguments that
+are not as described raise TypeError or ValueError, before anything is drawn.
+
+>>> ax = lesde.plot.separation_fan(paths, pair=(0, 1))  # doctest: +SKIP
+>>> lesde.plot.save(ax, "fan")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -41,24 +52,7 @@ from lesde.plot.style import style
 from lesde.plot.trajectories import class_means, logit_paths, separation_fan
 
 __all__ = [
-    "animate",
-    "class_means",
-    "collapse",
-    "collapse_rate",
-    "elasticity",
-    "impact",
-    "impact_by_distance",
-    "impact_matrix",
-    "layers",
-    "layers_over_time",
-    "learning_rate_range",
-    "logit_paths",
-    "phase_diagram",
-    "probability",
-    "sampling_noise",
-    "save",
-    "separation_fan",
-    "simplex",
-    "simplex3d",
-    "style",
-]
+    "animate", "class_means", "collapse", "collapse_rate", "elasticity", "impact", "impact_by_distance",
+    "impact_matrix", "layers", "layers_over_time", "learning_rate_range", "logit_paths", "phase_diagram",
+    "probability", "sampling_noise", "save", "separation_fan", "simplex", "simplex3d", "style",
+]  # fmt: skip

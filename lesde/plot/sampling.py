@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +10,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lesde.checks import check_choice, check_real, shown
-from lesde.paths import check_dataset
-from lesde.plot.frames import check_pair, class_average
+from lesde.analysis.class_means import read_averages
+from lesde.checks import check_choice, check_instance, check_real
+from lesde.paths import check_dataset, check_paths
+from lesde.plot.frames import check_pair
 from lesde.plot.style import (
     INK,
     axis_label,
-    check_panels,
     legend_above,
     palette,
     panels,
@@ -25,122 +25,7 @@ from lesde.plot.style import (
 )
 from lesde.plot.ticks import tidy_log
 
-__all__ = ["coarse_steps", "estimates", "process_of", "read_simulated", "sampling_noise", "scheme"]
-
-
-# --------------------------------------------------------------------------------------------------
-# Simulated paths beside the moments of processes: which process they are, and their estimates.
-
-SCHEMES = {"euler": "Euler", "milstein": "Euler", "srk": "SRK"}
-"""Noise is additive, so Milstein's scheme is Euler's."""
-
-
-def process_of(paths: xr.Dataset) -> str | None:
-    """The process that paths of `lesde.simulate` follow, from their attributes; None without these."""
-    engine = paths.attrs.get("engine")
-    if engine == "sgd":
-        return "sgd"
-    if engine in ("exact", "torchsde"):
-        return str(paths.attrs.get("sde", "plain"))
-    return None
-
-
-def read_simulated(simulated: Any, processes: Iterable[str]) -> dict[str, xr.Dataset]:
-    """Paths by process, checked."""
-    if isinstance(simulated, xr.Dataset):
-        given: Any = {process_of(simulated) or "sgd": simulated}
-    else:
-        given = simulated
-    if not isinstance(given, Mapping):
-        raise TypeError(
-            f"simulated must be a dataset from lesde.simulate, or a mapping from process to such; got "
-            f"{shown(simulated)}."
-        )
-    for name, paths in given.items():
-        check_choice("a key of simulated", name, processes)
-        known = paths if isinstance(paths, xr.Dataset) and "mean" in paths else None
-        variable = "features" if known is None else "mean"
-        check_dataset("simulated", paths, [variable], "lesde.simulate")
-        own = process_of(paths)
-        if own not in (None, name):
-            raise ValueError(
-                f"simulated[{name!r}] must be paths of that process; its attributes say {own!r}. Give it "
-                f"as simulated={{{own!r}: paths}}."
-            )
-        if paths[variable].sizes.get("replicate", 1) < 3:
-            raise ValueError(
-                "simulated must have the dimension 'replicate', with at least 3 of them."
-            )
-        if "learning_rate" not in paths.coords:
-            raise ValueError(
-                "simulated must hold the coordinate learning_rate; simulate with learning_rate=[...]."
-            )
-    return dict(given)
-
-
-def _steps(paths: xr.Dataset, h: np.ndarray) -> np.ndarray | None:
-    """Integration steps by learning rate; None for paths that are not integrated in steps."""
-    if paths.attrs.get("engine") != "torchsde" or "dt" not in paths.attrs:
-        return None
-    steps = np.atleast_1d(np.asarray(paths.attrs["dt"], dtype=np.float64))
-    # A selection of learning rates leaves the attribute of the dataset unchanged: the largest step is
-    # then the safe one to report.
-    return steps if len(steps) == len(h) else np.full(len(h), steps.max())
-
-
-def coarse_steps(paths: xr.Dataset, h: np.ndarray, known: Any = None) -> np.ndarray:
-    """Mask of the learning rates at which a step is longer than half the learning rate, (learning_rate,).
-
-    ``known`` is the step for which moments are shown beside them, if any; rates with that step are left out.
-    """
-    steps = _steps(paths, h)
-    if steps is None:
-        return np.zeros(len(h), bool)
-    coarse = steps > 0.5 * h
-    return coarse if known is None else coarse & (np.abs(steps / float(known) - 1) > 0.1)
-
-
-def scheme(paths: xr.Dataset, h: np.ndarray) -> str:
-    """Words for the scheme and its coarse steps; empty for paths without any."""
-    steps = _steps(paths, h)
-    if steps is None:
-        return ""
-    name = SCHEMES.get(str(paths.attrs.get("method", "euler")), str(paths.attrs.get("method")))
-    ratio = (steps / h)[steps > 0.5 * h]
-    return f"{name} step {'h' if (np.abs(ratio - 1) < 0.1).all() else '> h/2'}"
-
-
-def estimates(
-    paths: xr.Dataset, quantity: str, pair: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Learning rates, and the gap or its standard deviation with standard error, at one time."""
-    if "learning_rate" not in paths.dims:
-        paths = paths.expand_dims("learning_rate")
-    if "mean" in paths:
-        means = paths["mean"].transpose("learning_rate", "replicate", "class", "feature").values
-    else:
-        order = ("learning_rate", "replicate", "sample", "feature")
-        means = class_average(paths["features"].transpose(*order).values, paths["label"].values)
-    gaps = means.astype(np.float64)[:, :, pair[0]] - means[:, :, pair[1]]
-    count = gaps.shape[1]
-    centre = gaps.mean(1)
-    offsets = gaps - centre[:, None]
-    if quantity == "gap":
-        values = np.linalg.norm(centre, axis=-1)
-        along = np.einsum("hri,hi->hr", offsets, centre) / values[:, None]
-        error = along.std(1, ddof=1) / np.sqrt(count)
-    else:
-        squares = (offsets**2).sum(-1)
-        values = np.sqrt(squares.sum(1) / (count - 1))
-        # The error of a root is that of its square over twice the root.
-        error = squares.std(1, ddof=1) / np.sqrt(count) / (2 * values)
-    return paths["learning_rate"].values.astype(np.float64), values, error
-
-
-# --------------------------------------------------------------------------------------------------
-# The figure.
-
-SOURCE = "lesde.moments"
+__all__ = ["sampling_noise"]
 
 
 class Look(NamedTuple):
@@ -198,28 +83,15 @@ def sampling_noise(
     time : float, optional
         One of the dataset's times. Default: the last.
     ax : matplotlib Axes, optional
-        Default: a new figure, one column wide.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    TypeError, ValueError
-        For datasets without what is needed, a time or pair they do not hold, errors without "sgd",
-        paths whose attributes name another process than the one they are given for.
 
     Notes
     -----
     Both axes are logarithmic. What has no logarithm, such as an error of exactly 0, is left out.
 
-    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). Paths of an SDE are integrated in
-    steps, and by default `lesde.simulate` takes steps as long as the learning rate h. Such points do not lie on their
-    line; those of ``TorchSDE(noise="sampling")`` lie on the line of SGD, since an Euler step of length h has the first
-    two moments of SGD. Points whose step, attribute ``dt``, is more than h/2 are open and the legend names the scheme
-    and step, unless ``moments`` was made with the same ``dt``. To have points on the line simulate with a smaller
-    ``dt``, say a twentieth of the smallest h; the distance is proportional to ``dt`` for the Euler scheme.
+    Lines are the SDEs in continuous time (unless ``moments`` was made with ``dt``). By default `lesde.simulate`
+    integrates an SDE in steps as long as the learning rate h: such points do not lie on their line (an Euler step of
+    length h of ``TorchSDE(noise="sampling")`` has the first two moments of SGD). Points whose step, attribute ``dt``, is
+    more than h/2 are open, unless ``moments`` was made with the same. A twentieth of the smallest h is short enough.
 
     Examples
     --------
@@ -227,89 +99,103 @@ def sampling_noise(
     >>> ax = lesde.plot.sampling_noise(m)  # doctest: +SKIP
     """
     check_choice("quantity", quantity, QUANTITIES)
-    check_dataset("moments", moments, ["mean", "covariance"], SOURCE)
-    data = _by_process(moments)
-    k, l = check_pair(pair, data.sizes["class"])
-    at = _time(data, time, "moments")
-    data = data.isel(time=at)
-    when = float(data["time"])
+    needed = ["mean", "covariance", "learning_rate"]
+    data = check_dataset("moments", moments, needed, "lesde.moments with several learning rates")
+    if "learning_rate" not in data.dims:
+        data = data.expand_dims("learning_rate")
+    if "process" not in data.dims:
+        data = data.expand_dims(process=[str(data.attrs.get("process", "sgd"))])
+    processes = [check_choice("moments.process", str(p), LOOKS) for p in data["process"].values]
+    pair = check_pair(pair, data.sizes["class"])
+    data = _at(data, time, "moments").sortby("learning_rate")
     errors = quantity.endswith("_error")
-    if errors and "sgd" not in data["process"].values:
+    if errors and "sgd" not in processes:
         raise ValueError(
             f"quantity={quantity!r} is the distance from 'sgd', which moments does not hold; call "
             f"lesde.moments with process=['sgd', ...]."
         )
-    if errors and simulated is not None:
-        raise ValueError(
-            f"simulated has no place with quantity={quantity!r}, whose values are exact; leave it out, or "
-            f"take quantity='deviation' or 'gap'."
-        )
-    points = {} if simulated is None else read_simulated(simulated, LOOKS)
-    check_panels(ax, 1)
+    given: Any = {} if simulated is None or errors else simulated
+    if isinstance(given, xr.Dataset):
+        of_sde = given.attrs.get("engine") in ("exact", "torchsde")
+        given = {given.attrs.get("sde", "plain") if of_sde else "sgd": given}
+    wanted = "a dataset from lesde.simulate, or a mapping to such"
+    check_instance("simulated", given, Mapping, wanted)
+    points = []
+    for name, paths in given.items():
+        look = LOOKS[check_choice("a key of simulated", name, LOOKS)]
+        check_dataset("simulated", paths, ["learning_rate"], "lesde.simulate with several rates")
+        one = _at(paths, float(data["time"]), "simulated")
+        points.append((look, paths.attrs.get("dt", 0.0), _estimates(one, quantity, pair)))
 
     target: Axes = panels(ax, 1, 1, 2.4)[0, 0]
-    target.set_xscale("log")
-    target.set_yscale("log")
-    h = data["learning_rate"].values
-    handles = []
-    for name in [n for n in LOOKS if n in data["process"].values]:
-        if errors and name == "sgd":
-            continue
-        values = positive(_exact(data, name, quantity, k, l))
-        look = LOOKS[name]
+    target.set(xscale="log", yscale="log")
+    handles: list[Any] = []
+    for name in [n for n in LOOKS if n in processes and not (errors and n == "sgd")]:
+        look, values = LOOKS[name], positive(_exact(data, name, quantity, pair))
+        h = data["learning_rate"].values
         handles += target.plot(
             h, values, color=look.colour, linestyle=look.line, label=look.label, zorder=2
         )
-    rates = list(h)
-    for name, paths in points.items():
-        paths = paths.isel(time=_time(paths, when, "simulated"))
-        found = estimates(paths, quantity, (k, l))
-        rates += list(found[0])
-        coarse = coarse_steps(paths, found[0], moments.attrs.get("dt"))
-        handles += _draw_points(target, LOOKS[name], found, coarse, scheme(paths, found[0]))
+    for look, steps, found in points:
+        # A selection of learning rates leaves the steps of all: the largest is then the safe one.
+        each = steps if np.size(steps) == len(found[0]) else np.max(steps)
+        same = np.isclose(each, moments.attrs.get("dt", np.inf), rtol=0.1)
+        handles += _draw_points(target, look, found, (each > 0.5 * found[0]) & ~same)
     target.set_xlabel(axis_label(data.coords["learning_rate"], "learning rate"))
-    target.set_ylabel(QUANTITIES[quantity].format(k, l))
-    pad = (max(rates) / min(rates)) ** 0.05 if max(rates) > min(rates) else 2.0
-    target.set_xlim(min(rates) / pad, max(rates) * pad)
+    target.set_ylabel(QUANTITIES[quantity].format(*pair))
     tidy_log(target, "x")
     tidy_log(target, "y")
     legend_above(target, handles, "points: simulated, ±2 s.e." if points else None)
     return target
 
 
-def _by_process(moments: xr.Dataset) -> xr.Dataset:
-    """The dataset with the dimensions process and learning_rate, rates increasing."""
-    if "process" not in moments.dims:
-        moments = moments.expand_dims(process=[str(moments.attrs.get("process", "sgd"))])
-    if "learning_rate" not in moments["mean"].dims or "learning_rate" not in moments.coords:
-        raise ValueError(
-            "moments must have the dimension 'learning_rate' with its values; call lesde.moments with "
-            "several learning rates, learning_rate=[...]."
-        )
-    for name in moments["process"].values:
-        check_choice("moments.process", str(name), LOOKS)
-    return moments.sortby("learning_rate")
-
-
-def _time(dataset: xr.Dataset, time: float | None, name: str) -> int:
-    """Position of a time in a dataset."""
-    check_dataset(name, dataset, ["time"], SOURCE)
+def _at(dataset: xr.Dataset, time: float | None, name: str) -> xr.Dataset:
+    """A dataset at one of its times."""
     times = dataset["time"].values.astype(np.float64)
-    if time is None:
-        return len(times) - 1
-    wanted = check_real("time", time)
+    wanted = times[-1] if time is None else check_real("time", time)
     found = np.flatnonzero(np.isclose(times, wanted, rtol=1e-9, atol=1e-12))
     if not len(found):
         some = ", ".join(f"{t:g}" for t in times[:8]) + (", …" if len(times) > 8 else "")
         raise ValueError(f"time must be one of those of {name}, {some}; got {wanted:g}.")
-    return int(found[0])
+    return dataset.isel(time=int(found[0]))
 
 
-def _exact(data: xr.Dataset, name: str, quantity: str, k: int, l: int) -> np.ndarray:
+def _estimates(
+    paths: xr.Dataset, quantity: str, pair: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Learning rates, and the gap or its standard deviation with standard error, at one time."""
+    if "learning_rate" not in paths.dims:
+        paths = paths.expand_dims("learning_rate")
+    if "mean" in paths:
+        means = paths["mean"]
+    else:
+        features, labels = check_paths("simulated", paths, ("replicate", "sample", "feature"), 2)
+        order = ("learning_rate", "replicate", "sample", "feature")
+        means = read_averages("simulated.features", features.transpose(*order), labels)
+    count = means.sizes.get("replicate", 1)
+    if count < 3:
+        raise ValueError("simulated must have the dimension 'replicate', with at least 3 of them.")
+    means = means.transpose("class", "learning_rate", "replicate", "feature").astype(np.float64)
+    gaps = means.values[pair[0]] - means.values[pair[1]]
+    centre = gaps.mean(1)
+    offsets = gaps - centre[:, None]
+    if quantity == "gap":
+        values = np.linalg.norm(centre, axis=-1)
+        along = np.einsum("hri,hi->hr", offsets, centre) / values[:, None]
+        error = along.std(1, ddof=1) / np.sqrt(count)
+    else:
+        squares = (offsets**2).sum(-1)
+        values = np.sqrt(squares.sum(1) / (count - 1))
+        # The error of a root is that of its square over twice the root.
+        error = squares.std(1, ddof=1) / np.sqrt(count) / (2 * values)
+    return paths["learning_rate"].values.astype(np.float64), values, error
+
+
+def _exact(data: xr.Dataset, name: str, quantity: str, pair: tuple[int, int]) -> np.ndarray:
     """The quantity of one process, (learning_rate,)."""
-    own = data.sel(process=name)
-    mean = own["mean"].transpose("learning_rate", "class", "feature").values
+    own, (k, l) = data.sel(process=name), pair
     order = ("learning_rate", "class", "feature", "class_", "feature_")
+    mean = own["mean"].transpose(*order[:3]).values
     V = own["covariance"].transpose(*order).values
     if quantity == "gap":
         return np.linalg.norm(mean[:, k] - mean[:, l], axis=-1)
@@ -324,19 +210,16 @@ def _exact(data: xr.Dataset, name: str, quantity: str, k: int, l: int) -> np.nda
 
 
 def _draw_points(
-    ax: Axes, look: Look, found: tuple[np.ndarray, ...], coarse: np.ndarray, steps: str
+    ax: Axes, look: Look, found: tuple[np.ndarray, ...], coarse: np.ndarray
 ) -> list[Line2D]:
     """Points of a simulation with their bars, open where steps are coarse; their legend entries."""
     handles = []
-    for chosen, face, words in ((~coarse, look.colour, "simulated"), (coarse, "white", steps)):
-        if not chosen.any():
-            continue
-        h, values, error = (v[chosen] for v in found)
-        ax.errorbar(
-            h, positive(values), 2 * error, color=look.colour, marker=look.marker, markersize=3.5,
-            markerfacecolor=face, markeredgewidth=0.9, linestyle="none", elinewidth=0.9, zorder=3,
-        )  # fmt: skip
-        entry = Line2D([], [], color=look.colour, marker=look.marker, linestyle="none")
-        entry.set(markersize=3.5, markerfacecolor=face, label=f"{look.short}, {words}")
-        handles.append(entry)
+    points: Any = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
+    kinds = ((~coarse, look.colour, "simulated"), (coarse, "white", "steps > h/2"))
+    for chosen, face, words in kinds:
+        points["markerfacecolor"] = face
+        if chosen.any():
+            h, values, error = (v[chosen] for v in found)
+            ax.errorbar(h, positive(values), 2 * error, elinewidth=0.9, zorder=3, **points)
+            handles.append(Line2D([], [], label=f"{look.short}, {words}", **points))
     return handles

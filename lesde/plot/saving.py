@@ -17,7 +17,6 @@ from lesde.plot.style import style
 
 __all__ = ["save"]
 
-
 FORMATS = ("pdf", "png", "svg", "eps")
 
 
@@ -47,53 +46,32 @@ def save(
     list of Path
         The files written.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For something that is no figure, an unknown format, or a path where no file can be.
-
     Examples
     --------
     >>> lesde.plot.save(ax, "figures/separation")  # doctest: +SKIP
     [PosixPath('figures/separation.pdf'), PosixPath('figures/separation.png')]
     """
-    found = figure_of(figure)
+    every = np.ravel(np.asarray(figure, dtype=object))
+    first = every[0] if len(every) else None
+    found = first.get_figure(root=True) if isinstance(first, Axes) else figure
+    if not isinstance(found, Figure):
+        raise TypeError(
+            f"figure must be a matplotlib Figure, Axes or an array of Axes; got {shown(figure)}."
+        )
     check_real("dpi", dpi, 0.0, open_minimum=True)
     target = check_path("path", path)
     wanted = check_names("formats", formats)
-    unknown = [f for f in wanted if f not in FORMATS]
-    if unknown or not wanted:
+    if not wanted or not set(wanted) <= set(FORMATS):
         raise ValueError(f"formats must be of {', '.join(FORMATS)}; got {shown(formats)}.")
-    ending = target.suffix[1:].lower()
-    if ending in FORMATS:
+    # A dot in a name such as "rate-0.1" is not an ending.
+    files = [target.with_name(f"{target.name}.{f}") for f in wanted]
+    if target.suffix[1:].lower() in FORMATS:
         files = [target]
-    else:
-        # A dot in a name such as "rate-0.1" is not an ending.
-        files = [target.with_name(f"{target.name}.{f}") for f in wanted]
     places = [Target(file, overwrite=True) for file in files]
     for place in places:
         place.check()
     for file, place in zip(files, places, strict=True):
         # Without a date the same figure gives the same file.
-        metadata = {"CreationDate": None} if file.suffix.lower() == ".pdf" else None
-        if file.suffix.lower() == ".svg":
-            metadata = {"Date": None}
-        place.put(partial(found.savefig, dpi=dpi, metadata=metadata))
+        date = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix.lower())
+        place.put(partial(found.savefig, dpi=dpi, metadata={date: None} if date else None))
     return files
-
-
-def figure_of(value: Any) -> Figure:
-    """The figure that axes belong to."""
-    if isinstance(value, Figure):
-        return value
-    flat = np.asarray(
-        value if isinstance(value, list | tuple | np.ndarray) else [value], dtype=object
-    )
-    flat = flat.ravel()
-    if len(flat) and isinstance(flat[0], Axes):
-        figure = flat[0].get_figure(root=True)
-        if isinstance(figure, Figure):
-            return figure
-    raise TypeError(
-        f"figure must be a matplotlib Figure, Axes or an array of Axes; got {shown(value)}."
-    )

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import xarray as xr
 from cycler import cycler
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -32,6 +32,8 @@ OKABE_ITO = (
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
+DASHED: Any = (0, (4, 2))
+"""Line of what is known in theory, beside what was estimated."""
 
 INK = "#000000"
 """Theory, targets, truth."""
@@ -40,52 +42,31 @@ SECOND_INK = "#666666"
 LEVELS = {"alpha": OKABE_ITO[0], "beta": OKABE_ITO[1]}
 """Colours of within-class (α, A) and between-class (β, B) elasticity."""
 
+TICKS: dict[str, Any] = {
+    "major": {"size": 2.5, "width": 0.6},
+    "minor": {"size": 1.5, "width": 0.4},
+}
 SETTINGS: dict[str, Any] = {
     "figure.figsize": (COLUMN, 2.4),
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 300,
-    "savefig.bbox": None,
     # TrueType in vector files: text stays text, and journals accept it.
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,
-    "mathtext.fontset": "dejavusans",
-    "text.usetex": False,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
     "axes.titlepad": 3,
     "axes.labelpad": 2.5,
     "axes.linewidth": 0.6,
-    "axes.facecolor": "white",
-    "axes.edgecolor": "black",
-    "axes.labelcolor": "black",
-    "axes.grid": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.axisbelow": True,
     "axes.formatter.limits": (-3, 4),
     "axes.formatter.use_mathtext": True,
-    "axes.unicode_minus": True,
     "axes.prop_cycle": cycler(color=OKABE_ITO[:7]),
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "text.color": "black",
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
-    "xtick.color": "black",
-    "ytick.color": "black",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.size": 1.5,
-    "ytick.minor.size": 1.5,
     "legend.fontsize": 7,
     "legend.title_fontsize": 7,
     "legend.frameon": False,
@@ -99,8 +80,9 @@ SETTINGS: dict[str, Any] = {
     "lines.markersize": 3,
     "errorbar.capsize": 1.5,
     "patch.linewidth": 0.6,
-    "image.cmap": "viridis",
 }
+for _which, _look in TICKS.items():
+    SETTINGS |= {f"{x}tick.{_which}.{name}": _look[name] for name in _look for x in "xy"}
 
 
 @contextmanager
@@ -118,8 +100,7 @@ def style() -> Iterator[None]:
     ...     figure, axes = plt.subplots(1, 2, figsize=(6.8, 2.4))
     >>> plt.close(figure)
     """
-    settings: Any = SETTINGS  # a dictionary of settings by name; matplotlib types every name
-    with mpl.rc_context(settings):
+    with mpl.style.context(["default", SETTINGS]):
         yield
 
 
@@ -142,13 +123,12 @@ def class_line(k: int) -> Any:
 
 
 def colours_of_rates(rates: Sequence[float] | np.ndarray) -> list[Any]:
-    """Colours of learning rates, dark to light as they grow, evenly spaced by rank.
-
-    The light end of the map is left out: it is too faint for a line on white paper.
-    """
-    ranks = np.argsort(np.argsort(np.asarray(rates)))
-    at = ranks / max(1, len(ranks) - 1)
-    return [tuple(colour) for colour in mpl.colormaps["viridis"](0.85 * at)]
+    """Colours of learning rates, dark to light as they grow, evenly spaced by rank."""
+    if len(rates) == 1:
+        return [OKABE_ITO[0]]
+    # The light end of the map is left out: it is too faint for a line on white paper.
+    at = 0.85 * np.argsort(np.argsort(rates)) / (len(rates) - 1)
+    return [tuple(colour) for colour in mpl.colormaps["viridis"](at)]
 
 
 def check_panels(ax: Any, count: int, three_d: bool = False) -> None:
@@ -157,14 +137,11 @@ def check_panels(ax: Any, count: int, three_d: bool = False) -> None:
         return
     given = np.ravel(np.asarray(ax, dtype=object))
     wanted = "one matplotlib Axes" if count == 1 else f"{count} matplotlib Axes"
-    if three_d:
-        wanted += ' with projection="3d"'
-    if not all(isinstance(a, Axes) for a in given):
+    wanted += ' with projection="3d"' if three_d else ""
+    if not all(isinstance(a, Axes) and (a.name == "3d" or not three_d) for a in given):
         raise TypeError(f"ax must be {wanted}, or None for a new figure; got {shown(ax)}.")
     if len(given) != count:
         raise ValueError(f"ax must be {wanted}, one for every panel; got {len(given)}.")
-    if three_d and any(a.name != "3d" for a in given):
-        raise ValueError(f"ax must be {wanted}; got axes with projection {given[0].name!r}.")
 
 
 def panels(
@@ -177,13 +154,14 @@ def panels(
     sharex: Any = False,
 ) -> np.ndarray:
     """Axes of shape (rows, columns): those given, or those of a new figure ``height`` inches high."""
+    check_panels(ax, rows * columns, projection is not None)
     if ax is not None:
         return np.asarray(ax, dtype=object).reshape(rows, columns)
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(COLUMN, height))
-    keywords = {} if projection is None else {"projection": projection}
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, subplot_kw=keywords)
+    kind = {"projection": projection}
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, subplot_kw=kind)
     for each in axes.ravel():
         fix_ticks(each)
     return axes
@@ -191,26 +169,23 @@ def panels(
 
 def fix_ticks(ax: Axes) -> None:
     """Write the tick style into the axes: ticks are made at drawing time, when the style is over."""
-    set_ticks: Any = ax.tick_params
-    for axis in ("x", "y"):
-        for which in ("major", "minor"):
-            set_ticks(
-                axis=axis,
-                which=which,
-                labelsize=SETTINGS[f"{axis}tick.labelsize"],
-                width=SETTINGS[f"{axis}tick.{which}.width"],
-                length=SETTINGS[f"{axis}tick.{which}.size"],
-                color=SETTINGS[f"{axis}tick.color"],
-                labelcolor=SETTINGS[f"{axis}tick.color"],
-                direction="out",
-            )
+    for which, look in TICKS.items():
+        ax.tick_params(
+            which=which, length=look["size"], width=look["width"], labelsize=7,
+            color=INK, labelcolor=INK, direction="out",
+        )  # fmt: skip
+
+
+def only_below(axes: np.ndarray) -> None:
+    """Leave the label of a shared horizontal axis below the last of a column of panels."""
+    for each in axes[:-1]:
+        each.xaxis.label.set_visible(False)
 
 
 def axis_label(variable: xr.DataArray | None, default: str) -> str:
     """Long name and units of a variable, or ``default`` for a name it does not have."""
     attrs = {} if variable is None else variable.attrs
-    name = str(attrs.get("long_name") or default)
-    units = str(attrs.get("units") or "")
+    name, units = str(attrs.get("long_name") or default), str(attrs.get("units") or "")
     return name if units in ("", "1") else f"{name} ({units})"
 
 
@@ -230,15 +205,16 @@ def class_handles(classes: Sequence[int], n_classes: int, linestyle: bool = True
     colours = palette(n_classes)
     return [
         Line2D(
-            [],
-            [],
-            color=colours[k],
-            marker=class_marker(k),
+            [], [], color=colours[k], marker=class_marker(k), label=str(k),
             linestyle=class_line(k) if linestyle else "none",
-            label=str(k),
         )
         for k in classes
-    ]
+    ]  # fmt: skip
+
+
+def class_title(note: str) -> str:
+    """Title of a legend of classes."""
+    return f"class, {note}" if note else "class"
 
 
 def legend_above(
@@ -251,31 +227,20 @@ def legend_above(
 
     Over all panels of a figure where there are several, else over the one.
     """
-    if not handles:
-        return None
-    several = np.asarray(axes, dtype=object).ravel()
-    first: Axes = several[0]
-    figure: Any = first.figure
-    whole = set(several) == set(figure.axes)
-    if whole and isinstance(figure, Figure):
-        room = figure.bbox.width
-        owner: Any = figure
-        place: dict[str, Any] = {"loc": "outside upper center"}
-    else:
-        room, owner = first.bbox.width, first
-        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.01)}
-        if any(a.get_title() for a in several):
-            place["bbox_to_anchor"] = (0.5, 1.12)
-    for columns in range(len(handles), 0, -1):
-        # Equal rows: 10 entries that do not fit in one row are better 5 + 5 than 9 + 1.
-        rows = -(-len(handles) // columns)
-        if columns > 1 and -(-len(handles) // rows) != columns:
-            continue
-        legend = owner.legend(
-            handles=list(handles), ncols=columns, title=title, handlelength=handlelength, **place
-        )
+    several = np.ravel(np.asarray(axes, dtype=object))
+    owner: Any = several[0].figure
+    place: dict[str, Any] = {"loc": "outside upper center"}
+    if not isinstance(owner, Figure) or set(several) != set(owner.axes):
+        owner = several[0]
+        height = 1.12 if any(a.get_title() for a in several) else 1.01
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, height)}
+    for rows in range(1, len(handles) + 1):
+        legend: Legend = owner.legend(
+            handles=list(handles), ncols=-(-len(handles) // rows), title=title,
+            handlelength=handlelength, **place,
+        )  # fmt: skip
         # The room is that of the axes: ticks and labels are beside them.
-        if columns == 1 or legend.get_window_extent().width <= room:
+        if rows == len(handles) or legend.get_window_extent().width <= owner.bbox.width:
             return legend
         legend.remove()
     return None
@@ -284,25 +249,9 @@ def legend_above(
 def colour_bar(mappable: ScalarMappable, label: str | None, **place: Any) -> Any:
     """A slim colour bar with the labels of its axis small; ``place`` as for ``Figure.colorbar``."""
     where: Any = place.get("ax", place.get("cax"))
-    figure = np.ravel(np.asarray(where, dtype=object))[0].figure
-    bar = figure.colorbar(mappable, **place)
+    bar = np.ravel(np.asarray(where, dtype=object))[0].figure.colorbar(mappable, **place)
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=7, width=0.6, length=2)
     bar.outline.set_linewidth(0.6)
-    if label:
-        bar.set_label(label, size=8)
+    bar.set_label(label or "", size=8)
     return bar
-
-
-def stepped_bar(
-    axes: Any, colours: Sequence[Any], labels: Sequence[str], label: str | None
-) -> None:
-    """A colour bar in place of a legend of many entries: a step per entry, a few of them labelled."""
-    count = len(colours)
-    steps = ScalarMappable(
-        BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(list(colours))
-    )
-    flat = list(np.ravel(np.asarray(axes, dtype=object)))
-    bar = colour_bar(steps, label, ax=flat, aspect=30, fraction=0.05, pad=0.02)
-    at = np.unique(np.linspace(0, count - 1, 6).round().astype(int))
-    bar.set_ticks(list(at), labels=[labels[i] for i in at])

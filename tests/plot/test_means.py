@@ -53,12 +53,9 @@ def test_model_paths_are_averaged_and_a_single_replicate_has_no_bars():
     assert legend_texts(axes[0])[0] == "model"
 
 
-def test_directions_are_unit_vectors_and_many_features_are_projected():
+def test_many_features_are_projected():
     paths = make_paths(3, 6)
     law = make_law(paths)
-    (ax,) = plot.class_means(paths, law, directions=[0, 3, 0, 4, 0, 0])
-    expected = law["mean"].values[:, 0] @ np.array([0, 0.6, 0, 0.8, 0, 0])
-    np.testing.assert_allclose(model_line(ax, 0).get_ydata(), expected)
     axes = plot.class_means(paths, law)
     assert [a.get_ylabel() for a in axes] == ["PC 1 of class means", "PC 2 of class means"]
     final = np.array([[c.lines[0].get_ydata()[-1] for c in a.containers] for a in axes]).T
@@ -93,13 +90,9 @@ def test_refusals():
         plot.class_means(paths, law.isel(feature=[0, 1]))
     with pytest.raises(ValueError, match=r"law must hold .*mean.*as lesde\.law"):
         plot.class_means(paths, law.rename(mean="average"))
-    with pytest.raises(ValueError, match="features and directions both set what is shown"):
-        plot.class_means(paths, law, features=0, directions=[1, 0, 0])
     with pytest.raises(ValueError, match="features must hold integers from 0 to 2"):
         plot.class_means(paths, law, features=[3])
-    with pytest.raises(ValueError, match="directions must hold vectors other than zero"):
-        plot.class_means(paths, law, directions=[0, 0, 0])
-    with pytest.raises(ValueError, match="observed must be finite"):
+    with pytest.raises(ValueError, match=r"observed\.features must be finite"):
         plot.class_means(paths.where(paths.time < 1).assign_coords(label=paths.label), law)
     with pytest.raises(ValueError, match="ax must be 3 matplotlib Axes"):
         plot.class_means(paths, law, ax=plt.figure().subplots(1, 2))

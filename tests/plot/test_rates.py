@@ -109,5 +109,5 @@ def test_refusals(change, message):
 def test_refusals_of_datasets():
     with pytest.raises(ValueError, match=r"rates must hold .* lesde\.convergence"):
         plot.collapse_rate(make_rates().drop_vars("rate"))
-    with pytest.raises(ValueError, match=r"several learning rates, learning_rate=\[\.\.\.\]"):
-        plot.collapse_rate(make_rates().isel(learning_rate=0))
+    with pytest.raises(ValueError, match="of several learning rates"):
+        plot.collapse_rate(make_rates().isel(learning_rate=0, drop=True))

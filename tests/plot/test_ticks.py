@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesde import plot
-from lesde.plot.ticks import centre_ticks, tidy_log, widen_log
+from lesde.plot.ticks import centred, tidy_log, widen_log
 from tests.plot.conftest import apart, tick_label_boxes
 
 
@@ -85,14 +85,16 @@ def test_a_nearly_constant_curve_gets_a_factor_of_two_and_others_keep_their_limi
 
 
 @pytest.mark.parametrize("width", [0.6, 1.0, 3.0])
-@pytest.mark.parametrize("reach", [0.45, 1.7, 0.16, 3.6, 1.3e-4, 2.4e-7, 470.0, 8.2e5])
+@pytest.mark.parametrize("reach", [0.45, 1.7, 0.16, 3.6, 1.3e-4, 2.4e-7, 470.0, 8.2e5, 1e3, 1.99])
 def test_centred_labels_do_not_touch(reach, width):
     with plot.style():
         figure = plt.figure(figsize=(width + 1, width + 1), layout="none")
         ax = figure.add_axes((0.5 / (width + 1), 0.3, width / (width + 1), 0.6))
-    ax.set_xlim(-reach, reach)
-    ax.set_ylim(-reach, reach)
-    centre_ticks(ax)
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    ticks, labels = centred(reach / 1.12)
+    assert 0.66 * reach / 1.12 < ticks[-1] <= reach
+    ax.set_xticks(ticks, labels)
+    ax.set_yticks(ticks, labels)
     for which in ("x", "y"):
         boxes = tick_label_boxes(ax, which)
         assert len(boxes) >= 1
