@@ -57,7 +57,6 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         For a folder with other settings or somebody else's files, or that another run is in.
     """
     fits = tuple(f"fit_{transform}" for transform in MODELS.values())
-    fitted = ("frames", *fits)
     collapse = {f"collapse_{slug(source)}": source for source in SOURCES}
     cells = [
         *network_cells(config),
@@ -67,12 +66,18 @@ def run(config: DemoConfig, out: str | Path) -> Path:
             Cell(name, partial(fit, config, transform), ("frames",), "fitting the kernel")
             for name, transform in zip(fits, MODELS.values(), strict=True)
         ),
-        Cell("simulated", partial(simulate, config), fitted, "simulating the LE-SDE"),
-        Cell("law", partial(exact, config), fitted, "simulating the LE-SDE"),
-        Cell("comparison", partial(compare, config), ("law", *fitted), "comparing"),
-        Cell("separation", partial(separate, config), ("frames", "simulated"), "separation"),
-        Cell("prediction", partial(predict, config), fitted, "analytic prediction"),
     ]
+    for names, title, compute in (
+        ("simulated", "simulating the LE-SDE", simulated),
+        ("law", "simulating the LE-SDE", exact),
+        ("comparison", "comparing", compared),
+        ("prediction", "analytic prediction", predicted),
+    ):
+        cells.append(
+            Cell(names, partial(for_each_model, compute, config), ("frames", *fits), title)
+        )
+    of_both = partial(separate, config)
+    cells.append(Cell("separation", of_both, ("frames", "simulated"), "separation"))
     for name, source in collapse.items():
         paths = {"network": "frames", HIDDEN: "hidden"}.get(source, "simulated")
         cells.append(Cell(name, partial(collapse_of, source), (paths,), "neural collapse"))
@@ -85,7 +90,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         Section("separation", separation, ("separation", "prediction")),
         Section("collapse", collapsed, ("convergence", *collapse)),
         Section("numbers", numbers, ("comparison", "separation", "convergence", *collapse)),
-        Section("summary", summary, ("comparison", "separation", "convergence")),
+        Section("summary", lambda *_: None, ("comparison", "separation", "convergence")),
     ]
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     with StudyFolder(out, "demo", config).taken() as folder:
@@ -140,33 +145,39 @@ def within_noise(frames: xr.Dataset) -> tuple[float, float]:
 
 
 def for_each_model(
+    compute: Callable[..., xr.Dataset],
     config: DemoConfig,
-    frames: xr.Dataset,
-    fits: Sequence[xr.Dataset],
-    compute: Callable[[lesde.LESDE, xr.Dataset, int], xr.Dataset],
     progress: Progress,
+    frames: xr.Dataset,
+    *fits: xr.Dataset,
 ) -> xr.Dataset:
     """Results for the LE-SDE with each fitted kernel and noise, along ``model`` and ``learning_rate``.
 
-    ``compute`` takes the model, the networks' frames (replicates at one learning rate) and a running number.
+    ``compute`` takes the settings, the networks' frames (replicates at one learning rate), the model fitted to them, the fit, and
+    a running number.
     """
-    rows: list[list[xr.Dataset]] = [[] for _ in MODELS]
+    rows: list[xr.Dataset] = []
     total = len(MODELS) * len(config.learning_rates)
-    for number in range(total):
-        which, index = divmod(number, len(config.learning_rates))
-        one, rate = frames.isel(learning_rate=index), config.learning_rates[index]
-        model = lesde.LESDE(
-            lesde.fitted_kernel(fits[which], rate),
-            len(config.classes),
-            one.sizes["feature"],
-            config.probe_per_class,
-            transform=[*MODELS.values()][which],
-            noise=within_noise(one)[0],
-        )
-        rows[which].append(compute(model, one, number).assign_coords(learning_rate=rate))
-        progress(number + 1, total)
-    rates = [xr.concat(row, "learning_rate", combine_attrs="drop_conflicts") for row in rows]
-    return along("model", MODELS, rates)
+    for transform, fit in zip(MODELS.values(), fits, strict=True):
+        columns = []
+        for rate in config.learning_rates:
+            one, number = (
+                frames.sel(learning_rate=rate),
+                len(rows) * len(fit.learning_rate) + len(columns),
+            )
+            model = lesde.LESDE(
+                lesde.fitted_kernel(fit, rate),
+                len(config.classes),
+                one.sizes["feature"],
+                config.probe_per_class,
+                transform=transform,
+                noise=within_noise(one)[0],
+            )
+            found = compute(config, one, model, fit.sel(learning_rate=rate), number)
+            columns.append(found.assign_coords(learning_rate=rate))
+            progress(number + 1, total)
+        rows.append(xr.concat(columns, "learning_rate", combine_attrs="drop_conflicts"))
+    return along("model", MODELS, rows)
 
 
 def along(dim: str, names: Iterable[str], datasets: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -180,40 +191,30 @@ def starts(frames: xr.Dataset) -> np.ndarray:
     return by_class(frames.isel(time=[0]))[0][:, 0]
 
 
-def simulate(
-    config: DemoConfig, progress: Progress, frames: xr.Dataset, *fits: xr.Dataset
+def simulated(
+    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
 ) -> xr.Dataset:
-    """The fitted LE-SDEs simulated with torchsde from the networks' own starts."""
-
-    def paths_of(model: lesde.LESDE, one: xr.Dataset, number: int) -> xr.Dataset:
-        initial = np.repeat(starts(one), config.copies, axis=0)
-        # Of weak order 2, so that these few steps are enough.
-        engine = lesde.TorchSDE(method="srk", dt=0.1)
-        seed = config.seed + 1000 + number
-        return lesde.simulate(
-            model, one.time.values, initial, len(initial), engine=engine, seed=seed
-        )
-
-    paths = for_each_model(config, frames, fits, paths_of, progress)
+    """The fitted LE-SDE simulated with torchsde from the networks' own starts."""
+    initial = np.repeat(starts(frames), config.copies, axis=0)
+    # Of weak order 2, so that these few steps are enough.
+    options: dict[str, Any] = {"engine": lesde.TorchSDE(method="srk", dt=0.1)}
+    options["seed"] = config.seed + 1000 + number
+    paths = lesde.simulate(model, frames.time.values, initial, len(initial), **options)
     return paths.assign_coords(iteration=frames.iteration)
 
 
 def exact(
-    config: DemoConfig, progress: Progress, frames: xr.Dataset, *fits: xr.Dataset
+    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
 ) -> xr.Dataset:
-    """Their exact law for the networks' mean start."""
-
-    def law_of(model: lesde.LESDE, one: xr.Dataset, number: int) -> xr.Dataset:
-        initial = class_average(starts(one), model.counts).mean(0)
-        return lesde.law(model, one.time.values, initial=initial)
-
-    return for_each_model(config, frames, fits, law_of, progress)
+    """Its exact law for the networks' mean start."""
+    initial = class_average(starts(frames), model.counts).mean(0)
+    return lesde.law(model, frames.time.values, initial=initial)
 
 
-def compare(
-    config: DemoConfig, progress: Progress, law: xr.Dataset, frames: xr.Dataset, *fits: xr.Dataset
+def compared(
+    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
 ) -> xr.Dataset:
-    """Measures of how well the linear model describes the networks, over ``model`` and ``learning_rate``.
+    """Measures of how well the linear model describes the networks.
 
     - ``r_squared``: share of the class means' increments that the fitted rates explain in networks they were not fitted to;
       ``r_squared_common``, with ``_se``: the same for the movement that the networks have in common.
@@ -223,64 +224,51 @@ def compare(
     - ``noise_ratio``: noise of the class means over what the spread within classes implies (expected: 1).
     - ``within_r_squared``: share of the within-class variance's change that linear growth explains.
     """
-    z = norm.ppf(0.5 + config.confidence / 2)
+    means = class_average(*by_class(frames)).mean(0)[1:]
+    law = exact(config, frames, model, fit, number).isel(time=slice(1, None))
+    gap = np.abs(means - law["mean"].transpose("time", "class", "feature").values)
+    covariance = law["covariance"].transpose("class", "feature", "class_", "feature_", "time")
+    variance = np.einsum("kakat->tka", covariance.values) / frames.sizes["replicate"]
+    sigma, explained = within_noise(frames)
+    fit = fit.reset_coords(drop=True).drop_attrs()
+    return fit[["r_squared", "r_squared_common", "r_squared_common_se"]].assign(
+        mean_error=np.sqrt((gap**2).sum() / (means**2).sum()),
+        inside=(gap <= norm.ppf(0.5 + config.confidence / 2) * np.sqrt(variance)).mean(),
+        noise_ratio=fit["residual_scale"] / sigma if sigma else np.nan,
+        within_r_squared=explained,
+    )
 
-    def numbers_of(model: lesde.LESDE, one: xr.Dataset, number: int) -> xr.Dataset:
-        which, index = divmod(number, len(config.learning_rates))
-        means = class_average(*by_class(one)).mean(0)[1:]
-        own = law.isel(model=which, learning_rate=index, time=slice(1, None))
-        gap = np.abs(means - own["mean"].transpose("time", "class", "feature").values)
-        covariance = own["covariance"].transpose("class", "feature", "class_", "feature_", "time")
-        variance = np.einsum("kakat->tka", covariance.values) / one.sizes["replicate"]
-        sigma, explained = within_noise(one)
-        fit = fits[which].isel(learning_rate=index).reset_coords(drop=True).drop_attrs()
-        return fit[["r_squared", "r_squared_common", "r_squared_common_se"]].assign(
-            mean_error=np.sqrt((gap**2).sum() / (means**2).sum()),
-            inside=(gap <= z * np.sqrt(variance)).mean(),
-            noise_ratio=fit["residual_scale"] / sigma if sigma else np.nan,
-            within_r_squared=explained,
-        )
 
-    return for_each_model(config, frames, fits, numbers_of, progress)
+def predicted(
+    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
+) -> xr.Dataset:
+    """Analytic separation probabilities, averaged over the networks' starts."""
+    times = frames.time.values
+    # Evenly in log time, where the probability changes.
+    wanted = np.geomspace(max(times[0], times[1] / 10), times[-1], config.predicted_times)
+    chosen = np.unique(np.abs(times[:, None] - wanted).argmin(0))
+    # The fitted kernel jumps at the saved times only, so the law is made for all of them.
+    laws = (
+        lesde.law(model, times, initial=initial).isel(time=chosen) for initial in starts(frames)
+    )
+    each = [predict_from_law(law)[["probability", "lower", "upper", "pairwise"]] for law in laws]
+    # The replicates' starts differ: the probability is the mean over them.
+    return xr.concat(each, "replicate", join="override").mean("replicate", skipna=False)
 
 
 def separate(
     config: DemoConfig, progress: Progress, frames: xr.Dataset, simulated: xr.Dataset
 ) -> xr.Dataset:
     """Separation probabilities of networks and models by every criterion, along ``source`` and ``criterion``."""
-    parts = {"network": frames}
-    parts |= {name: simulated.sel(model=name, drop=True) for name in MODELS}
     rows = []
-    for number, paths in enumerate(parts.values(), start=1):
+    for number, source in enumerate(SOURCES[:-1]):
+        paths = simulated.sel(model=source, drop=True) if source in MODELS else frames
         # Networks start, and so point, in different directions.
         options: dict[str, Any] = {"confidence": config.confidence, "direction": "own"}
         each = [lesde.separation_probability(paths, criterion=c, **options) for c in CRITERIA]
         rows.append(along("criterion", CRITERIA, each))
-        progress(number, len(parts))
-    return along("source", parts, rows)
-
-
-def predict(
-    config: DemoConfig, progress: Progress, frames: xr.Dataset, *fits: xr.Dataset
-) -> xr.Dataset:
-    """Analytic separation probabilities of the models, averaged over the networks' starts."""
-    times = frames.time.values
-    # Evenly in log time, where the probability changes.
-    wanted = np.geomspace(max(times[0], times[1] / 10), times[-1], config.predicted_times)
-    chosen = np.unique(np.abs(times[:, None] - wanted).argmin(0))
-
-    def predicted(model: lesde.LESDE, one: xr.Dataset, number: int) -> xr.Dataset:
-        # The fitted kernel jumps at the saved times only, so the law is made for all of them.
-        laws = (
-            lesde.law(model, times, initial=initial).isel(time=chosen) for initial in starts(one)
-        )
-        each = [
-            predict_from_law(law)[["probability", "lower", "upper", "pairwise"]] for law in laws
-        ]
-        # The replicates' starts differ: the probability is the mean over them.
-        return xr.concat(each, "replicate", join="override").mean("replicate", skipna=False)
-
-    return for_each_model(config, frames, fits, predicted, progress)
+        progress(number + 1, len(SOURCES) - 1)
+    return along("source", SOURCES[:-1], rows)
 
 
 def collapse_of(source: str, progress: Progress, paths: xr.Dataset) -> xr.Dataset:
@@ -395,12 +383,6 @@ def lasting_time(probability: xr.DataArray, level: float = 0.5) -> xr.DataArray:
     return probability.time.where(likely == 1).min("time")
 
 
-def summary(page: Page, comparison: xr.Dataset, *_: xr.Dataset) -> dict[str, Any]:
-    """The model that is nearer to the networks' class means."""
-    errors = comparison.mean_error.mean("learning_rate")
-    return {"best": str(errors.idxmin("model").values)}
-
-
 # The figures with panels for networks and models.
 
 
@@ -450,9 +432,8 @@ def draw_rates(rates: xr.Dataset) -> np.ndarray:
     ends = np.array([ax.get_ylim() for ax in axes.ravel()])
     plt.setp(axes.ravel(), ylim=(ends.min(), ends.max()))
     # Slopes are in the text of the report.
-    look: dict[str, Any] = {"linestyle": "none"}
     handles = [
-        Line2D([], [], color=palette(2)[i], marker=class_marker(i), label=label, **look)
+        Line2D([], [], color=palette(2)[i], marker=class_marker(i), linestyle="none", label=label)
         for i, label in enumerate(("NC1", "NC2 distance to ETF"))
     ]
     with plot.style():

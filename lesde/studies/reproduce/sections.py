@@ -19,7 +19,7 @@ from lesde.networks.cifar import CIFAR10_CLASSES
 from lesde.networks.geometric import SHAPES
 from lesde.studies.folder import StudyFolder
 from lesde.studies.reproduce import analysis
-from lesde.studies.reproduce.analysis import MODELS, averages, noted, reached
+from lesde.studies.reproduce.analysis import MODELS, averages, noted
 from lesde.studies.reproduce.crossing import Crossing, crossing, in_words
 from lesde.studies.reproduce.figures import (
     draw_dynamics,
@@ -75,8 +75,7 @@ def run(
     ValueError
         For a folder with other settings or somebody else's files, or that another run is in; for a missing CIFAR-10.
     """
-    unknown = [name for name in figures if name not in FIGURES]
-    if unknown or not figures:
+    if not figures or not set(figures) <= set(FIGURES):
         raise ValueError(f"figures must be of {', '.join(FIGURES)}; got {list(figures)}.")
     levels = protocol.noise_levels if "fig4" in figures else (0.0,)
     names = (SHAPES if protocol.data == "geomnist" else CIFAR10_CLASSES)[: protocol.classes]
@@ -97,27 +96,18 @@ def run(
 
 def _cells(protocol: Protocol, batches: dict[float, list[Cell]]) -> list[Cell]:
     """Cells of all trainings, and of the data of each figure."""
-    joined, level, paths, fits, odes = (
-        partial(compute, protocol)
-        for compute in (
-            analysis.joined,
-            analysis.measure_level,
-            analysis.drawn_paths,
-            analysis.fits,
-            analysis.odes,
-        )
-    )
     levels = {f"p = {p!r}": tuple(cell.names[0] for cell in own) for p, own in batches.items()}
+    measure = partial(analysis.measure_level, protocol)
     # A batch of every noise level before a second of any.
     trained = [cell for cell in chain(*zip_longest(*batches.values())) if cell is not None]
     return [
         *trained,
-        Cell("clean", joined, levels["p = 0.0"], kept=False),
-        Cell("fig1", paths, ("clean",), "class means"),
-        Cell("fig3", fits, ("fig1",), "fits"),
-        *(Cell(name, level, stores, kept=False) for name, stores in levels.items()),
+        Cell("clean", partial(analysis.joined, protocol), levels["p = 0.0"], kept=False),
+        Cell("fig1", partial(analysis.drawn_paths, protocol), ("clean",), "class means"),
+        Cell("fig3", partial(analysis.fits, protocol), ("fig1",), "fits"),
+        *(Cell(name, measure, stores, kept=False) for name, stores in levels.items()),
         Cell("fig4", partial(analysis.phases, list(batches)), tuple(levels), "noise levels"),
-        Cell("fig5", odes, ("fig1", "fig3"), "LE-ODEs"),
+        Cell("fig5", partial(analysis.odes, protocol), ("fig1", "fig3"), "LE-ODEs"),
     ]
 
 
@@ -179,13 +169,6 @@ def _fig3(page: Page, paths: xr.Dataset, fits: xr.Dataset) -> dict[str, Any]:
     published = xr.concat(each, fits["model"], combine_attrs="drop").sel(time=fits["time"])
     published = published[["A", "B", "A_minus_B"]]
     published = published - published.isel(time=0)
-    _, known = analysis.first_known(paths)
-    if not known:
-        notes.append(
-            f"The classes' contrast is not known, at no time in the first half of training is it {analysis.SPREAD:g} standard deviations "
-            f"between trials from zero: rates are of the second half, and hardly determined. Train longer, or more trials."
-        )
-        print(notes[-1])
     page.figure("fig3", draw_elasticity(fits, published))
     both = fits.merge(published.rename({name: f"{name}_published" for name in published}))
     both = both.isel({dim: _evenly(both.sizes[dim]) for dim in ("time", "interval")})
@@ -194,7 +177,7 @@ def _fig3(page: Page, paths: xr.Dataset, fits: xr.Dataset) -> dict[str, Any]:
     rates = table_of(both, ["model", "interval"], "alpha", "beta", "alpha_minus_beta")
     rates = rates.rename(columns={"interval": "time"})
     return {
-        "known": known,
+        "known": analysis.first_known(paths)[1],
         "spread": analysis.SPREAD,
         "start": float(fits["time"].values[0]),
         "integrals": _put(page, "fig3", "Figure 3: estimated elasticity", integrals),
@@ -278,28 +261,21 @@ def _fig5(
 ) -> dict[str, Any]:
     """The LE-ODE against the networks."""
     page.figure("fig5", draw_dynamics(paths, laws, names))
-    networks = averages(paths[["features"]].rename(sample="class"), protocol.confidence)
-    rows, notes = [], []
-    for model in MODELS:
-        fit = fits.sel(model=model, drop=True)
-        law = reached(laws.sel(model=model, drop=True))
-        times = law["time"].values
-        # At its start the LE-ODE is at the networks' means.
-        expected, seen = law["mean"].isel(time=slice(1, None)), networks.sel(time=times[1:])
-        inside = (seen["features_lower"] <= expected) & (expected <= seen["features_upper"])
-        row = {"model": model, "from_time": times[0], "to_time": times[-1]}
-        row |= {f"error{end}": float(law[f"error{end}"]) for end in ENDS}
-        row["inside"] = float(inside.astype(float).mean())
-        name = "r_squared_common"
-        rows.append(row | {f"{name}{end}": float(fit[f"{name}{end}"]) for end in ENDS})
-        if analysis.determined(fit) < fit.sizes["interval"]:
-            notes.append(
-                f"{model}: the data do not determine the rates after t = {times[-1]:.3g}, where the LE-ODE ends. Train longer, or "
-                f"more trials."
-            )
-            print(notes[-1])
-    errors = _put(page, "fig5", "Figure 5: LE-ODE and networks", pd.DataFrame(rows))
-    return {"errors": errors, "notes": notes}
+    # At its start the LE-ODE is at the networks' means.
+    mean = laws["mean"].rename({"class": "sample"}).isel(time=slice(1, None))
+    seen = averages(paths[["features"]].sel(time=mean["time"]), protocol.confidence)
+    inside = (seen["features_lower"] <= mean) & (mean <= seen["features_upper"])
+    known = laws["mean"].notnull().all(("class", "feature"))
+    found = laws.drop_vars("mean").merge(fits[[f"r_squared_common{end}" for end in ENDS]])
+    found = found.assign(
+        from_time=laws["time"][0],
+        to_time=laws["time"].where(known).max("time"),
+        inside=inside.where(mean.notnull()).mean(("time", "sample", "feature")),
+    )
+    columns = ("from_time", "to_time", "error", "inside", "r_squared_common")
+    table = table_of(found.drop_vars("time"), ["model"], *columns)
+    errors = _put(page, "fig5", "Figure 5: LE-ODE and networks", table)
+    return {"errors": errors, "end": float(laws["time"][-1])}
 
 
 def _evenly(size: int) -> np.ndarray:
