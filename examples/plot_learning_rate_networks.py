@@ -51,13 +51,11 @@ lesde.plot.collapse(lesde.neural_collapse(experiment.logits, ["nc1", "nc2_etf"])
 lesde.plot.learning_rate_range(found)
 
 # %%
-# In words, for the L-model, with the size of each miss. A wide interval contains almost anything, so its width is given
-# too. The I-model cannot change the shape of the class means, so its NC2 stays where it was.
+# In numbers, for the L-model. A wide interval contains almost anything, so its limits are given too. The I-model cannot
+# change the shape of the class means, so its NC2 stays where it was.
 
 same = found.sel(model="L-model", kernel="the same rate")
-for quantity in ("value", "rate"):
-    for metric in ("nc1", "nc2_etf"):
-        print(same.statement.sel(quantity=quantity, metric=metric).item())
+print(same[["network", "predicted_lower", "predicted", "predicted_upper", "inside"]].to_dataframe())
 
 # %%
 # A table of NC1:

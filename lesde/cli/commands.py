@@ -10,8 +10,9 @@ import typer
 
 from lesde.cli import options
 from lesde.cli.errors import ending, in_options, say
+from lesde.cli.options import opt
 from lesde.cli.studies import demo, rates, reproduce
-from lesde.text import can_hold, put_in_ascii, that_fits
+from lesde.text import can_hold, put_in_ascii
 
 __all__ = ["app", "main"]
 
@@ -40,9 +41,7 @@ def _open(path: Path) -> Any:
 
 
 @app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
+def root(version: Annotated[bool, opt("Print the version and exit.", "--version")] = False) -> None:
     """Locally elastic SDEs for the feature dynamics of classifiers: derive, simulate, analyse."""
     if version:
         from lesde import __version__
@@ -53,34 +52,13 @@ def root(
 
 @app.command(epilog='Example: `lesde derive --alpha "2/(1+t)" --beta -0.5 --classes 4 --latex`')
 @ending()
+@options.takes_model
 def derive(
-    alpha: options.Alpha = None,
-    beta: options.Beta = None,
-    classes: options.Classes = 3,
-    features: options.Features = None,
-    per_class: options.PerClass = "100",
-    transform: options.TransformName = "identity",
-    noise: options.Noise = "0.1",
-    label_noise: options.LabelNoise = 0.0,
-    strength: options.Strength = None,
-    parameters: options.Parameters = None,
-    latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX document.")] = False,
+    model: Any, latex: Annotated[bool, opt("Print a LaTeX document.", "--latex")] = False
 ) -> None:
     """Derive drift, diffusion, modes, closed forms and rates."""
     import lesde
 
-    model = options.build_model(
-        alpha,
-        beta,
-        classes,
-        features,
-        per_class,
-        transform,
-        noise,
-        label_noise,
-        strength,
-        parameters,
-    )
     derivation = lesde.derive(model)
     text = derivation.latex(document=True) if latex else derivation.text()
     if not latex and not can_hold(text):
@@ -92,45 +70,33 @@ def derive(
     epilog="Example: `lesde simulate paths.zarr --alpha 4 --beta -1 --classes 3 --until 3`"
 )
 @ending()
+@options.takes_model
 def simulate(
+    model: Any,
     out: Annotated[Path, typer.Argument(help="Zarr store to write.")],
-    alpha: options.Alpha = None,
-    beta: options.Beta = None,
-    classes: options.Classes = 3,
-    features: options.Features = None,
-    per_class: options.PerClass = "100",
-    transform: options.TransformName = "identity",
-    noise: options.Noise = "0.1",
-    label_noise: options.LabelNoise = 0.0,
-    strength: options.Strength = None,
-    parameters: options.Parameters = None,
-    start: Annotated[float, typer.Option(help="Time of the initial state.")] = 0.0,
-    until: Annotated[float, typer.Option(help="Last time.")] = 5.0,
-    points: Annotated[int, typer.Option(help="Saved times, the first included.")] = 51,
-    replicates: Annotated[int, typer.Option(help="Independent trajectories.")] = 64,
+    start: Annotated[float, opt("Time of the initial state.")] = 0.0,
+    until: Annotated[float, opt("Last time.")] = 5.0,
+    points: Annotated[int, opt("Saved times, the first included.")] = 51,
+    replicates: Annotated[int, opt("Independent trajectories.")] = 64,
     learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(help="Learning rate h; repeat for several. Selects the sgd engine."),
+        list[float] | None, opt("Learning rate h; repeat for several. Selects the sgd engine.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto, exact, torchsde or sgd.")] = "auto",
-    method: Annotated[
-        str | None, typer.Option(help="Of the torchsde engine: euler, milstein or srk.")
-    ] = None,
-    dt: Annotated[float | None, typer.Option(help="Step of the torchsde engine.")] = None,
+    engine: Annotated[str, opt("auto, exact, torchsde or sgd.")] = "auto",
+    method: Annotated[str | None, opt("Of the torchsde engine: euler, milstein or srk.")] = None,
+    dt: Annotated[float | None, opt("Step of the torchsde engine.")] = None,
     sde: Annotated[
         str | None,
-        typer.Option(
-            help="Of the torchsde engine: plain, or with SGD's sampling noise at the learning rate, "
-            "sampling or modified."
+        opt(
+            "Of the torchsde engine: plain, or with SGD's sampling noise at the learning rate, sampling or modified."
         ),
     ] = None,
-    keep: Annotated[str, typer.Option(help="features, or statistics per class.")] = "features",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    keep: Annotated[str, opt("features, or statistics per class.")] = "features",
+    dtype: Annotated[str, opt("float32 or float64.")] = "float32",
     memory_limit: Annotated[
-        str | None, typer.Option(help='Most memory that a run may take, such as "500 MB".')
+        str | None, opt('Most memory that a run may take, such as "500 MB".')
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    seed: Annotated[int, opt("Seed of all randomness.")] = 0,
+    device: options.Device = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Simulate trajectories and write them to a Zarr store.
@@ -145,30 +111,25 @@ def simulate(
 
     place = target(out, "OUT", overwrite)
     place.check()
-    model = options.build_model(
-        alpha, beta, classes, features, per_class, transform, noise, label_noise, strength,
-        parameters, needs_values=True,
-    )  # fmt: skip
     if points < 2:
         raise ValueError(f"--points must be at least 2; got {points}.")
     if until <= start:
         raise ValueError(f"--until must be later than --start = {start:g}; got {until:g}.")
-    settings: dict[str, Any] = {"method": method, "dt": dt, "noise": sde}
-    settings = {name: value for name, value in settings.items() if value is not None}
+    given: dict[str, Any] = {"method": method, "dt": dt, "noise": sde}
+    settings = {name: value for name, value in given.items() if value is not None}
     if settings and engine not in ("auto", "torchsde"):
         raise ValueError(
-            f"--method, --dt and --sde are for --engine torchsde; got --engine {engine}. Leave them out, or "
-            f"use --engine torchsde."
+            f"--method, --dt and --sde are for --engine torchsde; got --engine {engine}."
         )
     rng = np.random.default_rng(check_seed(seed))
-    means = rng.normal(0, 1 / np.sqrt(model.n_features), (classes, model.n_features))
-    rates = learning_rate or None
+    means = rng.normal(0, 1 / np.sqrt(model.n_features), (model.n_classes, model.n_features))
+    rates: Any = learning_rate[0] if learning_rate and len(learning_rate) == 1 else learning_rate
     paths = lesde.simulate(
         model,
         np.linspace(start, until, points),
         initial=means,
         replicates=replicates,
-        learning_rate=rates[0] if rates is not None and len(rates) == 1 else rates,
+        learning_rate=rates or None,
         engine=lesde.TorchSDE(**settings) if settings else engine,
         keep=keep,
         dtype=dtype,
@@ -178,17 +139,15 @@ def simulate(
         progress=_on_terminal(),
     )
     write(paths, place)
-    shape = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
-    say(f"wrote {out} ({shape}; engine {paths.attrs['engine']})")
+    sizes = ", ".join(f"{name} {size}" for name, size in paths.sizes.items())
+    say(f"wrote {out} ({sizes}; engine {paths.attrs['engine']})")
 
 
 @app.command(epilog="Example: `lesde separation paths.zarr --criterion linear`")
 @ending()
 def separation(
     paths: options.PathsArgument,
-    criterion: Annotated[
-        str, typer.Option(help="projection, linear or nearest_center.")
-    ] = "projection",
+    criterion: Annotated[str, opt("projection, linear or nearest_center.")] = "projection",
     confidence: options.Confidence = 0.95,
     out: options.TableFile = None,
     overwrite: options.Overwrite = False,
@@ -202,9 +161,7 @@ def separation(
     result = lesde.separation_probability(_open(paths), criterion=criterion, confidence=confidence)
     names = ["probability", "lower", "upper"]
     print_dataset(result, names, f"Separation probability ({criterion})", every)
-    if place is not None:
-        write_table(result, names, place)
-        say(f"wrote {out}")
+    write_table(result, names, place)
 
 
 @app.command(epilog="Example: `lesde collapse paths.zarr`")
@@ -231,9 +188,7 @@ def collapse(
     found = lesde.convergence(metrics, metrics=["nc1", "nc2_etf"], confidence=confidence)
     laws = ["law", "rate", "rate_lower", "rate_upper"]
     print_dataset(found, laws, "Convergence, per unit of the clock")
-    if place is not None:
-        write_table(metrics if place.folder else middle, names, place)
-        say(f"wrote {out}")
+    write_table(metrics if place and place.folder else middle, names, place)
 
 
 @app.command(epilog="Example: `lesde fit paths.zarr --out fit.zarr`")
@@ -241,7 +196,7 @@ def collapse(
 def fit(
     paths: options.PathsArgument,
     transform: options.FitTransform = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the fit to this Zarr store.")] = None,
+    out: Annotated[Path | None, opt("Also write the fit to this Zarr store.")] = None,
     overwrite: options.Overwrite = False,
     every: options.AllRows = False,
 ) -> None:
@@ -267,9 +222,7 @@ def fit(
     }  # fmt: skip
     for title, names in tables.items():
         print_dataset(result, names, title, every)
-    if place is not None:
-        write_table(result, [], place)
-        say(f"wrote {out}")
+    write_table(result, [], place)
 
 
 @app.command(epilog="Example: `lesde plot fan paths.zarr --out fan.pdf`")
@@ -277,9 +230,7 @@ def fit(
 def plot(
     figure: Annotated[options.Figure, typer.Argument(help="Which figure.")],
     paths: options.PathsArgument,
-    out: Annotated[Path, typer.Option(help="PNG, PDF or SVG file; GIF for the animation.")] = Path(
-        "figure.png"
-    ),
+    out: Annotated[Path, opt("PNG, PDF or SVG file; GIF for the animation.")] = Path("figure.png"),
     overwrite: options.Overwrite = False,
     transform: options.FitTransform = None,
 ) -> None:
@@ -323,14 +274,4 @@ def main() -> None:
 
     warnings.showwarning = one_line
     put_in_ascii()
-    command = typer.main.get_command(app)
-    _fit_help(command)
-    command()
-
-
-def _fit_help(command: Any) -> None:
-    """Put what the terminal cannot show into ASCII before help is laid out."""
-    for each in (command, *command.params):
-        each.help = that_fits(each.help) if getattr(each, "help", None) else None
-    for one in getattr(command, "commands", {}).values():
-        _fit_help(one)
+    app()

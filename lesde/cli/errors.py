@@ -15,59 +15,43 @@ from lesde.text import that_fits
 
 __all__ = ["ending", "in_options", "say"]
 
-# Arguments whose option has another name than theirs with dashes.
-_RENAMED = {
-    "n_classes": "--classes",
-    "n_features": "--features",
-    "n_per_class": "--per-class",
-}
-_ARGUMENTS = (
-    *_RENAMED,
-    *("alpha", "beta", "confidence", "criterion", "device", "dt", "dtype", "engine", "keep"),
-    *("learning_rate", "memory_limit", "method", "noise", "replicates", "seed", "strength"),
-    "transform",
-)
-_NAMES = "|".join(_ARGUMENTS)
-_SENTENCES = (
+RENAMED = {"n_classes": "classes", "n_features": "features", "n_per_class": "per-class"}
+LONG = rf"{'|'.join(RENAMED)}|learning_rate|memory_limit"
+"""Names that no sentence holds as words."""
+NAMES = rf"{LONG}|alpha|beta|confidence|criterion|device|dt|dtype|engine|keep|method|noise|replicates|seed|strength|transform"
+SENTENCES = (
     (
-        r"Give it a value with parameters=\{'(\w+)': \.\.\.\}, or None there to leave it free",
-        r"Give it a value with --parameter \1=NUMBER, or leave it open with --parameter \1",
+        r"^(alpha|beta) = \w+\(t\) has no value.*",
+        r"--\1 must be given: a number or a formula in t.",
     ),
+    (r"parameters=\{'(\w+)': \.\.\.\}, or None there", r"--parameter \1=NUMBER, or --parameter \1"),
     (r"parameters=\{\.\.\.\}", "--parameter NAME=NUMBER"),
     (r"parameters\['(\w+)'\]", r"--parameter \1"),
-    (r"parameters may", "--parameter may"),
     (r"^p must", "--label-noise must"),
-    # The noise of an engine is not that of a model.
+    # The noise of an engine is not that of a model, and the command line has no first_replicate.
     (r"\bnoise='(plain|sampling|modified)'", r"--sde \1"),
     (r"^noise must be one of", "--sde must be one of"),
-    # The command line has no first_replicate.
-    (
-        r"Ask for fewer replicates or times[^.]*?first_replicate",
-        "Ask for fewer replicates or times",
-    ),
+    (r" or times[^.]*?first_replicate", " or times"),
 )
 
 
 def in_options(message: str) -> str:
-    """A message with ``name='value'``, names of arguments, and calls put as options.
+    """A message with ``name='value'`` and names of arguments put as options.
 
-    Plain words that are also names, such as transform, are left alone except where a sentence starts
-    with one.
+    Plain words that are also names, such as transform, are left alone except where a sentence starts with one.
     """
-    for pattern, words in _SENTENCES:
+    for pattern, words in SENTENCES:
         message = re.sub(pattern, words, message)
-    message = re.sub(rf"\b({_NAMES})=None\b", lambda m: f"no {_option(m[1])}", message)
-    value = r"'([^']*)'|([\w.+-]*\w)"
-    message = re.sub(
-        rf"\b({_NAMES})=(?:{value})", lambda m: f"{_option(m[1])} {m[2] or m[3]}", message
-    )
-    message = re.sub(rf"^({_NAMES})(?= (must|was|is|needs) )", lambda m: _option(m[1]), message)
-    long = "|".join(name for name in _ARGUMENTS if "_" in name)
-    return re.sub(rf"\b({long})\b", lambda m: _option(m[1]), message)
+    message = re.sub(rf"\b({NAMES})=None\b", lambda m: f"no {_option(m[1])}", message)
+    value = r"=(?:'([^']*)'|([\w.+-]*\w))"
+    given = rf"\b({NAMES}){value}"
+    message = re.sub(given, lambda m: f"{_option(m[1])} {m[2] or m[3]}", message)
+    start = rf"^({NAMES})(?= (?:must|was|is|needs) )|\b({LONG})\b"
+    return re.sub(start, lambda m: _option(m[0]), message)
 
 
 def _option(name: str) -> str:
-    return _RENAMED.get(name, "--" + name.replace("_", "-"))
+    return "--" + RENAMED.get(name, name).replace("_", "-")
 
 
 def say(text: str, *, err: bool = False, fg: str | None = None) -> None:
@@ -85,24 +69,19 @@ def ending(study: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise _failed(in_options(str(error)) if study is None else str(error)) from None
+        message = in_options(str(error)) if study is None else str(error)
     except OSError as error:
         if error.errno == errno.EPIPE:  # nobody reads on
             raise
-        why = error.strerror or str(error)
-        if study is not None:
-            why = f"--out: {study} cannot be used ({why}: {error.filename or study}); give another folder"
-        elif error.filename:
-            why = f"{why}: {error.filename}"
-        raise _failed(f"{why}.") from None
+        message = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
+        message = f"{message}." if study is None else f"--out: {study} cannot be used ({message})."
     except KeyboardInterrupt:
         if study is None:
             raise
         text = f"\ninterrupted; what was done is in {study}. Run the command again to continue."
         say(text, fg="yellow", err=True)
         raise typer.Exit(130) from None
-
-
-def _failed(message: str) -> typer.Exit:
+    else:
+        return
     say(f"error: {message}", fg="red", err=True)
-    return typer.Exit(2)
+    raise typer.Exit(2)

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from lesde.cli.errors import ending, say
+from lesde.cli.options import Device, opt
 
 __all__ = ["demo", "rates", "reproduce"]
 
-Out = Annotated[Path, typer.Option(help="Folder for data, figures and report.")]
+Out = Annotated[Path, opt("Folder for data, figures and report.")]
 Config = Annotated[
-    Path | None,
-    typer.Option(help="JSON file with settings in place of those that --show-config prints."),
+    Path | None, opt("JSON file with settings in place of those that --show-config prints.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
-ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print the settings and exit.")]
+Seed = Annotated[int | None, opt("Seed of all randomness.")]
+ShowConfig = Annotated[bool, opt("Print the settings and exit.", "--show-config")]
 
 
 def demo(
@@ -45,8 +45,7 @@ def demo(
 def rates(
     out: Out = Path("runs/rates"),
     replicates: Annotated[
-        int | None,
-        typer.Option(help="Networks per learning rate: half are fitted, half are predicted."),
+        int | None, opt("Networks per learning rate: half are fitted, half are predicted.")
     ] = None,
     config: Config = None,
     seed: Seed = None,
@@ -76,26 +75,20 @@ def reproduce(
     ],
     preset: Annotated[
         Literal["quick", "paper"],
-        typer.Option(
-            help="quick: 12 trials, about ten minutes on two cores for all; paper: the full protocol, "
-            "100 trials, about an hour."
+        opt(
+            "quick: 12 trials, about ten minutes on two cores for all; paper: the full protocol, 100 trials, about an hour."
         ),
     ] = "quick",
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for data, figures and report; by default runs/reproduce-DATA."),
+        Path | None, opt("Folder for data, figures and report; by default runs/reproduce-DATA.")
     ] = None,
-    data: Annotated[
-        Literal["geomnist", "cifar10"] | None, typer.Option(help="Which images.")
-    ] = None,
-    cifar: Annotated[
-        Path | None, typer.Option(help="A local copy of CIFAR-10: its archive or folder.")
-    ] = None,
+    data: Annotated[Literal["geomnist", "cifar10"] | None, opt("Which images.")] = None,
+    cifar: Annotated[Path | None, opt("A local copy of CIFAR-10: its archive or folder.")] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Independent networks at each noise level, 3 or more.")
+        int | None, opt("Independent networks at each noise level, 3 or more.")
     ] = None,
     seed: Seed = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    device: Device = None,
     config: Config = None,
     show_config: ShowConfig = False,
 ) -> None:
@@ -107,15 +100,12 @@ def reproduce(
     from lesde.studies import load_protocol
     from lesde.studies.reproduce import FIGURES, run
 
-    given = {"data": data, "trials": trials, "seed": seed}
     with ending(out or Path("runs")):
-        settings = load_protocol(preset, given, config)
+        settings = load_protocol(preset, {"data": data, "trials": trials, "seed": seed}, config)
         if cifar is not None and settings.data != "cifar10":
             raise ValueError("--cifar is for --data cifar10; give both, or neither for GeoMNIST.")
         if show_config:
             say(settings.model_dump_json(indent=2))
-            return
-    folder = out or Path(f"runs/reproduce-{settings.data}")
-    with ending(folder):
-        figures = FIGURES if figure == "all" else (figure,)
-        run(figures, settings, folder, cifar, device)
+        else:
+            folder = out or Path(f"runs/reproduce-{settings.data}")
+            run(FIGURES if figure == "all" else (figure,), settings, folder, cifar, device)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
+from lesde.cli.errors import say
 from lesde.files import Target, target, write
 from lesde.text import print_rows
 
@@ -22,40 +23,25 @@ def print_dataset(
 ) -> None:
     """Print variables of a dataset as columns, one row for each combination of their dimensions.
 
-    Unless ``every`` is set, long tables are thinned to about :data:`MAX_ROWS` rows, at even distances
-    along their longest dimension, and say so.
+    Unless ``every`` is set, long tables are thinned to about :data:`MAX_ROWS` rows, at even distances along their
+    longest dimension and with its last entry, and say so.
     """
-    total = math.prod(dataset[list(variables)].sizes.values())
+    sizes = dataset[list(variables)].sizes
+    total = math.prod(sizes.values())
     if total > MAX_ROWS and not every:
-        sizes = dataset[list(variables)].sizes
         longest = max(sizes, key=lambda dim: sizes[dim])
-        dataset = dataset.isel(
-            {longest: _evenly(sizes[longest], MAX_ROWS * sizes[longest] // total)}
-        )
+        last, step = sizes[longest] - 1, math.ceil(total / MAX_ROWS)
+        dataset = dataset.isel({longest: sorted({*range(0, last, step), last})})
     table = _table(dataset, variables)
     if len(table) < total:
         title += f" ({len(table)} of {total} rows)"
     print_rows(title, [*table.columns], table.to_numpy(object).tolist())
 
 
-def _evenly(size: int, most: int) -> list[int]:
-    """Indices from 0 to size − 1 at one distance, at most about ``most`` of them, but at least two.
-
-    The last index is added where the distance does not lead there, unless a distance up to half as
-    large again does.
-    """
-    shortest = max(1, math.ceil((size - 1) / max(most - 1, 1)))
-    fitting = [step for step in range(shortest, shortest * 3 // 2 + 1) if (size - 1) % step == 0]
-    kept = list(range(0, size, fitting[0] if fitting else shortest))
-    return kept if kept[-1] == size - 1 else [*kept, size - 1]
-
-
 def _table(dataset: xr.Dataset, variables: Sequence[str]) -> pd.DataFrame:
     """The dimensions and variables as columns."""
     part = dataset[list(variables)]
-    if not part.dims:
-        return pd.DataFrame({name: [part[name].item()] for name in variables})
-    return part.to_dataframe().reset_index()[[*map(str, part.dims), *variables]]
+    return part.expand_dims(row=1).to_dataframe().reset_index()[[*map(str, part.dims), *variables]]
 
 
 def table_target(path: Path | None, overwrite: bool, paths: Path) -> Target | None:
@@ -64,17 +50,19 @@ def table_target(path: Path | None, overwrite: bool, paths: Path) -> Target | No
         return None
     if path.suffix not in (".csv", ".zarr"):
         raise ValueError(f"--out must end in .csv or .zarr; got {path}.")
+    place = Target(path, "--out", overwrite=overwrite, inputs=[paths])
     if path.suffix == ".zarr":
         place = target(path, "--out", overwrite, [paths])
-    else:
-        place = Target(path, "--out", overwrite=overwrite, inputs=[paths])
     place.check()
     return place
 
 
-def write_table(dataset: xr.Dataset, variables: Sequence[str], place: Target) -> None:
-    """Write variables as a .csv file with all rows, or the whole dataset as a .zarr store."""
+def write_table(dataset: xr.Dataset, variables: Sequence[str], place: Target | None) -> None:
+    """Write variables as a .csv file with all rows, or the whole dataset as a .zarr store, and say so."""
+    if place is None:
+        return
     if place.folder:
         write(dataset, place)
     else:
         place.put(lambda new: _table(dataset, variables).to_csv(new, index=False))
+    say(f"wrote {place.path}")

@@ -13,7 +13,7 @@ _HOMES = {
     "compare_learning_rates": "learning_rates",
     "learning_rate_experiment": "learning_rates",
     "load_config": "settings",
-    "load_protocol": "reproduce",
+    "load_protocol": "settings",
 }
 _ROOMS = ("demo", "learning_rates", "rates", "reproduce", "runner")
 

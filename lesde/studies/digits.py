@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -20,66 +21,49 @@ LAYERS = {"network": "logits", "penultimate": "penultimate"}
 
 def recorded(
     data: networks.ImageData,
-    learning_rates: Sequence[float],
-    times: np.ndarray,
+    rates: Sequence[float],
+    times: Any,
     replicates: int,
-    widths: Sequence[int],
-    seed: int,
-    progress: bool | Callable[[int, int], None],
+    widths: Any,
+    **options: Any,
 ) -> Iterator[dict[str, xr.Dataset]]:
     """Train networks, one learning rate after the other, and record their features."""
     inputs, K = data.train_x.shape[1], len(np.unique(data.probe_y))
-    return networks.record_ensemble(
-        data,
-        lambda: networks.mlp(inputs, tuple(widths), K),
-        learning_rates,
-        replicates,
-        times,
-        seed=seed,
-        progress=progress,
-    )
+    network = partial(networks.mlp, inputs, tuple(widths), K)
+    return networks.record_ensemble(data, network, rates, replicates, times, **options)
 
 
 def network_cells(config: DigitNetworks) -> list[Cell]:
     """A cell for each learning rate, and of all together the logits, "network", and the last hidden layer, "penultimate"."""
 
+    def name_of(layer: str, rate: float) -> str:
+        # With all digits: rates may differ in the seventh alone.
+        return f"network_{layer}_h{rate!r}"
+
     def train(progress: Progress, rate: float) -> dict[str, xr.Dataset]:
         times = networks.saving_times(config.total_time, config.learning_rates, config.saved_times)
         images = (config.classes, config.train_per_class, config.probe_per_class)
         data = networks.digits(*images, scaling="standard", seed=config.seed)
-        (record,) = recorded(
-            data, [rate], times, config.replicates, config.widths, config.seed, progress
-        )
+        options: dict[str, Any] = {"seed": config.seed, "progress": progress}
+        (record,) = recorded(data, [rate], times, config.replicates, config.widths, **options)
         return {name_of(layer, rate): record[layer] for layer in LAYERS.values()}
 
-    def check(dataset: xr.Dataset, rate: float) -> str:
-        found = dataset["learning_rate"].values.tolist()
-        return "" if found == [rate] else f"learning rate {found}, not {rate!r}"
+    def joined(progress: Progress, *records: xr.Dataset) -> xr.Dataset:
+        return xr.concat(records, "learning_rate", combine_attrs="drop_conflicts")
 
-    cells = [
-        Cell(
+    cells = []
+    for rate in config.learning_rates:
+        names, compute = (
             tuple(name_of(layer, rate) for layer in LAYERS.values()),
             partial(train, rate=rate),
-            title="training the networks",
-            cost=1 / rate,
-            trained=True,
-            check=partial(check, rate=rate),
         )
-        for rate in config.learning_rates
-    ]
+        cells.append(
+            Cell(names, compute, title="training the networks", cost=1 / rate, trained=True)
+        )
     for name, layer in LAYERS.items():
         stores = tuple(name_of(layer, rate) for rate in config.learning_rates)
-        cells.append(Cell(name, _joined, stores, kept=False))
+        cells.append(Cell(name, joined, stores, kept=False))
     return cells
-
-
-def name_of(layer: str, rate: float) -> str:
-    """The store of a layer at a learning rate, which has all digits: rates may differ in the seventh alone."""
-    return f"network_{layer}_h{rate!r}"
-
-
-def _joined(progress: Progress, *records: xr.Dataset) -> xr.Dataset:
-    return xr.concat(records, "learning_rate", combine_attrs="drop_conflicts")
 
 
 def trained_networks(config: DigitNetworks) -> str:

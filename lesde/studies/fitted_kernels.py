@@ -15,7 +15,7 @@ from lesde.laws.rule import Transforms, kick
 from lesde.model.lesde import class_average
 from lesde.model.transforms import Transform
 
-__all__ = ["Kernels", "average_kernels", "draw_kernels", "frames_of_kernels"]
+__all__ = ["Kernels", "average_kernels", "draw_kernels", "frames_of_kernels", "growth_per_time"]
 
 
 class Kernels(NamedTuple):
@@ -38,34 +38,25 @@ def draw_kernels(
     a resample may determine it worse than all networks do: the draws then vary more than the fit.
     """
     x = paths["features"].transpose("replicate", "time", "sample", "feature").values.astype(float)
-    R, K = len(x), len(counts)
+    times, R = paths["time"].values.astype(float), len(x)
     weights = np.concatenate([np.full((1, R), 1 / R), weights])
     means = class_average(x, counts)
     away = x - np.repeat(means, counts, axis=-2)
     # Divided by N − K, so that its growth is that of the process.
-    within = np.einsum("rtia,rtib->rtab", away, away) / (counts.sum() - K)
+    within = np.einsum("rtia,rtib->rtab", away, away) / (counts.sum() - len(counts))
     # Averages of networks are paths with one sample per class, and no other replicates.
+    features = np.tensordot(weights, means, 1)[:, None]
     averages = xr.Dataset(
-        {
-            "features": (
-                ("draw", "replicate", "time", "sample", "feature"),
-                np.tensordot(weights, means, 1)[:, None],
-            )
-        },
-        coords={
-            "time": paths["time"].values.astype(float),
-            "label": ("sample", np.arange(K)),
-            "iteration": ("time", paths["iteration"].values),
-        },
-    )
+        {"features": (("draw", "replicate", "time", "sample", "feature"), features)},
+        {"time": times, "label": ("sample", np.arange(len(counts)))},
+    ).assign_coords(iteration=("time", paths["iteration"].values))
     with warnings.catch_warnings():
         # The errors are those of the resamples.
         warnings.simplefilter("ignore", UserWarning)
         fit = lesde.fit_elasticity(averages, transform=transform, tail=False)
-    growth = _growth(np.tensordot(weights, within, 1), averages["time"].values, spread)
-    stretch = np.sqrt(R / (R - 1))
+    growth = _growth(np.tensordot(weights, within, 1), times, spread)
     alpha, beta, covariance = (
-        values[:1] + np.concatenate([0 * values[:1], stretch * (values[1:] - values[:1])])
+        values[:1] + np.sqrt(R / (R - 1)) * (values - values[:1])
         for values in (fit["alpha"].values, fit["beta"].values, growth)
     )
     return Kernels(alpha, beta, _root(covariance))
@@ -78,12 +69,10 @@ def average_kernels(kernels: list[Kernels]) -> Kernels:
     """
     variance = np.array([(k.alpha - k.beta)[1:].var(axis=0).mean() for k in kernels])
     weights = 1 / np.maximum(variance, 1e-12 * max(float(variance.max()), 1e-300))
-    weights /= weights.sum()
+    covariances = [k.noise @ k.noise.swapaxes(-1, -2) for k in kernels]
     alpha, beta, covariance = (
-        np.tensordot(weights, np.stack(values), 1)
-        for values in zip(
-            *((k.alpha, k.beta, k.noise @ k.noise.swapaxes(-1, -2)) for k in kernels), strict=True
-        )
+        np.tensordot(weights / weights.sum(), np.stack(values), 1)
+        for values in ([k.alpha for k in kernels], [k.beta for k in kernels], covariances)
     )
     return Kernels(alpha, beta, _root(covariance))
 
@@ -94,16 +83,20 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
 
 
+def growth_per_time(variance: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Slope, at least 0, of the line through the first point that fits a variance (…, time) best."""
+    elapsed = times - times[0]
+    return np.maximum((variance - variance[..., :1]) @ elapsed / (elapsed @ elapsed), 0.0)
+
+
 def _growth(within: np.ndarray, times: np.ndarray, spread: str) -> np.ndarray:
     """Covariance per unit of time of the own noise, (draw, interval, feature, feature)."""
-    width = np.diff(times)
-    p = within.shape[-1]
+    width, p = np.diff(times), within.shape[-1]
     if spread == "constant":
-        elapsed = times - times[0]
-        grown = np.einsum("btaa->bt", within - within[:, :1]) / p
-        slope = np.maximum(grown @ elapsed / (elapsed @ elapsed), 0.0)
-        each = slope[:, None, None, None] * np.eye(p)
-        return np.broadcast_to(each, (len(slope), len(width), p, p))
+        slope = growth_per_time(np.einsum("btaa->bt", within) / p, times)
+        return np.broadcast_to(
+            slope[:, None, None, None] * np.eye(p), (len(slope), len(width), p, p)
+        )
     # The noise of the LE-SDE can only increase the covariance. A decrease in the networks is offset against
     # later increases, so that the covariance matches theirs wherever possible.
     reached, rates = within[:, 0].copy(), []

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,17 +25,26 @@ from typing import Any
 
 import jinja2
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import xarray as xr
 from tqdm import tqdm
 
 from lesde import plot
 from lesde.files import read
-from lesde.studies.folder import StudyFolder, damaged_result, read_whole
-from lesde.text import format_number, print_rows
+from lesde.plot.saving import figure_of
+from lesde.studies.folder import StudyFolder, read_whole
+from lesde.text import format_number, print_rows, with_interval
 
-__all__ = ["Cell", "Page", "Progress", "Runner", "Section", "bar", "duration", "print_table"]
+__all__ = [
+    "Cell",
+    "Page",
+    "Progress",
+    "Runner",
+    "Section",
+    "print_table",
+    "readable",
+    "table_of",
+]
 
 Progress = Callable[[float, float], None]
 """Called with (done, total)."""
@@ -55,12 +62,8 @@ class Cell:
     """Of the progress bar, which consecutive cells with one title share."""
     cost: float = 1.0
     """Its share of that bar."""
-    words: str = ""
-    """Name of the data in the log, where no terminal shows the bar."""
     trained: bool = False
     """For data of trainings: no number may be missing, all runs in the folder share them, and they are not held in memory."""
-    check: Callable[[xr.Dataset], str] = lambda _: ""
-    """Returns what is wrong with a stored training, if anything is."""
     kept: bool = True
     """False for data that are quickly made again, such as the datasets of several cells joined."""
 
@@ -91,12 +94,9 @@ class Page:
     def figure(self, name: str, drawn: Any) -> None:
         """Save a figure, given by itself or by its axes, as PNG and PDF."""
         for ending in ("png", "pdf"):
-            self.folder.put(
-                self.folder.figures / f"{name}.{ending}",
-                lambda new: plot.save(drawn, new, dpi=200),
-            )
-        first = np.asarray(drawn, dtype=object).ravel()[0]
-        plt.close(first if isinstance(first, plt.Figure) else first.get_figure(root=True))
+            path = self.folder.figures / f"{name}.{ending}"
+            self.folder.put(path, lambda new: plot.save(drawn, new, dpi=200))
+        plt.close(figure_of(drawn))
 
     def csv(self, name: str, table: pd.DataFrame) -> None:
         """Save a table."""
@@ -115,53 +115,56 @@ class Runner:
         self._cell_of = {name: cell for cell in cells for name in cell.names}
         self._held: dict[str, xr.Dataset] = {}
 
-    def missing(self, names: Sequence[str] | None = None) -> list[Cell]:
-        """The cells to be computed for those with these names, by default for all, in order."""
-        wanted, missing = set(self._cell_of if names is None else names), set[str]()
+    def missing(self, names: Sequence[str]) -> list[Cell]:
+        """The cells to be computed for those with these names, in order."""
+        wanted = set(names)
         for cell in reversed(self.cells):
             if wanted.intersection(cell.names):
                 wanted.update(cell.inputs)
-        for cell in self.cells:
-            stale = bool(missing.intersection(cell.inputs)) or not self._is_stored(cell)
-            if wanted.intersection(cell.names) and stale:
-                missing.update(cell.names)
-        return [cell for cell in self.cells if cell.kept and missing.intersection(cell.names)]
+        chosen = [cell for cell in self.cells if cell.kept and wanted.intersection(cell.names)]
+        return [cell for cell in chosen if self._stored(cell) is None]
 
-    def compute(self, names: Sequence[str] | None = None) -> None:
-        """Compute and store the missing cells for these names."""
+    def compute(self, names: Sequence[str]) -> None:
+        """Compute and store the missing cells for these names, with a bar on a terminal and lines in a log."""
+        form = "{l_bar}{bar:24}| {elapsed}<{remaining}"
         for title, group in groupby(self.missing(names), key=lambda cell: cell.title):
-            cells = list(group)
-            done, total, began = 0.0, sum(cell.cost for cell in cells), time.monotonic()
-            with bar(title) as shown:
+            cells, began = list(group), time.monotonic()
+            total = sum(cell.cost for cell in cells)
+            with tqdm(desc=f"{title:<28}", total=total, bar_format=form, disable=None) as bar:
                 for cell in cells:
-                    self._compute(cell, shown, done, total)
-                    done += cell.cost
-                    shown(done, total)
-                    if cell.words and not sys.stderr.isatty():
-                        left = duration((time.monotonic() - began) * (total / done - 1))
+                    self._compute(cell, bar)
+                    if cell.trained and not sys.stderr.isatty():
+                        left = (time.monotonic() - began) * (total / bar.n - 1)
+                        share, left = bar.n / total, tqdm.format_interval(left)
                         print(
-                            f"stored {cell.words}: {done:g} of {total:g}, about {left} left",
+                            f"stored {cell.names[0]}: {share:.0%} done, about {left} left",
                             flush=True,
                         )
+
+    def _compute(self, cell: Cell, bar: tqdm[Any]) -> None:
+        before = bar.n
+
+        def progress(done: float, total: float) -> None:
+            bar.n = before + cell.cost * done / max(total, 1)
+            bar.refresh()
+
+        found = cell.compute(progress, *map(self.get, cell.inputs))
+        for name in cell.names:
+            dataset = found if len(cell.names) == 1 else found[name]
+            self.folder.put_store(dataset, self._path(name))
+            self._held.pop(name, None)
+        progress(1, 1)
 
     def get(self, name: str) -> xr.Dataset:
         """A dataset, as it is stored."""
         cell = self._cell_of[name]
-        if name in self._held:
-            return self._held[name]
-        if not cell.kept:
-            inputs = (self.get(each) for each in cell.inputs)
-            found = cell.compute(lambda done, total: None, *inputs)
-        elif cell.trained:
-            found = read_whole(self._path(name), self.folder.study)
-            why = cell.check(found)
-            if why:
-                raise damaged_result(self._path(name), why)
-            return found
-        else:
-            found = read(self._path(name))
-        self._held[name] = found
-        return found
+        if cell.trained:
+            return read_whole(self._path(name), self.folder.study)
+        if name not in self._held and cell.kept:
+            self._held[name] = read(self._path(name))
+        elif name not in self._held:
+            self._held[name] = cell.compute(lambda *_: None, *map(self.get, cell.inputs))
+        return self._held[name]
 
     def report(
         self,
@@ -177,7 +180,6 @@ class Runner:
         """
         path, kept = self.folder.path / "report.md", self.folder.path / ".lesde-sections.json"
         blocks = templates.from_string(template)
-        names = [section.name for section in sections]
         written: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             held = json.loads(kept.read_text(encoding="utf-8"))
@@ -189,12 +191,13 @@ class Runner:
             written[block] = "".join(blocks.blocks[block](context)).strip()
 
         def save() -> None:
+            held = {"settings": self.folder.settings, "written": written}
+            self.folder.put_text(kept, json.dumps(held, indent=2))
             text = "\n\n".join(written[block] for block in blocks.blocks if block in written)
             self.folder.put_text(path, text + "\n")
 
-        for block in blocks.blocks:
-            if block not in names:
-                put(block, values)
+        for block in set(blocks.blocks) - {section.name for section in sections}:
+            put(block, values)
         save()
         for section in sections:
             if only is None or section.name in only:
@@ -202,68 +205,66 @@ class Runner:
                 datasets = {name: self.get(name) for name in section.needs}
                 more = section.write(Page(self.folder), *datasets.values())
                 put(section.name, datasets | dict(more or {}))
-                held = {"settings": self.folder.settings, "written": written}
-                self.folder.put_text(kept, json.dumps(held, indent=2))
                 save()
         print(f"report: {path}")
         return path
 
-    def _compute(self, cell: Cell, shown: Progress, before: float, all_cells: float) -> None:
-        def progress(done: float, total: float) -> None:
-            shown(before + cell.cost * done / max(total, 1), all_cells)
-
-        found = cell.compute(progress, *map(self.get, cell.inputs))
-        for name in cell.names:
-            dataset = found if len(cell.names) == 1 else found[name]
-            self.folder.put_store(dataset, self._path(name))
-            self._held.pop(name, None)
-
-    def _is_stored(self, cell: Cell) -> bool:
-        """Kept with these settings, and none of its inputs is newer."""
+    def _stored(self, cell: Cell) -> int | None:
+        """Time since which a cell is stored as it would be computed now; None where it is not."""
+        newest = 0
+        for name in cell.inputs:
+            at = self._stored(self._cell_of[name])
+            if at is None:
+                return None
+            newest = max(newest, at)
         if not cell.kept:
-            return True
+            return newest
         files = [self._path(name) / "zarr.json" for name in cell.names]
-        if cell.trained or not all(file.exists() for file in files):
-            # That trainings have these settings is checked where they are read.
-            return all(file.exists() for file in files)
-        newest = max(map(self._time, cell.inputs), default=0)
-        return all(
-            _settings(file) == self.folder.settings and file.stat().st_mtime_ns >= newest
-            for file in files
-        )
-
-    def _time(self, name: str) -> int:
-        """Time at which a dataset was stored, 0 where it is not."""
-        cell = self._cell_of[name]
-        if not cell.kept:
-            return max(map(self._time, cell.inputs), default=0)
-        file = self._path(name) / "zarr.json"
-        return file.stat().st_mtime_ns if file.exists() else 0
+        try:
+            written = [file.stat().st_mtime_ns for file in files]
+            held = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            settings = {each["attributes"]["lesde_settings"] for each in held}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        # That trainings have these settings is checked where they are read.
+        whole = cell.trained or (settings == {self.folder.settings} and min(written) >= newest)
+        return max(written) if whole else None
 
     def _path(self, name: str) -> Path:
         return self.folder.data / f"{name}.zarr"
 
 
-def _settings(file: Path) -> Any:
-    """The settings that a store says it was computed with."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["attributes"]["lesde_settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def table_of(dataset: xr.Dataset, dims: Sequence[str], *names: str) -> pd.DataFrame:
+    """A table with a row per entry along the dimensions, and a column per variable and for each of its limits."""
+    columns = [name + end for name in names for end in ("", "_lower", "_upper")]
+    columns = [name for name in columns if name in dataset]
+    table = dataset[columns].to_dataframe(dim_order=[*dims]).reset_index()
+    return table[[*dims, *columns]]
 
 
-@contextmanager
-def bar(title: str) -> Iterator[Progress]:
-    """A progress bar with the time that remains, shown on a terminal only."""
-    form = "{l_bar}{bar:24}| {elapsed}<{remaining}"
-    # None: only on a terminal.
-    with tqdm(desc=f"{title:<28}", bar_format=form, disable=None) as progress:
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as text: numbers in few digits, columns x, x_lower, x_upper as one, 1.2 [1.1, 1.3]."""
+    columns = {}
+    for name in table.columns:
+        ends = [name, f"{name}_lower", f"{name}_upper"]
+        if set(ends) <= set(table.columns):
+            columns[name] = [with_interval(*each) for each in table[ends].to_numpy()]
+        elif not name.endswith(("_lower", "_upper")):
+            columns[name] = [format_number(each) for each in table[name]]
+    return pd.DataFrame(columns).rename(columns=lambda name: name.replace("_", " "))
 
-        def update(done: float, total: float) -> None:
-            progress.total, progress.n = total, done
-            progress.refresh()
 
-        yield update
+def print_table(title: str, table: pd.DataFrame) -> None:
+    """Print a table on the terminal, as `readable` makes it."""
+    shown = readable(table)
+    print_rows(title, list(shown.columns), shown.to_numpy().tolist())
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    shown = readable(table)
+    rows = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def figure(name: str, caption: str) -> str:
@@ -271,51 +272,10 @@ def figure(name: str, caption: str) -> str:
     return f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))"
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
-    lines += [[format_number(cell) for cell in row] for row in table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def print_table(title: str, table: pd.DataFrame) -> None:
-    """Print a table on the terminal."""
-    print_rows(title, list(table.columns), table.to_numpy().tolist())
-
-
 def span(values: Any, form: str = ".2g") -> str:
     """Least to greatest of some numbers, such as "0.1 to 0.3"."""
     low, high = format(float(values.min()), form), format(float(values.max()), form)
     return low if low == high else f"{low} to {high}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that fits."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def with_error(value: float, error: float) -> str:
-    """A number with its error, both to the last digit the error determines: two digits of it if it begins with 1."""
-    if not math.isfinite(value):
-        return "–"
-    if not (math.isfinite(error) and error > 0):
-        return f"{value:.3g}"
-    power = math.floor(math.log10(error))
-    # Rounding may carry: 0.0997 is 0.10.
-    decimals = 1 - power if float(f"{error:.1e}") < 2 * 10.0**power else -power
-    if float(f"{error:.0e}") >= 10.0 ** (power + 1):
-        decimals = -power
-    size = max(abs(value), error)
-    if (decimals > 7 and size < 1e-3) or decimals < -3:
-        power = math.floor(math.log10(size))
-        return f"({with_error(value / 10.0**power, error / 10.0**power)})e{power}"
-    kept = max(decimals, 0)
-    rounded = (round(value, decimals), round(error, decimals))
-    return f"{rounded[0] + 0.0:.{kept}f} ± {rounded[1]:.{kept}f}"
 
 
 templates = jinja2.Environment(
@@ -326,5 +286,4 @@ templates.filters |= {
     "fmt": lambda value, form: format(value.item() if hasattr(value, "item") else value, form),
     "number": format_number,
     "span": span,
-    "with_error": with_error,
 }

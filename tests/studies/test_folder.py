@@ -160,7 +160,7 @@ def test_settings_are_checked_in_every_store_that_is_read(
     """A store of another seed among those of one: the mixture that two runs at once used to leave."""
     words = (*settings["reproduce"], "--out", tmp_path / "out")
     assert run(*words)[0] == 0
-    file = tmp_path / "out" / "data" / "train_p0.000_0-1.zarr" / "zarr.json"
+    file = tmp_path / "out" / "data" / "train_p0.0_0-1.zarr" / "zarr.json"
     root = json.loads(file.read_text())
     held = json.loads(root["attributes"]["lesde_study"])
     assert held["seed"] == 0
@@ -172,7 +172,7 @@ def test_settings_are_checked_in_every_store_that_is_read(
         file.write_text(json.dumps(root))
         code, said = run(*words)
         assert code == 2
-        assert f"train_p0.000_0-1.zarr {why}" in said
+        assert f"train_p0.0_0-1.zarr {why}" in said
 
 
 def test_learning_rates_that_differ_in_the_tenth_digit_have_their_own_stores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ def test_report_figures_and_data_are_written(rates_run: Path) -> None:
         assert f"](figures/{name}.png)" in text
         assert all((rates_run / "figures" / f"{name}.{kind}").exists() for kind in ("png", "pdf"))
     found = read(rates_run / "data" / "comparison.zarr")
-    for words in found["statement"].values.ravel():
-        assert f"- {words}" in text
+    assert len(re.findall("^- [IL]-model, .*: inside the interval at ", text, re.MULTILINE)) == 16
+    for one in found["predicted"].where(~found["inside"]).values.ravel():
+        assert np.isnan(one) or f" against {one:.3g}" in text
 
 
 def test_the_table_holds_the_comparison(rates_run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def decay(settings: Settings, out: Path, made: list[str]) -> Path:
         return {"rates": table}
 
     paths = [
-        Cell((f"path_{rate!r}",), partial(path, rate=rate), title="paths", words=f"path {rate:g}", trained=True)
+        Cell((f"path_{rate!r}",), partial(path, rate=rate), title="paths", trained=True)
         for rate in settings.rates
     ]  # fmt: skip
     names = tuple(cell.names[0] for cell in paths)
@@ -91,11 +92,24 @@ def test_a_study_is_computed_once_and_reported(
     assert lines[7:9] == ["3 paths.", "![NC1 over time.](figures/decay.png)"]
     assert pd.read_csv(tmp_path / "data" / "rates.csv")["rate"].tolist() == pytest.approx([0.5, 1, 2])  # fmt: skip
     printed = capsys.readouterr().out
-    assert "stored path 1: 1 of 2, about" in printed  # the first was stored for the first section
+    assert (
+        "stored path_1.0: 50% done, about" in printed
+    )  # the first was stored for the first section
     assert made == EVERYTHING
     decay(Settings(), tmp_path, made)
     assert made == EVERYTHING
     assert report.read_text() == text
+
+
+def test_bars_are_shown_on_a_terminal_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda shown=terminal: shown)
+        decay(Settings(rates=(1.0,)), tmp_path / str(terminal), [])
+        out, err = capsys.readouterr()
+        assert ("paths" in err) is terminal
+        assert ("stored path_1.0" in out) is not terminal
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> None:

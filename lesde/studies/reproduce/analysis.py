@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,8 @@ from scipy.stats import t as student
 import lesde
 from lesde.analysis.elasticity.published import published_elasticity
 from lesde.networks import drawn_means
-from lesde.studies.reproduce.protocol import Protocol
 from lesde.studies.runner import Progress
+from lesde.studies.settings import Protocol
 
 MODELS = {"I-model": "identity", "L-model": "logits"}
 
@@ -32,29 +32,36 @@ RANGES = {"accuracy": (0.0, 1.0), "loss": (0.0, np.inf)}
 """Possible values, where they are bounded."""
 
 
-def drawn_paths(trained: xr.Dataset, windows: int) -> xr.Dataset:
+def joined(protocol: Protocol, progress: Progress, *batches: xr.Dataset) -> xr.Dataset:
+    """All stored trials of a noise level, up to the number asked for."""
+    options: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override"}
+    whole = xr.concat(batches, "replicate", combine_attrs="drop_conflicts", **options)
+    return whole.sel(replicate=np.arange(protocol.trials))
+
+
+def drawn_paths(protocol: Protocol, progress: Progress, trained: xr.Dataset) -> xr.Dataset:
     """Class means of the drawn training samples of each trial, over windows of training."""
     drawn = xr.Dataset(
         {"features": trained["drawn_logits"].variable},
         coords={
             "replicate": trained["replicate"],
             "label": trained["drawn_label"].variable.astype(np.int64),
-            "iteration": ("draw", trained["draw_iteration"].values),
-            "time": ("draw", trained["draw_time"].values),
+            "iteration": trained["draw_iteration"].variable,
+            "time": trained["draw_time"].variable,
         },
     )
-    try:
-        return drawn_means(drawn, windows)
-    except ValueError as error:
-        # Settings check that this is unlikely; their name is another than the function's.
-        raise ValueError(f"windows = {windows}: {error} (times= is windows here)") from None
+    return drawn_means(drawn, protocol.windows)
 
 
-def contrast(means: np.ndarray) -> np.ndarray:
-    """Each class's own logit less the mean of the others, averaged over classes, of (..., class, K)."""
-    K = means.shape[-1]
+def margins(means: np.ndarray) -> np.ndarray:
+    """Each class's own logit less the mean of the others (…, class), of class means (…, class, K)."""
     own = np.einsum("...kk->...k", means)
-    return (own - (means.sum(-1) - own) / (K - 1)).mean(-1)
+    return own - (means.sum(-1) - own) / (means.shape[-1] - 1)
+
+
+def class_means(paths: xr.Dataset) -> np.ndarray:
+    """Class means (trial, time, class, feature)."""
+    return paths["features"].transpose("replicate", "time", "sample", "feature").values
 
 
 def first_known(paths: xr.Dataset) -> tuple[int, bool]:
@@ -65,15 +72,10 @@ def first_known(paths: xr.Dataset) -> tuple[int, bool]:
     does not depend systematically on the number of trials. If there is none in the first half, the result is the
     window in the middle, and False.
     """
-    values = contrast(class_means(paths))
+    values = margins(class_means(paths)).mean(-1)
     unknown = np.flatnonzero(values.mean(0) <= SPREAD * values.std(0, ddof=1))
     first, middle = int(unknown[-1]) + 1 if len(unknown) else 0, values.shape[1] // 2
     return min(first, middle), first <= middle
-
-
-def class_means(paths: xr.Dataset) -> np.ndarray:
-    """Class means (trial, time, class, feature)."""
-    return paths["features"].transpose("replicate", "time", "sample", "feature").values
 
 
 def fit(
@@ -83,17 +85,26 @@ def fit(
     first: int | None = None,
     tail: bool | None = None,
 ) -> xr.Dataset:
-    """The kernel fitted to class means from window ``first`` on, by default `first_known`; attribute ``notes`` holds the warnings."""
+    """The kernel fitted to class means from window ``first`` on, by default `first_known`."""
     start = first_known(paths)[0] if first is None else first
-    with noted() as notes:
-        found = lesde.fit_elasticity(
-            paths.isel(time=slice(start, None)),
-            transform=MODELS[model],
-            estimator="averages",
-            confidence=protocol.confidence,
-            tail=tail,
-        )
-    return found.assign_attrs(notes=[f"{model}: {note}" for note in notes])
+    return lesde.fit_elasticity(
+        paths.isel(time=slice(start, None)),
+        transform=MODELS[model],
+        estimator="averages",
+        confidence=protocol.confidence,
+        tail=tail,
+    )
+
+
+def fits(protocol: Protocol, progress: Progress, paths: xr.Dataset) -> xr.Dataset:
+    """The fits of both models, along ``model``; attribute ``notes`` holds the warnings."""
+    found, notes = [], []
+    for model in MODELS:
+        with noted() as said:
+            found.append(fit(paths, model, protocol))
+        notes += [f"{model}: {note}" for note in said]
+    both = xr.concat(found, xr.Variable("model", list(MODELS)), combine_attrs="drop_conflicts")
+    return both.assign_attrs(notes=notes)
 
 
 def determined(fit: xr.Dataset) -> int:
@@ -102,8 +113,7 @@ def determined(fit: xr.Dataset) -> int:
     That is where the standard errors of both rates, times the interval, are at most 1: class means then change by a factor
     that is known up to a factor of about e.
     """
-    width = np.diff(fit["time"].values)
-    error = np.maximum(fit["alpha_se"].values, fit["beta_se"].values) * width
+    error = np.maximum(fit["alpha_se"].values, fit["beta_se"].values) * np.diff(fit["time"].values)
     known = fit["identified"].all("level").values & (error <= 1)
     return len(known) if known.all() else int(np.argmin(known))
 
@@ -114,23 +124,16 @@ def ode(fit: xr.Dataset, paths: xr.Dataset, model: str) -> xr.Dataset:
     NaN from the first interval on whose rates the data do not determine.
     """
     times = fit["time"].values
-    start = paths["features"].sel(time=times[0]).mean("replicate")
-    initial = start.transpose("sample", "feature").values
-    noiseless = lesde.LESDE(
-        lesde.fitted_kernel(fit),
-        n_classes=len(initial),
-        n_features=initial.shape[1],
-        transform=MODELS[model],
-        noise=0.0,
-    )
+    initial = class_means(paths.sel(time=times[:1])).mean(0)[0]
+    kernel, transform = lesde.fitted_kernel(fit), MODELS[model]
+    noiseless = lesde.LESDE(kernel, *initial.shape, transform=transform, noise=0.0)
     law = lesde.law(noiseless, times, initial=initial)[["mean"]]
     return law.where(xr.DataArray(np.arange(len(times)) <= determined(fit), dims="time"))
 
 
 def reached(law: xr.Dataset) -> xr.Dataset:
     """The LE-ODE up to the last time at which its rates are determined."""
-    known = np.isfinite(law["mean"].transpose("time", ...).values).all((1, 2))
-    return law.isel(time=known)
+    return law.isel(time=np.isfinite(law["mean"]).all(("class", "feature")).values)
 
 
 def ode_error(law: xr.Dataset, paths: xr.Dataset) -> float:
@@ -143,14 +146,15 @@ def ode_error(law: xr.Dataset, paths: xr.Dataset) -> float:
     return float(np.sqrt((apart**2).sum() / (mean**2).sum()))
 
 
-def ode_with_error(
-    fit: xr.Dataset, paths: xr.Dataset, model: str, protocol: Protocol, progress: Progress
-) -> xr.Dataset:
-    """The `ode` of a fit, with ``error``, ``error_lower`` and ``error_upper``."""
-    law = ode(fit, paths, model)
-    with noted():  # the fits to fewer trials say the same again
-        error, lower, upper = ode_errors(paths, law, model, protocol, progress)
-    return law.assign(error=error, error_lower=lower, error_upper=upper)
+def odes(protocol: Protocol, progress: Progress, paths: xr.Dataset, fits: xr.Dataset) -> xr.Dataset:
+    """The LE-ODEs of both models, with ``error``, ``error_lower`` and ``error_upper``."""
+    found = []
+    for model in MODELS:
+        law = ode(fits.sel(model=model), paths, model)
+        with noted():  # the fits to fewer trials say the same again
+            error, lower, upper = ode_errors(paths, law, model, protocol, progress)
+        found.append(law.assign(error=error, error_lower=lower, error_upper=upper))
+    return xr.concat(found, xr.Variable("model", list(MODELS)))
 
 
 def ode_errors(
@@ -174,25 +178,24 @@ def ode_errors(
     # Groups of one size, or nearly: few trials one by one.
     number = R if R <= 2 * GROUPS else GROUPS
     first, group = first_known(paths)[0], np.arange(R) % number
-    without = []
+    without = np.full(number, np.nan)
     for left_out in range(number):
         part = paths.isel(replicate=group != left_out)
         other = reached(ode(fit(part, model, protocol, first, tail=False), part, model))
         if other["time"].values[-1] < end:
-            return error, np.nan, np.nan
-        without.append(ode_error(other.sel(time=slice(None, end)), part))
+            break
+        without[left_out] = ode_error(other.sel(time=slice(None, end)), part) ** 2
         progress(left_out + 1, number)
-    each = np.array(without) ** 2
-    if not np.isfinite(each).all():
+    if not np.isfinite(without).all():
         return error, np.nan, np.nan
-    square = error**2 - (number - 1) * (each.mean() - error**2)
-    scatter = np.sqrt((number - 1) / number * ((each - each.mean()) ** 2).sum())
+    square = error**2 - (number - 1) * (without.mean() - error**2)
+    scatter = np.sqrt((number - 1) / number * ((without - without.mean()) ** 2).sum())
     reach = student.ppf((1 + protocol.confidence) / 2, number - 1) * scatter
     found, low, high = np.sqrt(np.maximum([square, square - reach, square + reach], 0.0))
     return float(found), float(low), float(high)
 
 
-def measure_level(trained: xr.Dataset, protocol: Protocol) -> xr.Dataset:
+def measure_level(protocol: Protocol, progress: Progress, *batches: xr.Dataset) -> xr.Dataset:
     """Data of figure 4 for one noise level and each trial; attribute ``notes`` holds the warnings.
 
     ``loss``, ``accuracy (replicate, time)`` on the validation images; ``contrast (replicate, time)`` of the
@@ -203,42 +206,49 @@ def measure_level(trained: xr.Dataset, protocol: Protocol) -> xr.Dataset:
     noise, and an index is the logarithm of a ratio of noise to noise, as uncertain with a thousand trials as with ten.
     The indices of single trials have a mean, with an interval.
     """
-    paths = drawn_paths(trained, protocol.windows)
+    trained = joined(protocol, progress, *batches)
+    paths = drawn_paths(protocol, progress, trained)
+    each = paths.rename(replicate="trial").expand_dims("replicate")
     X = trained["validation_mean"].transpose("replicate", "time", "class", "feature").values
-    level = trained[["loss", "accuracy"]].assign(contrast=(("replicate", "time"), contrast(X)))
-    numbers, notes = [], []
-    for model in MODELS:
+    found, notes = [], []
+    for model, transform in MODELS.items():
         with noted() as said:
-            _published(paths, model)
+            published_elasticity(paths, transform, tail=TAIL)
         notes += [f"{model}, averages over trials: {message}" for message in said]
         with noted():  # of single trials each says the same again
-            trials = range(paths.sizes["replicate"])
-            numbers.append([_published(paths.isel(replicate=[r]), model) for r in trials])
-    together = np.moveaxis(np.array(numbers), 0, 1)  # (replicate, model, number)
-    level["tail_index"] = (("replicate", "model", "rate"), together[..., :2])
-    level["A_minus_B"] = (("replicate", "model"), together[..., 2])
-    return level.assign_coords(model=list(MODELS), rate=["alpha", "beta"]).assign_attrs(notes=notes)
+            one = published_elasticity(each, transform, tail=TAIL)
+        end = one["time"] > (1 - TAIL) * one["time"][-1]
+        last = one["A_minus_B"].isel(time=end.values).mean("time", skipna=False)
+        one = xr.Dataset({"tail_index": one["tail_index"], "A_minus_B": last})
+        found.append(one.rename(trial="replicate", level="rate"))
+    both = xr.concat(found, xr.Variable("model", list(MODELS)))
+    level = trained[["loss", "accuracy"]].assign(
+        contrast=(("replicate", "time"), margins(X).mean(-1))
+    )
+    return level.merge(both.transpose("replicate", "model", "rate")).assign_attrs(notes=notes)
 
 
-def _published(paths: xr.Dataset, model: str) -> np.ndarray:
-    """Tail indices of Â and B̂, and Â − B̂ averaged over the tail, by the published inversion."""
-    found = published_elasticity(paths, MODELS[model], tail=TAIL)
-    end = found["time"].values > (1 - TAIL) * found["time"].values[-1]
-    return np.append(found["tail_index"].values, found["A_minus_B"].values[end].mean())
+def phases(levels: Iterable[float], progress: Progress, *measured: xr.Dataset) -> xr.Dataset:
+    """Data of figure 4, along ``noise_level``."""
+    dim = xr.Variable("noise_level", list(levels))
+    found = xr.concat(measured, dim, combine_attrs="drop_conflicts")
+    each = zip(dim.values, measured, strict=True)
+    notes = [f"p = {p:.3g}: {note}" for p, level in each for note in level.attrs["notes"]]
+    return found.assign_attrs(notes=notes)
 
 
-def mean_interval(
-    values: np.ndarray, confidence: float, within: tuple[float, float] = (-np.inf, np.inf)
-) -> tuple[Any, Any, Any]:
-    """Mean over the first axis, and the ends of its interval by Student's t; NaN are left out.
-
-    ``within`` is the range of possible values, to which the interval is cut.
-    """
-    number = np.isfinite(values).sum(0)
-    mean = np.nanmean(values, axis=0)
-    error = np.nanstd(values, axis=0, ddof=1) / np.sqrt(number)
-    reach = student.ppf((1 + confidence) / 2, number - 1) * error
-    return mean, np.maximum(mean - reach, within[0]), np.minimum(mean + reach, within[1])
+def averages(trials: xr.Dataset, confidence: float) -> xr.Dataset:
+    """Means over trials, and their limits by Student's t as ``_lower`` and ``_upper``; NaN are left out."""
+    number = trials.count("replicate")
+    mean = trials.mean("replicate")
+    quantile = xr.apply_ufunc(lambda n: student.ppf((1 + confidence) / 2, n - 1), number)
+    reach = quantile * trials.std("replicate", ddof=1) / np.sqrt(number)
+    found = mean.copy()
+    for name in map(str, mean):
+        low, high = RANGES.get(name, (-np.inf, np.inf))
+        found[f"{name}_lower"] = (mean[name] - reach[name]).clip(low)
+        found[f"{name}_upper"] = (mean[name] + reach[name]).clip(max=high)
+    return found
 
 
 @contextmanager
