@@ -49,10 +49,11 @@ def check_integer(name: str, value: Any, minimum: int = 1, maximum: float = LARG
     allowed = f"{name} must be an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{allowed}; got {shown(value)}.")
-    if not minimum <= value <= maximum:
-        most = f" and at most {maximum}" if value > maximum else ""
-        raise ValueError(f"{allowed}{most}; got {shown(int(value))}.")
-    return int(value)
+    number = int(value)
+    if not minimum <= number <= maximum:
+        most = f" and at most {maximum}" if number > maximum else ""
+        raise ValueError(f"{allowed}{most}; got {shown(number)}.")
+    return number
 
 
 def check_seed(value: Any, name: str = "seed") -> int:

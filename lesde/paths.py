@@ -369,7 +369,7 @@ def from_arrays(
     coords["time"] = check_times("times", np.atleast_1d(given), 1)
 
     named = coords | {"time": given}
-    axes = [axis for axis in LEADING if np.ndim(named.get(axis))]
+    axes = [axis for axis in LEADING if np.ndim(named.get(axis, 0))]
     more = values.ndim - 2 - len(axes)
     if more == 1 and axes and "replicate" not in axes:
         axes = [axis for axis in LEADING if axis in (*axes, "replicate")]

@@ -118,8 +118,8 @@ def _datasets(
             "iteration": ("draw", iterations, {"description": "steps done before the draw"}),
             "time": (("learning_rate", "draw"), iterations[None] * run.learning_rate),
         }
-        features = ((*lead, "feature"), run.drawn_logits[None])
-        found["drawn"] = xr.Dataset({"features": features}, coords, {"layer": "logits", **attrs})
+        drawn = {"features": ((*lead, "feature"), run.drawn_logits[None])}
+        found["drawn"] = xr.Dataset(drawn, coords, {"layer": "logits", **attrs})
     return found
 
 
