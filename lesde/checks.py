@@ -49,10 +49,11 @@ def check_integer(name: str, value: Any, minimum: int = 1, maximum: float = LARG
     allowed = f"{name} must be an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{allowed}; got {shown(value)}.")
-    if not minimum <= value <= maximum:
-        most = f" and at most {maximum}" if value > maximum else ""
-        raise ValueError(f"{allowed}{most}; got {shown(int(value))}.")
-    return int(value)
+    number = int(value)
+    if not minimum <= number <= maximum:
+        most = f" and at most {maximum}" if number > maximum else ""
+        raise ValueError(f"{allowed}{most}; got {shown(number)}.")
+    return number
 
 
 def check_seed(value: Any, name: str = "seed") -> int:
@@ -82,10 +83,8 @@ def check_real(
         number = float(value)
     except OverflowError:  # an integer or a fraction beyond all floats
         number = np.inf
-    open_minimum, open_maximum = (
-        open_minimum or minimum == -np.inf,
-        open_maximum or maximum == np.inf,
-    )
+    open_minimum |= minimum == -np.inf
+    open_maximum |= maximum == np.inf
     low = number > minimum if open_minimum else number >= minimum
     high = number < maximum if open_maximum else number <= maximum
     if not (low and high):
@@ -214,20 +213,16 @@ def check_labels(name: str, value: Any) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name} must be a one-dimensional array of integers; got {shown(value)}.")
     present = np.unique(labels)
-    if len(present) == 0 or not np.array_equal(present, np.arange(len(present))):
+    if not len(present) or (present != np.arange(len(present))).any():
         raise ValueError(
             f"{name} must be the integers 0 to K-1, each present at least once; got the values "
-            f"{shown(present.tolist())}. Renumber them, for example with "
-            f"numpy.unique(labels, return_inverse=True)."
+            f"{shown(present.tolist())}. Renumber them with numpy.unique(labels, return_inverse=True)."
         )
     return labels.astype(np.int64)
 
 
 def power_of_two(sizes: Any) -> np.ndarray:
-    """The powers of two at or below positive numbers, 1 for 0: units in which squares stay in the range of floats.
-
-    Dividing by one changes no digit.
-    """
+    """The powers of two at or below positive numbers, 1 for 0: units in which squares stay in the range of floats."""
     return np.where(np.asarray(sizes) > 0, np.ldexp(1.0, np.frexp(sizes)[1] - 1), 1.0)
 
 

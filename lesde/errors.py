@@ -4,16 +4,9 @@ from __future__ import annotations
 
 
 class Diverged(ArithmeticError):
-    """A trajectory, or its law, stopped being finite.
+    """A trajectory, or its law, stopped being finite; ``time`` is the first at which that was seen.
 
-    Parameters
-    ----------
-    time : float
-        The first time at which a non-finite value was seen, also an attribute.
-    what : str
-        What stopped being finite, for the message.
-    remedy : str
-        What the user can do about it.
+    ``what`` stopped being finite, and the ``remedy`` are for the message.
     """
 
     def __init__(self, time: float, what: str = "the features", remedy: str | None = None):

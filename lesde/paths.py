@@ -122,7 +122,7 @@ def need_samples(name: str, what: str = "this") -> ValueError:
 
 
 def check_statistics(
-    name: str, value: xr.Dataset, variables: Mapping[str, Sequence[str]], minimum_classes: int = 2
+    name: str, value: xr.Dataset, variables: Mapping[str, Sequence[str]]
 ) -> np.ndarray:
     """Samples per class of a dataset of statistics that holds variables with at least some dimensions."""
     check_dataset(name, value, [*variables, "count"], "lesde.simulate with keep='statistics'")
@@ -133,8 +133,8 @@ def check_statistics(
     counts = value["count"].values
     if not np.issubdtype(counts.dtype, np.integer) or (counts < 1).any():
         raise ValueError(f"{name}.count must hold positive integers; got {shown(counts.tolist())}.")
-    if len(counts) < minimum_classes:
-        raise ValueError(f"{name} must hold at least {minimum_classes} classes; got {len(counts)}.")
+    if len(counts) < 2:
+        raise ValueError(f"{name} must hold at least 2 classes; got {len(counts)}.")
     return counts.astype(np.int64)
 
 
@@ -239,10 +239,7 @@ BLOCK_VALUES = 2**17
 
 
 def gap_directions(means: np.ndarray) -> np.ndarray:
-    """Unit vectors from class l to class k, shape (..., K, K, p), from means (..., K, p).
-
-    NaN where the means coincide.
-    """
+    """Unit vectors from class l to class k, (..., K, K, p), from means (..., K, p); NaN where these coincide."""
     gap = means[..., :, None, :] - means[..., None, :, :]
     # scaled first, so that neither tiny nor huge gaps lose their squares
     size = np.abs(gap).max(axis=-1, keepdims=True)
@@ -313,31 +310,27 @@ def from_arrays(
     Parameters
     ----------
     features : array or tensor, shape ([learning_rate,] [replicate,] [time,] sample, feature)
-        Real and finite. A leading axis is present where the argument of its name, below, is a sequence;
-        one more axis beside these is that of replicates.
+        A leading axis is present where the argument of its name, below, is a sequence; one more axis
+        beside these is that of replicates.
     labels : array, shape (sample,), or one-hot (sample, class)
         The class of each sample, in any order: integers, texts, or anything else that sorts.
     times : float or sequence of float, default 0
-        Time of each frame, strictly increasing; of features during SGD, the sum of the learning rates
-        of the steps before.
+        Time of each frame; of features during SGD, the sum of the learning rates of the steps before.
     replicate : sequence, optional
         Names of independent copies, such as the seeds of networks. Default: 0 to R−1.
     learning_rate : float or sequence of float, optional
         A single number becomes a scalar coordinate.
-    weights : array, shape (class, feature), optional
+    weights, bias : array, shape (class, feature) and (class,), optional
         The linear classifier on top of the features, for NC3 and NC4: a row per class, in the order of
-        ``classes`` (below). It may have the leading axes of the features too.
-    bias : array, shape (class,), optional
-        The classifier's bias, likewise; none by default.
+        ``classes`` (below). They may have the leading axes of the features too.
 
     Returns
     -------
     xarray.Dataset
         ``features ([learning_rate,] replicate, time, sample, feature)``, samples in the order given
-        and in their own floating dtype (float64 for integers); ``weights`` and ``bias`` where given;
-        coordinates ``replicate``, ``time``, ``label(sample)``, integers 0 to K−1, and
-        ``learning_rate`` where given. Attribute ``classes``: the name of class k in ``labels``,
-        that is the distinct labels in sorted order, or the numbers of the one-hot columns that occur.
+        and in their own floating dtype (float64 for integers); ``weights`` and ``bias``; coordinates
+        ``replicate``, ``time``, ``label(sample)``, integers 0 to K−1, and ``learning_rate``. Attribute
+        ``classes``: the distinct labels in sorted order, or the numbers of the one-hot columns that occur.
 
     Examples
     --------
@@ -376,7 +369,7 @@ def from_arrays(
     coords["time"] = check_times("times", np.atleast_1d(given), 1)
 
     named = coords | {"time": given}
-    axes = [axis for axis in LEADING if np.ndim(named.get(axis))]
+    axes = [axis for axis in LEADING if np.ndim(named.get(axis, 0))]
     more = values.ndim - 2 - len(axes)
     if more == 1 and axes and "replicate" not in axes:
         axes = [axis for axis in LEADING if axis in (*axes, "replicate")]

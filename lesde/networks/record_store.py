@@ -352,13 +352,13 @@ def open_records(
         )
     loaded = [one.load() for one in found]
     try:
-        joined = xr.concat(
+        joined = xr.concat(  # type: ignore[call-overload]
             loaded,
             dim="replicate",
             data_vars=[v for v in loaded[0].data_vars if "replicate" in loaded[0][v].dims],
             coords="minimal",
             compat="equals",
-            join=join,  # type: ignore[arg-type]
+            join=join,
             combine_attrs="drop_conflicts",
         )
     except ValueError as error:

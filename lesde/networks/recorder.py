@@ -131,10 +131,10 @@ class Recorder:
         Record every so many iterations, from 0 on. One of ``every``, ``iterations`` and ``times`` is
         needed.
     iterations : sequence of int, optional
-        The iterations to record at, for example ``numpy.unique(numpy.geomspace(1, 10_000, 50).astype(int))``.
+        The iterations to record at.
     times : sequence of float, optional
-        Times on the clock; each is recorded at the nearest iteration. Whole numbers where no
-        ``learning_rate`` is given. :func:`lesde.networks.saving_times` makes them.
+        Times on the clock, as :func:`lesde.networks.saving_times` makes them; each is recorded at the
+        nearest iteration.
     learning_rate : float, torch.optim.Optimizer or callable, optional
         What a step adds to the clock. The rate of an optimiser is read at every step, so call :meth:`step`
         before the step of a learning-rate scheduler. A callable takes no arguments and returns the rate of
@@ -151,12 +151,8 @@ class Recorder:
 
     Raises
     ------
-    ValueError
-        If the model does not take the probe set, or a store does not fit or is damaged.
     FileExistsError
         If the store exists and ``resume`` is False.
-    OSError
-        If the store cannot be written.
     Diverged
         From :meth:`step`, if a recorded feature is not finite.
 

@@ -41,26 +41,25 @@ def record_ensemble(
     Yields
     ------
     dict of str to xarray.Dataset
-        One dictionary per learning rate, as soon as it is trained, with one dataset per layer. Each
-        has a ``learning_rate`` axis of length 1, along which :func:`collect` joins them. Variables:
+        One dictionary per learning rate, as soon as it is trained, with one dataset per layer. Variables:
 
         - ``features (learning_rate, replicate, time, sample, feature)``;
         - ``loss``, ``accuracy (learning_rate, replicate, time)`` on the probe set;
         - for the layer ``"penultimate"``, ``weights (learning_rate, replicate, time, class,
           feature_in)`` and ``bias (learning_rate, replicate, time, class)`` of the last linear layer.
 
-        Coordinates ``learning_rate``, ``replicate``, ``time``, ``label(sample)`` and
-        ``iteration(learning_rate, time)``, and ``asked_time (time)``, the times as given, where one of
-        them lies between iterations; attributes say what was trained, how, and with which versions.
+        Coordinates ``learning_rate`` (of length 1), ``replicate``, ``time``, ``label(sample)``,
+        ``iteration(learning_rate, time)``, and ``asked_time (time)`` where a time asked for lies between
+        iterations; attributes say what was trained, how, and with which versions.
 
-        With ``drawn`` one more dataset, ``"drawn"``: ``features (learning_rate, replicate, draw,
-        feature)``, the logits of the drawn training samples, with ``label (learning_rate, replicate,
-        draw)``, ``iteration (draw)``, the steps done before, and ``time (learning_rate, draw)``.
+        With ``drawn`` also ``"drawn"``: ``features (learning_rate, replicate, draw, feature)``, the logits
+        of the drawn training samples, with ``label (learning_rate, replicate, draw)``,
+        ``iteration (draw)``, the steps done before, and ``time (learning_rate, draw)``.
 
     Raises
     ------
-    ValueError, Diverged
-        As :func:`lesde.networks.train_ensemble`; arguments are checked at the call, before any training.
+    Diverged
+        As :func:`lesde.networks.train_ensemble`.
 
     Examples
     --------
@@ -119,8 +118,8 @@ def _datasets(
             "iteration": ("draw", iterations, {"description": "steps done before the draw"}),
             "time": (("learning_rate", "draw"), iterations[None] * run.learning_rate),
         }
-        features = ((*lead, "feature"), run.drawn_logits[None])
-        found["drawn"] = xr.Dataset({"features": features}, coords, {"layer": "logits", **attrs})
+        drawn = {"features": ((*lead, "feature"), run.drawn_logits[None])}
+        found["drawn"] = xr.Dataset(drawn, coords, {"layer": "logits", **attrs})
     return found
 
 
