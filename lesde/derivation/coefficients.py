@@ -27,11 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Shared:
-    """What kernels of classes and of features have in common.
-
-    ``transform`` has the matrices H_l, ``noise`` σ_k of a sample per square root of time, as a function of time
-    and with the rule's factor, and ``counts`` the samples per class.
-    """
+    """The matrices H_l, σ_k per square root of time with the rule's factor, and the samples per class."""
 
     transform: Transform
     noise: Noise

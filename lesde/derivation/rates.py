@@ -135,10 +135,8 @@ def late_means(coefficients: Coefficients, tree: Tree) -> LateMeans | None:
             found[value] = rate, moved
         zero = next((v for v in found if abs(v) < NEAR), 0j)
         linear = found.get(zero, (0, np.zeros_like(still)))[1]
-        found[zero] = (
-            sp.Integer(0),
-            linear if np.abs(linear - linear.mean(0)).max() > NEAR else still,
-        )
+        moves = np.abs(linear - linear.mean(0)).max() > NEAR
+        found[zero] = sp.Integer(0), linear if moves else still
     rows = ((v, rate, A - A.mean(0)) for v, (rate, A) in found.items())
     kept = sorted((row for row in rows if np.abs(row[2]).max() > NEAR), key=lambda r: -r[0].real)
     return LateMeans([row[1] for row in kept], [row[0] for row in kept], [row[2] for row in kept])

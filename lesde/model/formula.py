@@ -310,7 +310,6 @@ def _too_long(name: str, given: Any) -> ValueError:
 # --------------------------------------------------------------------------------------------------
 # Formulas in t, formulas of two samples, and tables of formulas.
 
-
 _VECTORISE = "Write it with NumPy functions, for example numpy.where in place of if."
 
 

@@ -119,18 +119,18 @@ def resolve(
             return Panels(left[order], width[order], owner[order])
         if pole.any() or len(left) + halved.sum() > MOST_PANELS:
             stuck = pole if pole.any() else bad
-            i, group = np.unravel_index(np.argmax(np.where(stuck, error, 0)), stuck.shape)
-            values = function(left[i] + width[i] * POINTS)[:, group]
+            row, group = np.unravel_index(np.argmax(np.where(stuck, error, 0)), stuck.shape)
+            values = function(left[row] + width[row] * POINTS)[:, group]
             entry = name(int(group), int(np.ptp(values, axis=0).argmax()))
+            where = f"to integrate near t = {left[row]:g}"
             if stuck is bad:
                 raise ValueError(
-                    f"{entry} changes too often to integrate near t = {left[i]:g}: more than {MOST_PANELS} "
-                    f"sub-intervals do not resolve it. Where it loses its digits by cancellation, as 1 - tanh(t) "
-                    f"does at large t, write it without; else let `times` end earlier, or give a smoother function."
+                    f"{entry} changes too often {where}: more than {MOST_PANELS} sub-intervals do not resolve it. "
+                    f"Let `times` end earlier, or give a smoother function, free of cancellation."
                 )
             raise ValueError(
-                f"{entry} changes too abruptly to integrate near t = {left[i]:g}: it has a singularity "
-                f"there. Let `times` end before that point or begin after it, or change the formula."
+                f"{entry} changes too abruptly {where}: it has a singularity there. Let `times` end before that "
+                f"point or begin after it, or change the formula."
             )
         if not halved.any():
             some = ~probed
