@@ -137,6 +137,7 @@ class Solution:
         places = table.places(times[0], times[-1])
 
         @cache
+        @np.errstate(all="ignore")
         def integral(factor: sp.Expr | None, rate: sp.Expr) -> np.ndarray:
             grown = antiderivative(compiled(rate, TIME, functions=table.functions), times, places)
             if factor is None:
@@ -149,4 +150,8 @@ class Solution:
             for amplitude, vector, *how in self._terms(k, means, scores, d):
                 size = complex(amplitude) * integral(*how)
                 result[:, k] += (size[:, None] * np.asarray(vector, complex)).real
+        if not np.isfinite(result).all():
+            raise ValueError(
+                "the kernel, or what grows by it, is not finite and real at all times."
+            )
         return result
