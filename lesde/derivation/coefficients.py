@@ -76,8 +76,7 @@ class Coefficients(_Shared):
     ) -> Panels:
         """Panels between successive times on which w_l E_kl is resolved.
 
-        Free names have the given values, with which ``distinct`` evaluates the drift table's values. ValueError
-        names a value that changes too abruptly, or too often, to integrate.
+        Free names have the given values, with which ``distinct`` evaluates the drift table's values.
         """
         places = self.drift_table.places(float(times[0]), float(times[-1]), values)
         evaluate = distinct or (lambda at: self._checked(self.drift_table, at))

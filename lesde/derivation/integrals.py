@@ -69,11 +69,7 @@ def time_terms(expression: sp.Expr) -> dict[sp.Expr, sp.Expr]:
 
 @lru_cache(maxsize=512)
 def time_integral(integrand: sp.Expr, start: sp.Expr) -> sp.Expr:
-    """∫_start^t of an expression in time; an Integral stands where no closed form was found.
-
-    Terms are integrated one by one, so a callable or an unevaluated α(t) keeps only its own
-    integral. A closed form is differentiated back before it is used.
-    """
+    """∫_start^t of an expression in time, term by term; an Integral stands where no closed form was found."""
     return sp.Add(*(c * _integrate_one(f, start) for f, c in time_terms(integrand).items()))
 
 
@@ -141,9 +137,8 @@ def _search(function: sp.Expr) -> sp.Expr | None:
 def growth_integral(factor: sp.Expr, rate: sp.Expr, start: sp.Expr) -> sp.Expr:
     """∫_start^t factor(τ) exp(∫_start^τ rate) dτ.
 
-    Where the factor is a multiple of the rate this is that multiple of exp(∫ rate) − 1, even for
-    unevaluated functions of time. Otherwise a closed form is sought only for a constant rate; with
-    others it would not be one that a person prints.
+    Where the factor is a multiple of the rate this is that multiple of exp(∫ rate) − 1. Otherwise a closed form is
+    sought only for a constant rate; with others it would not be one that a person prints.
     """
     if factor == 0:
         return sp.Integer(0)
@@ -174,10 +169,7 @@ def antiderivative(
     times: np.ndarray,
     places: tuple[np.ndarray, np.ndarray],
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The integral of a function from the first of ``times`` on, as a function of its end, up to the last.
-
-    The function may jump or peak at ``places``.
-    """
+    """The integral of a function, which may jump or peak at ``places``, from the first of the times on."""
     if len(times) < 2:
         return np.zeros_like
 

@@ -1,8 +1,7 @@
 """Panels on which functions of time are resolved, and integrals over them, by Gauss and Legendre.
 
-Every integral over time in the exact law goes through :func:`resolve`: given the places where the functions switch, it
-halves the panels between them until the Legendre series of the functions has ended in each, and meets them at points
-that lie close over all times.
+Every integral over time in the exact law goes through :func:`resolve`: it halves panels until the Legendre series of
+the functions has ended in each, and meets them at points that lie close over all times.
 """
 
 from __future__ import annotations
@@ -83,14 +82,11 @@ def resolve(
 ) -> Panels:
     """Panels within windows, given by their edges, on which functions of time are resolved.
 
-    What counts is the integral from the first time to the end of each window, in which a panel may err
-    by a share of :data:`RESOLVED` in proportion to its width: rounding errors of a function that has all
-    but died out are as small as what they are added to. ``kept`` says which share of the integral before each
-    window still counts at its end; all by default.
-
-    Panels end at ``switches``, the places of jumps and kinks, and at ``peaks``, where the functions may be narrow.
-    They are compared with their series at :data:`PROBES` points (fewer where there are more than 500 entries).
-    ValueError, with the ``name`` of a group's entry, where one has a pole or changes too often.
+    What counts is the integral from the first time to the end of each window, in which a panel may err by a share
+    of :data:`RESOLVED` in proportion to its width. ``kept`` says which share of the integral before each window
+    still counts at its end; all by default. Panels end at ``switches``, the places of jumps and kinks, and at
+    ``peaks``, where the functions may be narrow. ValueError, with the ``name`` of a group's entry, where one has
+    a pole or changes too often.
     """
     edges = _separate(windows, np.union1d(switches, peaks))
     left, right = edges[:-1], edges[1:]

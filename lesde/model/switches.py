@@ -30,10 +30,7 @@ def places(
     end: float,
     values: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times between two at which expressions may jump or have a kink, and those of possible narrow peaks.
-
-    ``functions`` are behind unevaluated functions, and ``values`` those of free names.
-    """
+    """Times of jumps and kinks of expressions, and of possible narrow peaks; ``values`` are those of free names."""
     conditions, arguments = set(), set()
     for expression in expressions:
         own = _parts(expression, time)
