@@ -91,7 +91,7 @@ class Noise:
         if self.is_numeric:
             return replace(self, given=self.given * float(factor))
         given = self.given.copy()
-        given.flat = [Formula(factor * f.expression, f.functions) for f in given.flat]
+        given.ravel()[:] = [Formula(factor * f.expression, f.functions) for f in given.flat]
         return replace(self, given=given)
 
     @property
