@@ -27,11 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Shared:
-    """What kernels of classes and of features have in common.
-
-    ``transform`` has the matrices H_l, ``noise`` σ_k of a sample per square root of time, as a function of time
-    and with the rule's factor, and ``counts`` the samples per class.
-    """
+    """The matrices H_l, σ_k per square root of time with the rule's factor, and the samples per class."""
 
     transform: Transform
     noise: Noise
@@ -80,8 +76,7 @@ class Coefficients(_Shared):
     ) -> Panels:
         """Panels between successive times on which w_l E_kl is resolved.
 
-        Free names have the given values, with which ``distinct`` evaluates the drift table's values. ValueError
-        names a value that changes too abruptly, or too often, to integrate.
+        Free names have the given values, with which ``distinct`` evaluates the drift table's values.
         """
         places = self.drift_table.places(float(times[0]), float(times[-1]), values)
         evaluate = distinct or (lambda at: self._checked(self.drift_table, at))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import sympy as sp
@@ -19,9 +18,9 @@ from lesde.model.quadrature import LEGENDRE, resolve
 
 __all__ = [
     "DUMMY",
+    "antiderivative",
     "expand_terms",
     "growth_integral",
-    "numerical",
     "time_integral",
     "time_terms",
 ]
@@ -70,11 +69,7 @@ def time_terms(expression: sp.Expr) -> dict[sp.Expr, sp.Expr]:
 
 @lru_cache(maxsize=512)
 def time_integral(integrand: sp.Expr, start: sp.Expr) -> sp.Expr:
-    """∫_start^t of an expression in time; an Integral stands where no closed form was found.
-
-    Terms are integrated one by one, so a callable or an unevaluated α(t) keeps only its own
-    integral. A closed form is differentiated back before it is used.
-    """
+    """∫_start^t of an expression in time, term by term; an Integral stands where no closed form was found."""
     return sp.Add(*(c * _integrate_one(f, start) for f, c in time_terms(integrand).items()))
 
 
@@ -142,9 +137,8 @@ def _search(function: sp.Expr) -> sp.Expr | None:
 def growth_integral(factor: sp.Expr, rate: sp.Expr, start: sp.Expr) -> sp.Expr:
     """∫_start^t factor(τ) exp(∫_start^τ rate) dτ.
 
-    Where the factor is a multiple of the rate this is that multiple of exp(∫ rate) − 1, even for
-    unevaluated functions of time. Otherwise a closed form is sought only for a constant rate; with
-    others it would not be one that a person prints.
+    Where the factor is a multiple of the rate this is that multiple of exp(∫ rate) − 1. Otherwise a closed form is
+    sought only for a constant rate; with others it would not be one that a person prints.
     """
     if factor == 0:
         return sp.Integer(0)
@@ -170,64 +164,27 @@ def _constant_ratio(factor: sp.Expr, rate: sp.Expr) -> sp.Expr | None:
     return first if all(sp.simplify(first - other) == 0 for other in others) else None
 
 
-Function = Callable[[np.ndarray], np.ndarray]
-
-
-def numerical(
-    expression: sp.Expr,
-    variable: sp.Symbol,
-    functions: Mapping[str, Callable[..., Any]],
+def antiderivative(
+    function: Callable[[np.ndarray], np.ndarray],
     times: np.ndarray,
     places: tuple[np.ndarray, np.ndarray],
-) -> Function:
-    """A function of times from an expression whose integrals may be standing and nested.
-
-    These begin at the first of ``times``, and what stands in them may jump or peak at ``places``.
-    """
-    nodes = sorted(expression.atoms(sp.Integral), key=lambda node: -node.count_ops())
-    standing: dict[sp.Integral, sp.Symbol] = {}
-    for node in nodes:
-        if expression.has(node):  # and not within another
-            standing[node] = sp.Symbol(f"integral_{len(standing)}")
-            expression = expression.xreplace({node: standing[node]})
-    inner = [numerical(n.function, n.limits[0][0], functions, times, places) for n in standing]
-    areas = [_antiderivative(function, times, places) for function in inner]
-    arguments = [variable, *standing.values()]
-    body = sp.lambdify(arguments, expression, modules=[dict(functions), "numpy", "scipy"])
-
-    def value(at: np.ndarray) -> np.ndarray:
-        given = [at, *(area(at) for area in areas)]
-        try:
-            with np.errstate(over="raise", divide="raise", invalid="raise"):
-                return np.broadcast_to(np.asarray(body(*given), complex), at.shape)
-        except (FloatingPointError, ZeroDivisionError, OverflowError):
-            # such as t − log(1 + exp(1000t))/1000: mpmath's exponents have no end
-            precise = sp.lambdify(arguments, expression, modules=[dict(functions), "mpmath"])
-            return np.array([complex(precise(*each)) for each in zip(*given, strict=True)])
-
-    return value
-
-
-def _antiderivative(
-    function: Function, times: np.ndarray, places: tuple[np.ndarray, np.ndarray]
-) -> Function:
-    """The integral from the first time on as a function of its end."""
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The integral of a function, which may jump or peak at ``places``, from the first of the times on."""
     if len(times) < 2:
         return np.zeros_like
 
     def parts(at: np.ndarray) -> np.ndarray:
-        found = function(at)
+        found = np.asarray(function(at), complex)
         return np.stack([found.real, found.imag], -1)[:, None]
 
     panels = resolve(parts, times, *places, lambda *_: "the integrand of the closed form")
-    values = function(panels.nodes.ravel()).reshape(panels.nodes.shape)
+    values = np.reshape(function(panels.nodes.ravel()), panels.nodes.shape)
     series = np.polynomial.legendre.legint(LEGENDRE @ values.T, lbnd=-1) * panels.widths / 2
     before = np.cumsum(series.sum(0)) - series.sum(0)  # P_n(1) = 1
 
     def value(at: np.ndarray) -> np.ndarray:
         i = np.searchsorted(panels.starts[1:], at, "right")
         inside = 2 * (at - panels.starts[i]) / panels.widths[i] - 1
-        area = before[i] + np.polynomial.legendre.legval(inside, series[:, i], tensor=False)
-        return area if area.imag.any() else area.real
+        return before[i] + np.polynomial.legendre.legval(inside, series[:, i], tensor=False)
 
     return value

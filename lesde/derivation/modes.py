@@ -24,19 +24,11 @@ Eigen = tuple[list[sp.Expr], sp.Matrix, sp.Matrix]
 
 @dataclass(frozen=True)
 class Mode:
-    """One rate of the mean ODE, with the combinations of class means that grow at it.
+    """One rate λ(t) of the mean ODE: the combinations of class means named in words grow as exp(∫λ).
 
-    Attributes
-    ----------
-    name : str
-        In words.
-    rate : sympy.Expr
-        λ(t): amplitudes in this mode grow as exp(∫λ).
-    multiplicity : int
-        Its dimension in the K·p-dimensional space of class means.
-    kind : {"mean", "contrast", "coupled", "static"}
-        Grand mean; contrast between exchangeable classes or groups; eigenvector of what symmetry
-        leaves coupled; directions that the drift never moves.
+    ``multiplicity`` is their dimension in the K·p-dimensional space of class means, and ``kind`` "mean" for the
+    grand mean, "contrast" between exchangeable classes or groups, "coupled" for an eigenvector of what symmetry
+    leaves coupled, and "static" for directions that the drift never moves.
     """
 
     name: str
@@ -146,8 +138,8 @@ def tidy(expression: sp.Expr) -> sp.Expr:
 def _eigen(matrix: sp.Matrix) -> Eigen | None:
     """Rates λ_m(t) and time-independent eigenvectors, or None where there are none.
 
-    Exact for one or two rows with one function of time; otherwise in floating point, and only where
-    the constant matrices of the time functions have common eigenvectors.
+    Exact for two rows with one function of time; else in floating point, where the matrices of all functions of
+    time have common eigenvectors.
     """
     n = matrix.rows
     if n == 1:

@@ -47,22 +47,16 @@ def _never_smaller(first: sp.Expr, second: sp.Expr) -> bool:
         return False
 
 
-class LogitRates(NamedTuple):
-    """The rates that move the class means of an L-model.
+def logit_rates(
+    coefficients: Coefficients, tree: Tree
+) -> tuple[sp.Expr, list[sp.Expr], sp.Expr] | None:
+    """The competing rates of an L-model: of equal scores, of the scores' contrasts, and the dominant one.
 
-    ``equal`` is that of equal scores, (α−β)/K, which drives X̄^k along d_k, a simplex ETF; ``contrasts``
-    are those of the scores' contrasts, of which K = 2 has none, as they move both means alike (d_1 = −d_2).
-    ``dominant`` is the largest of these and 0, the rate of the part of the initial means that never moves;
-    where signs do not determine it, that of equal scores, which is right for α > β and β ≤ 0.
+    Equal scores, at (α−β)/K, drive X̄^k along d_k, a simplex ETF; K = 2 has no contrasts, as they move both means
+    alike (d_1 = −d_2). The dominant is the largest of these and 0, the rate of the part of the initial means that
+    never moves; where signs do not determine it, that of equal scores, which is right for α > β and β ≤ 0. None
+    where classes are not exchangeable.
     """
-
-    equal: sp.Expr
-    contrasts: list[sp.Expr]
-    dominant: sp.Expr
-
-
-def logit_rates(coefficients: Coefficients, tree: Tree) -> LogitRates | None:
-    """The competing rates of an L-model; None where classes are not exchangeable."""
     contrasts = between_rates(tree)
     if tree.top is None or contrasts is None:
         return None
@@ -70,7 +64,7 @@ def logit_rates(coefficients: Coefficients, tree: Tree) -> LogitRates | None:
     contrasts = [] if coefficients.transform.n_classes == 2 else contrasts
     candidates = [equal, *contrasts, sp.Integer(0)]
     winners = [a for a in candidates if all(_never_smaller(a, b) for b in candidates)]
-    return LogitRates(equal, contrasts, winners[0] if winners else equal)
+    return equal, contrasts, winners[0] if winners else equal
 
 
 class LateMeans(NamedTuple):
@@ -135,10 +129,8 @@ def late_means(coefficients: Coefficients, tree: Tree) -> LateMeans | None:
             found[value] = rate, moved
         zero = next((v for v in found if abs(v) < NEAR), 0j)
         linear = found.get(zero, (0, np.zeros_like(still)))[1]
-        found[zero] = (
-            sp.Integer(0),
-            linear if np.abs(linear - linear.mean(0)).max() > NEAR else still,
-        )
+        moves = np.abs(linear - linear.mean(0)).max() > NEAR
+        found[zero] = sp.Integer(0), linear if moves else still
     rows = ((v, rate, A - A.mean(0)) for v, (rate, A) in found.items())
     kept = sorted((row for row in rows if np.abs(row[2]).max() > NEAR), key=lambda r: -r[0].real)
     return LateMeans([row[1] for row in kept], [row[0] for row in kept], [row[2] for row in kept])
@@ -148,7 +140,7 @@ def separation_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
     """d/dt log of the gap between two classes' means, at late times.
 
     I-model: the contrast rate, (α−β)/K when balanced. L-model: the dominant one of
-    :class:`LogitRates`. None where pairs of classes differ in it.
+    :func:`logit_rates`. None where pairs of classes differ in it.
     """
     late = late_means(coefficients, tree)
     if late is not None:
@@ -159,7 +151,7 @@ def separation_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
         return tidy(late.rates[m]) if not first and m >= 0 and late.wins(late.values[m]) else None
     if coefficients.transform.kind == "logits":
         found = logit_rates(coefficients, tree)
-        return None if found is None else tidy(found.dominant)
+        return None if found is None else tidy(found[2])
     rates = between_rates(tree)
     return tidy(rates[0]) if rates is not None and len(rates) == 1 else None
 
@@ -230,15 +222,13 @@ def nc2_rate(coefficients: Coefficients, tree: Tree) -> sp.Expr | None:
     found = logit_rates(coefficients, tree)
     if found is None or len(tree.orbits) > 1:
         return None
-    if found.equal in found.contrasts:  # β = 0: every class at its own score, which is no simplex
+    equal, contrasts, dominant = found
+    three = coefficients.transform.n_classes == 3
+    shaped = dominant == equal or (three and dominant in contrasts)
+    if not shaped or equal in contrasts:  # β = 0: every class at its own score, which is no simplex
         return sp.Integer(0)
-    shaped = found.dominant == found.equal or (
-        coefficients.transform.n_classes == 3 and found.dominant in found.contrasts
-    )
-    if not shaped:
-        return sp.Integer(0)
-    others = [r for r in [found.equal, *found.contrasts, sp.Integer(0)] if r != found.dominant]
-    return sp.Max(*(tidy(rate - found.dominant) for rate in others))
+    others = [rate for rate in [equal, *contrasts, sp.Integer(0)] if rate != dominant]
+    return sp.Max(*(tidy(rate - dominant) for rate in others))
 
 
 def _approach(late: LateMeans) -> sp.Expr | None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import sympy as sp
-from sympy.core.function import AppliedUndef
 
 from lesde.checks import check_finite_array, check_times
 from lesde.derivation.coefficients import Coefficients
-from lesde.derivation.integrals import growth_integral, numerical, time_integral
+from lesde.derivation.integrals import antiderivative, growth_integral, time_integral
 from lesde.derivation.modes import Tree, tidy
+from lesde.model.compiled import compiled
 from lesde.model.formula import TIME, Formula
 from lesde.model.transforms import logit_directions
 
@@ -67,27 +67,35 @@ class Solution:
         """X̄^k(t) of class k (from 0)."""
         K = len(self.coefficients.counts)
         symbols = ([sp.Symbol(f"{name}_{l + 1}", real=True) for l in range(K)] for name in "Xsd")
-        return sp.Add(*(a * vector * factor for a, vector, factor in self._terms(k, *symbols)))
+
+        def integral(factor: sp.Expr | None, rate: sp.Expr) -> sp.Expr:
+            if factor is None:
+                return self.growth(rate)
+            return growth_integral(factor, rate, self.start)
+
+        return sp.Add(
+            *(a * vector * integral(*how) for a, vector, *how in self._terms(k, *symbols))
+        )
 
     def _terms(self, k: int, means: Any, scores: Any, directions: Any) -> list[tuple[Any, ...]]:
-        """X̄^k as triples: an amplitude, a vector and their factor, a function of time.
+        """X̄^k as an amplitude, a vector, a factor and a rate each: they multiply ∫ factor·exp(∫ rate), or with
+        None for the factor exp(∫ rate).
 
         Initial means and scores and logit directions of all classes are symbols or numbers.
         """
         if not self.is_logits:
-            return [(1, vector, self.growth(rate)) for rate, vector in self.reduced(k, means)]
+            return [(1, vector, None, rate) for rate, vector in self.reduced(k, means)]
         # X_k + Σ_l d_l ∫ w_l E_kl s_l, using Σ_l d_l = 0 to drop what all classes share.
         table = self.coefficients.drift_table
         row = table.index[k]
         common = table.values[np.bincount(np.delete(row, k), minlength=1).argmax()]
         parts = [self.reduced(l, scores) for l in range(len(row))]
         shared = set(parts[0]).intersection(*parts[1:])
-        terms: list[tuple[Any, ...]] = [(1, means[k], sp.Integer(1))]
+        terms: list[tuple[Any, ...]] = [(1, means[k], None, sp.Integer(0))]
         for l, part in enumerate(parts):
             for rate, amplitude in part:
                 factor = table.values[row[l]] - (common if (rate, amplitude) in shared else 0)
-                integral = growth_integral(factor, rate, self.start)
-                terms.append((amplitude, directions[l], integral))
+                terms.append((amplitude, directions[l], factor, rate))
         return terms
 
     def generic(self) -> sp.Expr | None:
@@ -112,38 +120,38 @@ class Solution:
         return X_k + m_s * d_k * shared + (s_k - m_s) * d_k * apart + D * rest
 
     def evaluate(self, times: Any, initial: Any) -> np.ndarray:
-        """Class means (time, class, feature) from the closed form; integrals left standing by quadrature.
+        """Class means (time, class, feature) from the modes, with integrals by quadrature.
 
         ``times`` increase, and ``initial``, of shape (class, feature), are the class means at the first of them.
         """
-        coefficients = self.coefficients
-        K, p = len(coefficients.counts), coefficients.n_features
+        K, p = len(self.coefficients.counts), self.coefficients.n_features
         times = check_times("times", times, 1)
         means = check_finite_array("initial", initial, [(K, p)])
-        solution = Solution(coefficients, self.tree, sp.Float(times[0], 17))
+        table = self.coefficients.drift_table
+        if names := {n for v in table.values for n in Formula(v, table.functions).unresolved()}:
+            raise ValueError(
+                f"the closed form has no value for {', '.join(sorted(names))}; give the kernel numbers or formulas."
+            )
         d = logit_directions(K) if self.is_logits else np.zeros((K, p))
         scores = (means * d).sum(1) / (d**2).sum(1) if self.is_logits else np.zeros(K)
-        table = coefficients.drift_table
-        places = np.empty(0), np.empty(0)
-        if not any(Formula(value, table.functions).unresolved() for value in table.values):
-            places = table.places(times[0], times[-1])
-        values: dict[sp.Expr, np.ndarray] = {}
+        places = table.places(times[0], times[-1])
+
+        @cache
+        @np.errstate(all="ignore")
+        def integral(factor: sp.Expr | None, rate: sp.Expr) -> np.ndarray:
+            grown = antiderivative(compiled(rate, TIME, functions=table.functions), times, places)
+            if factor is None:
+                return np.exp(grown(times))
+            strength = compiled(factor, TIME, functions=table.functions)
+            return antiderivative(lambda at: strength(at) * np.exp(grown(at)), times, places)(times)
+
         result = np.zeros((len(times), K, p))
         for k in range(K):
-            for amplitude, vector, factor in solution._terms(k, means, scores, d):
-                if factor not in values:
-                    _check_names(factor, table.functions)
-                    values[factor] = numerical(factor, TIME, table.functions, times, places)(times)
-                size = complex(amplitude) * values[factor]
+            for amplitude, vector, *how in self._terms(k, means, scores, d):
+                size = complex(amplitude) * integral(*how)
                 result[:, k] += (size[:, None] * np.asarray(vector, complex)).real
+        if not np.isfinite(result).all():
+            raise ValueError(
+                "the kernel, or what grows by it, is not finite and real at all times."
+            )
         return result
-
-
-def _check_names(expression: sp.Expr, functions: Mapping[str, Any]) -> None:
-    names = {f.func.__name__ for f in expression.atoms(AppliedUndef)} - set(functions)
-    names |= {str(s) for s in expression.free_symbols - {TIME}}
-    if names:
-        raise ValueError(
-            f"the closed form has no value for {', '.join(sorted(names))}; give the kernel "
-            f"numbers or formulas."
-        )

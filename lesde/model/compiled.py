@@ -30,13 +30,12 @@ def compiled(
     """A function of arrays (backend "numpy") or of tensors ("torch") from a SymPy expression.
 
     The function takes a value for each symbol, broadcasts them and returns an array or tensor of their
-    common shape (a list of these for a sequence of expressions), constants included. It does not check
-    values. ``functions`` are the Python callables behind unevaluated functions.
+    common shape (a list of these for a sequence of expressions). ``functions`` are the Python callables behind
+    unevaluated functions.
 
     With torch, gradients flow to all arguments: the cases of a condition that do not hold contribute
-    none, and what is infinite on the way to a finite value contributes zero. What torch lacks is left to
-    NumPy and SciPy. A gradient to the place of a switch, or through a function that has none, raises
-    ValueError, in which the formula has the name ``name``.
+    none, and what is infinite on the way to a finite value contributes zero. A gradient to the place of a
+    switch, or through a function that torch lacks, raises ValueError, with the formula's ``name``.
     """
     several = isinstance(expression, list | tuple)
     expressions = tuple(expression) if isinstance(expression, list | tuple) else (expression,)

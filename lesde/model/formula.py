@@ -2,8 +2,7 @@
 
 A value of a kernel or of the noise is a number, a text, a SymPy expression or a Python function of t. Texts are
 read by a small parser that executes nothing. What is read is a :class:`Formula` in t, a :class:`PairFormula` of two
-samples, or an entry of an :class:`EntryTable`; :func:`~lesde.model.compiled.compiled` makes fast functions of all
-of them.
+samples, or an entry of an :class:`EntryTable`.
 """
 
 from __future__ import annotations
@@ -310,7 +309,6 @@ def _too_long(name: str, given: Any) -> ValueError:
 # --------------------------------------------------------------------------------------------------
 # Formulas in t, formulas of two samples, and tables of formulas.
 
-
 _VECTORISE = "Write it with NumPy functions, for example numpy.where in place of if."
 
 
@@ -355,11 +353,7 @@ class Formula:
         return Formula(new, self.functions)
 
     def __call__(self, times: np.ndarray, name: str = "kernel value") -> np.ndarray:
-        """Values at the times, float64, of their shape.
-
-        ValueError names the formula where a name has no value, and the time where a value is complex or
-        not finite.
-        """
+        """Values at the times, float64, of their shape; ValueError where one is not finite and real."""
         _refuse_open(name, self.expression, self.unresolved())
         times = np.asarray(times, dtype=np.float64)
         try:
@@ -441,10 +435,7 @@ class PairFormula:
 
 
 def parse_pair_formula(name: str, value: Any, parameters: Parameters = None) -> PairFormula:
-    """The formula of two samples that a number, text or SymPy expression stands for.
-
-    It must be finite at s = 0 and 1, and at r2 = 0, the distance of a sample to itself.
-    """
+    """The formula of two samples that a number, text or SymPy expression stands for."""
     if (callable(value) and not isinstance(value, sp.Expr)) or isinstance(value, Formula):
         raise TypeError(
             f"{name} must be a number, or a formula in r2, g, c, s and t; got {shown(value)}."
@@ -498,11 +489,7 @@ class EntryTable:
         return self.values[self.index[key]]
 
     def combine(self, labels: np.ndarray, rule: Callable[[sp.Expr, int], sp.Expr]) -> EntryTable:
-        """A new table with entries ``rule(value, label)``, evaluated once per distinct pair.
-
-        ``labels`` (rows, columns) are small integers for what else the rule depends on, for example the class
-        whose weight multiplies the entry.
-        """
+        """A new table with entries ``rule(value, label)``, evaluated once per distinct pair; labels are integers."""
         pairs, inverse = np.unique(
             np.stack([self.index.ravel(), np.asarray(labels).ravel()]), axis=1, return_inverse=True
         )
@@ -537,10 +524,7 @@ class EntryTable:
     def places(
         self, start: float, end: float, values: Mapping[str, float] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Times between two at which the values may jump or have a kink, and those of possible narrow peaks.
-
-        ``values`` are those of free names.
-        """
+        """Times of jumps and kinks, and of possible narrow peaks; ``values`` are those of free names."""
         return places(self.values, TIME, self.functions, start, end, values or {})
 
     @property

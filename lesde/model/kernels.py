@@ -151,7 +151,7 @@ class ClassMatrix(_NamedFormulas):
     matrix : K×K nested sequence, array or SymPy matrix of values
         Entry (k, l), of the kinds that :class:`TwoLevel` takes: the strength with which a step on class l moves class k.
     parameters : mapping, optional
-        Values of named parameters in the formulas.
+        As for :class:`TwoLevel`.
 
     Examples
     --------
@@ -191,7 +191,7 @@ class Hierarchical(_NamedFormulas):
     alpha, beta, gamma : values
         Same class; other class of the same superclass; class of another superclass.
     parameters : mapping, optional
-        Values of named parameters in the formulas.
+        As for :class:`TwoLevel`.
 
     Examples
     --------

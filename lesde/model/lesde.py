@@ -238,9 +238,8 @@ def class_average(samples: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def read_initial(model: LESDE, initial: Any, replicates: int | None = None) -> Initial:
     """Class means and deviations from the argument ``initial``.
 
-    None: random means. (class, feature): the means, every sample at its mean. (sample, feature): the samples,
-    sorted by class. With ``replicates`` also either of these with a leading replicate dimension. A DataArray is
-    read by the names of its dimensions.
+    None: random means. (class, feature): the means, every sample at its mean. (sample, feature): the samples, by
+    class. With ``replicates`` these may have a leading replicate dimension. A DataArray is read by its dimensions.
     """
     if initial is None:
         return Initial(None, None)

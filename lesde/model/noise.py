@@ -91,7 +91,7 @@ class Noise:
         if self.is_numeric:
             return replace(self, given=self.given * float(factor))
         given = self.given.copy()
-        given.flat = [Formula(factor * f.expression, f.functions) for f in given.flat]
+        given.ravel()[:] = [Formula(factor * f.expression, f.functions) for f in given.flat]
         return replace(self, given=given)
 
     @property
@@ -175,10 +175,7 @@ class Noise:
         return np.array(np.broadcast_to(values, (len(values), self.n_classes, p, p)))
 
     def square(self, times: Any) -> np.ndarray:
-        """σ² or σσᵀ in the smallest shape: (time, 1 or class), or (time, 1 or class, feature, feature).
-
-        The first where :attr:`is_isotropic`; one class stands for all where :attr:`is_shared`.
-        """
+        """σ² (time, 1 or class) where :attr:`is_isotropic`, else σσᵀ (time, 1 or class, feature, feature)."""
         values = self._evaluated(times)
         with np.errstate(over="ignore", invalid="ignore"):  # its sum raises Diverged
             return values**2 if self.is_isotropic else values @ np.swapaxes(values, -1, -2)
@@ -189,10 +186,7 @@ class Noise:
         return square.reshape(*square.shape[:2], -1)
 
     def integrated_scale(self, times: Any) -> np.ndarray:
-        """∫ σ_k² dt between successive times, shape (interval, class), float64, to rounding.
-
-        Only where :attr:`is_isotropic`. Diverged where the integral up to some time overflows.
-        """
+        """∫ σ_k² dt between successive times, (interval, class), to rounding, where :attr:`is_isotropic`."""
         whole = self._integral(times)
         return np.array(np.broadcast_to(whole, (len(whole), self.n_classes)))
 
@@ -223,10 +217,9 @@ class Noise:
         values: Mapping[str, float] | None = None,
         square: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Panels:
-        """Panels on which σσᵀ is resolved; arguments and errors as for :func:`lesde.model.quadrature.resolve`.
+        """Panels on which σσᵀ is resolved, as by :func:`lesde.model.quadrature.resolve`; Diverged where it overflows.
 
-        Free names have the given values, with which ``square`` evaluates σσᵀ. Diverged, with the end of the
-        window, where it overflows.
+        Free names have the given values, with which ``square`` evaluates σσᵀ.
         """
 
         def finite(times: np.ndarray) -> np.ndarray:

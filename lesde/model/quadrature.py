@@ -1,8 +1,7 @@
 """Panels on which functions of time are resolved, and integrals over them, by Gauss and Legendre.
 
-Every integral over time in the exact law goes through :func:`resolve`: given the places where the functions switch, it
-halves the panels between them until the Legendre series of the functions has ended in each, and meets them at points
-that lie close over all times.
+Every integral over time in the exact law goes through :func:`resolve`: it halves panels until the Legendre series of
+the functions has ended in each, and meets them at points that lie close over all times.
 """
 
 from __future__ import annotations
@@ -83,14 +82,11 @@ def resolve(
 ) -> Panels:
     """Panels within windows, given by their edges, on which functions of time are resolved.
 
-    What counts is the integral from the first time to the end of each window, in which a panel may err
-    by a share of :data:`RESOLVED` in proportion to its width: rounding errors of a function that has all
-    but died out are as small as what they are added to. ``kept`` says which share of the integral before each
-    window still counts at its end; all by default.
-
-    Panels end at ``switches``, the places of jumps and kinks, and at ``peaks``, where the functions may be narrow.
-    They are compared with their series at :data:`PROBES` points (fewer where there are more than 500 entries).
-    ValueError, with the ``name`` of a group's entry, where one has a pole or changes too often.
+    What counts is the integral from the first time to the end of each window, in which a panel may err by a share
+    of :data:`RESOLVED` in proportion to its width. ``kept`` says which share of the integral before each window
+    still counts at its end; all by default. Panels end at ``switches``, the places of jumps and kinks, and at
+    ``peaks``, where the functions may be narrow. ValueError, with the ``name`` of a group's entry, where one has
+    a pole or changes too often.
     """
     edges = _separate(windows, np.union1d(switches, peaks))
     left, right = edges[:-1], edges[1:]
@@ -119,18 +115,18 @@ def resolve(
             return Panels(left[order], width[order], owner[order])
         if pole.any() or len(left) + halved.sum() > MOST_PANELS:
             stuck = pole if pole.any() else bad
-            i, group = np.unravel_index(np.argmax(np.where(stuck, error, 0)), stuck.shape)
-            values = function(left[i] + width[i] * POINTS)[:, group]
+            row, group = np.unravel_index(np.argmax(np.where(stuck, error, 0)), stuck.shape)
+            values = function(left[row] + width[row] * POINTS)[:, group]
             entry = name(int(group), int(np.ptp(values, axis=0).argmax()))
+            where = f"to integrate near t = {left[row]:g}"
             if stuck is bad:
                 raise ValueError(
-                    f"{entry} changes too often to integrate near t = {left[i]:g}: more than {MOST_PANELS} "
-                    f"sub-intervals do not resolve it. Where it loses its digits by cancellation, as 1 - tanh(t) "
-                    f"does at large t, write it without; else let `times` end earlier, or give a smoother function."
+                    f"{entry} changes too often {where}: more than {MOST_PANELS} sub-intervals do not resolve it. "
+                    f"Let `times` end earlier, or give a smoother function, free of cancellation."
                 )
             raise ValueError(
-                f"{entry} changes too abruptly to integrate near t = {left[i]:g}: it has a singularity "
-                f"there. Let `times` end before that point or begin after it, or change the formula."
+                f"{entry} changes too abruptly {where}: it has a singularity there. Let `times` end before that "
+                f"point or begin after it, or change the formula."
             )
         if not halved.any():
             some = ~probed

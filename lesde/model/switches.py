@@ -30,21 +30,16 @@ def places(
     end: float,
     values: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times between two at which expressions may jump or have a kink, and those of possible narrow peaks.
-
-    ``functions`` are behind unevaluated functions, and ``values`` those of free names.
-    """
-    conditions, arguments = set(), set()
-    for expression in expressions:
-        own = _parts(expression, time)
-        conditions |= own[0]
-        arguments |= own[1]
+    """Times of jumps and kinks of expressions, and of possible narrow peaks; ``values`` are those of free names."""
+    parts = [_parts(expression, time) for expression in expressions]
+    conditions = {condition for own, _ in parts for condition in own}
+    arguments = {argument for _, own in parts for argument in own}
     jumps, peaks = [np.empty(0)], [np.empty(0)]
     for label, part in conditions | {(np.sign, argument) for argument in arguments}:
         names = sorted(part.free_symbols - {time}, key=str)
         numbers = [values[str(name)] for name in names]
         function = compiled(part, [time, *names], functions=functions)
-        changes, turns = _search(lambda at, f=function, n=numbers: f(at, *n), label, start, end)
+        changes, turns = _search(function, numbers, label, start, end)
         if (label, part) in conditions:
             jumps.append(changes)
         if part in arguments:
@@ -93,16 +88,13 @@ def _parts(
 
 
 def _search(
-    function: Callable[[np.ndarray], np.ndarray],
-    label: Callable[..., Any],
-    start: float,
-    end: float,
+    function: Callable[..., Any], numbers: Any, label: Callable[..., Any], start: float, end: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Times at which the label of a function's value changes, and those at which the function turns."""
 
     def amount(times: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return np.nan_to_num(np.real(function(times)).astype(float), nan=-np.inf)
+            return np.nan_to_num(np.real(function(times, *numbers)).astype(float), nan=-np.inf)
 
     samples = np.linspace(start, end, SAMPLES)
     turns = _turns(amount, samples)

@@ -11,6 +11,7 @@ import time
 import mpmath
 import numpy as np
 import pytest
+import sympy as sp
 
 import lesde
 
@@ -87,10 +88,15 @@ def test_the_command_ends():
 )
 def test_values_are_right_whether_or_not_the_integral_stands(text, function):
     """The gap grows by exp(∫α/2) in the I-model with β = 0 and K = 2, by mpmath's quadrature."""
-    model = lesde.LESDE(lesde.TwoLevel(text, 0), 2, 1)
-    got = lesde.derive(model).solution.evaluate([0.25, 1, 7], [[1.0], [-1.0]])[:, 0, 0]
+    solution = lesde.derive(lesde.LESDE(lesde.TwoLevel(text, 0), 2, 1)).solution
+    got = solution.evaluate([0.25, 1, 7], [[1.0], [-1.0]])[:, 0, 0]
     area = [mpmath.quad(function, np.linspace(0.25, end, 15).tolist()) for end in (1, 7)]
     np.testing.assert_allclose(got, [1, *(math.exp(a / 2) for a in area)], rtol=1e-11)
+    numbers = {"t": 7, "X_1": 1, "X_2": -1}
+    printed = solution.mean(0)
+    printed = printed.subs({s: numbers[s.name] for s in printed.free_symbols}).evalf()
+    whole = mpmath.quad(function, np.linspace(0, 7, 15).tolist())
+    assert float(sp.re(printed)) == pytest.approx(math.exp(whole / 2), rel=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,23 @@ def test_closed_form_is_the_law_and_the_integration(name):
     np.testing.assert_allclose(closed, solved.y.T.reshape(3, K, p), atol=1e-10 * scale)
 
 
+@pytest.mark.parametrize("name", [n for n in CLOSED if n not in ("I callables", "I no primitive")])
+def test_what_is_printed_is_what_is_evaluated(name):
+    """The expression of the first mean in one feature, with numbers for its symbols."""
+    model, t = CLOSED[name], 0.9
+    solution, K = lesde.derive(model).solution, model.n_classes
+    initial = np.random.default_rng(5).normal(size=(K, model.n_features))
+    d = np.eye(K) - 1 / K
+    numbers = {f"X_{l + 1}": initial[l, 0] for l in range(K)} | {"t": t}
+    if solution.is_logits:
+        numbers |= {f"d_{l + 1}": d[l, 0] for l in range(K)}
+        numbers |= {f"s_{l + 1}": d[l] @ initial[l] / (d[l] @ d[l]) for l in range(K)}
+    printed = solution.mean(0)
+    printed = printed.subs({s: numbers[s.name] for s in printed.free_symbols}).evalf()
+    expected = solution.evaluate([0, t], initial)[1, 0, 0]
+    assert float(sp.re(printed)) == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", OPEN)
 def test_no_closed_form_is_claimed_where_there_is_none(name):
     derivation = lesde.derive(OPEN[name])
