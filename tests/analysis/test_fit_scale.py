@@ -1,4 +1,4 @@
-"""What is fitted does not depend on the unit of the features, as far as floats hold them."""
+"""What is fitted does not depend on the unit of the features, over the range of float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import lesde
 from tests.analysis.test_elasticity_paths import dataset, projections, simulate_means, two_level
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-SCALES = [2.0**-120, 2.0**120]  # the range of float32; exact factors
+SCALES = [2.0**-120, 2.0**120]  # about the range of float32; exact factors
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def test_fitted_elasticity_is_free_of_the_unit(paths, factor, estimator):
 
 
 @pytest.mark.parametrize("errors", ["model", "replicate"])
-def test_a_path_may_grow_over_the_range_of_floats(errors):
-    """Independent route: without noise, differences grow by exp((α − β)/K per unit of time), here from 1e-140 to 1e+140."""
+def test_a_path_may_grow_by_many_orders_of_magnitude(errors):
+    """Independent route: without noise, differences grow by exp((α − β)/K per unit of time), here from 1e-60 to 1e+60."""
     rng, times = np.random.default_rng(1), np.linspace(0, 30, 31)
     grand, apart = rng.standard_normal((2, 8, 1, 1, 3))
-    rate = 280 * np.log(10) / 30  # of the differences, (α − β)/2
+    rate = 120 * np.log(10) / 30  # of the differences, (α − β)/2
     signs = np.array([1.0, -1.0])[:, None]
     growth = np.exp(rate * times)[:, None, None]
-    means = 1e-140 * growth * (apart * signs + grand)  # the grand mean too: β = 0
+    means = 1e-60 * growth * (apart * signs + grand)  # the grand mean too: β = 0
     means = means * (1 + 1e-9 * rng.standard_normal(means.shape))
     fit = lesde.fit_elasticity(dataset(means, times), errors=errors, smoothing=None)
     np.testing.assert_allclose(fit.A_minus_B, 2 * rate * times, rtol=1e-6)

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import xarray as xr
-from scipy.special import expit
+from scipy.special import expit, polygamma
 from scipy.stats import t as student
 
 from lesde.analysis.class_means import ClassMeans
@@ -21,8 +21,6 @@ TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
 """α, β and α − β in terms of (α, β)."""
 RATES = ["alpha", "beta", "alpha_minus_beta"]
 TAILS = {"tail_index": "tail index r", "log_slope_index": "1 − d log|A| / d log t"}
-PRIOR = 4
-"""Degrees of freedom that all intervals lend to the noise of each."""
 FAR_OFF = -1.0
 """r_squared below which rates are noise: they predict twice as badly as "nothing moves"."""
 PARTS = {
@@ -37,19 +35,24 @@ Total = Callable[[np.ndarray], np.ndarray]
 
 
 def pooled_noise(noise: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Noise (group, interval), each mixed with that of all intervals, which lends it some degrees of freedom.
+    """Noise (group, interval) of each interval shrunk toward that of all, as far as their scatter is estimation error.
 
-    Weights made of few degrees of freedom would favour the intervals whose noise happened to come out small. Logarithms
-    are mixed, as noise may change by orders of magnitude. Where the data determine none the noise is 1. With it come the
-    degrees of freedom behind it (group,), on average over intervals.
+    Weights made of few degrees of freedom would favour the intervals whose noise happened to come out small. log σ̂² with
+    ν degrees of freedom has the variance ψ′(ν/2); what it varies more is kept (Stein's shrinkage). Where the data
+    determine none the noise is 1. With it come the degrees of freedom behind it (group,), on average over intervals.
     """
-    own = np.where(noise > 0, freedom, 0)
-    square, total = np.where(own > 0, noise, 1.0) ** 2, own.sum(1)
-    common = np.where(total > 0, (own * square).sum(1) / np.maximum(total, 1), 1.0)
-    logs = own * np.log(square) + PRIOR * np.log(common)[:, None]
-    exact = (total == 0)[:, None] & (freedom > 0)  # no noise at all
-    mixed = np.where(exact, 0.0, np.exp(logs / (own + PRIOR) / 2))
-    return mixed, np.minimum(freedom.mean(1) + PRIOR, total)
+    result, number = np.zeros(noise.shape), np.zeros(len(noise))
+    result[(freedom == 0).all(1)] = 1.0
+    for g, own in enumerate((freedom > 0) & (noise > 0)):
+        if own.any():
+            nu, logs = freedom[g, own], 2 * np.log(noise[g, own])
+            common = np.log(nu @ np.exp(logs - logs.max()) / nu.sum()) + logs.max()
+            scatter = max(float(np.var(logs)), 1e-300)
+            keep = max(0.0, 1 - float(polygamma(1, nu / 2).mean()) / scatter)
+            result[g] = np.exp(common / 2)
+            result[g, own] = np.exp((keep * logs + (1 - keep) * common) / 2)
+            number[g] = 1 / (keep / nu.mean() + (1 - keep) / nu.sum())
+    return result, number
 
 
 def _share(left: np.ndarray, moved: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def power_tail(
 
     def score(index: np.ndarray | float, offset: np.ndarray | float) -> np.ndarray:
         """Less the weighted squares that the best power law of each index and offset leaves."""
-        r, s = (x[..., None] for x in np.broadcast_arrays(index, offset))
+        r, s = np.asarray(index)[..., None], np.asarray(offset)[..., None]
         g = _power_integral((start + s) / (1 + s), (end + s) / (1 + s), r)
         c = g @ (w * y) / (g**2 @ w)
         return -((y - c[..., None] * g) ** 2 @ w)
@@ -148,7 +148,7 @@ def power_tail(
         for step in (-1, 1):
             inner, limit = index, step * np.inf
             for r in INDICES[(INDICES - index) * step > 0][::step]:
-                if above(r) < 0:
+                if score(r, offsets).max() < most - reach and above(r) < 0:
                     limit = brentq(above, inner, r, xtol=1e-6) if above(inner) > 0 else inner
                     break
                 inner = r
