@@ -71,7 +71,7 @@ def read_probes(probe: Any) -> dict[str, ProbeSet]:
         raise ValueError("probe must hold at least one probe set; got an empty dict.")
     found: dict[str, ProbeSet] = {}
     for name, source in probe.items():
-        if not isinstance(name, str) or not name.isidentifier():
+        if not isinstance(name, str) or not name or "/" in name or name.startswith((".", "__")):
             raise ValueError(
                 f"probe must name its sets by words such as 'train' and 'held_out'; got {shown(name)}."
             )

@@ -318,9 +318,10 @@ def train_ensemble(
     [(8, 4, 160, 4), (8, 4, 160, 4)]
     """
     check_instance("data", data, ImageData, "a lesde.networks.ImageData")
-    for given, name in ((progress, "progress"), (observe, "observe")):
-        if given not in (None, True, False) and not callable(given):
-            raise TypeError(f"{name} must be a function, or left out; got {shown(given)}.")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False or a function; got {shown(progress)}.")
+    if observe is not None and not callable(observe):
+        raise TypeError(f"observe must be a function, or left out; got {shown(observe)}.")
     asked = check_times("times", times)
     if asked[0] != 0:
         raise ValueError(f"times[0] must be 0, the state before training; got {asked[0]:g}.")
