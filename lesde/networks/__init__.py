@@ -1,16 +1,7 @@
 # ruff: noqa: F401
 """Networks trained on images, with their features recorded as training goes.
 
-The names below are found on first use, so importing this package does not import torch::
-
-    from lesde.networks import collect, digits, mlp, record_ensemble, saving_times
-
-    data = digits(classes=4)
-    rates = (0.02, 0.05, 0.1)
-    records = record_ensemble(
-        data, lambda: mlp(64, (32, 32), 4), rates, replicates=8, times=saving_times(40.0, rates)
-    )
-    paths = collect(records)["logits"]     # learning_rate, replicate, time, sample, feature
+The names below are found on first use, so importing this package does not import torch.
 """
 
 from __future__ import annotations

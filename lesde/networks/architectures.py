@@ -28,12 +28,11 @@ def mlp(
     activation: str = "relu",
     bias: bool = True,
 ) -> nn.Sequential:
-    """A fully connected classifier with named layers and PyTorch's default initialisation.
+    """A fully connected classifier with PyTorch's default initialisation.
 
     Parameters
     ----------
     n_inputs : int
-        Length of an input.
     widths : sequence of int
         Widths of the hidden layers; empty for a linear classifier.
     n_classes : int
@@ -41,13 +40,11 @@ def mlp(
     activation : {"relu", "tanh", "sigmoid"}
         After each hidden layer.
     bias : bool
-        Give the linear layers biases.
 
     Returns
     -------
     torch.nn.Sequential
-        Layers ``hidden1, activation1, hidden2, ..., logits``; input (batch, n_inputs), output
-        (batch, n_classes).
+        Layers ``hidden1, activation1, hidden2, ..., logits``, from (batch, n_inputs) to (batch, n_classes).
 
     Examples
     --------
@@ -72,8 +69,7 @@ def lenet(n_classes: int, channels: int = 1, size: int = 32) -> nn.Sequential:
     """A small convolutional classifier, with PyTorch's default initialisation.
 
     Two 5 by 5 convolutions (6 and 16 channels), each with ReLU and 2 by 2 maximum pooling, then dense
-    layers of 120, 84 and K with ReLU between: the network of the experiments of Zhang, Wang and Su,
-    NeurIPS 2021 (arXiv 2110.05960).
+    layers of 120, 84 and K: the network of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960).
 
     Parameters
     ----------

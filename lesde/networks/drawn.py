@@ -7,28 +7,27 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import bare_array, check_integer, check_labels, check_times
+from lesde.checks import check_integer, check_labels
 from lesde.paths import check_dataset
 
 __all__ = ["drawn_means"]
 
 
-def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -> xr.Dataset:
+def drawn_means(drawn: xr.Dataset, times: int = 50) -> xr.Dataset:
     """Paths with one sample per class: the mean of the logits that each network drew of it in each window of training.
 
-    A step of SGD on one sample shows the logits of that sample only. Averages over a window of steps give every
-    network a mean per class, which `lesde.fit_elasticity` accepts.
+    A step of SGD on one sample shows the logits of that sample only; averages over a window of steps give every
+    network a mean per class, for `lesde.fit_elasticity`.
 
     Parameters
     ----------
     drawn : xarray.Dataset
         The dataset ``"drawn"`` of :func:`record_ensemble`: logits, ``features ([learning_rate,] replicate, draw, feature)``, with
         the coordinates ``label ([learning_rate,] replicate, draw)``, integers 0 to K−1, ``time ([learning_rate,] draw)`` and,
-        optionally, ``iteration (draw)``.
-    times : int or array (window + 1,), default 50
-        Number of windows of equal length from the first to the last draw, or their edges in time. A draw
-        at time t is in the window whose first edge is the last one at or before t; draws outside are left out. Windows
-        should be short against changes of the features: averages over a window are taken for values at its centre.
+        optionally, ``iteration (draw)``. Learning rates must have the same times.
+    times : int, default 50
+        Number of windows of equal length from the first to the last draw. They should be short against changes of
+        the features: averages over a window are taken for values at its centre.
 
     Returns
     -------
@@ -41,7 +40,7 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     Raises
     ------
     ValueError
-        If learning rates differ in their times, or a network drew no sample of some class in some window.
+        If a network drew no sample of some class in some window, or features are not finite.
 
     Examples
     --------
@@ -50,19 +49,21 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     >>> lesde.fit_elasticity(drawn_means(record["drawn"], 20), estimator="averages")  # doctest: +SKIP
     """
     labels, moments = _checked(drawn)
-    edges = _edges(times, moments)
-    # Times are products of a step, so a draw at an edge may miss it by rounding.
-    slack = 1e-6 * (moments[-1] - moments[0]) / len(moments)
-    window = np.searchsorted(edges, moments + slack, side="right") - 1
-    inside = (window >= 0) & (window < len(edges) - 1)
-    window, seen = window[inside], moments[inside]
-    features = drawn["features"].values[..., inside, :]
-    lead, W, p = features.shape[:-2], len(edges) - 1, features.shape[-1]
+    steps = np.unique(moments)
+    W = check_integer("times", times, 1, len(steps))
+    # A draw stands for the interval up to the next, so the last window ends one step after it. Edges lie
+    # between draws, where rounding cannot move a draw into another window.
+    step = (steps[-1] - steps[0]) / (len(steps) - 1)
+    cuts = np.rint(np.linspace(0, len(steps), W + 1)).astype(int)
+    edges = np.append(steps, steps[-1] + step)[cuts] - step / 2
+    window = np.searchsorted(edges, moments) - 1
+    features = drawn["features"].values
+    lead, p = features.shape[:-2], features.shape[-1]
     # One number for each cell (learning rate and replicate, window, class). Logits have a feature for each
     # class; features of other layers do not determine the number.
     logits = drawn.attrs.get("layer", "logits") == "logits"
     K, series = max(int(labels.max()) + 1, p if logits else 0), int(np.prod(lead))
-    own = labels.reshape(series, -1)[:, inside]
+    own = labels.reshape(series, -1)
     cell = ((np.arange(series)[:, None] * W + window) * K + own).ravel()
 
     def per_cell(weights: np.ndarray | None = None) -> np.ndarray:
@@ -73,7 +74,7 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
         *_, replicate, w, k = np.argwhere(count == 0)[0]
         raise ValueError(
             f"times must be windows in which every replicate drew every class: from {edges[w]:g} to "
-            f"{edges[w + 1]:g}, replicate number {replicate} drew none of class {k}. Give longer windows, or "
+            f"{edges[w + 1]:g}, replicate number {replicate} drew none of class {k}. Give fewer windows, or "
             f"leave out replicates that lack a class."
         )
     values = features.reshape(-1, p).astype(np.float64)
@@ -82,7 +83,7 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
         replicate, draw = np.argwhere(~finite)[0][-2:]
         raise ValueError(
             f"drawn.features must be finite; {int((~finite).sum())} of {finite.size} draws hold NaN or inf, one "
-            f"at t = {seen[draw]:g} in replicate number {replicate}. Leave out such replicates, or end before it."
+            f"at t = {moments[draw]:g} in replicate number {replicate}. Leave out such replicates or draws."
         )
     means = np.stack([per_cell(column) for column in values.T], -1) / count[..., None]
 
@@ -93,13 +94,13 @@ def drawn_means(drawn: xr.Dataset, times: int | np.ndarray | list[float] = 50) -
     coords: dict[Any, Any] = {d: drawn[d] for d in dims if d in drawn.coords}
     about = {"long_name": "time", "description": "centre of the window"}
     coords |= {
-        "time": ("time", per_window(seen), about),
+        "time": ("time", per_window(moments), about),
         "time_start": ("time", edges[:-1]),
         "time_end": ("time", edges[1:]),
         "label": ("sample", np.arange(K)),
     }
     if "iteration" in drawn.variables:
-        middle = np.rint(per_window(drawn["iteration"].values[inside])).astype(np.int64)
+        middle = np.rint(per_window(drawn["iteration"].values)).astype(np.int64)
         shape = tuple(drawn.sizes[d] for d in dims[:-1])
         coords["iteration"] = ((*dims[:-1], "time"), np.broadcast_to(middle, (*shape, W)))
     over = (*dims, "time", "sample")
@@ -135,24 +136,3 @@ def _checked(drawn: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(moments[0]) < 2 or (np.diff(moments[0]) < 0).any() or moments[0, 0] == moments[0, -1]:
         raise ValueError("drawn.time must increase along draw, over at least two draws.")
     return labels, moments[0]
-
-
-def _edges(times: Any, moments: np.ndarray) -> np.ndarray:
-    """Edges of the windows, of which the last lies after the last draw where they are not given."""
-    if np.ndim(bare_array("times", times)) == 0:
-        steps = np.unique(moments)
-        number = check_integer("times", times, 1, len(steps))
-        # A draw stands for the interval up to the next, so the last window ends one step after it. Edges lie
-        # between draws, where rounding cannot move a draw into another window.
-        step = (steps[-1] - steps[0]) / (len(steps) - 1)
-        cuts = np.rint(np.linspace(0, len(steps), number + 1)).astype(int)
-        return np.append(steps, steps[-1] + step)[cuts] - step / 2
-    edges = check_times("times", times)
-    empty = np.diff(np.searchsorted(moments, edges)) == 0
-    if empty.any():
-        i = int(np.argmax(empty))
-        raise ValueError(
-            f"times must leave draws in every window; there is none from {edges[i]:g} to "
-            f"{edges[i + 1]:g}. Draws go from {moments[0]:g} to {moments[-1]:g}."
-        )
-    return edges

@@ -1,9 +1,8 @@
 """Many networks of one architecture, their parameters stacked along a leading replicate axis.
 
-Each is initialised from its own seed; they are observed, and moved together by one step of plain SGD. There are two
-kinds of step. :func:`mapped_step` takes any architecture through ``torch.func``. :func:`chain_step` takes chains of
-known layers (:mod:`lesde.networks.layers`). For small networks and batches it is many times faster, since nearly all
-of the time of the first is the overhead of the transformations.
+Each is initialised from its own seed; they are observed, and moved together by one step of plain SGD: of any
+architecture through ``torch.func``, of chains of known layers by :mod:`lesde.networks.layers`, which is many times
+faster where networks and batches are small.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ __all__ = ["LOSSES", "Ensemble", "Share", "child_seed", "make_step"]
 # into the processor's cache, but be enough to keep a thread busy while another prepares its next operation.
 _MOST, _LEAST = 2**21, 2**18
 
-# Values that a network computes for the inputs it evaluates at once; more do not fit into the cache.
-_AT_ONCE = 2**19
+_AT_ONCE = 2**19  # values that a network computes for the inputs it evaluates at once, likewise
 
 Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 """Applies a function to all items, perhaps in several threads; results in their order."""
@@ -116,22 +114,19 @@ class Ensemble:
         self.fixed |= {name: tensor.to(device) for name, tensor in buffers.items()}
         self.evaluate(example.to(device))  # refuse before training what cannot be recorded
 
-    def part(self, which: slice) -> Ensemble:
-        """Some of the networks; training the part trains them here."""
+    def part(self, which: slice | np.ndarray) -> Ensemble:
+        """Some of the networks: those of a slice themselves, so that training trains them here, else copies."""
         part = copy.copy(self)
-        part.replicates = self.replicates[which]
+        part.replicates = np.array(self.replicates)[which].tolist()
         part.parameters = {name: tensor[which] for name, tensor in self.parameters.items()}
         part.fixed = {name: tensor[which] for name, tensor in self.fixed.items()}
         return part
 
     def copies(self, index: Tensor) -> Ensemble:
         """Some of the networks, each as often as asked for, in float64 and apart from the originals."""
-        copies = copy.copy(self)
-        copies.replicates = [self.replicates[i] for i in index.tolist()]
-        for name in ("parameters", "fixed"):
-            taken = {key: value[index] for key, value in getattr(self, name).items()}
-            taken = {k: v.double() if v.is_floating_point() else v for k, v in taken.items()}
-            setattr(copies, name, taken)
+        copies = self.part(index.numpy())
+        for tensors in (copies.parameters, copies.fixed):
+            tensors |= {k: t.double() for k, t in tensors.items() if t.is_floating_point()}
         return copies
 
     def chain(self) -> Chain | None:
@@ -272,13 +267,9 @@ Step = Callable[[Tensor, Tensor], Tensor]
 logits (replicate, batch, class) before the step."""
 
 
-def _squared_error(logits: Tensor, targets: Tensor) -> Tensor:
-    return 0.5 * (logits - targets).square().sum(-1).mean()
-
-
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
-    "mse": _squared_error,
+    "mse": lambda logits, targets: 0.5 * (logits - targets).square().sum(-1).mean(),
 }
 """Loss of logits (batch, class) against one-hot targets (batch, class), the mean over the batch."""
 

@@ -26,9 +26,8 @@ from lesde.networks.records import record_ensemble
 
 __all__ = ["measure_impact"]
 
-# What copies of networks and their layers' outputs may take at once, in bytes. Some multiples of the
-# processor's cache: more is not faster.
 WORKING_BYTES = 2**27
+"""What copies of networks and their layers' outputs may take at once; more is not faster."""
 
 
 def measure_impact(
@@ -51,16 +50,16 @@ def measure_impact(
 
     At every saved time, for every network and each of some drawn training samples, a copy of the network
     takes one step of plain SGD at that sample alone, and the change of the features of all probe samples
-    is reduced to what `lesde.fit_impact` needs. The networks that train never see it: they are the same to
-    the last bit as without measuring. For your own network, in its current state, see `lesde.measure_impact`.
+    is reduced to what `lesde.fit_impact` needs. Training is the same to the last bit as without measuring. For
+    your own network, in its current state, see `lesde.measure_impact`.
 
     Parameters
     ----------
     data, architecture, learning_rates, replicates, times, loss, seed
         As for :func:`lesde.networks.train_ensemble`.
     draws : int, default 5
-        Training samples drawn of every class, for each network its own, without replacement; the same at all times, so that
-        changes over time are those of the network. At least 2 for errors from fewer than 8 replicates.
+        Training samples drawn of every class (at most all), without replacement, for each network its own, the same at all times.
+        At least 2 for errors from fewer than 8 replicates.
     layer : str, default "logits"
         Features: ``"logits"``, ``"penultimate"`` or the name of a submodule.
     step : float, optional
@@ -86,9 +85,8 @@ def measure_impact(
     Notes
     -----
     The step is taken and the changes are measured in float64, whatever ``dtype``: late in training changes are
-    small differences of large features. Copies are stacked and stepped together, in parts of at most 128 MB.
-    What is kept is 8·R·T·K·S·(K + 1)·(p + 2) bytes for R replicates, T times, S draws of each of K classes and p features
-    (with B bins 16·R·T·K·S·B·(p + 2) more). Labels are those of training, wrong ones included.
+    small differences of large features. What is kept is 8·R·T·K·S·(K + 1)·(p + 2) bytes for R replicates, T times, S
+    draws of each of K classes and p features (with B bins 16·R·T·K·S·B·(p + 2) more).
 
     Examples
     --------
@@ -109,14 +107,10 @@ def measure_impact(
         check_choice("by", by, DISTANCES)
     check_instance("layer", layer, str, "the name of one layer")
     check_choice("loss", loss, LOSSES)
-    draws, fewest = check_integer("draws", draws), int(np.bincount(data.train_y).min())
-    if draws > fewest:
-        raise ValueError(
-            f"draws must be at most the number of training samples of every class, {fewest}; got {draws}."
-        )
+    draws = check_integer("draws", draws, 1, np.bincount(data.train_y).min())
     if step is not None:
         step = check_real("step", step, 0.0, open_minimum=True)
-    bins, seed = check_bins(bins), check_seed(seed)
+    cuts, seed = check_bins(bins), check_seed(seed)
     labels = np.repeat(np.arange(data.n_classes), draws)
     frames: list[dict[str, np.ndarray]] = []
 
@@ -125,7 +119,7 @@ def measure_impact(
             frames.clear()
         samples = _drawn_samples(data, draws, ensemble.replicates, seed)
         h = rate if step is None else step
-        frames.append(_measure(data, ensemble, samples, labels, layer, loss, h, by, bins))
+        frames.append(_measure(data, ensemble, samples, labels, layer, loss, h, by, cuts))
 
     def dataset(record: xr.Dataset) -> xr.Dataset:
         """The measurements at one learning rate, with the coordinates of its record."""
@@ -171,11 +165,8 @@ def _drawn_samples(data: ImageData, draws: int, replicates: Sequence[int], seed:
     """Numbers (replicate, draw) of the drawn samples; a replicate's depend on it and the seed only."""
     rows = []
     for r in replicates:
-        rng = np.random.default_rng(child_seed(seed, r, 2))
-        own = [
-            rng.permutation(np.flatnonzero(data.train_y == k))[:draws]
-            for k in range(data.n_classes)
-        ]
+        order = np.random.default_rng(child_seed(seed, r, 2)).permutation(len(data.train_y))
+        own = [order[data.train_y[order] == k][:draws] for k in range(data.n_classes)]
         rows.append(np.concatenate(own))
     return np.array(rows)
 

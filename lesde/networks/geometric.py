@@ -28,10 +28,9 @@ def geo_mnist(
 ) -> ImageData:
     """Three classes of simple geometric shapes, 32 by 32 grey pixels, drawn by program.
 
-    Of ``n_drawn`` images of each class, drawn by ``draw_shapes``, training and probe images are
-    taken at random. Source: the data set GeoMNIST of Zhang, Wang and Su, *Imitating Deep Learning
-    Dynamics via Locally Elastic Stochastic Differential Equations*, NeurIPS 2021 (arXiv 2110.05960),
-    with its 500 training and 500 validation images of each class.
+    Of ``n_drawn`` images of each class training and probe images are taken at random. Source: the data
+    set GeoMNIST of Zhang, Wang and Su, NeurIPS 2021 (arXiv 2110.05960), with its 500 training and 500
+    validation images of each class.
 
     Parameters
     ----------

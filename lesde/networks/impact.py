@@ -44,16 +44,14 @@ def measure_impact(
     """Changes of the features of some samples by one SGD step of a network at each of others.
 
     For every drawn sample the parameters take one step of plain SGD at that sample alone, from where they
-    are now, and the features of the probe are taken before and after. The network itself is left as it was, as
-    :func:`lesde.record` leaves it. For networks of an ensemble, measured while they train, see
-    :func:`lesde.networks.measure_impact`.
+    are now, and the features of the probe are taken before and after. The network itself is left as it was. For
+    networks of an ensemble, measured while they train, see :func:`lesde.networks.measure_impact`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Any that maps a batch (n, ...) to outputs (n, ...), each sample by itself and without chance. It is run in
-        evaluation mode: no dropout, and batch normalisation with its running statistics. Parameters that do not
-        require a gradient stay as they are.
+        Any that maps a batch (n, ...) to outputs (n, ...), each sample by itself and without chance in evaluation
+        mode. Parameters that do not require a gradient stay as they are.
     loss : {"cross_entropy", "mse"} or callable
         ``"mse"`` is half the squared distance to the one-hot label. A callable takes the output for one sample,
         (1, ...), and its label, an int64 tensor (1,), and returns a number.
@@ -80,9 +78,8 @@ def measure_impact(
 
     Notes
     -----
-    The cost for each of the S samples is a step, two passes of the drawn sample and one of the probe.
-    Changes are computed in the precision of the model; for small ones convert it before: ``model.double()``. All S × n
-    changes are held at a time.
+    The cost for each of the S samples is a step and a pass of the probe, and all S × n changes are held at a time.
+    The model computes in its own precision; for small changes convert it before: ``model.double()``.
 
     Examples
     --------
@@ -197,6 +194,7 @@ def _stepped(
 
 
 def _loss(loss: Any, n_classes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss as a function of outputs and labels."""
     if callable(loss):
         return loss
     measure = LOSSES[check_choice("loss", loss, LOSSES)]

@@ -1,7 +1,8 @@
 """Layers of many networks at once, with backpropagation and the SGD step written out.
 
-A network that is a chain of the layers below trains as a :class:`Chain`: its tensors carry a leading replicate
-axis, then the batch, and every product is one batched matrix product.
+A network that is a chain of the layers below trains as a :class:`Chain`. Tensors are (replicate, batch, ...); inputs
+that all replicates share have one replicate. ``backward`` takes the derivative by the outputs, makes a step, and returns
+the derivative by the inputs, or with ``through=False`` may leave it out.
 """
 
 from __future__ import annotations
@@ -25,21 +26,7 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Map, Back]] = {
 """Functions of each number, and their derivatives from their values."""
 
 
-class Layer:
-    """One layer of all replicates."""
-
-    weight: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (replicate, batch, ...); inputs that all replicates share have one replicate."""
-        raise NotImplementedError
-
-    def backward(self, delta: Tensor, rate: float, through: bool) -> Tensor | None:
-        """Take a step, and with ``through`` return the derivative by the inputs."""
-        raise NotImplementedError
-
-
-class Linear(Layer):
+class Linear:
     """``torch.nn.Linear``."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -66,7 +53,7 @@ class Linear(Layer):
         return below
 
 
-class Convolution(Layer):
+class Convolution:
     """``torch.nn.Conv2d`` with steps of one pixel: one matrix product with the patches of all images."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]):
@@ -102,26 +89,24 @@ class Convolution(Layer):
         return below
 
 
-class MaxPool(Layer):
+class MaxPool:
     """``torch.nn.MaxPool2d`` over tiles that do not overlap."""
 
     def __init__(self, tile: int | tuple[int, int]):
-        self._tile = tile
+        self._tile = (tile, tile) if isinstance(tile, int) else tile
 
     def forward(self, x: Tensor) -> Tensor:
         self._shape = x.shape
         best, self._places = F.max_pool2d(x.flatten(0, 1), self._tile, return_indices=True)
         return best.unflatten(0, x.shape[:2])
 
-    def backward(self, delta: Tensor, rate: float, through: bool) -> Tensor | None:
-        if not through:
-            return None
+    def backward(self, delta: Tensor, rate: float, through: bool) -> Tensor:
         size = self._shape[3:]
         below = F.max_unpool2d(delta.flatten(0, 1), self._places, self._tile, output_size=size)
         return below.view(self._shape)
 
 
-class Activation(Layer):
+class Activation:
     """A function of each number, whose derivative follows from its value."""
 
     def __init__(self, function: Map, back: Back):
@@ -131,11 +116,11 @@ class Activation(Layer):
         self._y = self._function(x)
         return self._y
 
-    def backward(self, delta: Tensor, rate: float, through: bool) -> Tensor | None:
-        return self._back(delta, self._y) if through else None
+    def backward(self, delta: Tensor, rate: float, through: bool) -> Tensor:
+        return self._back(delta, self._y)
 
 
-class Reshape(Layer):
+class Reshape:
     """``torch.nn.Flatten`` and ``torch.nn.Unflatten``."""
 
     def __init__(self, function: Map):
@@ -145,8 +130,11 @@ class Reshape(Layer):
         self._shape = x.shape
         return self._function(x)
 
-    def backward(self, delta: Tensor, rate: float, through: bool) -> Tensor | None:
-        return delta.reshape(self._shape) if through else None
+    def backward(self, delta: Tensor, rate: float, through: bool) -> Tensor:
+        return delta.reshape(self._shape)
+
+
+Layer = Linear | Convolution | MaxPool | Activation | Reshape
 
 
 class Chain:
@@ -154,7 +142,7 @@ class Chain:
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self.layers = dict(layers)
-        trained = [layer.weight is not None for layer in self.layers.values()]
+        trained = [isinstance(layer, Linear | Convolution) for layer in self.layers.values()]
         self._first = trained.index(True)  # derivatives go no further down
 
     def forward(self, x: Tensor) -> Tensor:

@@ -39,24 +39,17 @@ class LightningRecorder(_Base):
     gradients count once) and sums their learning rates, read before each step from the first group of its
     optimiser. With several processes the first one records.
 
-    The clock is saved in checkpoints: a fit resumed from one continues recording there, and with
-    ``resume=True`` drops later records from the store. A second fit of the same Trainer continues too. Before
-    a fit from a checkpoint without the clock, set it with
-    ``recorder.load_state_dict({"iteration": ..., "time": ...})``, the sum of the learning rates so far.
+    The clock is saved in checkpoints, and a fit resumed from one continues there (with ``resume=True`` later
+    records are dropped from the store), as does a second fit of the same Trainer. Before a fit from a checkpoint
+    without the clock, set it: ``recorder.load_state_dict({"iteration": ..., "time": ...})``.
 
     Parameters
     ----------
     layers : str or sequence of str
         As named by ``named_modules()`` of the LightningModule, such as ``"model.conv1"``.
-    probe : DataLoader, Dataset, (inputs, labels), ImageData, or dict of str to these
-    options
-        Any other argument of :class:`lesde.Recorder` but ``model``, ``learning_rate`` and ``state``. They are
-        checked when the fit starts.
-
-    Raises
-    ------
-    ImportError
-        If neither lightning nor pytorch_lightning is installed.
+    probe, **options
+        As for :class:`lesde.Recorder`, all but ``model``, ``learning_rate`` and ``state``; they are checked when
+        the fit starts.
 
     Examples
     --------
@@ -70,9 +63,8 @@ class LightningRecorder(_Base):
     def __init__(self, layers: str | Sequence[str], probe: Any, **options: Any) -> None:
         if _Base is object:
             raise ImportError(
-                "LightningRecorder needs Lightning, which is not installed: "
-                'pip install "lesde[lightning]", or pip install lightning. '
-                "lesde.Recorder serves a loop of your own."
+                "LightningRecorder needs Lightning, which is not installed: pip install "
+                '"lesde[lightning]". lesde.Recorder serves a loop of your own.'
             )
         super().__init__()
         taken = sorted({"model", "learning_rate", "state"} & set(options))
@@ -80,7 +72,7 @@ class LightningRecorder(_Base):
             raise TypeError(f"LightningRecorder sets {', '.join(taken)} itself; leave it out.")
         self._arguments, self._options = (layers, probe), options
         self._state: dict[str, float] | None = None
-        self._rate, self._steps = 0.0, 0  # of the last step; steps of the Trainer that are counted
+        self._rate, self._steps = 0.0, 0  # of the steps of this batch; steps that are counted
         self._module: Any = None
         self.recorder: Recorder | None = None
 
@@ -102,38 +94,31 @@ class LightningRecorder(_Base):
                     f"the number of steps so far and the sum of their learning rates."
                 )
             self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-            self.recorder = Recorder(
-                pl_module,
-                *self._arguments,
-                learning_rate=lambda: self._rate,
-                state=self._state,
-                **self._options,
-            )
+            options = {"learning_rate": lambda: self._rate, "state": self._state, **self._options}
+            self.recorder = Recorder(pl_module, *self._arguments, **options)
             if self.recorder.iteration and self._state is None:
                 raise ValueError(
                     f"the store holds records up to iteration {self.recorder.iteration}, but the fit begins at "
                     f"step 0. Give it the checkpoint to go on from (ckpt_path=), or name another store."
                 )
             self._module, self._state = pl_module, None  # a later fit goes on from the clock then
-        self._steps = trainer.global_step
+        self._rate, self._steps = 0.0, trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the learning rate, which a scheduler may change right after the step."""
-        self._rate = float(optimizer.param_groups[0]["lr"])
+        self._rate += float(optimizer.param_groups[0]["lr"])
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Count the batch where it made a step."""
         if self.recorder is not None and trainer.global_step > self._steps:
             self.recorder.step()
-            self._steps = trainer.global_step
+            self._rate, self._steps = 0.0, trainer.global_step
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         """Write what there is; an interrupt comes here too."""
-        self.on_train_end(trainer, pl_module)
+        self.on_train_end()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Write all records; a second fit may add more."""
         if self.recorder is not None:
             self.recorder.flush()

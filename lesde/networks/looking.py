@@ -100,9 +100,8 @@ class Looker:
             weights = self._classifier_entries(probe.classes, fits) if self.readable else {}
         for layer in self.layers:
             if not torch.isfinite(arrays[layer]).all():
-                remedy = "use a smaller learning rate"
-                if self._dtype == torch.float16:
-                    remedy += ", or dtype='float32' if they are only too large for float16"
+                half = self._dtype == torch.float16
+                remedy = "use a smaller learning rate" + (", or dtype='float32'" if half else "")
                 raise Diverged(time, f"the features of layer {layer!r}", remedy)
         common: Entries = {"time": ((), np.array(time)), "iteration": ((), np.array(iteration))}
         if step_size is not None:
@@ -238,14 +237,13 @@ class Looker:
         if output is None or not (numbered or callable(self._loss)):
             shape = "no (sample, class)" if output is None else f"{output.shape[1]} columns"
             raise ValueError(
-                f"model must give one logit for each class for the loss and the accuracy; its output "
-                f"has {shape}, the largest label is {int(labels.max())}. Give loss=None to record "
-                f"features alone."
+                f"model must give one logit for each class; its output has {shape}, the largest label is "
+                f"{int(labels.max())}. Give loss=None to record features alone."
             )
         if callable(self._loss):
             loss = float(self._loss(output, labels))
         else:
-            loss = float(LOSSES[self._loss](output, torch.eye(output.shape[1]).double()[labels]))
+            loss = float(LOSSES[self._loss](output, F.one_hot(labels, output.shape[1]).double()))
         if not np.isfinite(loss):
             raise Diverged(time, "the loss on the probe set", "use a smaller learning rate")
         entries: Entries = {"loss": ((), np.array(loss))}
@@ -258,11 +256,10 @@ class Looker:
         """Weights and bias of these classes; NaN, with a warning, where they do not give the logits."""
         assert self._head is not None
         if not fits:
-            warnings.warn(
-                f"the logits are no longer the output of {self.classifier!r}; the weights recorded with "
-                f"them are NaN.",
-                stacklevel=5,
+            message = (
+                f"the logits are no longer the output of {self.classifier!r}; its weights are NaN."
             )
+            warnings.warn(message, stacklevel=5)
         read: Entries = {}
         for name, tensor, dims in (
             ("weights", self._head.weight, ("class", "feature_in")),

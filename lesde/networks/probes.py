@@ -41,7 +41,7 @@ class ProbeSet:
         found = hashlib.sha256(self.classes[self.labels].tobytes())
         for tensor in tensors_in(self.inputs):
             found.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-            found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+            found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
     def take(self, rows: Any) -> Any:
@@ -99,8 +99,7 @@ def _sorted(name: str, source: Any) -> ProbeSet:
 def read_labelled(name: str, source: Any) -> tuple[Any, np.ndarray]:
     """Inputs, on the CPU, and labels of anything that holds them, in the order they come in.
 
-    A loader that shuffles, or a data set that draws at random, gives the same samples at every call,
-    and the global random numbers are left as they were.
+    What shuffles or draws at random gives the same at every call, and leaves the random numbers as they were.
     """
     if isinstance(source, ImageData):
         source = (source.probe_x, source.probe_y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ def kept_randomness(seed: int | None = None) -> Iterator[None]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients or autocast; modes, buffers and random numbers come back at the end."""
-    # One by one, so that layers which the user keeps in evaluation mode stay there.
+    # One by one: some layers may have been in evaluation mode.
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -86,7 +86,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def watching(
-    model: nn.Module, layers: Sequence[str], last: nn.Module | None = None
+    model: nn.Module, layers: Collection[str], last: nn.Module | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """The outputs of named layers as they run in the block, and as "penultimate" what the module ``last`` reads.
 

@@ -41,10 +41,9 @@ def record(
 ) -> Any:
     """Features of named layers of a model on a probe set, as it is now.
 
-    Any ``torch.nn.Module``, trained in any way. It runs once over the probe set, in evaluation mode and
-    without gradients, and over a few samples to find its classifier. Parameters, gradients, buffers, modes,
-    and the random numbers of torch, numpy and Python are as before afterwards; what a ``forward`` keeps
-    elsewhere is not put back.
+    Any ``torch.nn.Module``, trained in any way. It runs over the probe set in evaluation mode and without
+    gradients. Parameters, gradients, buffers, modes, and the random numbers of torch, numpy and Python are as
+    before afterwards; what a ``forward`` keeps elsewhere is not put back.
 
     Parameters
     ----------
@@ -77,9 +76,8 @@ def record(
         Inputs that pass through the model at once, at most.
     time, iteration, replicate : float, int, int
         Coordinates of the result, so that several can be joined: over ``replicate`` by
-        ``open_records([first, second], layer)`` (:func:`lesde.networks.open_records`), over ``time`` by
-        ``xarray.concat([first, second], "time", data_vars="minimal", coords="minimal",
-        compat="equals", join="exact")``.
+        :func:`lesde.networks.open_records`, over ``time`` by ``xarray.concat([first, second], "time",
+        data_vars="minimal", coords="minimal", compat="equals", join="exact")``.
 
     Returns
     -------
@@ -124,13 +122,10 @@ def record(
     )
     found: dict[str, Any] = {}
     for name, one in probes.items():
-        looks = looker.look(one, time, iteration)
-        found[name] = {
-            layer: packed(
-                [look], one.labels, replicate, track_attrs(looker, one, name, layer, loss)
-            )
-            for layer, look in looks.items()
-        }
+        found[name] = {}
+        for layer, look in looker.look(one, time, iteration).items():
+            attrs = track_attrs(looker, one, name, layer, loss)
+            found[name][layer] = packed([look], one.labels, replicate, attrs)
         if isinstance(layers, str):
             found[name] = found[name][layers]
     return found if isinstance(probe, Mapping) else found["probe"]

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.checks import bare_array, check_instance, check_integer, shown
+from lesde.checks import bare_array, check_instance, shown
 from lesde.networks.data import ImageData
 
 __all__ = ["probe_both", "split_records"]
 
 
-def probe_both(data: ImageData, n_per_class: int | None = None) -> tuple[ImageData, np.ndarray]:
+def probe_both(data: ImageData) -> tuple[ImageData, np.ndarray]:
     """Data whose probe holds training images, followed by the held-out images of the original probe.
 
     Training does not depend on the probe, so one training serves both; `split_records` takes the
@@ -25,14 +25,12 @@ def probe_both(data: ImageData, n_per_class: int | None = None) -> tuple[ImageDa
     ----------
     data : ImageData
         With a probe of held-out images, as ``digits(..., probe="held_out")`` gives.
-    n_per_class : int, optional
-        Training images per class in the probe, the first ones, with the labels they are trained with.
-        Default: as many of each class as the probe holds, or all there are.
 
     Returns
     -------
     data : ImageData
-        The same training set; the probe has the training images first, sorted by class.
+        The same training set; the probe begins with the first training images of each class, as many as it
+        held of that class, or all there are, with the labels they are trained with.
     split : ndarray of str, shape (sample,)
         ``"train"`` or ``"held_out"``, for each image of the probe.
 
@@ -51,11 +49,8 @@ def probe_both(data: ImageData, n_per_class: int | None = None) -> tuple[ImageDa
             "data must have a probe of held-out images; all of its probe images are training images. "
             'Make it with probe="held_out".'
         )
-    there = np.bincount(data.train_y)
-    wanted = np.minimum(np.bincount(data.probe_y), there)
-    if n_per_class is not None:
-        wanted[:] = check_integer("n_per_class", n_per_class, 1, there.min())
-    chosen = np.concatenate([np.flatnonzero(data.train_y == k)[:n] for k, n in enumerate(wanted)])
+    counts = np.bincount(data.probe_y)
+    chosen = np.concatenate([np.flatnonzero(data.train_y == k)[:n] for k, n in enumerate(counts)])
     split = np.repeat(["train", "held_out"], [len(chosen), len(data.probe_y)])
     both = replace(
         data,
@@ -81,10 +76,9 @@ def split_records(
     Returns
     -------
     dict of str to dict of str to xarray.Dataset
-        By part, in order of appearance, and layer, for `lesde.layer_collapse`. Everything without the
-        dimension ``sample`` is in every part, except for ``loss`` and ``accuracy``, which are of the whole
-        probe. Where the layer ``"logits"`` was recorded it gets the ``accuracy`` of the part. Datasets
-        without samples, such as ``"drawn"``, are left out. What was opened lazily stays so, apart
+        By part, in order of appearance, and layer, for `lesde.layer_collapse`, without ``loss`` and
+        ``accuracy``, which are of the whole probe; the layer ``"logits"`` gets the ``accuracy`` of the part.
+        Datasets without samples, such as ``"drawn"``, are left out. What was opened lazily stays so, apart
         from the logits.
 
     Examples
@@ -94,9 +88,7 @@ def split_records(
     """
     names = bare_array("split", split)
     if names.ndim != 1 or names.dtype.kind not in "US":
-        raise TypeError(
-            f"split must be a one-dimensional array of names, one per sample; got {shown(split)}."
-        )
+        raise TypeError(f"split must be a one-dimensional array of names; got {shown(split)}.")
     check_instance("records", records, Mapping, "a dict of datasets by layer")  # type: ignore[type-abstract]
     sampled = {layer: paths for layer, paths in records.items() if "sample" in paths.dims}
     for layer, paths in sampled.items():

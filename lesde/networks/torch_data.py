@@ -46,8 +46,7 @@ def from_dataset(
     Returns
     -------
     ImageData
-        Named after the type of ``train``, classes after ``train.classes`` where there is one, as in
-        torchvision; ``dataclasses.replace(data, name=...)`` gives another name.
+        Named after the type of ``train``, with the class names of ``train.classes``, as torchvision has it.
 
     Examples
     --------

@@ -49,15 +49,11 @@ __all__ = ["EnsembleRun", "saving_times", "train_ensemble", "training_time"]
 
 _DRAWS = 4096  # samples drawn at once; part of what a seed means, so not to be tuned
 
-# Inputs gathered for steps to come, in numbers: large enough to hide the cost of a gather, and small
-# enough to be still in the cache when they are read.
-_GATHER = 2**18
+_GATHER = 2**18  # inputs gathered for steps to come, in numbers: few enough to stay in the cache
 
-# Steps between two looks at what goes on outside, such as an interrupt.
-STEPS = 256
+STEPS = 256  # between two looks at what goes on outside, such as an interrupt
 
-# Multiplications of one forward pass of a network, or of the whole stack where ``torch.func`` maps over
-# it, below which threads within an operation cost more than they bring.
+# Multiplications of a forward pass below which threads within an operation cost more than they bring.
 _WORTH_THREADS = 2**23
 
 
@@ -71,8 +67,7 @@ def saving_times(
     """Times at which to record, denser early, that fall on iterations of every learning rate.
 
     The times ``total * (i / count) ** power`` are rounded to multiples of the smallest time that is a
-    whole number of steps at every learning rate, and repeated ones dropped, so there may be fewer than
-    asked for. That is the largest learning rate where the others divide it.
+    whole number of steps at every learning rate: the largest learning rate where the others divide it.
 
     Parameters
     ----------
@@ -80,7 +75,7 @@ def saving_times(
         Time at which training ends, at least that smallest time.
     learning_rates : float or sequence of float
     count : int
-        Recorded times at most, not counting time 0.
+        Recorded times at most, not counting time 0; times that coincide are recorded once.
     power : float
         1 spaces the times evenly, more makes them denser early.
 
@@ -99,10 +94,9 @@ def saving_times(
     step = common_step(rates)
     if step is None or step > total:
         raise ValueError(
-            f"learning_rates must share iterations up to total = {total:g}; those of "
-            f"{', '.join(map(repr, rates))} first meet at "
-            f"{'no time' if step is None else f'{step:g}'}. Give learning rates that divide one another, "
-            f"such as 0.01, 0.02 and 0.04, or take times for each learning rate by itself."
+            f"learning_rates must share iterations up to total = {total:g}, as 0.01, 0.02 and 0.04 do; "
+            f"those of {', '.join(map(repr, rates))} first meet at {step or 'no time'}. Take times for each "
+            f"learning rate by itself."
         )
     count = check_integer("count", count)
     power = check_real("power", power, 0.0, open_minimum=True)
@@ -122,18 +116,13 @@ def _check_rates(learning_rates: float | Sequence[float]) -> list[float]:
     return rates
 
 
-Observer = Callable[[float, int, Ensemble], None]
-"""Takes the learning rate, the number of a saved time, and the networks as they are then."""
-
-
 @dataclass(frozen=True, eq=False)
 class EnsembleRun:
     """All replicates of one learning rate, trained.
 
     Attributes
     ----------
-    learning_rate : float
-    replicates : int array (R,)
+    learning_rate, replicates : float, int array (R,)
     times, asked_times : float array (T,)
         When the networks were seen, ``learning_rate * iterations`` up to rounding; and as asked for.
     iterations : int array (T,)
@@ -145,7 +134,6 @@ class EnsembleRun:
     weights, bias : array (R, T, class, feature), (R, T, class), or None
         Of the last linear layer, when the layer ``"penultimate"`` is recorded (and it has a bias).
     architecture : str
-        The text of the network.
     drawn_logits, drawn_labels : array (R, D, class), int64 array (R, D), or None
         Logits of every drawn training sample before the step on it, in the order drawn, where they
         were asked for, and their labels, wrong ones included; D is iterations times batch size.
@@ -219,7 +207,7 @@ class Job:
     device: torch.device
     labels: np.ndarray
     drawn: bool = False
-    observe: Observer | None = None
+    observe: Callable[[float, int, Ensemble], None] | None = None
 
     def ensemble(self, replicates: Sequence[int]) -> Ensemble:
         """The untrained networks, the same at every call."""
@@ -252,7 +240,7 @@ def train_ensemble(
     device: str | torch.device | None = None,
     labels: np.ndarray | Sequence[Sequence[int]] | None = None,
     drawn: bool = False,
-    observe: Observer | None = None,
+    observe: Callable[[float, int, Ensemble], None] | None = None,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Iterator[EnsembleRun]:
     """Train replicates of a network by plain SGD at each learning rate, one learning rate at a time.
@@ -275,9 +263,8 @@ def train_ensemble(
     replicates : int or sequence of int
         How many networks for each learning rate, or their numbers (to add to an earlier run).
     times : array (T,)
-        When features are recorded; the first is 0, before training. Each is recorded at the nearest
-        iteration, and the time of that iteration is kept with the record. Several learning rates must be
-        recorded at the same times: :func:`lesde.networks.saving_times` gives such times.
+        When features are recorded, to the nearest iteration; the first is 0, before training. Several
+        learning rates must be recorded at the same times: :func:`lesde.networks.saving_times` gives such.
     layers : sequence of str
         ``"logits"``, ``"penultimate"`` (what the last linear layer reads) or names of submodules.
     loss : {"cross_entropy", "mse"}
@@ -317,11 +304,10 @@ def train_ensemble(
     Notes
     -----
     Chains (``torch.nn.Sequential``) of linear layers, convolutions with steps of one pixel, maxima over
-    tiles and activations take a hand-written backward pass, in as many threads as PyTorch is set to use
-    (``torch.set_num_threads``); the numbers of a replicate are the same to the last bit whichever others train
-    beside it and in however many threads. Other networks take ``torch.func.vmap`` of the gradient, several
-    times slower where they are small; rounding then differs a little with the number of replicates, and
-    training amplifies it. Ctrl-C takes effect within a few hundred steps.
+    tiles and activations take a hand-written backward pass, in as many threads as PyTorch is set to use;
+    a replicate is the same to the last bit whichever others train beside it and in however many threads.
+    Other networks take ``torch.func.vmap`` of the gradient, several times slower where they are small, and
+    rounding differs a little with the number of replicates.
 
     Examples
     --------
@@ -332,9 +318,10 @@ def train_ensemble(
     [(8, 4, 160, 4), (8, 4, 160, 4)]
     """
     check_instance("data", data, ImageData, "a lesde.networks.ImageData")
-    for given, name in ((progress, "progress"), (observe, "observe")):
-        if given not in (None, True, False) and not callable(given):
-            raise TypeError(f"{name} must be a function, or left out; got {shown(given)}.")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False or a function; got {shown(progress)}.")
+    if observe is not None and not callable(observe):
+        raise TypeError(f"observe must be a function, or left out; got {shown(observe)}.")
     asked = check_times("times", times)
     if asked[0] != 0:
         raise ValueError(f"times[0] must be 0, the state before training; got {asked[0]:g}.")
@@ -438,12 +425,13 @@ def _parts(job: Job, ensemble: Ensemble) -> tuple[list[slice], int, int]:
     return slices, min(each, len(slices)), 1
 
 
-Advance = Callable[[int], tuple[Tensor, np.ndarray]]
-"""Takes so many steps; logits (replicate, draw, class) and labels (replicate, draw) of what was drawn, before them."""
+def stepping(
+    job: Job, rate: float, part: Ensemble, labels: np.ndarray
+) -> Callable[[int], tuple[Tensor, np.ndarray]]:
+    """A function that takes so many steps with some networks; ``labels`` (replicate, sample) are theirs.
 
-
-def stepping(job: Job, rate: float, part: Ensemble, labels: np.ndarray) -> Advance:
-    """Plain SGD with some networks, which step together; ``labels`` (replicate, sample) are theirs."""
+    It returns logits (replicate, draw, class) and labels (replicate, draw) of what was drawn, before the step on it.
+    """
     x = torch.as_tensor(job.data.train_x, dtype=job.dtype, device=job.device)
     seeds = [child_seed(job.seed, r, 1) for r in part.replicates]
     order = SampleOrder(seeds, len(x), job.batch_size, job.sampling)
@@ -524,20 +512,15 @@ def training_time(
     saved: int = 50,
     **options: Any,
 ) -> float:
-    """Seconds that a run of :func:`lesde.networks.train_ensemble` will take, from a few of its steps.
-
-    A fresh ensemble takes as many steps as fit into about a second, and is thrown away.
+    """Seconds that a run of :func:`lesde.networks.train_ensemble` will take, from about a second of its steps.
 
     Parameters
     ----------
-    data, architecture, replicates
+    data, architecture, replicates, **options
         As for :func:`lesde.networks.train_ensemble`.
-    iterations : int
-        Steps that each network will take, over all learning rates.
-    saved : int, default 50
-        Times at which the probe set will be recorded, over all learning rates.
-    **options
-        As for :func:`lesde.networks.train_ensemble`.
+    iterations, saved : int
+        Steps that each network will take, and times at which the probe set will be recorded, over all learning
+        rates.
 
     Returns
     -------
@@ -551,8 +534,7 @@ def training_time(
     >>> 0 < seconds < 600
     True
     """
-    iterations = check_integer("iterations", iterations)
-    saved = check_integer("saved", saved)
+    iterations, saved = check_integer("iterations", iterations), check_integer("saved", saved)
     rate = 1e-6  # any will do, since a step costs the same; so small a one cannot diverge
 
     def seconds(*steps: int) -> np.ndarray:

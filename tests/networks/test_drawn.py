@@ -65,14 +65,6 @@ def test_windows_and_their_centres():
     assert found.sizes["time"] == 6
 
 
-def test_edges_in_time_take_draws_from_their_first_to_before_their_last():
-    edges = np.array([0.3, 0.9, 2.1, 5.0])  # 0.3 and 0.9 are not exact multiples of the step
-    found = drawn_means(draws(), edges)
-    each = found.drawn_count.sum("sample").values[0]
-    np.testing.assert_array_equal(each, np.tile([60, 120, 290], (3, 1)))
-    np.testing.assert_allclose(found.time, [0.595, 1.495, 3.545])
-
-
 def test_without_a_learning_rate_or_iterations():
     data = draws()
     bare = data.isel(learning_rate=0, drop=True).drop_vars("iteration")
@@ -92,7 +84,7 @@ def test_a_window_without_a_class_is_named():
     label[0, 1, 120:170] = 0
     label[0, 1, [119, 170]] = 1
     data = data.assign_coords(label=(data.label.dims, label))
-    with pytest.raises(ValueError, match=r"replicate number 1 drew none of class .*longer windows"):
+    with pytest.raises(ValueError, match=r"replicate number 1 drew none of class .*fewer windows"):
         drawn_means(data, 10)
     assert int(drawn_means(data, 3).drawn_count.min()) > 0
 
@@ -103,9 +95,7 @@ def test_a_window_without_a_class_is_named():
         (0, ValueError, "times must be an integer of at least 1"),
         (2.5, TypeError, "times must be an integer"),
         (601, ValueError, "at most 600"),
-        ([0, 1, 1], ValueError, "strictly increasing"),
-        ([7, 8], ValueError, "none from 7 to 8"),
-        ([0, 3, 6, 7], ValueError, "none from 6 to 7"),
+        ([0, 1], TypeError, "times must be an integer"),
     ],
 )
 def test_refuses_windows(times, error, message):
@@ -162,6 +152,5 @@ def test_draws_that_are_not_finite_are_counted():
         ValueError, match=r"3 of 1800 draws hold NaN or inf, one at t = 4\.5 in replicate number 1\."
     ):  # fmt: skip
         drawn_means(data, 6)
-    # Both remedies that are named do.
     assert np.isfinite(drawn_means(data.isel(replicate=[0, 2]), 6).features).all()
-    assert np.isfinite(drawn_means(data, [0, 2, 4.5]).features).all()
+    assert np.isfinite(drawn_means(data.isel(draw=slice(450)), 3).features).all()

@@ -316,7 +316,7 @@ def test_what_does_not_fit_is_refused(data):
         return measure_impact(data, dense, RATE, 2, TIMES, **given)
 
     for given, message in (
-        ({"draws": 31}, "draws must be at most"),
+        ({"draws": 31}, "draws must be an integer of at least 1 and at most 30"),
         ({"by": "distance"}, "by must be one of"),
         ({"bins": 1, "by": "r2"}, "bins"),
         ({"step": 0.0}, "step"),

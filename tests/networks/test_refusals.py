@@ -80,7 +80,7 @@ from .architectures import dense
         ({"batch_size": 0}, ValueError, r"batch_size must be an integer of at least 1"),
         ({"dtype": "float16"}, ValueError, r"dtype must be one of 'float32', 'float64'"),
         ({"seed": 1.5}, TypeError, r"seed must be an integer"),
-        ({"progress": "bar"}, TypeError, r"progress must be a function, or left out"),
+        ({"progress": "bar"}, TypeError, r"progress must be True, False or a function"),
     ],
 )
 def test_refusals_come_before_training(data, change, error, message):
