@@ -100,7 +100,6 @@ class MeanTransitions:
 
 def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
     """The transitions between successive times; see :meth:`MeanTransitions.check_finite` for overflow."""
-    system.check(times)
     if len(times) == 1:
         n, kind = system.right.shape[1], np.zeros(0, dtype=int)
         phi, noise = system.basis.new_zeros(0, n, n), system.basis.new_zeros(0, system.parts, n, n)
@@ -109,7 +108,11 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         phi, noise = _constant(system, times[0], widths)
     else:
         kind = np.arange(len(times) - 1)
-        phi, noise = _varying(system, times)
+        try:
+            phi, noise = _varying(system, times)
+        except (ValueError, Diverged):
+            system.check(times)  # names a value that is at fault at one of the times
+            raise
     return MeanTransitions(
         phi, noise, system.features, kind, system.basis, system.n_features, times
     )
