@@ -125,31 +125,22 @@ class SGDPaths(ModelProcess):
     def _iterate(self, rng: Random, state: _State, first: int, end: int) -> None:
         """Do the iterations first..end-1, in place."""
         times = self.times[0] + (self.rate or 0.0) * np.arange(first, end)
-        kicks = self.coefficients.kick_table
-        constant = kicks.is_constant
-        values = (self.rate or 0.0) * self.coefficients.kicks(times[:1] if constant else times)
+        at = times[:1] if self.coefficients.kick_table.is_constant else times
         # Drawn class first, so that a drawn class picks a row.
-        tables = torch.as_tensor(values.swapaxes(1, 2).copy(), device=rng.device)
+        kicks = (self.rate or 0.0) * self.coefficients.kicks(at).swapaxes(1, 2)
+        tables = torch.tensor(kicks, device=rng.device)
         classes, own = self._visit(rng, state, self._ages(state, times))
-        matrices = self.transforms.matrices
-        if matrices is not None and not self.transforms.is_shared:
-            push = _by_class(matrices, own, classes)  # gathered, they would not fit
-        else:
-            push = self._push(own.flatten(0, 1), classes.flatten()).view_as(own)
-        classes, push = classes.T.contiguous(), push.transpose(0, 1).contiguous()
-        if constant:
-            columns = tables[0][classes]
-        else:
-            columns = tables[torch.arange(len(times), device=rng.device).unsqueeze(-1), classes]
+        classes, own = classes.T.contiguous(), own.transpose(0, 1).contiguous()
+        step = torch.arange(len(times), device=rng.device) % len(tables)
+        columns = tables[step.unsqueeze(-1), classes].unsqueeze(-1)
         D = state.D
         flat = D.view(-1, D.shape[-1])
         rows = classes + D.shape[1] * torch.arange(len(D), device=D.device)
         for row, k, x, E in zip(
-            rows.unbind(0), classes.unbind(0), push.unbind(0), columns.unsqueeze(-1).unbind(0),
-            strict=True,
-        ):  # fmt: skip
-            moved = self._push(flat.index_select(0, row), k)
-            D.addcmul_(E, moved.add(x).unsqueeze(1))
+            rows.unbind(0), classes.unbind(0), own.unbind(0), columns.unbind(0), strict=True
+        ):
+            moved = self._push(flat.index_select(0, row).add_(x), k)
+            D.addcmul_(E, moved.unsqueeze(1))
 
     def _ages(self, state: _State, times: np.ndarray) -> torch.Tensor:
         """Ages before and after each of the iterations at these times, (iteration + 1, column)."""
