@@ -162,27 +162,30 @@ class SGDPaths(ModelProcess):
         # Sorted by sample, then iteration, the visits of one sample are neighbours.
         sample, order = J.sort(dim=1, stable=True)
         place = sample + N * torch.arange(R, device=J.device).unsqueeze(1)
-        age = ages.flatten()[order * ages.shape[1] + self.columns[sample]]
+        column = _picked(self.columns, sample)
+        age = _picked(ages.flatten(), order * ages.shape[1] + column)
         opens = torch.ones_like(sample, dtype=torch.bool)
         opens[:, 1:] = sample[:, 1:] != sample[:, :-1]
-        previous = state.visited.view(-1)[place]
+        visited, flat = state.visited.view(-1), state.own.view(-1, p)
+        previous = _picked(visited, place)
         previous[:, 1:] = torch.where(opens[:, 1:], previous[:, 1:], age[:, :-1])
-        growth = self._grown(normals, age - previous, self.labels[sample])
+        growth = self._grown(normals, age - previous, _picked(self.labels, sample))
         # What a sample has grown in this chunk: a running total less that before its first visit.
         total = growth.cumsum(1)
         position = torch.arange(R * M, device=J.device).view(R, M)
         opened = torch.where(opens, position, 0).cummax(1).values
-        before = (total - growth).view(-1, p)[opened]
-        flat = state.own.view(-1, p)
-        own = flat[place] + (total - before)
+        before = _picked((total - growth).view(-1, p), opened)
+        own = _picked(flat, place) + (total - before)
 
         closes = torch.ones_like(opens)
         closes[:, :-1] = opens[:, 1:]
-        flat.index_copy_(0, place[closes], own[closes])
-        state.visited.view(-1).index_copy_(0, place[closes], age[closes])
+        last = closes.flatten().nonzero().squeeze(1)
+        at = _picked(place.flatten(), last)
+        flat.index_copy_(0, at, _picked(own.view(-1, p), last))
+        visited.index_copy_(0, at, _picked(age.flatten(), last))
         in_order = torch.empty_like(own)
         in_order.scatter_(1, order.unsqueeze(-1).expand_as(own), own)
-        return self.labels[J], in_order
+        return _picked(self.labels, J), in_order
 
     def _grown(
         self, normals: torch.Tensor, gaps: torch.Tensor, classes: torch.Tensor
@@ -204,6 +207,11 @@ class SGDPaths(ModelProcess):
             blocks = rows.view(-1, BLOCK, rows.shape[-1])
             return torch.bmm(blocks, turned.expand(len(blocks), -1, -1)).view_as(rows)
         return transforms.rows(rows, classes)
+
+
+def _picked(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows (row, …) at an index of any shape, in a third of the time of ``rows[index]``."""
+    return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
 
 
 def _by_class(matrices: torch.Tensor, rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
