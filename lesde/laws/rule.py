@@ -115,16 +115,10 @@ class Transforms:
 def drift(transforms: Transforms, weights: Any, means: Any, class_axis: int = -2) -> Any:
     """The drift b_k = Σ_l w_l E_kl H_l X̄^l of every class, in the shape of ``means``.
 
-    The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with
-    d/dt of w_l E_kl it is the drift's slope.
-
-    Parameters
-    ----------
-    transforms : Transforms
-    weights : tensor (..., class, class)
-        w_l E_kl(t); its leading dimensions broadcast against those of the means before the class. There is
-        one product for each leading index, whose rounding does not depend on how many there are.
-    means : tensor (..., class, feature), or with ``class_axis=-3`` (..., class, replicate, feature)
+    ``weights`` (..., class, class) are w_l E_kl(t); their leading dimensions broadcast against those of the means
+    before the class. There is one product for each leading index, whose rounding does not depend on how many there
+    are. The same sum with other factors is the same function: with E_kl √w_l it spreads sampling noise, with d/dt
+    of w_l E_kl it is the drift's slope.
     """
     shape = means.shape
     pushed = transforms(means, class_axis).reshape(*shape[: len(shape) + class_axis + 1], -1)
@@ -157,20 +151,8 @@ def sampling_covariance(
     with mean ``means`` and a covariance V, E C is this with V_ll added to T_l, less M V Mᵀ (M the map of
     :func:`drift`).
 
-    Parameters
-    ----------
-    transforms : Transforms
-    kicks : tensor (..., class, class)
-        E_kl(t).
-    shares : tensor (class,)
-        w_l = n_l/N.
-    means : tensor (..., class, feature)
-    second : tensor (..., class, feature, feature)
-        T_l.
-
-    Returns
-    -------
-    tensor (..., K·p, K·p), class first
+    ``kicks`` (..., class, class) are E_kl(t), ``shares`` (class,) w_l = n_l/N, ``means`` (..., class, feature) X̄ and
+    ``second`` (..., class, feature, feature) T_l; the result is (..., K·p, K·p), class first.
     """
     K, p = means.shape[-2:]
     pushed, weighted = transforms(means), kicks * shares
@@ -206,17 +188,8 @@ def sampling_noise(
     is such, Y_j the deviations of the samples of class l from its mean. Every sample of class k gets the same
     increment, √(h dt) times this.
 
-    Parameters
-    ----------
-    transforms : Transforms
-    kicks : tensor (..., class, class)
-        E_kl(t).
-    shares : tensor (class,)
-        w_l.
-    means, mean_drift : tensor
-        X̄ and its drift b (of the plain equation), laid out as :func:`drift` takes them.
-    numbers, deviations : tensor
-        z_l and d_l, laid out as the means, z_l with one feature.
+    ``kicks`` and ``shares`` are as for :func:`sampling_covariance`; ``means`` X̄, their drift ``mean_drift`` b (of the
+    plain equation), ``numbers`` z_l (with one feature) and ``deviations`` d_l are laid out as :func:`drift` takes them.
     """
     roots = shares.sqrt()
     moved = drift(transforms, kicks * roots, means * numbers + deviations, class_axis)

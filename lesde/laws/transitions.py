@@ -100,7 +100,6 @@ class MeanTransitions:
 
 def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
     """The transitions between successive times; see :meth:`MeanTransitions.check_finite` for overflow."""
-    system.check(times)
     if len(times) == 1:
         n, kind = system.right.shape[1], np.zeros(0, dtype=int)
         phi, noise = system.basis.new_zeros(0, n, n), system.basis.new_zeros(0, system.parts, n, n)
@@ -109,7 +108,11 @@ def mean_transitions(system: MeanSystem, times: np.ndarray) -> MeanTransitions:
         phi, noise = _constant(system, times[0], widths)
     else:
         kind = np.arange(len(times) - 1)
-        phi, noise = _varying(system, times)
+        try:
+            phi, noise = _varying(system, times)
+        except (ValueError, Diverged):
+            system.check(times)  # names a value that is at fault at one of the times
+            raise
     return MeanTransitions(
         phi, noise, system.features, kind, system.basis, system.n_features, times
     )
@@ -157,7 +160,9 @@ def _varying(system: MeanSystem, times: np.ndarray) -> tuple[torch.Tensor, torch
     """Φ and C of every interval, where kernel or noise depend on time."""
     panels = system.panels(times)
     at_once = system.panels_at_once
-    phis, noises, owners = [], [], np.zeros(0, dtype=int)
+    phis: list[torch.Tensor] = []
+    noises: list[torch.Tensor] = []
+    owners = np.zeros(0, dtype=int)
     for first in range(0, len(panels.starts), at_once):
         part = slice(first, first + at_once)
         starts, widths = panels.starts[part], panels.widths[part]
@@ -255,22 +260,10 @@ def transitions(
 ) -> MeanTransitions:
     """The transitions of the class means between successive times, without gradients, to about 1e-13 relative.
 
-    Those of the latest times are kept. Where the growth overflows, the matrices are not finite.
-
-    Parameters
-    ----------
-    coefficients : Coefficients
-        ``lesde.derive(model).coefficients()``.
-    times : ndarray, shape (time,)
-        Strictly increasing.
-
-    Raises
-    ------
-    ValueError
-        Where the drift is not linear, kernel or noise are not finite at some time, change too abruptly to
-        integrate, or need dense matrices beyond :data:`lesde.laws.system.DENSE_LIMIT`.
-    Diverged
-        Where the variance that noise adds overflows.
+    ``coefficients`` are ``lesde.derive(model).coefficients()``. The transitions of the latest times are kept. Where
+    the growth overflows, the matrices are not finite; where the variance that noise adds does, Diverged is raised.
+    ValueError where the drift is not linear, kernel or noise are not finite at some time, change too abruptly to
+    integrate, or need dense matrices beyond :data:`lesde.laws.system.DENSE_LIMIT`.
     """
     times = np.asarray(times, dtype=np.float64)
     kept = vars(coefficients).setdefault("_latest_transitions", {})

@@ -118,7 +118,8 @@ class SGD:
 
     At every iteration one sample J is drawn, and every sample i moves by h E φ(X_J) + √h σ ζ_i, with the
     learning rate h that ``simulate`` is given. The state is saved at the iteration nearest to each time,
-    and ``time`` of the result is the time of that iteration.
+    whose time is ``time`` of the result. With a kernel of classes and time σ must be constant or one number per
+    class.
 
     Examples
     --------

@@ -96,14 +96,14 @@ class Random:
     replicates : int
         Number of replicates at hand, a multiple of 32.
     wanted : int
-        Number of them, the first ones, that were asked for: the others fill the last block and are dropped.
-        A process whose replicates cost more than their random numbers may leave them out of its state.
+        Number of them, the first ones, that were asked for: the others fill the last block and are dropped, and
+        a process whose replicates are costly may leave them out of its state.
     first : int
         Position of the first of them among all replicates of the call.
     device, dtype
         Where the numbers are, and their precision.
     blocks : list of BlockNoise
-        The generators behind it, for processes that draw block by block.
+        The generators behind it.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """Reach of each class toward the others, at a cost that does not depend on its size.
 
-The deviations of n samples from their own mean are Y_i = A (Z_i − Z̄), Z_i standard normal. Separation
-depends on their reach against the unit vectors u_d to the other classes, max_i (−u_d·Y_i). With a_d = −Aᵀu_d = |a_d| b_d that is |a_d| times the largest of b_d·(Z_i − Z̄).
-
-So these are needed: M_d = max_i b_d·(Z_i − Z̄) for D unit vectors b_d, jointly over d.
+The deviations of n samples from their own mean are Y_i = A (Z_i − Z̄), Z_i standard normal. Their reach against
+the unit vector u_d to another class is max_i (−u_d·Y_i): with a_d = −Aᵀu_d = |a_d| b_d, |a_d| times the largest of
+b_d·(Z_i − Z̄). So M_d = max_i b_d·(Z_i − Z̄) is needed for D unit vectors b_d, jointly over d.
 
 **The maxima.** Let T(z) = max_d b_d·z. The points are made in the order of falling T, and no further one
 can raise a maximum once T has fallen to the least of the maxima found: after D (log D + 0.6) points
@@ -12,17 +11,13 @@ V is below D Φ̄(t) is a candidate above t: with a direction d drawn at random,
 whose projection on b_d has the upper tail probability V/D. It is kept if d is where its T is reached,
 so that every z above t is kept from exactly one direction, with the density of the normal law.
 
-**Their mean.** Given the kept points above t, the others are independent with the normal density on
-{T < t}. That density is, with H_d = {b_d·z > t},
-
-    φ 1{T < t} = (φ − Σ_d φ 1_{H_d}) + (density of the candidates that are not kept).
-
-So the sum of all n points is that of all candidates, kept or not, and of n − c variables (c the
-number of candidates) whose transform is (exp(θ²/2) − Σ_d E[exp(θ·z); H_d])/(1 − DΦ̄(t)): not those
-of a positive law where half-spaces overlap, but their sum is close to normal, and its cumulants are
-known: those of θ²/2 + log(1 − Σ_d Φ̄(t − b_d·θ)). The first three are put in exactly (a normal vector
-plus a quadratic form of it, after Cornish and Fisher); the fourth and the later ones are those of
-the normal law.
+**Their mean.** Given the kept points above t, the others are independent with the normal density on {T < t},
+which is, with H_d = {b_d·z > t}, (φ − Σ_d φ 1_{H_d}) + (density of the candidates that are not kept). So the sum
+of all n points is that of all candidates, kept or not, and of n − c variables (c the number of candidates) whose
+transform is (exp(θ²/2) − Σ_d E[exp(θ·z); H_d])/(1 − DΦ̄(t)): not those of a positive law where half-spaces
+overlap, but their sum is close to normal, and its cumulants are those of θ²/2 + log(1 − Σ_d Φ̄(t − b_d·θ)). The
+first three are put in exactly (a normal vector plus a quadratic form of it, after Cornish and Fisher); the later
+ones are those of the normal law.
 
 **Accuracy.** The error from the missing cumulants falls as n⁻⁴. The distribution function of one maximum is
 off by at most 2e-7 for D = 1 and n = 147, the least n for which this route is taken, and 4e-8 at

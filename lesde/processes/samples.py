@@ -213,7 +213,8 @@ class Scatter:
             columns = root.shape[-1]
             if columns == 0:
                 continue
-            A, times = factors[members], np.matmul
+            A = factors[members]
+            times: Any = np.matmul
             if A.ndim == 1:
                 A, times = A[:, None, None], np.multiply
             moved = root + times(A, self._normals(*root.shape[2:]))
@@ -295,10 +296,10 @@ class AboutMeans(ModelProcess, ABC):
 
     @abstractmethod
     def path(self, rng: Random, start: torch.Tensor, offsets: torch.Tensor | None) -> Steps:
-        """Class means (block, replicate, class, feature) at the second, third, … saved time.
+        """Class means (block, replicate, class, feature) at the second, third, … saved time, from those at the first.
 
-        From class means and deviations at the first. Each with what it goes with where that has moved it, else None: the covariances within classes (block,
-        replicate, class, feature, feature), or the deviations (replicate, sample, feature).
+        Each comes with what has moved it: the covariances within classes (block, replicate, class, feature,
+        feature), or the deviations (replicate, sample, feature); None where these are independent of it.
         """
 
     def prepare(self, times: np.ndarray, statistics: bool) -> Any:
