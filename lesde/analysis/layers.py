@@ -83,11 +83,13 @@ def layer_collapse(
     wanted = list(METRICS) if metrics is None else check_choices("metrics", metrics, METRICS)
     plain = [name for name in wanted if not METRICS[name].classifier]
     classified = [name for name in wanted if METRICS[name].classifier]
-    if reader is None and classified and metrics is not None:
-        raise ValueError(
-            f"metrics: {classified[0]!r} needs the weights of a classifier; no layer of records has "
-            f"the variable 'weights'. Record the layer 'penultimate', or leave the metric out."
-        )
+    if reader is None:
+        if classified and metrics is not None:
+            raise ValueError(
+                f"metrics: {classified[0]!r} needs the weights of a classifier; no layer of records has "
+                f"the variable 'weights'. Record the layer 'penultimate', or leave the metric out."
+            )
+        classified = []
 
     found: dict[str | None, xr.Dataset] = {}
     for split, each in splits.items():
@@ -101,25 +103,25 @@ def layer_collapse(
             except (TypeError, ValueError) as error:
                 error.add_note(f"This was layer {layer!r} of the records.")
                 raise
-        result = xr.Dataset() if reader is None else by_layer[reader]
+        of_classifier = {n: by_layer[reader][n] for n in classified}
         if plain:
-            of_classifier = {} if reader is None else {n: result[n] for n in classified}
-            width = [(each[n].get("features", each[n].get("mean"))).sizes["feature"] for n in names]
-            result = _join(
-                {n: by_layer[n].drop_vars(classified, errors="ignore") for n in names}, "layer"
-            ).assign(of_classifier)
-            result["width"] = ("layer", width, {"long_name": "features of the layer"})
-            result = result.set_coords("width")
+            features = [each[n].get("features", each[n].get("mean")) for n in names]
+            width = [values.sizes["feature"] for values in features]
+            by_layer = {
+                n: one.drop_vars(classified, errors="ignore") for n, one in by_layer.items()
+            }
+            result = _join(by_layer, "layer").assign(of_classifier)
+            width = xr.Variable("layer", width, {"long_name": "features of the layer"})
+            result = result.assign_coords(width=width)
+        else:
+            result = by_layer[reader]
+        if split is not None:  # samples are counted by split
+            result = result.assign_coords(count=result["count"].expand_dims("split"))
         result.attrs.pop("layer", None)
         found[split] = result
-    if None in found:
-        result = found[None]
-    else:
-        for split, one in found.items():  # samples are counted by split
-            found[split] = one.assign_coords(count=one["count"].expand_dims("split"))
-        result = _join(found, "split")
+    result = found[None] if None in found else _join(found, "split")
     first = [dim for dim in ("layer", "split") if dim in result.dims]
-    used = {"classifier": reader} if reader is not None and classified else {}
+    used = {"classifier": reader} if classified else {}
     return result.transpose(*first, ..., "class").assign_attrs(centers=centers, **used)
 
 

@@ -203,30 +203,30 @@ def neural_collapse(
     results = {name: np.empty(lead) for name in names}
     each = (ends["class"] * ends["feature"] if reduced else source.shape[-2]) * ends["feature"]
     for batch in batches(lead, max(1, class_means.BLOCK_VALUES // each)):
-        parts = [
+        own_weights, own_bias, own_centers = (
             None if given is None else given[batch].reshape(-1, *given.shape[len(lead) :])
             for given in beside
-        ]
+        )
         frames: Frames
         if reduced:
             within = paths["within"].transpose(*sizes, *wanted["within"])
             rounding = float(paths.attrs.get("rounding", 0.0))
             frames = StatisticsFrames(source, within, batch, counts, rounding)
         else:
-            frames = SampleFrames(source, batch, labels, parts[2])
-        frames.weights, frames.bias = parts[:2]
-        for name in names:
-            found = METRICS[name].compute(frames)
-            results[name][batch] = found.reshape(results[name][batch].shape)
+            frames = SampleFrames(source, batch, labels, own_centers)
+        frames.weights, frames.bias = own_weights, own_bias
+        for name, values in results.items():
+            values[batch] = METRICS[name].compute(frames).reshape(values[batch].shape)
 
-    coords: dict[Hashable, Any] = {
-        name: coord for name, coord in source.coords.items() if set(coord.dims) <= set(sizes)
-    }
-    data = {
-        name: (list(sizes), results[name], {"long_name": entry.title, "target": entry.target})
-        for name, entry in ((name, METRICS[name]) for name in names)
-    }
-    return xr.Dataset(data, coords | {"count": ("class", counts)}, dict(paths.attrs))
+    result = xr.Dataset(
+        {name: (list(sizes), values) for name, values in results.items()},
+        {name: c for name, c in source.coords.items() if set(c.dims) <= set(sizes)},
+        paths.attrs,
+    )
+    for name in names:
+        entry = METRICS[name]
+        result[name].attrs = {"long_name": entry.title, "target": entry.target}
+    return result.assign_coords(count=("class", counts))
 
 
 def _names(
