@@ -46,9 +46,8 @@ def convergence(
     Parameters
     ----------
     nc : xarray.Dataset
-        As `lesde.neural_collapse` returns: variables over ``time``, usually ``replicate``, and
-        any other dimensions (such as ``learning_rate``), each of whose entries is fitted by
-        itself.
+        As `lesde.neural_collapse` returns: variables over ``time``, usually ``replicate``, and any other
+        dimensions (such as ``learning_rate``), each of whose entries is fitted by itself.
     metrics : str or sequence of str, optional
         Variables to fit. Default: all that have the dimension ``time``. What is fitted is the
         distance y = \\|value − target\\| to the variable's attribute ``target`` (0 if it has
@@ -64,7 +63,7 @@ def convergence(
     offset : float, default 0
         The power law is y = a u^(−q) with u = time + offset. A kernel with β ~ 1/(1+t) wants
         ``offset=1``. Frames with u ≤ 0 enter no fit. On the iteration clock u counts iterations
-        from the same instant, u = 0.
+        from the same instant.
     confidence : float, default 0.95
 
     Returns
@@ -73,8 +72,8 @@ def convergence(
         Dimensions ``metric``, the others of ``nc`` but ``replicate`` and ``time``, and ``clock``
         (entries of ``against``). Rates are per unit of the clock.
 
-        - ``rate``, ``rate_lower``, ``rate_upper``, ``amplitude_exponential``: y = a exp(−r x).
-        - ``exponent``, ``exponent_lower``, ``exponent_upper``, ``amplitude_power_law``: y = a u^(−q).
+        - ``rate`` and ``exponent``, with ``_lower`` and ``_upper``, ``amplitude_exponential`` and
+          ``amplitude_power_law``: y = a exp(−r x) and y = a u^(−q).
         - ``law``: ``"exponential"``, ``"power law"``, or ``"none"`` where neither a rate nor an
           exponent is positive at the given confidence: no decay was seen, whatever the weight.
         - ``weight_exponential``: Akaike weight of the exponential against the power law. Near ½ the data

@@ -141,7 +141,7 @@ def criterion(name: str, directed: bool = False, samples: bool = False) -> Calla
     directed : bool, default False
         The criterion compares classes along ``frame.direction``, which the argument ``direction`` sets.
     samples : bool, default False
-        The criterion reads every sample, ``frame.classes``; statistics of the classes do not suffice.
+        The criterion reads ``frame.classes``, so that statistics of the classes do not suffice.
 
     Examples
     --------

@@ -49,13 +49,11 @@ def separation_function(
     Parameters
     ----------
     gap : array_like
-        Distance of the means, in the units of ``s1``; any finite value.
+        Distance of the means, any finite value.
     n1, n2 : array_like of int
         Samples of the upper and of the lower class, at least 1.
-    s1, s2 : array_like
-        Standard deviations, at least 0.
-    extra_variance : array_like
-        In squared units of ``gap``. All arguments broadcast.
+    s1, s2, extra_variance : array_like
+        In units, and squared units, of ``gap``. All arguments broadcast.
 
     Returns
     -------
