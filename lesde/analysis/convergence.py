@@ -130,8 +130,8 @@ def convergence(
     frames = np.flatnonzero((times >= low) & (times <= high))
     if len(frames) < 3:
         raise ValueError(
-            f"start and stop must leave at least 3 frames; {len(frames)} of the {len(times)} "
-            f"between {times[0]:g} and {times[-1]:g} lie in [{low:g}, {high:g}]."
+            f"start and stop must leave at least 3 of the {len(times)} frames between {times[0]:g} and "
+            f"{times[-1]:g}; got {len(frames)} in [{low:g}, {high:g}]."
         )
 
     clocks = _clocks(nc, against, offset).isel(time=frames)
@@ -146,12 +146,10 @@ def convergence(
                 y.drop_vars(y.coords),
                 clocks["x"],
                 clocks["shift"],
-                kwargs={
-                    "times": times[frames],
-                    "threshold": levels[name],
-                    "confidence": confidence,
-                },
-                input_core_dims=[["replicate", "time"], ["time"], []],
+                times[frames],
+                levels[name],
+                confidence,
+                input_core_dims=[["replicate", "time"], ["time"], [], ["frame"], [], []],
                 output_core_dims=[["number"]],
                 vectorize=True,
             )
@@ -173,8 +171,8 @@ def convergence(
 def _clocks(nc: xr.Dataset, against: str | Sequence[str] | None, offset: float) -> xr.Dataset:
     """Abscissas by clock: ``x`` (clock, …, time) of an exponential, and ``shift`` (clock, …), u − x of a power law.
 
-    The instant u = 0 is time = −offset on every clock. An iteration count that is a straight line in time
-    (up to rounding) is continued to that instant; one that is not (a learning-rate schedule) has u = x.
+    u = 0 is time = −offset, to which an iteration count that is a straight line in time (up to rounding) is
+    continued; one that is not (a learning-rate schedule) has u = x.
     """
     time = nc["time"].astype(np.float64).drop_vars(nc["time"].coords)
     clocks = {"time": xr.Dataset({"x": time, "shift": offset})}
@@ -191,8 +189,7 @@ def _clocks(nc: xr.Dataset, against: str | Sequence[str] | None, offset: float) 
     if not set(names) <= set(clocks):
         raise ValueError(
             "against='iteration' needs a coordinate iteration(time) or a positive coordinate "
-            "learning_rate; nc has neither. Add one with "
-            "nc.assign_coords(iteration=('time', steps))."
+            "learning_rate; add one with nc.assign_coords(iteration=('time', steps))."
         )
     return xr.concat([clocks[name] for name in names], xr.IndexVariable("clock", names))
 
@@ -220,7 +217,6 @@ def _fit(
     y: np.ndarray,
     x: np.ndarray,
     shift: float,
-    *,
     times: np.ndarray,
     threshold: float,
     confidence: float,
@@ -272,8 +268,7 @@ def fit_line(x: np.ndarray, z: np.ndarray, confidence: float) -> Line:
     """Least-squares slope of z on x, common to independent replicates, with a confidence interval.
 
     From z (replicate, time), NaN where missing, at least three values each. With three replicates or more,
-    the mean of their own slopes, with the t interval of these (R − 1 degrees of freedom), whose scatter
-    includes the effect of correlation within a trajectory. With one or two, the slope of their mean, with
+    the mean of their own slopes, with the t interval of these; with one or two, the slope of their mean, with
     the interval marginalised over the autocorrelation of AR(1) residuals (`_reach`).
     """
     if len(z) < 3:
@@ -302,8 +297,7 @@ def _whitened(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Generalised least squares of z on x with AR(1) residuals, at every autocorrelation of the grid.
 
-    Returns residual squares, the information on the slope and on the intercept, and the log determinant of the
-    residuals' correlation matrix.
+    Residual squares, information on slope and intercept, and log determinant of the residuals' correlation.
     """
     phi = PHI[:, None]
     scale = np.sqrt(1 - phi**2)
@@ -332,8 +326,7 @@ def _reach(x: np.ndarray, z: np.ndarray, weights: np.ndarray, confidence: float)
     Given φ the estimate has about a t distribution, with the residuals' variance from generalised least
     squares. The interval is that of the mixture of these over φ, weighted by the restricted likelihood times
     the prior 1/(1 − φ) on (0, 1 − 10⁻⁴). On simulated AR(1) noise, 20 to 200 frames, its 95% interval
-    covers the slope in 94 to 100% of cases for φ ≤ 0.98, and in 87 to 95% for a random walk. A curve that is
-    not a straight line has residuals that wander like a random walk: its interval is wide.
+    covers the slope in 94 to 100% of cases for φ ≤ 0.98, and in 87 to 95% for a random walk.
     """
     rss, information, norm, log_det = _whitened(x, z)
     free = len(z) - 2
@@ -364,10 +357,8 @@ def _log_evidence(x: np.ndarray, z: np.ndarray) -> tuple[float, float]:
 def first_passage(x: np.ndarray, y: np.ndarray, threshold: float) -> np.ndarray:
     """Time at which each replicate first falls to a threshold, by interpolation of log y between frames, (R,).
 
-    From y (replicate, time), non-negative, NaN where missing (passed over): the first *downward*
-    crossing, from a frame above the threshold to the next one at or below it. A replicate that is never
-    above it was there from its first frame. inf: still above it at its last frame and at all before
-    (censored); NaN: no values.
+    From y (replicate, time), non-negative, NaN where missing: the first *downward* crossing, between two
+    frames; the first frame of a replicate that is never above. inf: never crossed down; NaN: no values.
     """
     result = np.full(len(y), np.nan)
     for r, row in enumerate(y):
@@ -389,10 +380,8 @@ def median_interval(
 ) -> tuple[float, float, float, float]:
     """Median of values, inf where censored, its distribution-free interval, and the share not censored.
 
-    The median is NaN where half or more are censored. The interval runs between order statistics, chosen
-    by the binomial distribution so that it covers at least ``confidence``; ``end``, where the record ends,
-    is the least that a censored value can be. ``upper`` is inf where that order statistic is censored,
-    and both limits are NaN with too few replicates (fewer than 6 at 95%).
+    The median is NaN where half or more are censored, the interval with too few values (fewer than 6 at 95%);
+    ``end``, where the record ends, is the least that a censored value can be.
     """
     values = np.sort(values[~np.isnan(values)])
     n = len(values)

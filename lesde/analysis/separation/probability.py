@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -135,9 +134,8 @@ def separation_probability(
         counts = counter.successes if counter.joint else counter.pairs
         lower, upper = binomial_interval(counts, counter.trials, confidence, interval)
         width = float((upper - lower).max() / 2.0)
-        if precision is None or width <= precision:
-            return 0
-        return replicates_to_add(counter.trials, width, precision, BLOCK)
+        more = replicates_to_add(counter.trials, width, precision, BLOCK)
+        return more if width > precision else 0
 
     if not recorded and not hasattr(paths, "counts"):
         raise TypeError(
@@ -152,8 +150,8 @@ def separation_probability(
     if recorded:
         counter.add(paths)
     else:
-        _simulate(counter, paths, limit, missing, progress, simulation)
-    if more := missing():
+        _simulate(counter, paths, limit, precision and missing, progress, simulation)
+    if precision is not None and (more := missing()):
         warnings.warn(
             f"precision={precision:g} was not reached with {counter.trials} replicates; about {more} more are "
             f"needed. Raise max_replicates, or give a model to simulate.",
@@ -196,18 +194,15 @@ def separation_probability(
 
 
 def _simulate(
-    counter: Counter,
-    model: Any,
-    limit: int,
-    missing: Callable[[], int],
-    progress: bool,
-    options: dict[str, Any],
+    counter: Counter, model: Any, limit: int, missing: Any, progress: bool, options: dict[str, Any]
 ) -> None:
-    """Simulate and count until the replicates asked for, and those still missing, are reached."""
+    """Simulate and count until the replicates asked for are reached, and those ``missing`` says, if given."""
     if "times" not in options:
         raise TypeError("times is required with a model: separation_probability(model, times=...).")
     times = check_times("times", options.pop("times"))
     wanted = check_integer("replicates", options.pop("replicates", 256), maximum=limit)
+    if missing:
+        wanted = min(-(-wanted // BLOCK) * BLOCK, limit)
     first = check_integer("first_replicate", options.pop("first_replicate", 0), minimum=0)
     if options.get("keep") == "statistics":
         refuse_what_needs_samples(counter.criterion, counter.direction)
@@ -218,10 +213,8 @@ def _simulate(
             start = first + counter.trials
             counter.add(simulate(model, times, replicates=size, first_replicate=start, **options))
             bar.update(size)
-            if counter.trials == wanted and (more := missing()):
-                # to whole blocks of replicates
-                wanted = min(-(-wanted // BLOCK) * BLOCK + more, limit)
-                bar.total = wanted
+            if missing and counter.trials == wanted:
+                bar.total = wanted = min(wanted + missing(), limit)
 
 
 def _batch(model: Any, times: np.ndarray, options: dict[str, Any]) -> int:
