@@ -252,9 +252,6 @@ def _names(
                 f"metrics: {name!r} needs the weights of a classifier; give weights=, or paths with a "
                 f"variable 'weights'."
             )
-    if centers and not any(METRICS[name].centers for name in names):
-        users = [name for name, entry in METRICS.items() if entry.centers]
-        raise ValueError(f"centers is only used by {', '.join(users)}; got metrics {names}.")
     return names
 
 
@@ -289,12 +286,6 @@ def _means(centers: Any, source: xr.DataArray) -> Any:
         features, labels = check_paths("centers", centers)
         features = features.transpose(..., "sample", "feature")
         centers = read_averages("centers.features", features, labels)
-    if isinstance(centers, xr.DataArray):
-        try:
-            xr.align(centers, source, join="exact", exclude=["class", "sample", "feature"])
-        except ValueError as error:
-            raise ValueError(
-                f"centers must have the coordinates of paths; choose what both have, for example with "
-                f"xarray.align(..., join='inner'): {error}"
-            ) from error
+    if isinstance(centers, xr.DataArray):  # the same coordinates, or an error that names them
+        xr.align(centers, source, join="exact", exclude=["class", "sample", "feature"])
     return centers

@@ -24,11 +24,10 @@ EPS = float(np.finfo(np.float64).eps)
 class Frame:
     """All replicates at one time: class means, and how far the samples of each class reach from theirs.
 
-    ``means`` (R, K, p) are the class means, ``counts`` (K,) the samples per class; ``direction`` (K, K, p)
-    unit vectors from class l to class k, or None where each replicate has its own, along the gap of its
-    means. Known are the samples of each class, ``classes``, each (R, n_k, p), or only the ``reach`` (R, K, K)
-    of class k from its mean toward class l. ``margin`` says that scores must be margins, not only of the
-    right sign.
+    ``means`` (R, K, p), ``counts`` (K,) samples per class; ``direction`` (K, K, p), unit vectors from class l to
+    class k, or None where each replicate's own gap counts; ``classes``, the samples (R, n_k, p) of each, or only
+    the ``reach`` (R, K, K) of class k from its mean toward class l; ``margin``, True where the sign of scores
+    does not suffice.
     """
 
     def __init__(
