@@ -137,7 +137,7 @@ def convergence(
     clocks = _clocks(nc, against, offset).isel(time=frames)
     found = []
     for name in names:
-        y = np.abs(nc[name].astype(np.float64) - target_of(nc[name])).isel(time=frames)
+        y = abs(nc[name].astype(np.float64) - target_of(nc[name])).isel(time=frames)
         if "replicate" not in y.dims:
             y = y.expand_dims("replicate")
         found.append(
@@ -163,8 +163,8 @@ def convergence(
     result = result.assign_coords(coords | {"threshold": ("metric", list(levels.values()))})
     result.attrs = {"confidence": confidence, "offset": offset}
     result = _against_learning_rate(result, confidence)
-    for name in result:
-        result[name].attrs["long_name"] = str(name).replace("_", " ")
+    for key, values in result.items():
+        values.attrs["long_name"] = str(key).replace("_", " ")
     return result
 
 
@@ -181,8 +181,8 @@ def _clocks(nc: xr.Dataset, against: str | Sequence[str] | None, offset: float) 
         # Anchored at the first frame, so that both clocks share a frame at u = 0 where counts are rounded.
         first, begin = x.isel(time=0), time.isel(time=0)
         slope = (x.isel(time=-1) - first) / (time.isel(time=-1) - begin)
-        away = np.abs(x - first - slope * (time - begin)).max("time")
-        straight = away <= 1 + 1e-6 * np.abs(x).max("time")
+        away = abs(x - first - slope * (time - begin)).max("time")
+        straight = away <= 1 + 1e-6 * abs(x).max("time")
         shift = (slope * (begin + offset) - first).where(straight, 0.0)
         clocks["iteration"] = xr.Dataset({"x": x, "shift": shift})
     names = list(clocks) if against is None else check_choices("against", against, CLOCKS)
@@ -199,9 +199,7 @@ def _iteration(nc: xr.Dataset, time: xr.DataArray) -> xr.DataArray | None:
     if "iteration" in nc.coords:
         x = nc["iteration"].drop_vars(nc["iteration"].coords).astype(np.float64)
         good = "time" in x.dims and "replicate" not in x.dims and bool(np.isfinite(x).all())
-        if good:
-            good = (x.diff("time") >= 0).all() and (x.isel(time=-1) > x.isel(time=0)).all()
-        if not good:
+        if not good or (x.diff("time") < 0).any() or (x.isel(time=-1) == x.isel(time=0)).any():
             raise ValueError(
                 f"nc.iteration must be a coordinate over time, not over replicates, finite and increasing "
                 f"in time; got {', '.join(map(repr, x.dims)) or 'no dimension'}, {shown(x.values)}."
@@ -413,8 +411,13 @@ def _against_learning_rate(result: xr.Dataset, confidence: float) -> xr.Dataset:
         half = stats.t.ppf((1 + confidence) / 2, len(h) - 2) * line.stderr
         return line.slope, line.slope - half, line.slope + half
 
-    ends = {"input_core_dims": [["learning_rate"]], "output_core_dims": [[], [], []]}
-    limits = xr.apply_ufunc(regression, rate, vectorize=True, **ends)
+    limits = xr.apply_ufunc(
+        regression,
+        rate,
+        input_core_dims=[["learning_rate"]],
+        output_core_dims=[[], [], []],
+        vectorize=True,
+    )
     names = (f"learning_rate_exponent{end}" for end in ENDS)
     return result.assign(
         {name: values.variable for name, values in zip(names, limits, strict=True)}

@@ -109,8 +109,7 @@ def layer_collapse(
             of_classifier = {n: result[n] for n in classified}
             parts = {n: one.drop_vars(classified, errors="ignore") for n, one in by_layer.items()}
             result = _join(parts, "layer").assign(of_classifier)
-            features = [each[n].get("features", each[n].get("mean")) for n in names]
-            width = [values.sizes["feature"] for values in features]
+            width = [each[n].sizes["feature"] for n in names]
             about = {"long_name": "features of the layer"}
             result = result.assign_coords(width=("layer", width, about))
         if split is not None:  # samples are counted by split

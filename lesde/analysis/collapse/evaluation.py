@@ -177,7 +177,7 @@ def neural_collapse(
     >>> nc.nc1.mean("replicate").plot(hue="learning_rate", yscale="log")  # doctest: +SKIP
     """
     reduced = is_statistics(paths)
-    last: tuple[Hashable, ...] = ("class" if reduced else "sample", "feature")
+    last: tuple[str, ...] = ("class" if reduced else "sample", "feature")
     if reduced:
         wanted = {"mean": last, "within": (*last, "feature_")}
         counts, source = check_statistics("paths", paths, wanted), paths["mean"]
@@ -259,7 +259,8 @@ def _align(
     name: str, value: Any, sizes: Mapping[Hashable, int], ends: Mapping[str, int]
 ) -> np.ndarray:
     """Values over the leading dimensions of the features and then ``ends``, a float64 view."""
-    wanted, fits = {**sizes, **ends}, True
+    wanted: dict[Hashable, int] = {**sizes, **ends}
+    fits = True
     named = isinstance(value, xr.DataArray)
     array = check_finite_array(name, value.values if named else value)
     if named:

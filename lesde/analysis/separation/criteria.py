@@ -72,7 +72,7 @@ class Frame:
     def _measured(self) -> tuple[np.ndarray, np.ndarray]:
         """Clearance of class k from the plane between it and class l, and its rounding, each (R, K, K)."""
         own = self.direction is None
-        units = gap_directions(self.means) if own else self.direction[None]
+        units = gap_directions(self.means) if self.direction is None else self.direction[None]
         clearance, length, reach = self.scores(), self.scores(), self._reach
         for k in range(self.n_classes):
             gap = self.means[:, k, None] - self.means

@@ -134,8 +134,9 @@ def separation_probability(
         counts = counter.successes if counter.joint else counter.pairs
         lower, upper = binomial_interval(counts, counter.trials, confidence, interval)
         width = float((upper - lower).max() / 2.0)
-        more = replicates_to_add(counter.trials, width, precision, BLOCK)
-        return more if width > precision else 0
+        if precision is None or width <= precision:
+            return 0
+        return replicates_to_add(counter.trials, width, precision, BLOCK)
 
     if not recorded and not hasattr(paths, "counts"):
         raise TypeError(
@@ -151,7 +152,7 @@ def separation_probability(
         counter.add(paths)
     else:
         _simulate(counter, paths, limit, precision and missing, progress, simulation)
-    if precision is not None and (more := missing()):
+    if more := missing():
         warnings.warn(
             f"precision={precision:g} was not reached with {counter.trials} replicates; about {more} more are "
             f"needed. Raise max_replicates, or give a model to simulate.",
