@@ -187,7 +187,7 @@ def neural_collapse(
     source = source.transpose(..., *last)
     lead = source.shape[:-2]
     sizes = dict(zip(source.dims[:-2], lead, strict=True))
-    ends = {"class": len(counts), "feature": source.shape[-1]}
+    ends: dict[Hashable, int] = {"class": len(counts), "feature": source.shape[-1]}
 
     if weights is None and bias is None and "weights" in paths:
         weights, bias = paths["weights"], paths.get("bias")
@@ -256,7 +256,7 @@ def _names(
 
 
 def _align(
-    name: str, value: Any, sizes: Mapping[Hashable, int], ends: Mapping[str, int]
+    name: str, value: Any, sizes: Mapping[Hashable, int], ends: Mapping[Hashable, int]
 ) -> np.ndarray:
     """Values over the leading dimensions of the features and then ``ends``, a float64 view."""
     wanted: dict[Hashable, int] = {**sizes, **ends}
