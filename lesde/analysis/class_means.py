@@ -30,10 +30,9 @@ BLOCK_VALUES = 2**18
 class ClassMeans(NamedTuple):
     """Class means of paths and what belongs to them.
 
-    ``values`` (group, replicate, time, class, feature) in float64, where a *group* is one cell of the
-    dimensions other than replicate, time, sample and feature, which are ``groups``, with their sizes;
-    ``counts`` (class,) are the samples per class, ``coords`` the coordinates along the groups, and scalar
-    ones; ``steps`` (group, interval) the SGD iterations in each interval, where that is known.
+    ``values`` (group, replicate, time, class, feature) in float64, a group being one cell of the other
+    dimensions, ``groups``, with their sizes; ``counts`` (class,) the samples per class; ``coords`` the coordinates
+    of groups; ``steps`` (group, interval) the SGD iterations in each interval, where known.
     """
 
     values: np.ndarray
@@ -76,8 +75,8 @@ def refuse_not_finite(name: str, source: xr.DataArray, batch: tuple[slice, ...])
             for d, a, i in zip(source.dims, begin, bad[0], strict=False)
         )
         raise ValueError(
-            f"{name} must be finite; got {values[tuple(bad[0])]} at {', '.join(where)}. Drop the frames "
-            f"after a run diverged, or the samples that were not recorded, with paths.isel(...)."
+            f"{name} must be finite; got {values[tuple(bad[0])]} at {', '.join(where)}. Leave such frames or "
+            f"samples out with paths.isel(...)."
         )
 
 

@@ -46,9 +46,8 @@ def convergence(
     Parameters
     ----------
     nc : xarray.Dataset
-        As `lesde.neural_collapse` returns: variables over ``time``, usually ``replicate``, and
-        any other dimensions (such as ``learning_rate``), each of whose entries is fitted by
-        itself.
+        As `lesde.neural_collapse` returns: variables over ``time``, usually ``replicate``, and any other
+        dimensions (such as ``learning_rate``), each of whose entries is fitted by itself.
     metrics : str or sequence of str, optional
         Variables to fit. Default: all that have the dimension ``time``. What is fitted is the
         distance y = \\|value − target\\| to the variable's attribute ``target`` (0 if it has
@@ -64,7 +63,7 @@ def convergence(
     offset : float, default 0
         The power law is y = a u^(−q) with u = time + offset. A kernel with β ~ 1/(1+t) wants
         ``offset=1``. Frames with u ≤ 0 enter no fit. On the iteration clock u counts iterations
-        from the same instant, u = 0.
+        from the same instant.
     confidence : float, default 0.95
 
     Returns
@@ -73,8 +72,8 @@ def convergence(
         Dimensions ``metric``, the others of ``nc`` but ``replicate`` and ``time``, and ``clock``
         (entries of ``against``). Rates are per unit of the clock.
 
-        - ``rate``, ``rate_lower``, ``rate_upper``, ``amplitude_exponential``: y = a exp(−r x).
-        - ``exponent``, ``exponent_lower``, ``exponent_upper``, ``amplitude_power_law``: y = a u^(−q).
+        - ``rate`` and ``exponent``, with ``_lower`` and ``_upper``, ``amplitude_exponential`` and
+          ``amplitude_power_law``: y = a exp(−r x) and y = a u^(−q).
         - ``law``: ``"exponential"``, ``"power law"``, or ``"none"`` where neither a rate nor an
           exponent is positive at the given confidence: no decay was seen, whatever the weight.
         - ``weight_exponential``: Akaike weight of the exponential against the power law. Near ½ the data
@@ -131,14 +130,14 @@ def convergence(
     frames = np.flatnonzero((times >= low) & (times <= high))
     if len(frames) < 3:
         raise ValueError(
-            f"start and stop must leave at least 3 frames; {len(frames)} of the {len(times)} "
-            f"between {times[0]:g} and {times[-1]:g} lie in [{low:g}, {high:g}]."
+            f"start and stop must leave at least 3 of the {len(times)} frames between {times[0]:g} and "
+            f"{times[-1]:g}; got {len(frames)} in [{low:g}, {high:g}]."
         )
 
     clocks = _clocks(nc, against, offset).isel(time=frames)
     found = []
     for name in names:
-        y = np.abs(nc[name].astype(np.float64) - target_of(nc[name])).isel(time=frames)
+        y = abs(nc[name].astype(np.float64) - target_of(nc[name])).isel(time=frames)
         if "replicate" not in y.dims:
             y = y.expand_dims("replicate")
         found.append(
@@ -147,12 +146,10 @@ def convergence(
                 y.drop_vars(y.coords),
                 clocks["x"],
                 clocks["shift"],
-                kwargs={
-                    "times": times[frames],
-                    "threshold": levels[name],
-                    "confidence": confidence,
-                },
-                input_core_dims=[["replicate", "time"], ["time"], []],
+                times[frames],
+                levels[name],
+                confidence,
+                input_core_dims=[["replicate", "time"], ["time"], [], ["frame"], [], []],
                 output_core_dims=[["number"]],
                 vectorize=True,
             )
@@ -166,16 +163,16 @@ def convergence(
     result = result.assign_coords(coords | {"threshold": ("metric", list(levels.values()))})
     result.attrs = {"confidence": confidence, "offset": offset}
     result = _against_learning_rate(result, confidence)
-    for name in result:
-        result[name].attrs["long_name"] = str(name).replace("_", " ")
+    for key, values in result.items():
+        values.attrs["long_name"] = str(key).replace("_", " ")
     return result
 
 
 def _clocks(nc: xr.Dataset, against: str | Sequence[str] | None, offset: float) -> xr.Dataset:
     """Abscissas by clock: ``x`` (clock, …, time) of an exponential, and ``shift`` (clock, …), u − x of a power law.
 
-    The instant u = 0 is time = −offset on every clock. An iteration count that is a straight line in time
-    (up to rounding) is continued to that instant; one that is not (a learning-rate schedule) has u = x.
+    u = 0 is time = −offset, to which an iteration count that is a straight line in time (up to rounding) is
+    continued; one that is not (a learning-rate schedule) has u = x.
     """
     time = nc["time"].astype(np.float64).drop_vars(nc["time"].coords)
     clocks = {"time": xr.Dataset({"x": time, "shift": offset})}
@@ -184,16 +181,15 @@ def _clocks(nc: xr.Dataset, against: str | Sequence[str] | None, offset: float) 
         # Anchored at the first frame, so that both clocks share a frame at u = 0 where counts are rounded.
         first, begin = x.isel(time=0), time.isel(time=0)
         slope = (x.isel(time=-1) - first) / (time.isel(time=-1) - begin)
-        away = np.abs(x - first - slope * (time - begin)).max("time")
-        straight = away <= 1 + 1e-6 * np.abs(x).max("time")
+        away = abs(x - first - slope * (time - begin)).max("time")
+        straight = away <= 1 + 1e-6 * abs(x).max("time")
         shift = (slope * (begin + offset) - first).where(straight, 0.0)
         clocks["iteration"] = xr.Dataset({"x": x, "shift": shift})
     names = list(clocks) if against is None else check_choices("against", against, CLOCKS)
     if not set(names) <= set(clocks):
         raise ValueError(
             "against='iteration' needs a coordinate iteration(time) or a positive coordinate "
-            "learning_rate; nc has neither. Add one with "
-            "nc.assign_coords(iteration=('time', steps))."
+            "learning_rate; add one with nc.assign_coords(iteration=('time', steps))."
         )
     return xr.concat([clocks[name] for name in names], xr.IndexVariable("clock", names))
 
@@ -203,9 +199,7 @@ def _iteration(nc: xr.Dataset, time: xr.DataArray) -> xr.DataArray | None:
     if "iteration" in nc.coords:
         x = nc["iteration"].drop_vars(nc["iteration"].coords).astype(np.float64)
         good = "time" in x.dims and "replicate" not in x.dims and bool(np.isfinite(x).all())
-        if good:
-            good = (x.diff("time") >= 0).all() and (x.isel(time=-1) > x.isel(time=0)).all()
-        if not good:
+        if not good or (x.diff("time") < 0).any() or (x.isel(time=-1) == x.isel(time=0)).any():
             raise ValueError(
                 f"nc.iteration must be a coordinate over time, not over replicates, finite and increasing "
                 f"in time; got {', '.join(map(repr, x.dims)) or 'no dimension'}, {shown(x.values)}."
@@ -221,7 +215,6 @@ def _fit(
     y: np.ndarray,
     x: np.ndarray,
     shift: float,
-    *,
     times: np.ndarray,
     threshold: float,
     confidence: float,
@@ -273,8 +266,7 @@ def fit_line(x: np.ndarray, z: np.ndarray, confidence: float) -> Line:
     """Least-squares slope of z on x, common to independent replicates, with a confidence interval.
 
     From z (replicate, time), NaN where missing, at least three values each. With three replicates or more,
-    the mean of their own slopes, with the t interval of these (R − 1 degrees of freedom), whose scatter
-    includes the effect of correlation within a trajectory. With one or two, the slope of their mean, with
+    the mean of their own slopes, with the t interval of these; with one or two, the slope of their mean, with
     the interval marginalised over the autocorrelation of AR(1) residuals (`_reach`).
     """
     if len(z) < 3:
@@ -303,8 +295,7 @@ def _whitened(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Generalised least squares of z on x with AR(1) residuals, at every autocorrelation of the grid.
 
-    Returns residual squares, the information on the slope and on the intercept, and the log determinant of the
-    residuals' correlation matrix.
+    Residual squares, information on slope and intercept, and log determinant of the residuals' correlation.
     """
     phi = PHI[:, None]
     scale = np.sqrt(1 - phi**2)
@@ -333,8 +324,7 @@ def _reach(x: np.ndarray, z: np.ndarray, weights: np.ndarray, confidence: float)
     Given φ the estimate has about a t distribution, with the residuals' variance from generalised least
     squares. The interval is that of the mixture of these over φ, weighted by the restricted likelihood times
     the prior 1/(1 − φ) on (0, 1 − 10⁻⁴). On simulated AR(1) noise, 20 to 200 frames, its 95% interval
-    covers the slope in 94 to 100% of cases for φ ≤ 0.98, and in 87 to 95% for a random walk. A curve that is
-    not a straight line has residuals that wander like a random walk: its interval is wide.
+    covers the slope in 94 to 100% of cases for φ ≤ 0.98, and in 87 to 95% for a random walk.
     """
     rss, information, norm, log_det = _whitened(x, z)
     free = len(z) - 2
@@ -365,10 +355,8 @@ def _log_evidence(x: np.ndarray, z: np.ndarray) -> tuple[float, float]:
 def first_passage(x: np.ndarray, y: np.ndarray, threshold: float) -> np.ndarray:
     """Time at which each replicate first falls to a threshold, by interpolation of log y between frames, (R,).
 
-    From y (replicate, time), non-negative, NaN where missing (passed over): the first *downward*
-    crossing, from a frame above the threshold to the next one at or below it. A replicate that is never
-    above it was there from its first frame. inf: still above it at its last frame and at all before
-    (censored); NaN: no values.
+    From y (replicate, time), non-negative, NaN where missing: the first *downward* crossing, between two
+    frames; the first frame of a replicate that is never above. inf: never crossed down; NaN: no values.
     """
     result = np.full(len(y), np.nan)
     for r, row in enumerate(y):
@@ -390,10 +378,8 @@ def median_interval(
 ) -> tuple[float, float, float, float]:
     """Median of values, inf where censored, its distribution-free interval, and the share not censored.
 
-    The median is NaN where half or more are censored. The interval runs between order statistics, chosen
-    by the binomial distribution so that it covers at least ``confidence``; ``end``, where the record ends,
-    is the least that a censored value can be. ``upper`` is inf where that order statistic is censored,
-    and both limits are NaN with too few replicates (fewer than 6 at 95%).
+    The median is NaN where half or more are censored, the interval with too few values (fewer than 6 at 95%);
+    ``end``, where the record ends, is the least that a censored value can be.
     """
     values = np.sort(values[~np.isnan(values)])
     n = len(values)
@@ -425,8 +411,13 @@ def _against_learning_rate(result: xr.Dataset, confidence: float) -> xr.Dataset:
         half = stats.t.ppf((1 + confidence) / 2, len(h) - 2) * line.stderr
         return line.slope, line.slope - half, line.slope + half
 
-    ends = {"input_core_dims": [["learning_rate"]], "output_core_dims": [[], [], []]}
-    limits = xr.apply_ufunc(regression, rate, vectorize=True, **ends)
+    limits = xr.apply_ufunc(
+        regression,
+        rate,
+        input_core_dims=[["learning_rate"]],
+        output_core_dims=[[], [], []],
+        vectorize=True,
+    )
     names = (f"learning_rate_exponent{end}" for end in ENDS)
     return result.assign(
         {name: values.variable for name, values in zip(names, limits, strict=True)}

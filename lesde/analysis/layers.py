@@ -73,21 +73,24 @@ def layer_collapse(
     {'layer': 2, 'learning_rate': 1, 'replicate': 2, 'time': 2}
     """
     splits = _splits(records)
-    names = _layers(splits, layers)
-    weighted = [n for n in names if all("weights" in each[n] for each in splits.values())]
-    reader = weighted[-1] if weighted else None
+    if layers is None:
+        first = next(iter(splits.values()))
+        layers = [name for name in first if name not in (*NOT_HIDDEN, "penultimate")]
+        layers += ["penultimate"] if "penultimate" in first else []
+    names = check_names("layers", layers)
+    if not names:
+        raise ValueError("layers must name at least one hidden layer of records; got none.")
+    for each in splits.values():
+        for name in names:
+            check_choice("layers", name, each)
     if centers is None:
         centers = "train" if "train" in splits else "own"
     check_choice("centers", centers, ["own", *(split for split in splits if split is not None)])
-
     wanted = list(METRICS) if metrics is None else check_choices("metrics", metrics, METRICS)
     plain = [name for name in wanted if not METRICS[name].classifier]
-    classified = [name for name in wanted if METRICS[name].classifier]
-    if reader is None and classified and metrics is not None:
-        raise ValueError(
-            f"metrics: {classified[0]!r} needs the weights of a classifier; no layer of records has "
-            f"the variable 'weights'. Record the layer 'penultimate', or leave the metric out."
-        )
+    weighted = [n for n in names if all("weights" in each[n] for each in splits.values())]
+    reader = (weighted or names)[-1]
+    classified = [n for n in wanted if METRICS[n].classifier and (weighted or metrics is not None)]
 
     found: dict[str | None, xr.Dataset] = {}
     for split, each in splits.items():
@@ -101,26 +104,22 @@ def layer_collapse(
             except (TypeError, ValueError) as error:
                 error.add_note(f"This was layer {layer!r} of the records.")
                 raise
-        result = xr.Dataset() if reader is None else by_layer[reader]
+        result = by_layer[reader]
         if plain:
-            of_classifier = {} if reader is None else {n: result[n] for n in classified}
-            width = [(each[n].get("features", each[n].get("mean"))).sizes["feature"] for n in names]
-            result = _join(
-                {n: by_layer[n].drop_vars(classified, errors="ignore") for n in names}, "layer"
-            ).assign(of_classifier)
-            result["width"] = ("layer", width, {"long_name": "features of the layer"})
-            result = result.set_coords("width")
+            of_classifier = {n: result[n] for n in classified}
+            parts = {n: one.drop_vars(classified, errors="ignore") for n, one in by_layer.items()}
+            result = _join(parts, "layer").assign(of_classifier)
+            width = [each[n].sizes["feature"] for n in names]
+            about = {"long_name": "features of the layer"}
+            result = result.assign_coords(width=("layer", width, about))
+        if split is not None:  # samples are counted by split
+            result = result.assign_coords(count=result["count"].expand_dims("split"))
         result.attrs.pop("layer", None)
         found[split] = result
-    if None in found:
-        result = found[None]
-    else:
-        for split, one in found.items():  # samples are counted by split
-            found[split] = one.assign_coords(count=one["count"].expand_dims("split"))
-        result = _join(found, "split")
-    first = [dim for dim in ("layer", "split") if dim in result.dims]
-    used = {"classifier": reader} if reader is not None and classified else {}
-    return result.transpose(*first, ..., "class").assign_attrs(centers=centers, **used)
+    result = found[None] if None in found else _join(found, "split")
+    leading = [dim for dim in ("layer", "split") if dim in result.dims]
+    used = {"classifier": reader} if classified else {}
+    return result.transpose(*leading, ..., "class").assign_attrs(centers=centers, **used)
 
 
 def _splits(records: Any) -> dict[str | None, Mapping[str, xr.Dataset]]:
@@ -139,36 +138,14 @@ def _splits(records: Any) -> dict[str | None, Mapping[str, xr.Dataset]]:
     return dict(splits)
 
 
-def _layers(splits: Mapping[str | None, Mapping[str, xr.Dataset]], layers: Any) -> list[str]:
-    """The layers asked for, or all hidden ones, in the order of the network; each is in every split."""
-    if layers is None:
-        layers = [name for name in next(iter(splits.values())) if name not in NOT_HIDDEN]
-        layers.sort(key=lambda name: name == "penultimate")
-    names = check_names("layers", layers)
-    if not names:
-        raise ValueError(
-            "layers must name at least one layer, or records hold a hidden one; got none."
-        )
-    for each in splits.values():
-        for name in names:
-            check_choice("layers", name, each)
-    return names
-
-
 def _join(parts: Mapping[Any, xr.Dataset], dim: str) -> xr.Dataset:
-    """Datasets along a new dimension."""
-    try:
-        return xr.concat(
-            list(parts.values()),
-            dim=xr.IndexVariable(dim, list(parts)),
-            data_vars="all",
-            coords="minimal",
-            compat="equals",
-            join="exact",
-            combine_attrs="drop_conflicts",
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"records must have the same samples, learning rates, replicates, times and classes for every "
-            f"{dim} ({', '.join(map(repr, parts))}); they differ: {error}"
-        ) from error
+    """Datasets along a new dimension, which must agree in all others."""
+    return xr.concat(
+        list(parts.values()),
+        dim=xr.IndexVariable(dim, list(parts)),
+        data_vars="all",
+        coords="minimal",
+        compat="equals",
+        join="exact",
+        combine_attrs="drop_conflicts",
+    )

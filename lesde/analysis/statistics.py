@@ -101,14 +101,10 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
         missing = {d: n for d, n in features.sizes.items() if d in dims and d not in given.dims}
         units = given.expand_dims(missing).transpose(*dims, "class", "class_", "feature").values
 
-    sizes = {"class": K, "feature": p}
-    arrays = {
-        name: np.empty((*lead, *(sizes[d.rstrip("_")] for d in last)), dtype)
-        for name, last in ends.items()
-    }
-    precision = np.inf
+    sizes = {"class": K, "feature": p, "class_": K, "feature_": p}
+    arrays = {name: np.empty((*lead, *(sizes[d] for d in ends[name])), dtype) for name in ends}
+    precision, limits = np.inf, np.finfo(dtype)
     order = np.argsort(labels, kind="stable")
-    limits = np.finfo(dtype)
     for batch in batches(lead, max(1, READ_VALUES // (len(labels) * p))):
         samples = features.variable[batch].values
         shape, samples = samples.shape[:-2], samples.reshape(-1, len(labels), p)
@@ -133,20 +129,19 @@ def statistics(paths: xr.Dataset, directions: Any = None) -> xr.Dataset:
                 f"the range of {dtype}. Rescale them, or use paths.astype(float)."
             )
 
-    data: dict[Any, Any] = {
-        n: v.variable for n, v in paths.data_vars.items() if "sample" not in v.dims
+    data = {n: v.variable for n, v in paths.data_vars.items() if "sample" not in v.dims}
+    data |= {
+        n: xr.Variable((*dims, *ends[n]), v, {"long_name": ABOUT[n]}) for n, v in arrays.items()
     }
-    for name, values in arrays.items():
-        data[name] = ((*dims, *ends[name]), values, {"long_name": ABOUT[name]})
     if units is not None:
-        about_direction = {"long_name": ABOUT["direction"]}
-        data["direction"] = (given.dims, given.values.astype(dtype), about_direction)
+        about = {"long_name": ABOUT["direction"]}
+        data["direction"] = xr.Variable(given.dims, given.values.astype(dtype), about)
     coords = {n: c.variable for n, c in paths.coords.items() if "sample" not in c.dims}
     coords["count"] = xr.Variable("class", counts, {"long_name": "samples per class"})
-    about: dict[str, Any] = {"keep": "statistics", "joint": 1, "reach_paths": 1}
+    attrs = paths.attrs | {"keep": "statistics", "joint": 1, "reach_paths": 1}
     if limits.eps < precision < np.inf:
-        about["rounding"] = float(precision)
-    return xr.Dataset(data, coords, paths.attrs | about)
+        attrs["rounding"] = float(precision)
+    return xr.Dataset(data, coords, attrs)
 
 
 def _directions(directions: Any, features: xr.DataArray, K: int) -> xr.DataArray:

@@ -448,7 +448,7 @@ def test_errors_name_the_argument_and_the_remedy():
         convergence(nc, threshold=0.0)
     with pytest.raises(ValueError, match="threshold must hold every metric fitted"):
         convergence(nc, threshold={"nc2_etf": 0.1})
-    with pytest.raises(ValueError, match=r"at least 3 frames; 2 of the 12 between 0\.5 and 2"):
+    with pytest.raises(ValueError, match=r"at least 3 of the 12 frames between 0\.5 and 2; got 2"):
         convergence(nc, stop=0.7)
     with pytest.raises(ValueError, match="confidence must be a finite number"):
         convergence(nc, confidence=1.0)

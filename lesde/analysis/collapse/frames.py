@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -62,8 +62,8 @@ class Frames:
     the same with the precision that the features were stored in.
     """
 
-    weights: np.ndarray | None = None
-    bias: np.ndarray | None = None
+    weights: Any = None
+    bias: Any = None
 
     def __init__(
         self, means: np.ndarray, variances: np.ndarray, counts: np.ndarray, stored: np.ndarray

@@ -24,11 +24,10 @@ EPS = float(np.finfo(np.float64).eps)
 class Frame:
     """All replicates at one time: class means, and how far the samples of each class reach from theirs.
 
-    ``means`` (R, K, p) are the class means, ``counts`` (K,) the samples per class; ``direction`` (K, K, p)
-    unit vectors from class l to class k, or None where each replicate has its own, along the gap of its
-    means. Known are the samples of each class, ``classes``, each (R, n_k, p), or only the ``reach`` (R, K, K)
-    of class k from its mean toward class l. ``margin`` says that scores must be margins, not only of the
-    right sign.
+    ``means`` (R, K, p), ``counts`` (K,) samples per class; ``direction`` (K, K, p), unit vectors from class l to
+    class k, or None where each replicate's own gap counts; ``classes``, the samples (R, n_k, p) of each, or only
+    the ``reach`` (R, K, K) of class k from its mean toward class l; ``margin``, True where the sign of scores
+    does not suffice.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Frame:
     def _measured(self) -> tuple[np.ndarray, np.ndarray]:
         """Clearance of class k from the plane between it and class l, and its rounding, each (R, K, K)."""
         own = self.direction is None
-        units = gap_directions(self.means) if own else self.direction[None]
+        units = gap_directions(self.means) if self.direction is None else self.direction[None]
         clearance, length, reach = self.scores(), self.scores(), self._reach
         for k in range(self.n_classes):
             gap = self.means[:, k, None] - self.means
@@ -141,7 +140,7 @@ def criterion(name: str, directed: bool = False, samples: bool = False) -> Calla
     directed : bool, default False
         The criterion compares classes along ``frame.direction``, which the argument ``direction`` sets.
     samples : bool, default False
-        The criterion reads every sample, ``frame.classes``; statistics of the classes do not suffice.
+        The criterion reads ``frame.classes``, so that statistics of the classes do not suffice.
 
     Examples
     --------

@@ -49,13 +49,11 @@ def separation_function(
     Parameters
     ----------
     gap : array_like
-        Distance of the means, in the units of ``s1``; any finite value.
+        Distance of the means, any finite value.
     n1, n2 : array_like of int
         Samples of the upper and of the lower class, at least 1.
-    s1, s2 : array_like
-        Standard deviations, at least 0.
-    extra_variance : array_like
-        In squared units of ``gap``. All arguments broadcast.
+    s1, s2, extra_variance : array_like
+        In units, and squared units, of ``gap``. All arguments broadcast.
 
     Returns
     -------
@@ -138,9 +136,8 @@ def separation_of_maxima(
     lost = np.isnan(log_p)
     if lost.any():
         warnings.warn(
-            f"{int(lost.sum())} of {len(gap)} separation probabilities are NaN: the class means "
-            f"vary so much less than the means of independent samples do, and the classes are so "
-            f"small, that the integral needs more than {MOST_NODES} nodes. Simulate these instead.",
+            f"{int(lost.sum())} of {len(gap)} separation probabilities are NaN: the classes are so small, and "
+            f"their means so fixed, that the integral needs more than {MOST_NODES} nodes. Simulate these.",
             stacklevel=3,
         )
     return Separation(np.exp(log_p), log_p + 0.0, log_q + 0.0)
@@ -226,9 +223,8 @@ def _saddle(problem: _Problem) -> tuple[np.ndarray, np.ndarray]:
 def _integral(integrand: _Integrand) -> np.ndarray:
     """(1/π) ∫₀^∞ Re(integrand at tilt + iω over its value at tilt) dω by the trapezoidal rule.
 
-    With spacing h the rule gives the tail probability plus its images at distance 2π/h, damped by
-    the tilt; the first h makes them negligible for a normal overlap, and it is halved until the
-    sum stands still.
+    Spacing h adds images at distance 2π/h, damped by the tilt, negligible for a normal overlap at the first h,
+    which is halved until the sum stands still.
     """
     problem, tilt, one, two, _ = integrand
     spread = np.sqrt(one.variance + two.variance + np.maximum(problem.extra, 0.0))

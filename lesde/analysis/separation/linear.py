@@ -26,10 +26,9 @@ def linear_margins(first: np.ndarray, second: np.ndarray, exact: bool = False) -
     second, and |w_j| ≤ 1. The maximum is half the distance of the convex hulls in the sum norm, and
     positive if and only if the sets are linearly separable.
 
-    Sets that the mean gap or Fisher's discriminant already separates need no program unless the margin is
-    wanted. The others start from the few points that lie deepest in the other set: if these cannot be
-    separated, the sets cannot. Otherwise the points that lie lowest are added and the program is solved
-    again. A positive answer is checked on all points.
+    Sets that the mean gap or Fisher's discriminant separates need no program unless the margin is wanted. The
+    others start from the few points that lie deepest in the other set, to which those that lie lowest are
+    added until the sets are seen to be inseparable, or separate on all points.
 
     From points (R, n, p) and (R, m, p): positive where separable, else 0, shape (R,). Unless ``exact``
     only the sign of the result is meaningful. Separations narrower than 1e-9 of the root-mean-square

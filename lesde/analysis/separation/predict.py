@@ -25,22 +25,18 @@ def predict_separation(
 ) -> xr.Dataset:
     """Probability that the classes of a model separate, from its exact law.
 
-    Same statement as ``separation_probability(paths, criterion="projection")``: all samples of
-    class k lie beyond all samples of class l along the direction of the mean gap.
+    Same statement as ``separation_probability(paths, criterion="projection")``.
 
     Parameters
     ----------
     model : LESDE
         With a kernel that depends on classes and time only.
-    times : array_like, shape (T,)
-        Times; ``times[0]`` is that of the initial state.
-    initial : array_like
-        Class means (class, feature) or samples (sample, feature) at ``times[0]``. Random initial
-        means (``None``) have no mean gap, so no direction: give them.
+    times, initial
+        As in `lesde.law`; ``initial``, class means (class, feature) or samples (sample, feature) at
+        ``times[0]``, must be given: random means have no mean gap, so no direction.
     direction : "ensemble", "initial" or array
         "ensemble", the default: along the law's mean gap at each time; "initial": along that of the
-        first time; else vectors (feature,) or (class, class, feature), see
-        ``separation_probability``.
+        first time; else vectors (feature,) or (class, class, feature), see ``separation_probability``.
 
     Returns
     -------

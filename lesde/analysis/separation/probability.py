@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,10 +78,9 @@ def separation_probability(
         where they hold ``reach_expected``, along the expected gap of the law.
     precision : float, optional
         Largest half-width allowed for the widest interval of ``probability`` over times (and learning
-        rates). With a model, replicates are added until it is reached; a dataset that is too small
-        is refused.
+        rates). With a model, replicates are added until it is reached; else a warning says what is missing.
     max_replicates : int
-        Number at which adding stops, with a warning.
+        Number at which adding stops.
     margin : bool
         Also return by how much they are separated: see Returns.
     progress : bool
@@ -101,9 +99,9 @@ def separation_probability(
         (..., replicate, class, class_), in units of the features: the empty gap between the classes
         along the direction ("projection"), half the distance of the convex hulls in the sum norm
         ("linear"), the least distance of a sample to the plane between the means
-        ("nearest_center"); negative, or 0 for "linear", where the pair is not separated. Statistics of
-        more than two classes whose attribute ``joint`` is 0 hold the law of each pair only:
-        ``probability``, its interval and ``successes`` are then NaN, with a warning.
+        ("nearest_center"); negative, or 0 for "linear", where the pair is not separated. Of statistics of
+        more than two classes whose attribute ``joint`` is 0 only the pairs' numbers are known; the others
+        are NaN, with a warning.
 
     Notes
     -----
@@ -111,10 +109,8 @@ def separation_probability(
     batch), which biases the estimate upwards. With 2 classes of 10 samples in 50 dimensions and a true
     probability of 0.119, 8 replicates give 0.20 on average, 64 give 0.127; with 40 samples in 4 dimensions
     16 replicates are enough. Where p/(R n) is not small give the direction, or reduce the paths with
-    ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``.
-
-    With ``precision`` the number of replicates depends on the counts, so coverage is not exactly that of
-    a fixed number of replicates; the tests compute it.
+    ``lesde.statistics(paths, directions=lesde.law(model, paths.time, initial=means))``. With ``precision`` the
+    number of replicates depends on the counts, which moves the coverage by about 0.01.
 
     Examples
     --------
@@ -135,46 +131,33 @@ def separation_probability(
 
     def missing() -> int:
         """Further replicates that the precision needs."""
-        if precision is None:
-            return 0
-        if not counter.joint:
-            raise ValueError(
-                "precision is that of the probability that all pairs are separated, which these "
-                "statistics do not determine (attribute joint is not 1). Leave precision out and use "
-                "pairwise, or keep='features'."
-            )
-        lower, upper = binomial_interval(counter.successes, counter.trials, confidence, interval)
+        counts = counter.successes if counter.joint else counter.pairs
+        lower, upper = binomial_interval(counts, counter.trials, confidence, interval)
         width = float((upper - lower).max() / 2.0)
-        if width <= precision:
+        if precision is None or width <= precision:
             return 0
         return replicates_to_add(counter.trials, width, precision, BLOCK)
 
-    if recorded:
-        if simulation:
-            raise TypeError(
-                f"{', '.join(simulation)}: keywords of the simulation need a model in place of "
-                f"paths; got a dataset, which is already simulated."
-            )
-        counter.add(paths)
-        if more := missing():
-            raise ValueError(
-                f"precision={precision:g} needs about {counter.trials + more} replicates; paths has "
-                f"{counter.trials}. Pass the model in place of paths, with the keywords of "
-                f"lesde.simulate, to add replicates."
-            )
-    elif hasattr(paths, "counts"):
-        _simulate(counter, paths, limit, missing, progress, dict(simulation))
-        if missing():
-            warnings.warn(
-                f"precision={precision:g} was not reached with max_replicates={limit}. Raise "
-                f"max_replicates.",
-                UserWarning,
-                stacklevel=2,
-            )
-    else:
+    if not recorded and not hasattr(paths, "counts"):
         raise TypeError(
             f"paths must be an xarray.Dataset of trajectories, or a lesde.LESDE or another process to "
             f"simulate; got {shown(type(paths).__name__)}."
+        )
+    if recorded and simulation:
+        raise TypeError(
+            f"{', '.join(simulation)}: keywords of the simulation need a model in place of "
+            f"paths; got a dataset, which is already simulated."
+        )
+    if recorded:
+        counter.add(paths)
+    else:
+        _simulate(counter, paths, limit, precision and missing, progress, simulation)
+    if more := missing():
+        warnings.warn(
+            f"precision={precision:g} was not reached with {counter.trials} replicates; about {more} more are "
+            f"needed. Raise max_replicates, or give a model to simulate.",
+            UserWarning,
+            stacklevel=2,
         )
     if not counter.joint:
         warnings.warn(
@@ -212,18 +195,15 @@ def separation_probability(
 
 
 def _simulate(
-    counter: Counter,
-    model: Any,
-    limit: int,
-    missing: Callable[[], int],
-    progress: bool,
-    options: dict[str, Any],
+    counter: Counter, model: Any, limit: int, missing: Any, progress: bool, options: dict[str, Any]
 ) -> None:
-    """Simulate and count until the replicates asked for, and those still missing, are reached."""
+    """Simulate and count until the replicates asked for are reached, and those ``missing`` says, if given."""
     if "times" not in options:
         raise TypeError("times is required with a model: separation_probability(model, times=...).")
     times = check_times("times", options.pop("times"))
     wanted = check_integer("replicates", options.pop("replicates", 256), maximum=limit)
+    if missing:
+        wanted = min(-(-wanted // BLOCK) * BLOCK, limit)
     first = check_integer("first_replicate", options.pop("first_replicate", 0), minimum=0)
     if options.get("keep") == "statistics":
         refuse_what_needs_samples(counter.criterion, counter.direction)
@@ -234,10 +214,8 @@ def _simulate(
             start = first + counter.trials
             counter.add(simulate(model, times, replicates=size, first_replicate=start, **options))
             bar.update(size)
-            if counter.trials == wanted and (more := missing()):
-                # to whole blocks of replicates
-                wanted = min(-(-wanted // BLOCK) * BLOCK + more, limit)
-                bar.total = wanted
+            if missing and counter.trials == wanted:
+                bar.total = wanted = min(wanted + missing(), limit)
 
 
 def _batch(model: Any, times: np.ndarray, options: dict[str, Any]) -> int:
