@@ -58,16 +58,6 @@ same = found.sel(model="L-model", kernel="the same rate")
 print(same[["network", "predicted_lower", "predicted", "predicted_upper", "inside"]].to_dataframe())
 
 # %%
-# A table of NC1:
-
-print("     h    networks                 L-model")
-for h in rates:
-    one = same.sel(learning_rate=h, quantity="value", metric="nc1")
-    print("{:6g}    {:.3f} [{:.3f}, {:.3f}]     {:.3f} [{:.3f}, {:.3f}]".format(h, *(
-        float(one[f"{who}{end}"]) for who in ("network", "predicted")
-        for end in ("", "_lower", "_upper"))))  # fmt: skip
-
-# %%
 # One kernel for all learning rates
 # ---------------------------------
 #

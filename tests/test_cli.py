@@ -258,12 +258,12 @@ def test_fit_takes_the_recorded_transform(logits: Path, tmp_path: Path) -> None:
 
 
 def test_the_figure_of_elasticity_takes_the_recorded_transform(
-    logits: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    paths: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     out = str(tmp_path / "figure.png")
-    assert lesde("plot", "elasticity", str(logits), "--out", out).exit_code == 0
+    assert lesde("plot", "elasticity", str(paths), "--out", out).exit_code == 0
     assert not [w for w in recwarn if "by their attributes" in str(w.message)]
-    lesde("plot", "elasticity", str(logits), "--out", out, "--transform", "identity", "--overwrite")
+    lesde("plot", "elasticity", str(paths), "--out", out, "--transform", "logits", "--overwrite")
     assert [w for w in recwarn if "by their attributes" in str(w.message)]
 
 

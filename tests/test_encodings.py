@@ -78,15 +78,6 @@ def test_text_in_ascii_says_what_the_other_says(monkeypatch: pytest.MonkeyPatch)
     assert "λ₁" in lesde.derive(model).text()
 
 
-def test_help_in_ascii_is_laid_out_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    _, out, _ = output(monkeypatch, "ascii", "derive", "--help")
-    assert b"alpha(t)" in out
-    lines = [line for line in out.decode("ascii").splitlines() if line.startswith(("|", "+"))]
-    assert len(lines) > 10
-    assert {len(line) for line in lines} == {80}
-
-
 def test_utf8_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     _, out, _ = output(monkeypatch, "utf-8", "derive")
     assert "λ₁" in out.decode("utf-8")

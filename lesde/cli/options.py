@@ -33,6 +33,12 @@ FitTransform = Annotated[str | None, opt(RECORDED)]
 AllRows = Annotated[bool, opt("Print every row of the tables.", "--all")]
 Confidence = Annotated[float, opt("Level of the intervals.")]
 Device = Annotated[str | None, opt("cpu or cuda.")]
+StudyFolder = Annotated[Path, opt("Folder for data, figures and report.")]
+Config = Annotated[
+    Path | None, opt("JSON file with settings in place of those that --show-config prints.")
+]
+Seed = Annotated[int | None, opt("Seed of all randomness.")]
+ShowConfig = Annotated[bool, opt("Print the settings and exit.", "--show-config")]
 Figure = Literal[
     "fan", "simplex", "simplex3d", "collapse", "probability", "elasticity", "animation"
 ]

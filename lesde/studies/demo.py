@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from lesde.studies.digits import network_cells, trained_networks
 from lesde.studies.fitted_kernels import growth_per_time
 from lesde.studies.folder import StudyFolder
 from lesde.studies.panels import one_legend, panels
-from lesde.studies.runner import Cell, Page, Progress, Runner, Section, print_table, table_of
+from lesde.studies.runner import Cell, Data, Page, Progress, Runner, Section, print_table, table_of
 from lesde.studies.settings import DemoConfig
 
 __all__ = ["DemoConfig", "run"]
@@ -57,7 +56,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         For a folder with other settings or somebody else's files, or that another run is in.
     """
     fits = tuple(f"fit_{transform}" for transform in MODELS.values())
-    collapse = {f"collapse_{slug(source)}": source for source in SOURCES}
+    collapse = tuple(f"collapse_{slug(source)}" for source in SOURCES)
     cells = [
         *network_cells(config),
         Cell("frames", partial(from_start, config), ("network",), kept=False),
@@ -67,21 +66,20 @@ def run(config: DemoConfig, out: str | Path) -> Path:
             for name, transform in zip(fits, MODELS.values(), strict=True)
         ),
     ]
-    for names, title, compute in (
+    for name, title, compute in (
         ("simulated", "simulating the LE-SDE", simulated),
         ("law", "simulating the LE-SDE", exact),
         ("comparison", "comparing", compared),
         ("prediction", "analytic prediction", predicted),
     ):
-        cells.append(
-            Cell(names, partial(for_each_model, compute, config), ("frames", *fits), title)
-        )
+        each = partial(for_each_model, compute, config)
+        cells.append(Cell(name, each, ("frames", *fits), title))
     of_both = partial(separate, config)
     cells.append(Cell("separation", of_both, ("frames", "simulated"), "separation"))
-    for name, source in collapse.items():
-        paths = {"network": "frames", HIDDEN: "hidden"}.get(source, "simulated")
-        cells.append(Cell(name, partial(collapse_of, source), (paths,), "neural collapse"))
-    cells.append(Cell("convergence", partial(converge, config), tuple(collapse), "convergence"))
+    inputs = ("frames", "simulated", "hidden")
+    cells.append(
+        Cell((*collapse, "convergence"), partial(converge, config), inputs, "neural collapse")
+    )
 
     sections = [
         Section("networks", networks, ("network",)),
@@ -105,32 +103,29 @@ def slug(name: str) -> str:
 # The data: every function takes datasets and returns a dataset.
 
 
-def from_start(config: DemoConfig, progress: Progress, paths: xr.Dataset) -> xr.Dataset:
+def from_start(config: DemoConfig, progress: Progress, paths: Data) -> Data:
     """The frames from the model's start on."""
     return paths.isel(time=slice(int(np.searchsorted(paths.time, config.model_start)), None))
 
 
-def fit(config: DemoConfig, transform: str, progress: Progress, frames: xr.Dataset) -> xr.Dataset:
+def fit(config: DemoConfig, transform: str, progress: Progress, frames: Data) -> Data:
     """α(t), β(t) fitted for every learning rate."""
     # Longer intervals separate α and β where the noise of one is as large as its movement. The
     # last recording is kept, so that the kernel is known to the end.
     kept = np.arange(frames.sizes["time"] - 1, -1, -config.fit_every)[::-1]
     frames = frames.isel(time=np.union1d([0], kept))
-    with warnings.catch_warnings():
-        # Tail indices that cannot be given are NaN in the fit, and the report says so.
-        warnings.filterwarnings("ignore", message="no (tail|log_slope)_index")
-        return lesde.fit_elasticity(
-            frames, transform=transform, confidence=config.confidence, estimator="averages"
-        )
+    return lesde.fit_elasticity(
+        frames, transform=transform, confidence=config.confidence, estimator="averages"
+    )
 
 
-def by_class(frames: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def by_class(frames: Data) -> tuple[np.ndarray, np.ndarray]:
     """Features (replicate, time, sample, feature) in float64, sorted by class; samples of each class."""
     x = frames.sortby("label").features.transpose("replicate", "time", "sample", "feature")
     return x.values.astype(float), np.bincount(frames.label)
 
 
-def within_noise(frames: xr.Dataset) -> tuple[float, float]:
+def within_noise(frames: Data) -> tuple[float, float]:
     """σ̂ from the growth of the within-class variance, and the share of its change that σ²t explains.
 
     Under an LE-SDE the variance of a sample about its class mean grows by σ²t whatever the kernel.
@@ -145,21 +140,17 @@ def within_noise(frames: xr.Dataset) -> tuple[float, float]:
 
 
 def for_each_model(
-    compute: Callable[..., xr.Dataset],
-    config: DemoConfig,
-    progress: Progress,
-    frames: xr.Dataset,
-    *fits: xr.Dataset,
-) -> xr.Dataset:
+    compute: Callable[..., Data], config: DemoConfig, progress: Progress, frames: Data, *fits: Data
+) -> Data:
     """Results for the LE-SDE with each fitted kernel and noise, along ``model`` and ``learning_rate``.
 
     ``compute`` takes the settings, the networks' frames (replicates at one learning rate), the model fitted to them, the fit, and
     a running number.
     """
-    rows: list[xr.Dataset] = []
+    rows: list[Data] = []
     total = len(MODELS) * len(config.learning_rates)
     for transform, fit in zip(MODELS.values(), fits, strict=True):
-        columns = []
+        columns: list[Data] = []
         for rate in config.learning_rates:
             one, number = (
                 frames.sel(learning_rate=rate),
@@ -180,20 +171,18 @@ def for_each_model(
     return along("model", MODELS, rows)
 
 
-def along(dim: str, names: Iterable[str], datasets: Sequence[xr.Dataset]) -> xr.Dataset:
+def along(dim: str, names: Iterable[str], datasets: Sequence[Data]) -> Data:
     """Datasets along a dimension with these names."""
     labels = xr.Variable(dim, list(names))
     return xr.concat(datasets, labels, combine_attrs="drop_conflicts", join="override")
 
 
-def starts(frames: xr.Dataset) -> np.ndarray:
+def starts(frames: Data) -> np.ndarray:
     """The networks' states at the model's start, (replicate, sample, feature), sorted by class."""
     return by_class(frames.isel(time=[0]))[0][:, 0]
 
 
-def simulated(
-    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
-) -> xr.Dataset:
+def simulated(config: DemoConfig, frames: Data, model: lesde.LESDE, fit: Data, number: int) -> Data:
     """The fitted LE-SDE simulated with torchsde from the networks' own starts."""
     initial = np.repeat(starts(frames), config.copies, axis=0)
     # Of weak order 2, so that these few steps are enough.
@@ -203,17 +192,13 @@ def simulated(
     return paths.assign_coords(iteration=frames.iteration)
 
 
-def exact(
-    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
-) -> xr.Dataset:
+def exact(config: DemoConfig, frames: Data, model: lesde.LESDE, fit: Data, number: int) -> Data:
     """Its exact law for the networks' mean start."""
     initial = class_average(starts(frames), model.counts).mean(0)
     return lesde.law(model, frames.time.values, initial=initial)
 
 
-def compared(
-    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
-) -> xr.Dataset:
+def compared(config: DemoConfig, frames: Data, model: lesde.LESDE, fit: Data, number: int) -> Data:
     """Measures of how well the linear model describes the networks.
 
     - ``r_squared``: share of the class means' increments that the fitted rates explain in networks they were not fitted to;
@@ -239,9 +224,7 @@ def compared(
     )
 
 
-def predicted(
-    config: DemoConfig, frames: xr.Dataset, model: lesde.LESDE, fit: xr.Dataset, number: int
-) -> xr.Dataset:
+def predicted(config: DemoConfig, frames: Data, model: lesde.LESDE, fit: Data, number: int) -> Data:
     """Analytic separation probabilities, averaged over the networks' starts."""
     times = frames.time.values
     # Evenly in log time, where the probability changes.
@@ -256,9 +239,7 @@ def predicted(
     return xr.concat(each, "replicate", join="override").mean("replicate", skipna=False)
 
 
-def separate(
-    config: DemoConfig, progress: Progress, frames: xr.Dataset, simulated: xr.Dataset
-) -> xr.Dataset:
+def separate(config: DemoConfig, progress: Progress, frames: Data, simulated: Data) -> Data:
     """Separation probabilities of networks and models by every criterion, along ``source`` and ``criterion``."""
     rows = []
     for number, source in enumerate(SOURCES[:-1]):
@@ -271,22 +252,23 @@ def separate(
     return along("source", SOURCES[:-1], rows)
 
 
-def collapse_of(source: str, progress: Progress, paths: xr.Dataset) -> xr.Dataset:
-    """Collapse metrics of a source."""
-    return lesde.neural_collapse(paths.sel(model=source, drop=True) if source in MODELS else paths)
-
-
-def converge(config: DemoConfig, progress: Progress, *metrics: xr.Dataset) -> xr.Dataset:
-    """Convergence of the collapse metrics against time and iterations, along ``source``."""
+def converge(
+    config: DemoConfig, progress: Progress, frames: Data, simulated: Data, hidden: Data
+) -> dict[str, Data]:
+    """Collapse metrics of each source, and their convergence against time and iterations, along ``source``."""
+    paths = {"network": frames, HIDDEN: hidden}
+    paths |= {name: simulated.sel(model=name, drop=True) for name in MODELS}
+    metrics = {source: lesde.neural_collapse(paths[source]) for source in SOURCES}
     options: dict[str, Any] = {"threshold": 0.2, "confidence": config.confidence}
-    rates = [lesde.convergence(each, metrics=METRICS, **options) for each in metrics]
-    return along("source", SOURCES, rates)
+    rates = [lesde.convergence(each, metrics=METRICS, **options) for each in metrics.values()]
+    found = {f"collapse_{slug(source)}": each for source, each in metrics.items()}
+    return found | {"convergence": along("source", SOURCES, rates)}
 
 
 # The report: every function draws the figures of a section, and returns what its text needs.
 
 
-def networks(page: Page, network: xr.Dataset) -> None:
+def networks(page: Page, network: Data) -> None:
     """Fan, snapshots, 3-D view and animation of one network's features."""
     h, last = float(network.learning_rate[0]), float(network.time[-1])
     page.figure("fan", plot.separation_fan(network, learning_rate=h))
@@ -301,7 +283,7 @@ def networks(page: Page, network: xr.Dataset) -> None:
     page.folder.put(page.folder.figures / "collapse.gif", film)
 
 
-def kernels(page: Page, *fits: xr.Dataset) -> dict[str, Any]:
+def kernels(page: Page, *fits: Data) -> dict[str, Any]:
     """Â, B̂, α̂, β̂ and the tail index of both models."""
     for transform, fit in zip(MODELS.values(), fits, strict=True):
         page.figure(f"elasticity_{transform}", plot.elasticity(fit))
@@ -309,9 +291,7 @@ def kernels(page: Page, *fits: xr.Dataset) -> dict[str, Any]:
     return {"tails": table_of(both, ["model", "learning_rate"], "tail_index")}
 
 
-def models(
-    page: Page, comparison: xr.Dataset, frames: xr.Dataset, simulated: xr.Dataset, law: xr.Dataset
-) -> None:
+def models(page: Page, comparison: Data, frames: Data, simulated: Data, law: Data) -> None:
     """The exact law against the networks' class means; one simulated fan."""
     rates = frames.learning_rate.values
     for model in MODELS:
@@ -322,13 +302,13 @@ def models(
     page.figure("fan_model", plot.separation_fan(paths, learning_rate=float(rates[0])))
 
 
-def separation(page: Page, separation: xr.Dataset, prediction: xr.Dataset) -> None:
+def separation(page: Page, separation: Data, prediction: Data) -> None:
     """Separation probabilities over time, by source and by criterion."""
     page.figure("separation", draw_separation(separation, prediction))
     page.figure("separation_criteria", draw_criteria(separation))
 
 
-def collapsed(page: Page, rates: xr.Dataset, *metrics: xr.Dataset) -> dict[str, Any]:
+def collapsed(page: Page, rates: Data, *metrics: Data) -> dict[str, Any]:
     """NC1 and NC2 over time by source, and their rates against the learning rate."""
     page.figure("collapse", draw_collapse(dict(zip(SOURCES, metrics, strict=True))))
     page.figure("collapse_rate", draw_rates(rates))
@@ -339,11 +319,7 @@ def collapsed(page: Page, rates: xr.Dataset, *metrics: xr.Dataset) -> dict[str, 
 
 
 def numbers(
-    page: Page,
-    comparison: xr.Dataset,
-    separation: xr.Dataset,
-    rates: xr.Dataset,
-    *metrics: xr.Dataset,
+    page: Page, comparison: Data, separation: Data, rates: Data, *metrics: Data
 ) -> dict[str, Any]:
     """The table of all numbers, one row for each source and learning rate."""
     P = separation.sel(criterion="projection", drop=True).drop_attrs()
@@ -386,7 +362,7 @@ def lasting_time(probability: xr.DataArray, level: float = 0.5) -> xr.DataArray:
 # The figures with panels for networks and models.
 
 
-def draw_separation(separation: xr.Dataset, prediction: xr.Dataset) -> np.ndarray:
+def draw_separation(separation: Data, prediction: Data) -> np.ndarray:
     """Axes (slowest and fastest learning rate, source): separation probability, and its prediction."""
     part = separation.sel(criterion="projection", drop=True)
 
@@ -400,7 +376,7 @@ def draw_separation(separation: xr.Dataset, prediction: xr.Dataset) -> np.ndarra
     return panels(rates, separation.source.values.tolist(), draw, 3.9, sharex=True, sharey=True)
 
 
-def draw_criteria(separation: xr.Dataset) -> np.ndarray:
+def draw_criteria(separation: Data) -> np.ndarray:
     """Axes (1, criterion): separation probability of the networks."""
 
     def draw(ax: Any, source: str, criterion: str) -> None:
@@ -410,7 +386,7 @@ def draw_criteria(separation: xr.Dataset) -> np.ndarray:
     return panels(["network"], CRITERIA, draw, 2.3, sharey=True)
 
 
-def draw_collapse(metrics: Mapping[str, xr.Dataset]) -> np.ndarray:
+def draw_collapse(metrics: Mapping[str, Data]) -> np.ndarray:
     """Axes (metric, source): NC1 and NC2 over time."""
 
     def draw(ax: Any, metric: str, source: str) -> None:
@@ -420,7 +396,7 @@ def draw_collapse(metrics: Mapping[str, xr.Dataset]) -> np.ndarray:
     return panels(METRICS, list(metrics), draw, 3.9, sharex=True, sharey="row")
 
 
-def draw_rates(rates: xr.Dataset) -> np.ndarray:
+def draw_rates(rates: Data) -> np.ndarray:
     """Axes (1, source): rates of collapse per iteration against the learning rate, on one scale."""
 
     def draw(ax: Any, metrics: Sequence[str], source: str) -> None:

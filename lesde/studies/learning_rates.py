@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,29 +12,15 @@ import xarray as xr
 from scipy.stats import t as student
 
 import lesde
-from lesde import networks
-from lesde.checks import (
-    check_choice,
-    check_fraction,
-    check_integer,
-    check_real,
-    check_seed,
-    check_times,
-    shown,
-)
+from lesde import checks, networks
 from lesde.model.transforms import make_transform
 from lesde.paths import check_paths
 from lesde.studies.digits import recorded
 from lesde.studies.fitted_kernels import Kernels, average_kernels, draw_kernels, frames_of_kernels
-from lesde.studies.runner import Progress
+from lesde.studies.runner import Data, Progress
 from lesde.studies.settings import RATES
 
-__all__ = [
-    "LearningRateExperiment",
-    "compare_learning_rates",
-    "learning_rate_experiment",
-    "whole_errors",
-]
+__all__ = ["LearningRateExperiment", "compare_learning_rates", "learning_rate_experiment"]
 
 METRICS = ["nc1", "nc2_etf"]
 """Two metrics whose target is 0, so that each is its own distance from collapse."""
@@ -53,17 +38,14 @@ HUGE = 1e100
 class LearningRateExperiment(NamedTuple):
     """Result of :func:`lesde.studies.learning_rate_experiment`.
 
-    Attributes
-    ----------
-    logits, penultimate : xarray.Dataset
-        Recorded features of the probe images, as :func:`lesde.networks.record_ensemble` makes them.
-    comparison : xarray.Dataset
-        Result of :func:`lesde.studies.compare_learning_rates` for the logits.
+    ``logits`` and ``penultimate`` are the recorded features of the probe images, as
+    :func:`lesde.networks.record_ensemble` makes them, ``comparison`` is the result of
+    :func:`lesde.studies.compare_learning_rates` for the logits.
     """
 
-    logits: xr.Dataset
-    penultimate: xr.Dataset
-    comparison: xr.Dataset
+    logits: Data
+    penultimate: Data
+    comparison: Data
 
 
 def learning_rate_experiment(
@@ -97,28 +79,18 @@ def learning_rate_experiment(
         Learning rate × iterations.
     classes, train_per_class, probe_per_class
         Of :func:`lesde.networks.digits`. NC2 needs 4 classes or more.
-    widths : sequence of int, default (32,)
-        Hidden layers.
-    saved_times : int, default 24
-        Recordings, denser early; those before ``start`` are used only to show the networks.
-    start, draws, spread, confidence, seed
-        As for :func:`lesde.studies.compare_learning_rates`; the seed is that of all randomness.
-    progress : bool or callable, default False
-        Of the training: a progress bar, or called with (done, total).
+    widths, saved_times
+        Hidden layers; recordings, denser early.
+    start, draws, spread, confidence, seed, progress
+        As for :func:`lesde.studies.compare_learning_rates`; the seed is that of all randomness, progress that of training.
 
     Returns
     -------
     LearningRateExperiment
 
-    Raises
-    ------
-    Diverged
-        When a network does.
-
     Examples
     --------
-    >>> from lesde.studies import learning_rate_experiment
-    >>> experiment = learning_rate_experiment()  # doctest: +SKIP
+    >>> experiment = lesde.studies.learning_rate_experiment()  # doctest: +SKIP
     >>> axes = lesde.plot.learning_rate_range(experiment.comparison)  # doctest: +SKIP
     """
     times = networks.saving_times(total_time, learning_rates, saved_times)
@@ -132,7 +104,7 @@ def learning_rate_experiment(
 
 
 def compare_learning_rates(
-    paths: xr.Dataset,
+    paths: Data,
     *,
     start: float | None = None,
     transforms: str | Sequence[str] | None = None,
@@ -141,11 +113,12 @@ def compare_learning_rates(
     confidence: float = 0.95,
     seed: int = 0,
     progress: Progress | None = None,
-) -> xr.Dataset:
+) -> Data:
     """NC1 and NC2 of recorded paths at each learning rate, beside what the fitted LE-SDE predicts for them.
 
     The kernel and the noise are fitted to the first half of the replicates. The discrete process with that kernel then
-    runs from the recorded state of each of the others at ``start``, at the learning rate of the paths.
+    runs from the recorded state of each of the others at ``start``, at the learning rate of the paths: at every
+    iteration one sample is drawn and moves all others, as with ``engine="sgd"``.
 
     Parameters
     ----------
@@ -170,33 +143,27 @@ def compare_learning_rates(
     Returns
     -------
     xarray.Dataset
-        - ``network``, ``network_lower``, ``network_upper (quantity, metric, learning_rate)``: of the predicted replicates,
-          with the t interval over them. ``quantity`` is "value", their geometric mean at the last time, or "rate", the mean
-          of their rates of exponential decay from ``start`` on per unit of time, as from `lesde.convergence`.
-        - ``predicted``, ``predicted_lower``, ``predicted_upper (model, kernel, quantity, metric, learning_rate)``: the interval
-          in which a model puts ``network``, a mean over so many replicates. NaN where a path diverges. ``kernel`` is fitted
-          at "the same rate", or the mean over "the other rates" (weighted by precision): in the LE-SDE it is a function
-          of t alone.
-        - ``inside``: whether ``network`` is in that interval. ``range_lowest``, ``range_highest``: the longest unbroken range of
+        - ``network (quantity, metric, learning_rate)``: of the predicted replicates, with their t interval. ``quantity``
+          is "value", the geometric mean at the last time, or "rate", the mean rate of exponential decay from ``start`` on.
+        - ``predicted (model, kernel, quantity, metric, learning_rate)``, with the interval in which the model puts
+          ``network``, a mean over so many replicates; NaN where a path diverges. ``kernel`` is that of "the same rate", or the
+          mean of "the other rates" (weighted by precision): in the LE-SDE it is a function of t alone.
+        - ``inside``: whether ``network`` is in that interval; ``range_lowest``, ``range_highest``: the longest unbroken range of
           learning rates where it is, NaN for none.
-        - ``network_path (metric, learning_rate, time)``, ``predicted_path (model, kernel, …)``: geometric means over time from
-          ``start`` on, each with ``_lower`` and ``_upper``.
+        - ``network_path (metric, learning_rate, time)``, ``predicted_path (model, kernel, …)``: geometric means over time.
         - ``log_error (model, learning_rate)``: root of the mean square of log(network/predicted) over metrics and
           times, with the kernel of the same rate. Attribute ``preferred``: the model that diverges at fewer learning
           rates, and among equals the one with the smaller mean of it, where no model diverges.
-        - ``r_squared_common (model, learning_rate)``: the share that the fit explains of the movement from one time to the
-          next that fitted networks have in common; it leaves out errors that add up along the path.
+
+        Limits end in ``_lower`` and ``_upper``.
 
     Notes
     -----
-    **Interval.** Each draw gives one mean over the replicates, of a kernel fitted to a resample of the networks. Their
-    scatter reflects the uncertainty of kernel and noise and the randomness of the predicted replicates. Limits are those
-    of Student's t on the logarithm of a value, with R − 1 degrees of freedom for R fitted replicates. They are for one
-    learning rate at a time, and results at several may be correlated. Where the networks' averages hardly determine a
-    rate, the intervals are wider than they need be.
-
-    **Learning rate.** Only the noise of drawing samples depends on it. So the discrete process runs: at every iteration
-    one sample is drawn and moves all others, as with ``engine="sgd"``.
+    Each draw gives one mean over the replicates, of a kernel fitted to a resample of the networks. Their scatter reflects
+    the uncertainty of kernel and noise and the randomness of the predicted replicates. Limits are those of Student's t
+    on the logarithm of a value, with R − 1 degrees of freedom for R fitted replicates. They are for one learning rate at
+    a time, and results at several may be correlated. Where the networks' averages hardly determine a rate, the
+    intervals are wider than they need be.
 
     Examples
     --------
@@ -210,10 +177,10 @@ def compare_learning_rates(
     >>> dict(compare_learning_rates(paths, start=0.4, draws=10).inside.sizes)
     {'model': 2, 'kernel': 2, 'quantity': 2, 'metric': 2, 'learning_rate': 2}
     """
-    check_choice("spread", spread, ("covariance", "constant"))
-    draws = check_integer("draws", draws, 4, 10**5)
-    confidence = check_fraction("confidence", confidence)
-    seed = check_seed(seed)
+    checks.check_choice("spread", spread, ("covariance", "constant"))
+    draws = checks.check_integer("draws", draws, 4, 10**5)
+    confidence = checks.check_fraction("confidence", confidence)
+    seed = checks.check_seed(seed)
     frames, counts = _compared_frames(paths, start)
     names = _transforms(transforms, len(counts), frames.sizes["feature"])
     R, rates = frames.sizes["replicate"] // 2, frames.sizes["learning_rate"]
@@ -228,7 +195,7 @@ def compare_learning_rates(
         one_rate = (fitted.isel(learning_rate=i) for i in range(rates))
         same = [draw_kernels(each, counts, name, weights, spread) for each in one_rate]
         other = [average_kernels(same[:i] + same[i + 1 :]) for i in range(rates)]
-        found: list[list[xr.Dataset]] = [[], []]
+        found: list[list[Data]] = [[], []]
         for k, i in np.ndindex(2, rates):
             stream = np.random.SeedSequence(seed, spawn_key=(1, k, i))
             path, kernels = others.isel(learning_rate=i), (same, other)[k][i]
@@ -237,20 +204,15 @@ def compare_learning_rates(
             if progress is not None:
                 progress(done, len(names) * 2 * rates)
         drawn = xr.combine_nested(found, ["kernel", "learning_rate"])
-        part = quantities("predicted", limits(drawn, "draw", confidence, R - 1, of_mean=False))
-        with warnings.catch_warnings():
-            # Rates that are not identified show in the share itself.
-            warnings.simplefilter("ignore", UserWarning)
-            fit = lesde.fit_elasticity(
-                fitted, transform=name, estimator="averages", tail=False, smoothing=None
-            )
-        parts.append(part.assign(r_squared_common=fit["r_squared_common"].reset_coords(drop=True)))
+        ends = limits(drawn, "draw", confidence, R - 1, of_mean=False)
+        parts.append(quantities("predicted", ends))
     models = xr.concat(parts, xr.Variable("model", [MODELS[name] for name in names]))
     result = observed(others, confidence).merge(models.assign_coords(kernel=list(KERNELS)))
     low, high = result["predicted_lower"], result["predicted_upper"]
     result["inside"] = (low <= result["network"]) & (result["network"] <= high)
     ratio = result["network_path"] / result["predicted_path"].sel(kernel=KERNELS[0], drop=True)
-    result["log_error"] = (np.log(ratio) ** 2).mean(("metric", "time"), skipna=False) ** 0.5
+    logs: Any = np.log(ratio)
+    result["log_error"] = (logs**2).mean(("metric", "time"), skipna=False) ** 0.5
     result["log_error"].attrs["long_name"] = "error of the logarithm, over metrics and times"
     result["learning_rate"].attrs["long_name"] = "learning rate"
     result = result.assign_attrs(
@@ -267,9 +229,9 @@ def compare_learning_rates(
     return longest_ranges(result.transpose(*ORDER, "learning_rate", "time"))
 
 
-def whole_errors(result: xr.Dataset) -> pd.DataFrame:
+def whole_errors(result: Data) -> pd.DataFrame:
     """The number of learning rates at which each model ``diverges``, and its mean log ``error`` where none does; best first."""
-    fine = np.isfinite(result["log_error"])
+    fine = result["log_error"].notnull()
     error = result["log_error"].where(fine.all("model")).mean("learning_rate")
     found = xr.Dataset({"diverges": (~fine).sum("learning_rate"), "error": error})
     return found.to_dataframe().sort_values(["diverges", "error"])
@@ -279,10 +241,10 @@ def _transforms(given: Any, K: int, p: int) -> list[str]:
     if given is None:
         return list(MODELS) if p == K else ["identity"]
     names = [given] if isinstance(given, str) else list(given)
-    names = list(dict.fromkeys(check_choice("transforms", name, MODELS) for name in names))
+    names = list(dict.fromkeys(checks.check_choice("transforms", name, MODELS) for name in names))
     if not names or ("logits" in names and p != K):
         raise ValueError(
-            f"transforms must be of 'identity' and, with one feature per class, 'logits'; got {shown(given)} for paths with "
+            f"transforms must be of 'identity' and, with one feature per class, 'logits'; got {checks.shown(given)} for paths with "
             f"{K} classes and {p} features."
         )
     return names
@@ -292,10 +254,9 @@ def _compared_frames(paths: Any, start: float | None) -> tuple[xr.Dataset, np.nd
     """The compared frames, learning rates increasing and samples sorted by class; the number of samples of each class."""
     least = {"learning_rate": 2, "replicate": 8, "time": 4, "sample": 2, "feature": 1}
     features, labels = check_paths("paths", paths, list(least), 2)
-    times = check_times("paths.time", paths["time"].values)
-    features = features.isel(
-        time=times >= (-np.inf if start is None else check_real("start", start))
-    )
+    times = checks.check_times("paths.time", paths["time"].values)
+    first = times[0] if start is None else checks.check_real("start", start)
+    features = features.isel(time=times >= first - 1e-12)
     if dict(features.sizes).keys() != least.keys() or any(
         features.sizes[d] < least[d] for d in least
     ):
@@ -315,20 +276,21 @@ def _compared_frames(paths: Any, start: float | None) -> tuple[xr.Dataset, np.nd
     return keep.load(), np.bincount(labels)
 
 
-def log_metrics(paths: xr.Dataset) -> xr.DataArray:
+def log_metrics(paths: Data) -> xr.DataArray:
     """Logarithms of the metrics, along ``metric``."""
     with np.errstate(divide="ignore"):
         metrics = lesde.neural_collapse(paths, METRICS).reset_coords(drop=True)
-        return np.log(metrics.to_dataarray("metric"))
+        logs: xr.DataArray = xr.apply_ufunc(np.log, metrics.to_dataarray("metric"))
+    return logs
 
 
 def predict(
-    paths: xr.Dataset,
+    paths: Data,
     kernels: Kernels,
     transform: str,
     counts: np.ndarray,
     stream: np.random.SeedSequence,
-) -> xr.Dataset:
+) -> Data:
     """Means over replicates for every draw of the kernel: ``path (draw, metric, time)``, log metrics, and their ``rate``."""
     x = paths["features"].transpose("time", "replicate", "sample", "feature").values
     frames = frames_of_kernels(
@@ -350,7 +312,7 @@ def predict(
     path = xr.concat(logs, "time").assign_coords(time=paths["time"].values[: len(logs)])
     path = path.reindex(time=paths["time"].values)
     # As `lesde.convergence`: power laws have no time 0, and samples at their class means no log NC1.
-    finite = np.isfinite(path).all(("draw", "metric", "replicate")) & (path["time"] > 0)
+    finite = (abs(path) < np.inf).all(("draw", "metric", "replicate")) & (path["time"] > 0)
     kept = path.isel(time=finite.values)
     path = path.mean("replicate", skipna=False)
     rate = path.isel(time=-1, drop=True) * np.nan
@@ -360,9 +322,7 @@ def predict(
     return xr.Dataset({"path": path, "rate": rate}, {"learning_rate": paths["learning_rate"]})
 
 
-def limits(
-    values: xr.Dataset, dim: str, confidence: float, free: int, of_mean: bool
-) -> list[xr.Dataset]:
+def limits(values: Data, dim: str, confidence: float, free: int, of_mean: bool) -> list[Data]:
     """Mean of the values over a dimension and limits by Student's t, NaN wherever a value is not finite.
 
     ``of_mean``: for the mean, known from so many values. Otherwise for one more value like these.
@@ -375,18 +335,18 @@ def limits(
     return [mean, mean - reach, mean + reach]
 
 
-def quantities(name: str, ends: Sequence[xr.Dataset]) -> xr.Dataset:
+def quantities(name: str, ends: Sequence[Data]) -> Data:
     """Values at the end and rates along ``quantity``, and whole paths, from the limits of log metrics and of rates."""
     data = {}
     for end, each in zip(ENDS, ends, strict=True):
-        path = np.exp(each["path"])
+        path: Any = np.exp(each["path"])
         both = [path.isel(time=-1, drop=True), each["rate"]]
         data[f"{name}{end}"] = xr.concat(both, xr.Variable("quantity", ["value", "rate"]))
         data[f"{name}_path{end}"] = path
     return xr.Dataset(data)
 
 
-def observed(paths: xr.Dataset, confidence: float) -> xr.Dataset:
+def observed(paths: Data, confidence: float) -> Data:
     """The predicted replicates themselves: value, rate and path with t intervals."""
     logs = xr.Dataset({"path": log_metrics(paths)})
     ends = limits(logs, "replicate", confidence, paths.sizes["replicate"] - 1, of_mean=True)
@@ -399,7 +359,7 @@ def observed(paths: xr.Dataset, confidence: float) -> xr.Dataset:
     )
 
 
-def longest_ranges(result: xr.Dataset) -> xr.Dataset:
+def longest_ranges(result: Data) -> Data:
     """Add ``range_lowest`` and ``range_highest`` to a comparison with increasing learning rates."""
     h, inside = result["learning_rate"].values, result["inside"].transpose(*ORDER, "learning_rate")
     ends = np.full((2, *inside.shape[:-1]), np.nan)

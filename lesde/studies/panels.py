@@ -41,7 +41,7 @@ def panels(
 
 def one_legend(figure: Figure, handles: Sequence[Any] | None = None, ncols: int = 6) -> None:
     """Put one legend above a figure in place of those of its panels: of the handles, or the longest of theirs."""
-    legends = [ax.get_legend() for ax in figure.axes if ax.get_legend()] + figure.legends
+    legends: list[Any] = [ax.get_legend() for ax in figure.axes if ax.get_legend()] + figure.legends
     for legend in legends:
         legend.remove()
     title = None

@@ -17,6 +17,7 @@ import contextlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,34 +26,29 @@ from typing import Any
 
 import jinja2
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import xarray as xr
 from tqdm import tqdm
 
 from lesde import plot
 from lesde.files import read
-from lesde.plot.saving import figure_of
 from lesde.studies.folder import StudyFolder, read_whole
 from lesde.text import format_number, print_rows, with_interval
 
-__all__ = [
-    "Cell",
-    "Page",
-    "Progress",
-    "Runner",
-    "Section",
-    "print_table",
-    "readable",
-    "table_of",
-]
+__all__ = ["Cell", "Page", "Progress", "Runner", "Section", "print_table", "readable", "table_of"]
 
+Data = xr.Dataset
 Progress = Callable[[float, float], None]
 """Called with (done, total)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A dataset of a study, or several that are computed together, each kept as ``data/NAME.zarr``."""
+    """A dataset of a study, or several that are computed together, each kept as ``data/NAME.zarr``.
+
+    Warnings of the computation are kept with it, in the attribute ``warnings``.
+    """
 
     name: str | tuple[str, ...]
     compute: Callable[..., Any]
@@ -96,7 +92,7 @@ class Page:
         for ending in ("png", "pdf"):
             path = self.folder.figures / f"{name}.{ending}"
             self.folder.put(path, lambda new: plot.save(drawn, new, dpi=200))
-        plt.close(figure_of(drawn))
+        plt.close(np.ravel(drawn)[0].figure)
 
     def csv(self, name: str, table: pd.DataFrame) -> None:
         """Save a table."""
@@ -148,10 +144,13 @@ class Runner:
             bar.n = before + cell.cost * done / max(total, 1)
             bar.refresh()
 
-        found = cell.compute(progress, *map(self.get, cell.inputs))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            found = cell.compute(progress, *map(self.get, cell.inputs))
+        said = list(dict.fromkeys(str(warning.message) for warning in caught))
         for name in cell.names:
             dataset = found if len(cell.names) == 1 else found[name]
-            self.folder.put_store(dataset, self._path(name))
+            self.folder.put_store(dataset.assign_attrs(warnings=said), self._path(name))
             self._held.pop(name, None)
         progress(1, 1)
 

@@ -105,7 +105,7 @@ class Protocol(StudySettings):
 
     data: Literal["geomnist", "cifar10"] = "geomnist"
     # The first so many of CIFAR-10; GeoMNIST has 3.
-    classes: Annotated[int, Field(ge=2, le=10)] = 3
+    classes: Annotated[int, Field(ge=3, le=10)] = 3
     train_per_class: Images = 500
     validation_per_class: Images = 500
     # Plain SGD with batch size 1.

@@ -18,6 +18,10 @@ from typer.testing import CliRunner
 
 import lesde.networks
 from lesde.cli.commands import app
+from lesde.studies import RateConfig
+from lesde.studies.digits import network_cells
+from lesde.studies.folder import StudyFolder
+from lesde.studies.runner import Runner
 from tests.studies.conftest import RATES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -110,9 +114,8 @@ def test_the_folder_of_another_study_is_refused(
     assert run(*settings["rates"], "--out", finished)[0] == 0
 
 
-@pytest.mark.parametrize("study", ["rates", "reproduce"])
 def test_two_seeds_at_once(
-    study: str, settings: dict[str, tuple[str, ...]], finished: Path, tmp_path: Path
+    settings: dict[str, tuple[str, ...]], finished: Path, tmp_path: Path
 ) -> None:
     """The other is refused while the first trains, and after it was killed there; the first can go on."""
     script = textwrap.dedent(
@@ -127,7 +130,7 @@ def test_two_seeds_at_once(
         app(sys.argv[1:])
         """
     )
-    words = [*settings[study], "--out", str(tmp_path / "out")]
+    words = [*settings["rates"], "--out", str(tmp_path / "out")]
     first = subprocess.Popen(
         [sys.executable, "-c", script, *words, "--seed", "0"], stdout=subprocess.PIPE, text=True
     )
@@ -143,24 +146,23 @@ def test_two_seeds_at_once(
     first.stdout.close()
     # The folder stays that of its seed.
     assert "seed = 0, not 1" in run(*words, "--seed", "1")[1]
-    if study == "rates":
-        code, said = run(*words, "--seed", "0")
-        assert code == 0, said
-        found, whole = contents(tmp_path / "out"), contents(finished)
-        for names in (found, whole):
-            for name in [name for name in names if name.startswith(".lesde-study")]:
-                del names[name]
-        assert len(whole) > 20
-        assert found == whole
+    code, said = run(*words, "--seed", "0")
+    assert code == 0, said
+    found, whole = contents(tmp_path / "out"), contents(finished)
+    for names in (found, whole):
+        for name in [name for name in names if name.startswith(".lesde-study")]:
+            del names[name]
+    assert len(whole) > 20
+    assert found == whole
 
 
 def test_settings_are_checked_in_every_store_that_is_read(
-    settings: dict[str, tuple[str, ...]], tmp_path: Path
+    settings: dict[str, tuple[str, ...]], reproduce_run: tuple[Path, str], tmp_path: Path
 ) -> None:
     """A store of another seed among those of one: the mixture that two runs at once used to leave."""
-    words = (*settings["reproduce"], "--out", tmp_path / "out")
-    assert run(*words)[0] == 0
-    file = tmp_path / "out" / "data" / "train_p0.0_0-1.zarr" / "zarr.json"
+    out = shutil.copytree(reproduce_run[0], tmp_path / "out")
+    words = (*settings["reproduce"], "--out", out)
+    file = out / "data" / "train_p0.0_0-1.zarr" / "zarr.json"
     root = json.loads(file.read_text())
     held = json.loads(root["attributes"]["lesde_study"])
     assert held["seed"] == 0
@@ -178,19 +180,16 @@ def test_settings_are_checked_in_every_store_that_is_read(
 def test_learning_rates_that_differ_in_the_tenth_digit_have_their_own_stores(
     tmp_path: Path,
 ) -> None:
-    rates = [0.04, 0.04000000001, 0.08]
-    config = tmp_path / "settings.json"
-    config.write_text(json.dumps(RATES | {"learning_rates": rates}))
-    out = tmp_path / "out"
-    code, said = run("rates", "--config", config, "--out", out)
-    assert code == 0, said
+    rates = (0.04, 0.04000000001, 0.08)
+    config = RateConfig(**RATES | {"learning_rates": rates})
+    with StudyFolder(tmp_path, "rates", config).taken() as folder:
+        Runner(folder, network_cells(config)).compute(["network"])
     found = {}
-    for store in (out / "data").glob("network_logits_*.zarr"):
+    for store in (tmp_path / "data").glob("network_logits_*.zarr"):
         with xr.open_zarr(store, consolidated=False) as dataset:
             found[store.stem] = dataset["learning_rate"].values.tolist()
     assert sorted(found.values()) == [[rate] for rate in rates]
     assert all(stem.endswith(f"_h{rate[0]!r}") for stem, rate in found.items())
-    assert run("rates", "--config", config, "--out", out)[0] == 0
 
 
 def test_learning_rates_without_a_time_in_common_are_told_apart(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_values_that_stay_on_one_side_cross_nowhere() -> None:
     away = trials(0, 6) + 5.0
     found = crossing(LEVELS, away)
     assert np.isnan(found).all()
-    assert "not found" in in_words("accuracy", found, 2 / 3, 0.95)
+    assert "not determined" in in_words("accuracy", found, 2 / 3, 0.95)
 
 
 def test_an_interval_that_goes_beyond_the_levels_is_not_bounded() -> None:
@@ -78,7 +78,7 @@ def test_an_interval_that_goes_beyond_the_levels_is_not_bounded() -> None:
 def test_words_say_whether_the_theory_is_inside() -> None:
     inside = in_words("accuracy", Crossing(0.66, 0.65, 0.68), 2 / 3, 0.95)
     assert inside == (
-        "Critical p by accuracy: 0.66 [0.65, 0.68] (95%); theory 0.667, which lies inside of the interval."
+        "Critical p by accuracy: 0.66 [0.65, 0.68] (95%); theory 0.667, which lies inside of it."
     )
     somewhere = in_words("tail index", Crossing(np.nan, 0.55, np.inf), 2 / 3, 0.95)
     assert "– [0.55, inf]" in somewhere

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from scipy.stats import t as student
 import lesde
 from lesde.analysis.elasticity.published import published_elasticity
 from lesde.networks import drawn_means
-from lesde.studies.runner import Progress
+from lesde.studies.runner import Data, Progress
 from lesde.studies.settings import Protocol
 
 MODELS = {"I-model": "identity", "L-model": "logits"}
@@ -32,14 +30,14 @@ RANGES = {"accuracy": (0.0, 1.0), "loss": (0.0, np.inf)}
 """Possible values, where they are bounded."""
 
 
-def joined(protocol: Protocol, progress: Progress, *batches: xr.Dataset) -> xr.Dataset:
+def joined(protocol: Protocol, progress: Progress, *batches: Data) -> Data:
     """All stored trials of a noise level, up to the number asked for."""
     options: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override"}
     whole = xr.concat(batches, "replicate", combine_attrs="drop_conflicts", **options)
     return whole.sel(replicate=np.arange(protocol.trials))
 
 
-def drawn_paths(protocol: Protocol, progress: Progress, trained: xr.Dataset) -> xr.Dataset:
+def drawn_paths(protocol: Protocol, progress: Progress, trained: Data) -> Data:
     """Class means of the drawn training samples of each trial, over windows of training."""
     drawn = xr.Dataset(
         {"features": trained["drawn_logits"].variable},
@@ -59,18 +57,17 @@ def margins(means: np.ndarray) -> np.ndarray:
     return own - (means.sum(-1) - own) / (means.shape[-1] - 1)
 
 
-def class_means(paths: xr.Dataset) -> np.ndarray:
+def class_means(paths: Data) -> np.ndarray:
     """Class means (trial, time, class, feature)."""
     return paths["features"].transpose("replicate", "time", "sample", "feature").values
 
 
-def first_known(paths: xr.Dataset) -> tuple[int, bool]:
+def first_known(paths: Data) -> tuple[int, bool]:
     """The first window from which on the classes' contrast is well beyond its spread between trials.
 
     Rates are relative to the class means, so they cannot be estimated before these differ by more than chance; and
-    while only some trials have left the plateau at the start, their average is not the path of any trial. The window
-    does not depend systematically on the number of trials. If there is none in the first half, the result is the
-    window in the middle, and False.
+    while only some trials have left the plateau, their average is not the path of any trial. If there is none in the
+    first half, the result is the window in the middle, and False.
     """
     values = margins(class_means(paths)).mean(-1)
     unknown = np.flatnonzero(values.mean(0) <= SPREAD * values.std(0, ddof=1))
@@ -79,12 +76,8 @@ def first_known(paths: xr.Dataset) -> tuple[int, bool]:
 
 
 def fit(
-    paths: xr.Dataset,
-    model: str,
-    protocol: Protocol,
-    first: int | None = None,
-    tail: bool | None = None,
-) -> xr.Dataset:
+    paths: Data, model: str, protocol: Protocol, first: int | None = None, tail: bool | None = None
+) -> Data:
     """The kernel fitted to class means from window ``first`` on, by default `first_known`."""
     start = first_known(paths)[0] if first is None else first
     return lesde.fit_elasticity(
@@ -96,18 +89,19 @@ def fit(
     )
 
 
-def fits(protocol: Protocol, progress: Progress, paths: xr.Dataset) -> xr.Dataset:
-    """The fits of both models, along ``model``; attribute ``notes`` holds the warnings."""
-    found, notes = [], []
-    for model in MODELS:
-        with noted() as said:
-            found.append(fit(paths, model, protocol))
-        notes += [f"{model}: {note}" for note in said]
-    both = xr.concat(found, xr.Variable("model", list(MODELS)), combine_attrs="drop_conflicts")
-    return both.assign_attrs(notes=notes)
+def fits(protocol: Protocol, progress: Progress, paths: Data) -> Data:
+    """The fits of both models, along ``model``, with ``A_published`` and its like: the published inversion, from their start on."""
+    found = []
+    for model, transform in MODELS.items():
+        one = fit(paths, model, protocol)
+        old = published_elasticity(paths, transform).sel(time=one["time"])
+        old = old[["A", "B", "A_minus_B"]].reset_coords(drop=True)
+        old = old - old.isel(time=0)
+        found.append(one.merge(old.rename({name: f"{name}_published" for name in old})))
+    return xr.concat(found, xr.Variable("model", list(MODELS)), combine_attrs="drop_conflicts")
 
 
-def determined(fit: xr.Dataset) -> int:
+def determined(fit: Data) -> int:
     """Number of first intervals of a fit through which an LE-ODE can run with the fitted rates.
 
     That is where the standard errors of both rates, times the interval, are at most 1: class means then change by a factor
@@ -118,7 +112,7 @@ def determined(fit: xr.Dataset) -> int:
     return len(known) if known.all() else int(np.argmin(known))
 
 
-def ode(fit: xr.Dataset, paths: xr.Dataset, model: str) -> xr.Dataset:
+def ode(fit: Data, paths: Data, model: str) -> Data:
     """The LE-ODE of a fit from the class means at its start: ``mean (time, class, feature)``.
 
     NaN from the first interval on whose rates the data do not determine.
@@ -126,17 +120,18 @@ def ode(fit: xr.Dataset, paths: xr.Dataset, model: str) -> xr.Dataset:
     times = fit["time"].values
     initial = class_means(paths.sel(time=times[:1])).mean(0)[0]
     kernel, transform = lesde.fitted_kernel(fit), MODELS[model]
-    noiseless = lesde.LESDE(kernel, *initial.shape, transform=transform, noise=0.0)
+    K, p = initial.shape
+    noiseless = lesde.LESDE(kernel, K, p, transform=transform, noise=0.0)
     law = lesde.law(noiseless, times, initial=initial)[["mean"]]
     return law.where(xr.DataArray(np.arange(len(times)) <= determined(fit), dims="time"))
 
 
-def reached(law: xr.Dataset) -> xr.Dataset:
+def reached(law: Data) -> Data:
     """The LE-ODE up to the last time at which its rates are determined."""
-    return law.isel(time=np.isfinite(law["mean"]).all(("class", "feature")).values)
+    return law.isel(time=law["mean"].notnull().all(("class", "feature")).values)
 
 
-def ode_error(law: xr.Dataset, paths: xr.Dataset) -> float:
+def ode_error(law: Data, paths: Data) -> float:
     """Root of the mean square distance of the LE-ODE from the class means over trials, relative to their size."""
     law = reached(law)
     if law.sizes["time"] < 2:
@@ -146,20 +141,19 @@ def ode_error(law: xr.Dataset, paths: xr.Dataset) -> float:
     return float(np.sqrt((apart**2).sum() / (mean**2).sum()))
 
 
-def odes(protocol: Protocol, progress: Progress, paths: xr.Dataset, fits: xr.Dataset) -> xr.Dataset:
+def odes(protocol: Protocol, progress: Progress, paths: Data, fits: Data) -> Data:
     """The LE-ODEs of both models, with ``error``, ``error_lower`` and ``error_upper``."""
     found = []
     for model in MODELS:
         law = ode(fits.sel(model=model), paths, model)
-        with noted():  # the fits to fewer trials say the same again
-            error, lower, upper = ode_errors(paths, law, model, protocol, progress)
+        error, lower, upper = ode_errors(paths, law, model, protocol, progress)
         found.append(law.assign(error=error, error_lower=lower, error_upper=upper))
     return xr.concat(found, xr.Variable("model", list(MODELS)))
 
 
 def ode_errors(
-    paths: xr.Dataset,
-    law: xr.Dataset,
+    paths: Data,
+    law: Data,
     model: str,
     protocol: Protocol,
     progress: Progress = lambda done, total: None,
@@ -195,49 +189,38 @@ def ode_errors(
     return float(found), float(low), float(high)
 
 
-def measure_level(protocol: Protocol, progress: Progress, *batches: xr.Dataset) -> xr.Dataset:
-    """Data of figure 4 for one noise level and each trial; attribute ``notes`` holds the warnings.
+def measure_level(protocol: Protocol, progress: Progress, *batches: Data) -> Data:
+    """Data of figure 4 for one noise level and each trial.
 
     ``loss``, ``accuracy (replicate, time)`` on the validation images; ``contrast (replicate, time)`` of the
     class means of the validation images, by their right labels; ``tail_index (replicate, model, rate)``, ``A_minus_B
     (replicate, model)``: the published tail indices of Â and B̂, and Â − B̂ in the tail, each trial's own.
-
-    The paper takes these of class means averaged over trials. Where labels carry no information, such averages are
-    noise, and an index is the logarithm of a ratio of noise to noise, as uncertain with a thousand trials as with ten.
-    The indices of single trials have a mean, with an interval.
+    Of class means averaged over trials, as in the paper, they are noise where labels carry no information.
     """
     trained = joined(protocol, progress, *batches)
     paths = drawn_paths(protocol, progress, trained)
     each = paths.rename(replicate="trial").expand_dims("replicate")
     X = trained["validation_mean"].transpose("replicate", "time", "class", "feature").values
-    found, notes = [], []
-    for model, transform in MODELS.items():
-        with noted() as said:
-            published_elasticity(paths, transform, tail=TAIL)
-        notes += [f"{model}, averages over trials: {message}" for message in said]
-        with noted():  # of single trials each says the same again
-            one = published_elasticity(each, transform, tail=TAIL)
+    found = []
+    for transform in MODELS.values():
+        one = published_elasticity(each, transform, tail=TAIL)
         end = one["time"] > (1 - TAIL) * one["time"][-1]
         last = one["A_minus_B"].isel(time=end.values).mean("time", skipna=False)
         one = xr.Dataset({"tail_index": one["tail_index"], "A_minus_B": last})
         found.append(one.rename(trial="replicate", level="rate"))
     both = xr.concat(found, xr.Variable("model", list(MODELS)))
-    level = trained[["loss", "accuracy"]].assign(
-        contrast=(("replicate", "time"), margins(X).mean(-1))
-    )
-    return level.merge(both.transpose("replicate", "model", "rate")).assign_attrs(notes=notes)
+    level = trained[["loss", "accuracy"]]
+    level["contrast"] = (("replicate", "time"), margins(X).mean(-1))
+    return level.merge(both.transpose("replicate", "model", "rate"))
 
 
-def phases(levels: Iterable[float], progress: Progress, *measured: xr.Dataset) -> xr.Dataset:
+def phases(levels: Sequence[float], progress: Progress, *measured: Data) -> Data:
     """Data of figure 4, along ``noise_level``."""
     dim = xr.Variable("noise_level", list(levels))
-    found = xr.concat(measured, dim, combine_attrs="drop_conflicts")
-    each = zip(dim.values, measured, strict=True)
-    notes = [f"p = {p:.3g}: {note}" for p, level in each for note in level.attrs["notes"]]
-    return found.assign_attrs(notes=notes)
+    return xr.concat(measured, dim, combine_attrs="drop_conflicts")
 
 
-def averages(trials: xr.Dataset, confidence: float) -> xr.Dataset:
+def averages(trials: Data, confidence: float) -> Data:
     """Means over trials, and their limits by Student's t as ``_lower`` and ``_upper``; NaN are left out."""
     number = trials.count("replicate")
     mean = trials.mean("replicate")
@@ -249,13 +232,3 @@ def averages(trials: xr.Dataset, confidence: float) -> xr.Dataset:
         found[f"{name}_lower"] = (mean[name] - reach[name]).clip(low)
         found[f"{name}_upper"] = (mean[name] + reach[name]).clip(max=high)
     return found
-
-
-@contextmanager
-def noted() -> Iterator[list[str]]:
-    """Collect the warnings of the package, each once, for the report; others are issued as usual."""
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield said
-    said += list(dict.fromkeys(str(w.message) for w in caught))

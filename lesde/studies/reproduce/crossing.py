@@ -92,12 +92,10 @@ def _kept(mean: np.ndarray, spread: np.ndarray) -> list[float]:
 
 def in_words(quantity: str, found: Crossing, critical: float, confidence: float) -> str:
     """The transition as a statement."""
-    if np.isnan(found.lower):
-        return (
-            f"Critical p by {quantity}: not found between the noise levels; theory {critical:.3f}."
-        )
+    if not np.isfinite([found.lower, found.upper]).any():
+        return f"Critical p by {quantity}: not determined by these trials; theory {critical:.3f}."
     inside = "inside" if found.lower <= critical <= found.upper else "outside"
+    interval = f"{with_interval(*found)} ({confidence:.0%})"
     return (
-        f"Critical p by {quantity}: {with_interval(*found)} ({confidence:.0%}); theory {critical:.3f}, which lies {inside} "
-        f"of the interval."
+        f"Critical p by {quantity}: {interval}; theory {critical:.3f}, which lies {inside} of it."
     )

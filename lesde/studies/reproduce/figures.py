@@ -43,25 +43,17 @@ def draw_separation(
     """
     means, time = class_means(paths), paths["time"].values
     gap = means[:, -1, 0].mean(0) - means[:, -1, 1].mean(0)
-    direction, K, three = gap / np.linalg.norm(gap), len(names), means.shape[-1] >= 3
+    direction, K = gap / np.linalg.norm(gap), len(names)
     figure = plt.figure(figsize=(PAGE, 4.5), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(1.3, 1))
     for column, (shot, at) in enumerate(zip(shots, edges, strict=True)):
-        ax: Any = figure.add_subplot(grid[0, column], projection="3d" if three else None)
-        if three:
-            plot.logit_paths(paths, float(time[at]), shot, legend=False, ax=ax)
-            for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-                axis.set_label_text(axis.get_label_text().replace("feature", "logit"))
-                axis.labelpad = -7
-            ax.set_box_aspect((1, 1, 1), zoom=1.0)
-        else:
-            colours = np.array(palette(K))
-            ax.scatter(*shot["features"].values.T, s=4, c=colours[shot["label"].values], alpha=0.35)
-            for k in range(K):
-                line = means[:, : at + 1, k].mean(0).T
-                ax.plot(*line, color=colours[k], marker=class_marker(k), markevery=[-1])
-            ax.set(xlabel="logit 0", ylabel="logit 1")
-        ax.set_title(f"$t$ = {time[at]:.3g}", y=0.97 if three else None)
+        ax: Any = figure.add_subplot(grid[0, column], projection="3d")
+        plot.logit_paths(paths, float(time[at]), shot, legend=False, ax=ax)
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+            axis.set_label_text(axis.get_label_text().replace("feature", "logit"))
+            axis.labelpad = -7
+        ax.set_box_aspect((1, 1, 1), zoom=1.0)
+        ax.set_title(f"$t$ = {time[at]:.3g}", y=0.97)
     for column, at in enumerate((0, 2)):
         ax = figure.add_subplot(grid[1, column])
         values, label = shots[at]["features"].values @ direction, shots[at]["label"].values
@@ -84,24 +76,24 @@ def draw_separation(
 
 
 @plot.style()
-def draw_elasticity(fits: xr.Dataset, published: xr.Dataset) -> Figure:
+def draw_elasticity(fits: xr.Dataset) -> Figure:
     """Figure 3: Â, B̂, α̂, β̂, a row for each model, with A and B as the published inversion gives them."""
     models = fits["model"].values
     figure, axes = plt.subplots(
         len(models), 4, figsize=(PAGE, 1.75 * len(models)), layout="constrained", squeeze=False
     )
     for row, model in zip(axes, models, strict=True):
-        fit, old = (each.sel(model=model, drop=True) for each in (fits, published))
-        plot.elasticity(fit, old[["A", "B"]], ax=row)
+        fit = fits.sel(model=model, drop=True)
+        old = xr.Dataset({name: fit[f"{name}_published"] for name in ("A", "B")})
+        plot.elasticity(fit, old, ax=row)
         row[0].set_ylabel(f"{model}\n{row[0].get_ylabel()}")
     for ax in axes[:-1].ravel():
         ax.set_xlabel("")
+    band = 100 * fits.attrs["confidence"]
     handles = [
         Line2D([], [], color=LEVELS["alpha"], label="within class"),
         Line2D([], [], color=LEVELS["beta"], label="between classes"),
-        Patch(
-            facecolor=SECOND_INK, alpha=0.22, label=f"{100 * fits.attrs['confidence']:.3g}% band"
-        ),
+        Patch(facecolor=SECOND_INK, alpha=0.22, label=f"{band:.3g}% band"),
         Line2D([], [], label="published inversion", **DASHED),
     ]
     one_legend(figure, handles)

@@ -14,21 +14,15 @@ import pandas as pd
 import xarray as xr
 from tqdm import tqdm
 
-from lesde.analysis.elasticity.published import published_elasticity
 from lesde.networks.cifar import CIFAR10_CLASSES
 from lesde.networks.geometric import SHAPES
 from lesde.studies.folder import StudyFolder
 from lesde.studies.reproduce import analysis
-from lesde.studies.reproduce.analysis import MODELS, averages, noted
+from lesde.studies.reproduce import figures as draw
+from lesde.studies.reproduce.analysis import averages
 from lesde.studies.reproduce.crossing import Crossing, crossing, in_words
-from lesde.studies.reproduce.figures import (
-    draw_dynamics,
-    draw_elasticity,
-    draw_phases,
-    draw_separation,
-)
 from lesde.studies.reproduce.trainings import Trainings
-from lesde.studies.runner import Cell, Page, Runner, Section, print_table, table_of
+from lesde.studies.runner import Cell, Data, Page, Runner, Section, print_table, table_of
 from lesde.studies.settings import FREE, Protocol
 
 __all__ = ["FIGURES", "find_crossings", "run"]
@@ -129,13 +123,13 @@ def _train(trainings: Trainings, runner: Runner) -> None:
 
 
 def _fig1(
-    protocol: Protocol, names: Sequence[str], page: Page, paths: xr.Dataset, clean: xr.Dataset
+    protocol: Protocol, names: Sequence[str], page: Page, paths: Data, clean: Data
 ) -> dict[str, Any]:
     """Separation of logits."""
     last = paths.sizes["time"] - 1
     edges = np.array([0, last // 2, last])
     shots = [_shot(clean, paths, int(at)) for at in edges]
-    page.figure("fig1", draw_separation(paths, shots, edges, names))
+    page.figure("fig1", draw.draw_separation(paths, shots, edges, names))
     part = paths.isel(time=edges)
     own = analysis.margins(analysis.class_means(part))
     margin = np.concatenate([own, own.mean(-1, keepdims=True)], axis=-1)
@@ -147,7 +141,7 @@ def _fig1(
     return {"names": names, "margins": _put(page, "fig1", "Figure 1: separation of logits", table)}
 
 
-def _shot(trained: xr.Dataset, paths: xr.Dataset, at: int) -> xr.Dataset:
+def _shot(trained: Data, paths: Data, at: int) -> Data:
     """Drawn samples of one window of training, evenly over trials and within the window."""
     low, high = (float(paths[name].values[at]) for name in ("time_start", "time_end"))
     drawn = trained["draw_time"].values
@@ -162,16 +156,10 @@ def _shot(trained: xr.Dataset, paths: xr.Dataset, at: int) -> xr.Dataset:
     )
 
 
-def _fig3(page: Page, paths: xr.Dataset, fits: xr.Dataset) -> dict[str, Any]:
+def _fig3(page: Page, paths: Data, fits: Data) -> dict[str, Any]:
     """Estimated elasticities."""
-    with noted() as notes:
-        each = [published_elasticity(paths, transform) for transform in MODELS.values()]
-    published = xr.concat(each, fits["model"], combine_attrs="drop").sel(time=fits["time"])
-    published = published[["A", "B", "A_minus_B"]]
-    published = published - published.isel(time=0)
-    page.figure("fig3", draw_elasticity(fits, published))
-    both = fits.merge(published.rename({name: f"{name}_published" for name in published}))
-    both = both.isel({dim: _evenly(both.sizes[dim]) for dim in ("time", "interval")})
+    page.figure("fig3", draw.draw_elasticity(fits))
+    both = fits.isel({dim: _evenly(fits.sizes[dim]) for dim in ("time", "interval")})
     columns = [f"{name}{end}" for name in ("A", "B", "A_minus_B") for end in ("", "_published")]
     integrals = table_of(both, ["model", "time"], *columns)
     rates = table_of(both, ["model", "interval"], "alpha", "beta", "alpha_minus_beta")
@@ -182,16 +170,15 @@ def _fig3(page: Page, paths: xr.Dataset, fits: xr.Dataset) -> dict[str, Any]:
         "start": float(fits["time"].values[0]),
         "integrals": _put(page, "fig3", "Figure 3: estimated elasticity", integrals),
         "rates": _put(page, "fig3_rates", "Rates", rates),
-        "notes": [*notes, *fits.attrs["notes"]],
     }
 
 
-def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> dict[str, Any]:
+def _fig4(protocol: Protocol, page: Page, levels: Data) -> dict[str, Any]:
     """Label noise, and the transition."""
     confidence, critical = protocol.confidence, protocol.critical
     crossings = find_crossings(levels, protocol)
     end = averages(levels.isel(time=-1), confidence)
-    page.figure("fig4", draw_phases(levels, end, crossings, critical))
+    page.figure("fig4", draw.draw_phases(levels, end, crossings, critical))
     validation = table_of(end, ["noise_level"], "loss", "accuracy", "contrast")
     wide = {}
     for model in map(str, levels["model"].values):
@@ -217,10 +204,10 @@ def _fig4(protocol: Protocol, page: Page, levels: xr.Dataset) -> dict[str, Any]:
         "beside": _put(page, "fig4_beside", "Beside theory and the published numbers", beside),
     }
     print("\n".join(statements))
-    return {**tables, "statements": statements, "notes": levels.attrs["notes"]}
+    return {**tables, "statements": statements}
 
 
-def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing]:
+def find_crossings(levels: Data, protocol: Protocol) -> dict[str, Crossing]:
     """The critical noise level, by validation accuracy, by contrast, and by the tail indices of both models.
 
     Learning the labels raises validation accuracy above chance where a right label is likelier than each wrong one, and
@@ -239,10 +226,10 @@ def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing
     confidence = protocol.confidence
     part = levels.transpose("replicate", "noise_level", ...)
     first, last = part.isel(time=0), part.isel(time=-1)
-    moved = np.arcsinh((last["contrast"] - first["contrast"]) / first["contrast"].std()).values
+    moved: Any = np.arcsinh((last["contrast"] - first["contrast"]) / first["contrast"].std())
     result = {
         "accuracy": crossing(p, last["accuracy"].values, 1.0 / protocol.classes, confidence),
-        "contrast": crossing(p, moved, 0.0, confidence),
+        "contrast": crossing(p, moved.values, 0.0, confidence),
     }
     for model in levels["model"].values:
         index = part["tail_index"].sel(model=model, rate="alpha").values
@@ -252,15 +239,10 @@ def find_crossings(levels: xr.Dataset, protocol: Protocol) -> dict[str, Crossing
 
 
 def _fig5(
-    protocol: Protocol,
-    names: Sequence[str],
-    page: Page,
-    paths: xr.Dataset,
-    fits: xr.Dataset,
-    laws: xr.Dataset,
+    protocol: Protocol, names: Sequence[str], page: Page, paths: Data, fits: Data, laws: Data
 ) -> dict[str, Any]:
     """The LE-ODE against the networks."""
-    page.figure("fig5", draw_dynamics(paths, laws, names))
+    page.figure("fig5", draw.draw_dynamics(paths, laws, names))
     # At its start the LE-ODE is at the networks' means.
     mean = laws["mean"].rename({"class": "sample"}).isel(time=slice(1, None))
     seen = averages(paths[["features"]].sel(time=mean["time"]), protocol.confidence)
