@@ -5,7 +5,7 @@ from lesde.analysis.collapse import neural_collapse
 from lesde.analysis.convergence import convergence
 from lesde.analysis.elasticity.fit import fit_elasticity
 from lesde.analysis.elasticity.kernel import fitted_kernel
-from lesde.analysis.elasticity.published import log_ratio_elasticity, published_elasticity
+from lesde.analysis.elasticity.published import published_elasticity
 from lesde.analysis.impact.distance import fit_feature_kernel, impact_by_distance
 from lesde.analysis.impact.fit import fit_impact
 from lesde.analysis.impact.moments import impact_from_changes
@@ -25,7 +25,6 @@ __all__ = [
     "impact_by_distance",
     "impact_from_changes",
     "layer_collapse",
-    "log_ratio_elasticity",
     "neural_collapse",
     "predict_separation",
     "published_elasticity",

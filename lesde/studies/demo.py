@@ -53,7 +53,7 @@ def run(config: DemoConfig, out: str | Path) -> Path:
     Raises
     ------
     ValueError
-        For a folder with other settings or somebody else's files, or that another run is in.
+        For a folder with other settings or somebody else's files.
     """
     fits = tuple(f"fit_{transform}" for transform in MODELS.values())
     collapse = tuple(f"collapse_{slug(source)}" for source in SOURCES)
@@ -152,19 +152,17 @@ def for_each_model(
     for transform, fit in zip(MODELS.values(), fits, strict=True):
         columns: list[Data] = []
         for rate in config.learning_rates:
-            one, number = (
-                frames.sel(learning_rate=rate),
-                len(rows) * len(fit.learning_rate) + len(columns),
-            )
+            one, own = frames.sel(learning_rate=rate), fit.sel(learning_rate=rate, method="nearest")
+            number = len(rows) * len(fit.learning_rate) + len(columns)
             model = lesde.LESDE(
-                lesde.fitted_kernel(fit, rate),
+                lesde.fitted_kernel(own),
                 len(config.classes),
                 one.sizes["feature"],
                 config.probe_per_class,
                 transform=transform,
                 noise=within_noise(one)[0],
             )
-            found = compute(config, one, model, fit.sel(learning_rate=rate), number)
+            found = compute(config, one, model, own, number)
             columns.append(found.assign_coords(learning_rate=rate))
             progress(number + 1, total)
         rows.append(xr.concat(columns, "learning_rate", combine_attrs="drop_conflicts"))

@@ -46,7 +46,7 @@ def run(config: RateConfig, out: str | Path) -> Path:
     Raises
     ------
     ValueError
-        For a folder with other settings or somebody else's files, or that another run is in.
+        For a folder with other settings or somebody else's files.
     """
 
     def collapse(progress: Progress, network: xr.Dataset) -> xr.Dataset:

@@ -10,7 +10,6 @@ import pytest
 
 import lesde
 from lesde import LESDE, ClassMatrix, FeatureKernel, TwoLevel, fit_elasticity, simulate
-from lesde.analysis import log_ratio_elasticity
 from lesde.analysis.elasticity.transitions import Clock, flow
 from lesde.files import read, write
 from tests.analysis.test_elasticity_paths import dataset
@@ -56,10 +55,9 @@ def test_the_recorded_transform_is_the_default(transform):
 
 def test_a_transform_that_is_not_the_recorded_one_is_told():
     paths = paths_of(model("logits"))
-    for call in (fit_elasticity, log_ratio_elasticity):
-        said, _ = messages(call, paths.isel(sample=[0, 4, 10]), "identity")
-        assert "transform='identity' is not that of the model" in said
-        assert "transform='logits' by their attributes" in said
+    said, _ = messages(fit_elasticity, paths.isel(sample=[0, 4, 10]), "identity")
+    assert "transform='identity' is not that of the model" in said
+    assert "transform='logits' by their attributes" in said
     said, _ = messages(fit_elasticity, paths, np.eye(K), **QUIET)
     assert "is not that of the model that made these paths, transform='logits'" in said
     # The identity matrix is the I-model, by whatever name.

@@ -51,8 +51,6 @@ def test_elasticity_of_single_means_and_iterations():
         lesde.fit_elasticity(broken)
     with pytest.raises(ValueError, match=r"paths.mean must have the dimensions 'time'"):
         lesde.fit_elasticity(reduced.isel(time=0))
-    with pytest.raises(ValueError, match=r"keep='features'"):
-        lesde.analysis.log_ratio_elasticity(reduced)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

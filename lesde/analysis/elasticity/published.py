@@ -1,6 +1,6 @@
-"""The published estimators of A and B: logarithms of ratios of features or class means.
+"""The published estimator of A and B: logarithms of ratios of class means.
 
-They serve as a baseline: at the noise of real networks the first class means, the denominators of all ratios, are
+It serves as a baseline: at the noise of real networks the first class means, the denominators of all ratios, are
 averages of a few draws each, so their noise stays in A and B at all times.
 """
 
@@ -13,82 +13,19 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lesde.analysis.class_means import checked_paths, read_class_means
-from lesde.analysis.elasticity.recorded import choose_transform
+from lesde.analysis.class_means import read_class_means
 from lesde.checks import check_choice, check_fraction, check_labels
-from lesde.model.transforms import logit_directions
 from lesde.paths import check_dataset
 
-__all__ = ["log_ratio_elasticity", "published_elasticity"]
+__all__ = ["published_elasticity"]
 
 
-def _mean_log(values: np.ndarray, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of the logarithms over some axes, how many there are, and how many values have none."""
-    good = np.isfinite(values) & (values > 0)
-    used = good.sum(axis)
-    total = np.log(np.where(good, values, 1.0)).sum(axis)
-    return np.where(used > 0, total / np.maximum(used, 1), np.nan), used, (~good).sum(axis)
-
-
-def log_ratio_elasticity(paths: xr.Dataset, transform: str | None = None) -> xr.Dataset:
-    """A(t) and B(t) by averaging logarithms of ratios x(t)/x(0).
-
-    Parameters
-    ----------
-    paths : xarray.Dataset
-        As for `lesde.fit_elasticity`; classes of equal size.
-    transform : {"identity", "logits"}, optional
-        Default: that of the model that ``paths`` record, else "identity": for every sample and coordinate A − B = K log of
-        the ratio of its distance from the grand mean, and for every coordinate A + (K−1)B = K log of the ratio of the grand
-        mean. Logits: A − B from the mean of s_i = ⟨d_k, X_i⟩/‖d_k‖, k the class of i, A + B/(K−1) from s_i less that mean.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``A``, ``B (…, time)``, averaged over replicates; ``dropped (…, time)``: the share of ratios that are not positive
-        and finite and so were left out; ``used (…, time)``: the number averaged. NaN where none is left.
-
-    Examples
-    --------
-    >>> log_ratio_elasticity(paths).A - fit_elasticity(paths).A  # doctest: +SKIP
-    """
-    if transform is not None:
-        check_choice("transform", transform, ("identity", "logits"))
-    features, labels, times, groups = checked_paths(paths)
-    counts = np.bincount(labels)
-    K = len(counts)
-    if (counts != counts[0]).any():
-        raise ValueError(
-            f"paths must have classes of equal size for ratios of logarithms; got {counts.tolist()}. "
-            f"Use lesde.fit_elasticity."
-        )
-    kind = choose_transform(paths, transform, K, features.sizes["feature"]).kind
-    check_choice("transform", kind, ("identity", "logits"))
-    shape = tuple(features.sizes[d] for d in groups)
-    A, B, dropped, used = np.empty((4, *shape, len(times)))
-    for cell in np.ndindex(*shape):
-        X = features.isel(dict(zip(groups, cell, strict=True))).values.astype(np.float64)
-        if kind == "logits":
-            d = logit_directions(K) / np.sqrt(1.0 - 1.0 / K)
-            X = np.einsum("rtnp,np->rtn", X, d[labels])[..., None]
-        mean = X.mean(2, keepdims=True)  # balanced, so the mean over samples is the grand mean
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            ratios = [values / values[:, :1] for values in (mean, X - mean)]
-        (common, *n_common), (contrast, *n_contrast) = (_mean_log(r, (0, 2, 3)) for r in ratios)
-        if kind == "identity":  # contrast: (A − B)/K, mean: (A + (K−1)B)/K
-            B[cell] = common - contrast
-            A[cell] = K * contrast + B[cell]
-        else:  # mean: (A − B)/K, contrast: (A + B/(K−1))/K
-            B[cell] = (K - 1) * (contrast - common)
-            A[cell] = K * common + B[cell]
-        used[cell], lost = np.add(n_common, n_contrast)
-        dropped[cell] = lost / (used[cell] + lost)
-    parts = {"A": A, "B": B, "dropped": dropped, "used": used.astype(np.int64)}
-    return xr.Dataset(
-        {name: ((*groups, "time"), values) for name, values in parts.items()},
-        coords={"time": times} | {d: paths[d] for d in groups if d in paths.coords},
-        attrs={"transform": kind, "method": "mean of log ratios, sample by sample"},
-    )
+def _mean_log(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the logarithms of the sizes over the last axis, and how many of them are not finite."""
+    good = np.isfinite(values) & (values != 0)
+    used = good.sum(-1)
+    total = np.log(np.where(good, np.abs(values), 1.0)).sum(-1)
+    return np.where(used > 0, total / np.maximum(used, 1), np.nan), (~good).sum(-1)
 
 
 def published_elasticity(
@@ -159,7 +96,7 @@ def published_elasticity(
         raise ValueError(f"transform='logits' needs as many features as classes; got {p} and {K}.")
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratios = (_identity_ratios if transform == "identity" else _logit_ratios)(means)
-    (one, _, lost_one), (two, _, lost_two) = (_mean_log(np.abs(r), -1) for r in ratios)
+    (one, lost_one), (two, lost_two) = map(_mean_log, ratios)
     if transform == "identity":  # the ratios are exp(A) and exp(−B)
         A, B = one, -two
     else:  # exp((A − B)/K) and exp((A + B/(K−1))/K)
