@@ -36,8 +36,6 @@ from lesde.paths import as_dataset, reduce_frame, warn_of_lost_digits, working_m
 from lesde.processes.engines import Engine, read_engine
 from lesde.processes.process import BLOCK, Process, Random, check_first_replicate
 
-__all__ = ["Process", "Random", "simulate"]
-
 STATE_BYTES = 40
 """Bytes that a process may hold for each number of a frame, with its working arrays."""
 FRAME_NUMBERS = 2**21

@@ -24,8 +24,6 @@ from lesde.laws.transitions import mean_transitions
 from lesde.model.kernels import no_linear_drift
 from lesde.model.lesde import LESDE
 
-__all__ = ["calibrate"]
-
 ITERATIONS = 200
 CLOSE = 1e-3
 """Part of a standard error below which a Newton step has to be at an optimum."""

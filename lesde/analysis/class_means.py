@@ -13,16 +13,6 @@ import xarray as xr
 from lesde.checks import check_times
 from lesde.paths import check_paths, check_statistics, is_statistics
 
-__all__ = [
-    "ClassMeans",
-    "batches",
-    "checked_paths",
-    "class_averages",
-    "read_averages",
-    "read_class_means",
-    "refuse_not_finite",
-]
-
 # Values a block holds in float64 (2 MB): blocks that stay in the processor's cache run fastest.
 BLOCK_VALUES = 2**18
 

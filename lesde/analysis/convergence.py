@@ -13,8 +13,6 @@ from lesde.analysis.collapse import target_of
 from lesde.checks import check_choices, check_fraction, check_real, check_times, shown
 from lesde.paths import check_dataset
 
-__all__ = ["Line", "convergence", "first_passage", "fit_line", "median_interval"]
-
 CLOCKS = ("time", "iteration")
 LAWS = ("none", "exponential", "power law")
 EPS = float(np.finfo(np.float64).eps)

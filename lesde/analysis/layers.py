@@ -10,8 +10,6 @@ import xarray as xr
 from lesde.analysis.collapse import METRICS, neural_collapse
 from lesde.checks import check_choice, check_choices, check_names, shown
 
-__all__ = ["layer_collapse"]
-
 # What a recorder gives besides hidden layers.
 NOT_HIDDEN = ("logits", "drawn")
 

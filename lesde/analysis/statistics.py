@@ -14,8 +14,6 @@ from lesde.analysis.separation.directions import unit_pairs
 from lesde.checks import available_memory, bare_array, shown_bytes
 from lesde.paths import check_dataset, check_paths, gap_directions, reduce_frame
 
-__all__ = ["statistics"]
-
 # Feature values read at once: 32 MB in float64.
 READ_VALUES = 2**22
 

@@ -13,8 +13,6 @@ from lesde.cli.errors import ending, in_options, say
 from lesde.cli.options import opt
 from lesde.text import can_hold, put_in_ascii
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",

@@ -13,8 +13,6 @@ import typer
 
 from lesde.text import that_fits
 
-__all__ = ["ending", "in_options", "say"]
-
 RENAMED = {"n_classes": "classes", "n_features": "features", "n_per_class": "per-class"}
 LONG = rf"{'|'.join(RENAMED)}|learning_rate|memory_limit"
 """Names that no sentence holds as words."""

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = ["build_model", "opt", "takes_model"]
-
 
 def opt(help: str, *names: str, **more: Any) -> Any:
     """An option with its help; named after its argument unless names are given."""

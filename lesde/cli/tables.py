@@ -13,8 +13,6 @@ from lesde.cli.errors import say
 from lesde.files import Target, target, write
 from lesde.text import print_rows
 
-__all__ = ["print_dataset", "table_target", "write_table"]
-
 MAX_ROWS = 24
 
 

@@ -17,13 +17,6 @@ from lesde.model.noise import Noise
 from lesde.model.quadrature import Panels, resolve
 from lesde.model.transforms import Transform
 
-__all__ = [
-    "Coefficients",
-    "FeatureCoefficients",
-    "derive_coefficients",
-    "derive_feature_coefficients",
-]
-
 
 @dataclass(frozen=True)
 class _Shared:

@@ -24,8 +24,6 @@ from lesde.model.formula import FEATURE_VARIABLES, INFINITE, TIME, PairFormula, 
 from lesde.model.kernels import no_linear_drift
 from lesde.model.lesde import LESDE
 
-__all__ = ["Derivation", "Diffusion", "FeatureDerivation"]
-
 
 def _weight(model: LESDE, l: int) -> sp.Rational:
     """w_l."""

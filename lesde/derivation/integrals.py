@@ -16,15 +16,6 @@ from sympy.integrals.rationaltools import ratint
 from lesde.model.formula import TIME, Unfinished, bounded
 from lesde.model.quadrature import LEGENDRE, resolve
 
-__all__ = [
-    "DUMMY",
-    "antiderivative",
-    "expand_terms",
-    "growth_integral",
-    "time_integral",
-    "time_terms",
-]
-
 DUMMY = sp.Symbol("tau", real=True)
 INNER = sp.Symbol("u", real=True)
 EXPONENTIAL = sp.Symbol("u", positive=True)

@@ -16,8 +16,6 @@ from lesde.derivation.integrals import expand_terms, time_terms
 from lesde.model.formula import TIME, EntryTable, Unfinished, bounded
 from lesde.model.transforms import Transform
 
-__all__ = ["Mode", "Tree", "list_modes", "mode_tree", "reduced_table", "tidy"]
-
 Eigen = tuple[list[sp.Expr], sp.Matrix, sp.Matrix]
 """Rates, and constant eigenvectors with their inverse."""
 

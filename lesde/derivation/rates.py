@@ -23,9 +23,6 @@ from lesde.model.formula import TIME, Unfinished, bounded
 from lesde.model.lesde import LESDE
 from lesde.model.transforms import logit_directions
 
-__all__ = ["critical_constant", "nc1_rate", "nc2_rate", "separation_rate", "within_rate"]
-
-
 NEAR = 1e-8
 """Numbers of order one that differ by less are equal."""
 

@@ -13,8 +13,6 @@ from lesde.derivation.rule import matrix_symbol as word
 from lesde.model.formula import VARIABLES
 from lesde.text import in_ascii
 
-__all__ = ["latex_report", "text_report"]
-
 EXPLICIT = 4
 """Classes written out one by one; beyond, a few stand for all."""
 LINE = 150

@@ -13,8 +13,6 @@ from functools import cache
 
 import sympy as sp
 
-__all__ = ["LEARNING_RATE", "Rule", "increment", "matrix_symbol", "rule"]
-
 LEARNING_RATE = sp.Symbol("h", positive=True)
 
 

@@ -17,8 +17,6 @@ from lesde.model.compiled import compiled
 from lesde.model.formula import TIME, Formula
 from lesde.model.transforms import logit_directions
 
-__all__ = ["Solution"]
-
 
 @dataclass(frozen=True)
 class Solution:

@@ -19,8 +19,6 @@ from lesde.laws.transitions import MeanTransitions, mean_transitions
 from lesde.laws.values import numbers_of, read_parameters
 from lesde.model.lesde import LESDE, Initial, read_initial
 
-__all__ = ["PathLikelihood", "TensorLaw", "law", "path_likelihood", "tensor_law"]
-
 LARGEST_RESULT = 4e9  # bytes
 
 

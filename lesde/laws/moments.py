@@ -41,8 +41,6 @@ from lesde.laws.slopes import drift_derivative, noise_derivative
 from lesde.model.lesde import LESDE, Initial, read_initial
 from lesde.paths import with_asked_times
 
-__all__ = ["PROCESSES", "moments", "read_learning_rates"]
-
 RELATIVE = 1e-12
 """Tolerance of the solver in each step; the result is right to about ten times this, relatively."""
 ABSOLUTE = 1e-14

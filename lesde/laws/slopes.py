@@ -11,8 +11,6 @@ from sympy.core.function import AppliedUndef
 from lesde.derivation.coefficients import Coefficients
 from lesde.model.formula import TIME, EntryTable
 
-__all__ = ["drift_derivative", "noise_derivative"]
-
 
 def drift_derivative(coefficients: Coefficients) -> EntryTable:
     """d/dt of w_l E_kl(t): a function from times (time,) to (time, class, class)."""

@@ -18,8 +18,6 @@ from lesde.laws.values import BoundNoise, BoundTable, Values, numbers_of
 from lesde.model.kernels import no_linear_drift
 from lesde.model.quadrature import NODES, WEIGHTS, Panels
 
-__all__ = ["DENSE_LIMIT", "MeanSystem", "clean", "contrast_basis"]
-
 DENSE_LIMIT = 2000
 """Largest K·p for which dense (K·p)×(K·p) matrices are formed (32 MB each)."""
 ROUNDING = 16 * np.finfo(float).eps

@@ -18,8 +18,6 @@ from lesde.errors import Diverged
 from lesde.laws.system import LARGEST_NORM, MeanSystem
 from lesde.model.quadrature import INTEGRATE, NODES, POINTS, WEIGHTS
 
-__all__ = ["MeanTransitions", "mean_transitions", "transitions"]
-
 EPS = np.finfo(float).eps
 
 

@@ -15,8 +15,6 @@ from lesde.model.lesde import LESDE
 from lesde.model.noise import Noise, finite_variance
 from lesde.model.quadrature import WEIGHTS, Panels
 
-__all__ = ["BoundNoise", "BoundTable", "Values", "numbers_of", "read_parameters"]
-
 Values = Mapping[str, torch.Tensor]
 """Named parameters as 0-d float64 tensors on the CPU."""
 

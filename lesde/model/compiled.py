@@ -13,8 +13,6 @@ import sympy as sp
 
 from lesde.checks import shown
 
-__all__ = ["compiled"]
-
 MANY = 32
 """Expressions in which common parts are no longer looked for."""
 Given = tuple[tuple[str, Callable[..., Any]], ...]

@@ -28,23 +28,6 @@ from lesde.checks import check_real, shown
 from lesde.model.compiled import compiled
 from lesde.model.switches import places
 
-__all__ = [
-    "CONSTANTS",
-    "FEATURE_VARIABLES",
-    "FUNCTIONS",
-    "TIME",
-    "VARIABLES",
-    "EntryTable",
-    "Formula",
-    "PairFormula",
-    "Unfinished",
-    "bounded",
-    "compiled",
-    "parse_formula",
-    "parse_pair_formula",
-    "rational",
-]
-
 Parameters = Mapping[str, float | None] | None
 Functions = Mapping[str, Callable[..., Any]]
 

@@ -26,17 +26,6 @@ from lesde.model.formula import (
     rational,
 )
 
-__all__ = [
-    "ClassMatrix",
-    "FeatureKernel",
-    "Hierarchical",
-    "Kernel",
-    "LabelNoise",
-    "TwoLevel",
-    "kernel",
-    "no_linear_drift",
-]
-
 
 def _value(name: str, value: Any, parameters: Parameters, symbol: str | None = None) -> Formula:
     """A formula; None leaves an unevaluated function of that name, to derive with."""

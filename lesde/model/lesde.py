@@ -15,9 +15,6 @@ from lesde.model.kernels import Kernel
 from lesde.model.noise import Noise, read_noise
 from lesde.model.transforms import Transform, make_transform
 
-__all__ = ["LESDE", "Initial", "class_average", "read_initial"]
-
-
 MOST_CLASSES = 10**4
 """Tables of a kernel have an entry for every pair of classes."""
 

@@ -15,8 +15,6 @@ from lesde.errors import Diverged
 from lesde.model.formula import EntryTable, Formula, Parameters, parse_formula, rational
 from lesde.model.quadrature import Panels, integrate, resolve
 
-__all__ = ["Noise", "finite_variance", "read_noise"]
-
 
 def read_noise(value: Any, n_classes: int, n_features: int, parameters: Parameters = None) -> Noise:
     """The argument ``noise`` of a model, as :class:`lesde.LESDE` documents it."""

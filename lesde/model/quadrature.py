@@ -13,9 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["INTEGRATE", "LEGENDRE", "NODES", "POINTS", "WEIGHTS", "Panels", "integrate", "resolve"]
-
-
 NODES = 16
 # The last Legendre coefficients of a function, relative to its size, that count as zero.
 RESOLVED = 3e-14

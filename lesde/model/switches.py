@@ -14,8 +14,6 @@ from sympy.core.relational import Relational
 
 from lesde.model.compiled import compiled
 
-__all__ = ["places"]
-
 SAMPLES = 4097
 """Points at which a function is looked at first; between two of them it is taken to turn once at most."""
 HALVINGS = 70

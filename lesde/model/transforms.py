@@ -14,8 +14,6 @@ import numpy as np
 
 from lesde.checks import check_choice, check_finite_array
 
-__all__ = ["Transform", "logit_directions", "make_transform"]
-
 
 def logit_directions(n_classes: int) -> np.ndarray:
     """The directions d_l = e_l − 1/K, shape (class, feature) = (K, K); they sum to zero."""

@@ -10,9 +10,6 @@ from torch import nn
 
 from lesde.checks import check_choice, check_flag, check_integer, check_sequence
 
-__all__ = ["lenet", "mlp"]
-
-
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,

@@ -14,9 +14,6 @@ import numpy as np
 from lesde.checks import check_path
 from lesde.networks.data import ImageData, chosen_classes, take_images
 
-__all__ = ["CIFAR10_CLASSES", "cifar10", "read_cifar10"]
-
-
 CIFAR10_CLASSES = tuple(
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 )

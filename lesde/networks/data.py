@@ -23,17 +23,6 @@ from lesde.checks import (
     shown,
 )
 
-__all__ = [
-    "ImageData",
-    "chosen_classes",
-    "class_generator",
-    "digits",
-    "mnist_sample",
-    "take_images",
-    "with_class_counts",
-    "with_label_noise",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class ImageData:

@@ -10,8 +10,6 @@ import xarray as xr
 from lesde.checks import check_integer, check_labels
 from lesde.paths import check_dataset
 
-__all__ = ["drawn_means"]
-
 
 def drawn_means(drawn: xr.Dataset, times: int = 50) -> xr.Dataset:
     """Paths with one sample per class: the mean of the logits that each network drew of it in each window of training.

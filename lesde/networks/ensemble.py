@@ -25,8 +25,6 @@ from lesde.checks import check_choices, shown
 from lesde.networks.layers import Chain, chain_of
 from lesde.networks.quiet import check_each_by_itself, kept_randomness, watching
 
-__all__ = ["LOSSES", "Ensemble", "Share", "child_seed", "make_step"]
-
 # Numbers held by the networks stepped together (weights, and the values computed for an input). They should fit
 # into the processor's cache, but be enough to keep a thread busy while another prepares its next operation.
 _MOST, _LEAST = 2**21, 2**18

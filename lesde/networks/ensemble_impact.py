@@ -24,8 +24,6 @@ from lesde.networks.data import ImageData
 from lesde.networks.ensemble import LOSSES, Ensemble, child_seed, make_step
 from lesde.networks.records import record_ensemble
 
-__all__ = ["measure_impact"]
-
 WORKING_BYTES = 2**27
 """What copies of networks and their layers' outputs may take at once; more is not faster."""
 

@@ -8,9 +8,6 @@ from scipy import ndimage
 from lesde.checks import check_integer, check_seed
 from lesde.networks.data import ImageData, take_images
 
-__all__ = ["SHAPES", "draw_shapes", "geo_mnist"]
-
-
 SHAPES = ("triangle", "rectangle", "ellipse")
 """The classes, in the order of their labels."""
 SIZE = 32

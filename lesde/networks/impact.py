@@ -25,8 +25,6 @@ from lesde.networks.quiet import (
     watching,
 )
 
-__all__ = ["measure_impact"]
-
 
 def measure_impact(
     model: nn.Module,

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Chain", "Layer", "chain_of"]
-
 Map = Callable[[Tensor], Tensor]
 Back = Callable[[Tensor, Tensor], Tensor]
 

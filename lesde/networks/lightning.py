@@ -11,8 +11,6 @@ import xarray as xr
 
 from lesde.networks.recorder import Recorder
 
-__all__ = ["LightningRecorder"]
-
 
 def _callback() -> type:
     """The class of callbacks of the Lightning that is in use, or installed; object where there is none."""

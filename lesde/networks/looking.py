@@ -28,8 +28,6 @@ from lesde.networks.quiet import (
     watching,
 )
 
-__all__ = ["Entries", "Looker", "Loss", "Pooling"]
-
 Pooling = str | Callable[[Tensor], Tensor]
 Loss = str | Callable[[Tensor, Tensor], Any] | None
 Entries = dict[str, tuple[tuple[str, ...], np.ndarray]]

@@ -16,8 +16,6 @@ from lesde.checks import shown
 from lesde.networks.data import ImageData
 from lesde.networks.quiet import kept_randomness, tensors_in
 
-__all__ = ["ProbeSet", "each", "read_labelled", "read_probes"]
-
 _READ = 256  # items of a Dataset put together at once
 
 

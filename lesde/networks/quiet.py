@@ -11,18 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "REFUSALS",
-    "check_each_by_itself",
-    "close",
-    "device_of",
-    "float_type",
-    "kept_randomness",
-    "tensors_in",
-    "undisturbed",
-    "watching",
-]
-
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
 """Errors with which a model refuses a batch."""
 

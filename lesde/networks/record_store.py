@@ -31,8 +31,6 @@ from lesde.files import Damaged, check_size, opening, quiet_zarr
 from lesde.networks.looking import Entries
 from lesde.networks.recording import packed, with_rate
 
-__all__ = ["Key", "Records", "clock_of", "open_records"]
-
 Key = tuple[str, str]
 """A probe set and a layer."""
 

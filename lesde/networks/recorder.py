@@ -24,8 +24,6 @@ from lesde.networks.probes import read_probes
 from lesde.networks.record_store import Records
 from lesde.networks.recording import track_attrs
 
-__all__ = ["Recorder", "rate_of"]
-
 
 class Clock:
     """Time as the sum of the learning rates of all steps, without the rounding of a long sum."""
@@ -252,7 +250,10 @@ class Recorder:
 
     def step(self) -> None:
         """Count one step of the optimiser, and record where a record is due."""
-        self._advance([self._read_rate()])
+        self._check_open()
+        self._clock.step(self._read_rate())
+        if self._due(self._clock):
+            self.record()
 
     def record(self) -> None:
         """Record now, whatever the schedule, unless this iteration has been recorded."""
@@ -320,20 +321,6 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _advance(self, rates: Sequence[float]) -> None:
-        """Count steps at these rates; one record after them all where one is due after any of them."""
-        self._check_open()
-        due = []
-        for rate in rates:
-            self._clock.step(rate)
-            due.append(self._due(self._clock))
-        if any(due):
-            self.record()
-
-    def _reopen(self) -> None:
-        """Undo :meth:`close`."""
-        self._closed = False
 
     def _check_open(self) -> None:
         if self._closed:

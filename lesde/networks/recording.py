@@ -14,8 +14,6 @@ from lesde.checks import check_integer, check_real
 from lesde.networks.looking import Entries, Looker, Loss, Pooling
 from lesde.networks.probes import ProbeSet, read_probes
 
-__all__ = ["packed", "record", "track_attrs", "with_rate"]
-
 CLOCK = ("time", "iteration", "step_size")
 """Variables over time alone, the same for all replicates."""
 _ABOUT = {

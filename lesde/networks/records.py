@@ -15,8 +15,6 @@ from lesde.clocks import with_asked_times
 from lesde.networks.data import ImageData
 from lesde.networks.training import EnsembleRun, train_ensemble
 
-__all__ = ["collect", "record_ensemble"]
-
 
 def record_ensemble(
     data: ImageData,

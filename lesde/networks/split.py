@@ -12,8 +12,6 @@ import xarray as xr
 from lesde.checks import bare_array, check_instance, shown
 from lesde.networks.data import ImageData
 
-__all__ = ["probe_both", "split_records"]
-
 
 def probe_both(data: ImageData) -> tuple[ImageData, np.ndarray]:
     """Data whose probe holds training images, followed by the held-out images of the original probe.

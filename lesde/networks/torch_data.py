@@ -12,8 +12,6 @@ from lesde.checks import check_instance, check_integer
 from lesde.networks.data import ImageData, chosen_classes, take_images
 from lesde.networks.probes import read_labelled
 
-__all__ = ["from_dataset"]
-
 
 def from_dataset(
     train: Any,

@@ -45,8 +45,6 @@ from lesde.networks.ensemble import (
     threads,
 )
 
-__all__ = ["EnsembleRun", "saving_times", "train_ensemble", "training_time"]
-
 _DRAWS = 4096  # samples drawn at once; part of what a seed means, so not to be tuned
 
 _GATHER = 2**18  # inputs gathered for steps to come, in numbers: few enough to stay in the cache

@@ -38,8 +38,6 @@ from lesde.plot.style import (
 )
 from lesde.plot.ticks import number, tidy_log, widen_log
 
-__all__ = ["collapse", "collapse_rate", "learning_rate_range"]
-
 USUAL = ("nc1", "nc2_etf")
 SHORT = {
     "nc1": "NC1  $\\mathrm{tr}(\\Sigma_W\\Sigma_B^{+})/K$",

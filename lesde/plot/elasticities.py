@@ -26,9 +26,6 @@ from lesde.plot.curves import (
 )
 from lesde.plot.style import INK, LEVELS, SECOND_INK, axis_label, check_panels, panels, style
 
-__all__ = ["elasticity", "true_elasticity"]
-
-
 PANELS = ("A", "B", "alpha", "beta")
 TRUTH: Any = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.0}
 POINTS = 200

@@ -15,19 +15,6 @@ from lesde.plot.curves import evenly, refuse_other_dims, select_rate
 from lesde.plot.style import SECOND_INK, axis_label, class_line, class_marker, palette
 from lesde.plot.ticks import centred
 
-__all__ = [
-    "Frames",
-    "at_times",
-    "evenly",
-    "joins",
-    "nearest_simplex",
-    "principal_axes",
-    "principal_names",
-    "read_frames",
-    "select_rate",
-    "spread_over",
-]
-
 
 class Frames(NamedTuple):
     """Features of one replicate at one learning rate."""

@@ -40,8 +40,6 @@ from lesde.plot.style import (
 )
 from lesde.plot.ticks import number
 
-__all__ = ["impact", "impact_by_distance", "impact_matrix"]
-
 BETWEEN: Any = (0, (4, 2))
 """Line style of values between classes where colours are those of learning rates."""
 CURVES = {"alpha": "$\\hat{\\alpha}$, within class", "beta": "$\\hat{\\beta}$, between classes"}

@@ -38,8 +38,6 @@ from lesde.plot.style import (
 )
 from lesde.plot.ticks import DIGIT, number, tidy_log, widen_log
 
-__all__ = ["layers", "layers_over_time", "short_names"]
-
 LONGEST = 22
 """Letters of a layer's name that are shown."""
 TICK = 7 / 72

@@ -39,8 +39,6 @@ from lesde.plot.style import (
 )
 from lesde.plot.ticks import tidy_log
 
-__all__ = ["phase_diagram", "probability"]
-
 THIN, WIDE = 0.7, 1.6
 """Line widths of the prediction, and of a counted curve, which may lie below one."""
 

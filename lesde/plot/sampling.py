@@ -25,8 +25,6 @@ from lesde.plot.style import (
 )
 from lesde.plot.ticks import tidy_log
 
-__all__ = ["sampling_noise"]
-
 
 class Look(NamedTuple):
     """Appearance and name of one process."""

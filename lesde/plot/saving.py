@@ -15,8 +15,6 @@ from lesde.checks import check_names, check_path, check_real, shown
 from lesde.files import Target
 from lesde.plot.style import style
 
-__all__ = ["save"]
-
 FORMATS = ("pdf", "png", "svg", "eps")
 
 

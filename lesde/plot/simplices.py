@@ -41,8 +41,6 @@ from lesde.plot.style import (
 )
 from lesde.plot.ticks import centred, number
 
-__all__ = ["animate", "simplex", "simplex3d"]
-
 DASHES = (0, (3, 2))
 """Line of the nearest simplex."""
 MOST_POINTS = 600

@@ -21,8 +21,6 @@ from matplotlib.lines import Line2D
 
 from lesde.checks import shown
 
-__all__ = ["style"]
-
 COLUMN = 3.4
 """Width of a figure in inches: one column of a two-column page."""
 

@@ -11,8 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import Formatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
-__all__ = ["DIGIT", "centred", "number", "tidy_log", "widen_log"]
-
 DIGIT = 0.64
 """Width of a digit of the font in font sizes."""
 

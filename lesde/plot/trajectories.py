@@ -43,8 +43,6 @@ from lesde.plot.style import (
     style,
 )
 
-__all__ = ["class_means", "logit_paths", "separation_fan"]
-
 MOST_LINES, MOST_MARKERS = 300, 16
 MOST_FEATURES = 3
 """Features with a panel each; of more, class means are shown along two principal axes."""

@@ -16,8 +16,6 @@ from lesde.processes.process import Process
 from lesde.processes.sgd import SGDPaths
 from lesde.processes.torchsde import NOISES, IntegratedPaths
 
-__all__ = ["ENGINES", "SGD", "Engine", "Exact", "TorchSDE", "read_engine"]
-
 ENGINES = ("auto", "exact", "torchsde", "sgd")
 
 

@@ -19,8 +19,6 @@ from lesde.processes.integration import prefetch_length
 from lesde.processes.process import BLOCK, Random
 from lesde.processes.samples import AboutMeans, Steps, exact_noise, square_roots
 
-__all__ = ["ExactPaths"]
-
 
 class ExactPaths(AboutMeans):
     """The law of the LE-SDE at the saved times."""

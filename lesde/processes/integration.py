@@ -22,8 +22,6 @@ from torchsde import BaseBrownian
 
 from lesde.processes.process import BlockNoise
 
-__all__ = ["METHODS", "STAGES", "StepIncrements", "default_step", "integrate", "prefetch_length"]
-
 METHODS = ("euler", "milstein", "srk")
 # Fractions of a step at which each method evaluates the drift (for srk those of Rößler's SRA1).
 STAGES = {"euler": (0.0,), "milstein": (0.0,), "srk": (0.0, 0.75)}

@@ -23,8 +23,6 @@ from lesde.model.formula import FEATURE_VARIABLES, TIME, Formula, compiled
 from lesde.processes.process import BLOCK
 from lesde.processes.samples import class_means, spread
 
-__all__ = ["PairInteraction"]
-
 SMALL = 48
 """Classes of fewer samples share a block."""
 LARGEST = {"cpu": 384, "cuda": 2048}

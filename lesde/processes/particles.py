@@ -25,8 +25,6 @@ from lesde.processes.samples import ModelProcess, draw_start, spread, times_nois
 from lesde.processes.sgd import sgd_iterations
 from lesde.processes.torchsde import refuse_noise
 
-__all__ = ["IntegratedParticles", "ParticleSGD"]
-
 MOST_SAMPLES = 200_000
 """Samples up to which pairs are summed over: beyond, one step takes minutes."""
 CHECKED = 64

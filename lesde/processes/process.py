@@ -18,8 +18,6 @@ import torch
 
 from lesde.checks import check_integer
 
-__all__ = ["BLOCK", "BlockNoise", "Process", "Random", "check_first_replicate"]
-
 BLOCK = 32
 """Replicates in a block. Changing it changes every stream of random numbers."""
 

@@ -36,8 +36,6 @@ from scipy.special import ndtr, ndtri
 
 from lesde.processes.process import BlockNoise
 
-__all__ = ["draw_reach", "is_joint", "largest_of_centred"]
-
 EXPLICIT = 128
 EXPLICIT_PER_ROW = 16
 """Samples of up to ``EXPLICIT`` + ``EXPLICIT_PER_ROW`` D points are always drawn in full."""

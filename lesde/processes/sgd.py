@@ -31,8 +31,6 @@ from lesde.processes.samples import (
     spread,
 )
 
-__all__ = ["SGDPaths", "sgd_iterations"]
-
 CHUNK = 256
 """Iterations prepared at once, fewer where a table of kicks over them were large. It is part of the stream."""
 TABLE_NUMBERS = 2**22

@@ -29,8 +29,6 @@ from lesde.processes.process import BLOCK, Random, check_first_replicate
 from lesde.processes.samples import DTYPE, class_means, spread
 from lesde.processes.torchsde import IntegratedPaths
 
-__all__ = ["TensorPaths", "tensor_paths"]
-
 
 @dataclass(frozen=True, eq=False)
 class TensorPaths:

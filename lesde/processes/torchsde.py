@@ -44,8 +44,6 @@ from lesde.processes.samples import (
     times_noise,
 )
 
-__all__ = ["NOISES", "IntegratedPaths", "refuse_noise"]
-
 NOISES = ("plain", "sampling", "modified")
 
 

@@ -25,8 +25,6 @@ from lesde.studies.panels import one_legend, panels
 from lesde.studies.runner import Cell, Data, Page, Progress, Runner, Section, print_table, table_of
 from lesde.studies.settings import DemoConfig
 
-__all__ = ["DemoConfig", "run"]
-
 MODELS = {"I-model": "identity", "L-model": "logits"}
 CRITERIA = ("projection", "linear", "nearest_center")
 HIDDEN = "network, last hidden layer"

@@ -13,8 +13,6 @@ from lesde import networks
 from lesde.studies.runner import Cell, Progress
 from lesde.studies.settings import DigitNetworks
 
-__all__ = ["network_cells", "recorded", "trained_networks"]
-
 LAYERS = {"network": "logits", "penultimate": "penultimate"}
 """Layers by the name of the dataset of all learning rates."""
 

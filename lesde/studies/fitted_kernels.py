@@ -15,8 +15,6 @@ from lesde.laws.rule import Transforms, kick
 from lesde.model.lesde import class_average
 from lesde.model.transforms import Transform
 
-__all__ = ["Kernels", "average_kernels", "draw_kernels", "frames_of_kernels", "growth_per_time"]
-
 
 class Kernels(NamedTuple):
     """Several kernels of two levels and their noise, constant within each interval."""

@@ -15,8 +15,6 @@ from pydantic import BaseModel
 from lesde import __version__
 from lesde.files import REMEDY, Target, read, write
 
-__all__ = ["StudyFolder", "damaged_result", "read_whole"]
-
 
 class StudyFolder:
     """A folder for the data, figures and report of one study, such as ``kind="demo"``: a new one, or its own.

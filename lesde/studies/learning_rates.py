@@ -20,8 +20,6 @@ from lesde.studies.fitted_kernels import Kernels, average_kernels, draw_kernels,
 from lesde.studies.runner import Data, Progress
 from lesde.studies.settings import RATES
 
-__all__ = ["LearningRateExperiment", "compare_learning_rates", "learning_rate_experiment"]
-
 METRICS = ["nc1", "nc2_etf"]
 """Two metrics whose target is 0, so that each is its own distance from collapse."""
 

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from lesde import plot
 from lesde.plot.ticks import tidy_log
 
-__all__ = ["PAGE", "one_legend", "panels"]
-
 PAGE = 7.0  # inches: two columns of a journal
 
 

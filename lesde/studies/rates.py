@@ -25,8 +25,6 @@ from lesde.studies.runner import (
 )
 from lesde.studies.settings import RateConfig
 
-__all__ = ["RateConfig", "run"]
-
 
 def run(config: RateConfig, out: str | Path) -> Path:
     """Run the study and write data, figures and report.

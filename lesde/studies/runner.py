@@ -36,8 +36,6 @@ from lesde.files import read
 from lesde.studies.folder import StudyFolder, read_whole
 from lesde.text import format_number, print_rows, with_interval
 
-__all__ = ["Cell", "Page", "Progress", "Runner", "Section", "print_table", "readable", "table_of"]
-
 Data = xr.Dataset
 Progress = Callable[[float, float], None]
 """Called with (done, total)."""

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lesde.checks import shown
 
-__all__ = ["DemoConfig", "DigitNetworks", "Protocol", "RateConfig", "load_config", "load_protocol"]
-
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**4)]
 Images = Annotated[int, Field(ge=2, le=10**5)]

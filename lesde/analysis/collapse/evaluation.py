@@ -17,8 +17,6 @@ from lesde.analysis.collapse.frames import Frames, SampleFrames, StatisticsFrame
 from lesde.checks import check_choices, check_finite_array, check_labels
 from lesde.paths import check_paths, check_statistics, is_statistics, need_samples
 
-__all__ = ["METRICS", "Metric", "metric", "neural_collapse", "target_of"]
-
 
 @dataclass(frozen=True)
 class Metric:

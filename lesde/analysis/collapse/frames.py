@@ -21,8 +21,6 @@ from lesde.analysis import class_means
 from lesde.analysis.class_means import refuse_not_finite
 from lesde.paths import need_samples
 
-__all__ = ["Block", "Frames", "SampleFrames", "StatisticsFrames", "rounding_of"]
-
 EPS = float(np.finfo(np.float64).eps)
 SINGLE = float(np.finfo(np.float32).eps)
 # Roundings of the stored precision up to which a class mean may be off: half of one from storing, the

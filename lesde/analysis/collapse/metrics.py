@@ -13,19 +13,6 @@ import numpy as np
 from lesde.analysis.collapse.evaluation import metric
 from lesde.analysis.collapse.frames import EPS, Frames, SampleFrames
 
-__all__ = [
-    "nc1",
-    "nc1_cdnv",
-    "nc1_trace",
-    "nc2_angle_std",
-    "nc2_etf",
-    "nc2_norm_cv",
-    "nc3",
-    "nc3_duality",
-    "nc4",
-    "ncc_accuracy",
-]
-
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Quotient of non-negative numbers: inf for a positive number over 0, NaN for 0 over 0."""

@@ -14,8 +14,6 @@ from lesde.analysis.elasticity.result import TWO_LEVEL, ElasticityResult
 from lesde.analysis.elasticity.transitions import fit_averages, fit_transitions, rate_basis
 from lesde.checks import check_choice, check_finite_array, check_fraction, check_real
 
-__all__ = ["fit_elasticity"]
-
 FEWEST_REPLICATES = 8
 """With fewer, a variance between replicates has too few degrees of freedom to be worth its robustness."""
 

@@ -12,8 +12,6 @@ from lesde.checks import check_flag
 from lesde.model.kernels import ClassMatrix, Kernel, TwoLevel
 from lesde.paths import check_dataset
 
-__all__ = ["StepFunction", "fitted_kernel"]
-
 
 @dataclass(frozen=True)
 class StepFunction:

@@ -17,8 +17,6 @@ from lesde.analysis.class_means import read_class_means
 from lesde.checks import check_choice, check_fraction, check_labels
 from lesde.paths import check_dataset
 
-__all__ = ["published_elasticity"]
-
 
 def _mean_log(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the logarithms of the sizes over the last axis, and how many of them are not finite."""

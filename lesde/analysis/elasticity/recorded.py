@@ -20,8 +20,6 @@ from lesde.clocks import StepGrid
 from lesde.model.kernels import FeatureKernel
 from lesde.model.transforms import Transform, make_transform
 
-__all__ = ["choose_transform", "read_clock", "warn_of_features"]
-
 CURVATURE = {"euler": 0.0, "milstein": 0.0, "srk": 0.5}
 """A step h of a method multiplies the expected class means by 1 + x + c x², x = hM: this is c."""
 

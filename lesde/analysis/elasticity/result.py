@@ -15,8 +15,6 @@ from lesde.analysis.elasticity.smoothing import MINIMUM_INTERVALS, smooth_rates
 from lesde.analysis.elasticity.tails import log_slope, power_tail, tail_window
 from lesde.analysis.elasticity.transitions import TransitionFit
 
-__all__ = ["TWO_LEVEL", "ElasticityResult"]
-
 TWO_LEVEL = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
 """α, β and α − β in terms of (α, β)."""
 RATES = ["alpha", "beta", "alpha_minus_beta"]

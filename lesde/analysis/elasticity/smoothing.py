@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_solve_banded, cholesky_banded
 
-__all__ = ["MINIMUM_INTERVALS", "smooth_rates"]
-
 MINIMUM_INTERVALS = 5
 ORDER = 2
 # log λ from raw rates, relative to the least precision, to nearly a straight line, relative to the greatest (n

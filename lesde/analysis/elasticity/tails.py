@@ -20,8 +20,6 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import exprel
 
-__all__ = ["TailEstimate", "log_slope", "power_tail", "tail_window"]
-
 INDICES = np.linspace(-5.0, 12.0, 171)
 """The search for an index; one at an end is none."""
 OFFSETS = 17

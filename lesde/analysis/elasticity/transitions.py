@@ -30,8 +30,6 @@ from scipy.special import exprel
 from lesde.laws.rule import Transforms, drift
 from lesde.model.transforms import Transform, make_transform
 
-__all__ = ["Clock", "RateBasis", "TransitionFit", "fit_averages", "fit_transitions", "rate_basis"]
-
 BASE_NORM = 0.5
 """Norm of the generator up to which the exponential series is summed; beyond, steps are doubled."""
 PROBE = 2.0**-100

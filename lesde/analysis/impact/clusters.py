@@ -15,8 +15,6 @@ from lesde.laws.rule import Transforms, kick
 from lesde.model.transforms import Transform
 from lesde.paths import check_dataset
 
-__all__ = ["Clusters", "drivers", "read_impact"]
-
 SOURCE = "lesde.measure_impact"
 FEWEST_REPLICATES = 8
 """With fewer, a variance between replicates has too few degrees of freedom to be worth its robustness."""

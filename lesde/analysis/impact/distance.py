@@ -18,8 +18,6 @@ from lesde.model.kernels import FeatureKernel
 from lesde.model.transforms import make_transform
 from lesde.paths import check_dataset
 
-__all__ = ["fit_feature_kernel", "impact_by_distance"]
-
 MOST_STEPS = 200
 APART = 1e6
 """Condition of the slopes from which on parameters are not identified: that of numerical derivatives."""

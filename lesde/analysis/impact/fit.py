@@ -12,8 +12,6 @@ from lesde.analysis.impact.clusters import Clusters, drivers, read_impact
 from lesde.checks import check_choice, check_fraction
 from lesde.model.transforms import make_transform
 
-__all__ = ["fit_impact"]
-
 INTEGRALS = {"alpha": "A", "beta": "B", "alpha_minus_beta": "A_minus_B"}
 
 

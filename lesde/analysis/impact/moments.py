@@ -23,18 +23,6 @@ from lesde.checks import (
     shown,
 )
 
-__all__ = [
-    "DISTANCES",
-    "PAIRS",
-    "bin_changes",
-    "check_bins",
-    "impact_dataset",
-    "impact_from_changes",
-    "make_bins",
-    "pair_distances",
-    "reduce_changes",
-]
-
 DISTANCES = {
     "r2": "squared distance of features",
     "cosine": "cosine of features",

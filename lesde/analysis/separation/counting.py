@@ -13,8 +13,6 @@ from lesde.analysis.separation.criteria import CRITERIA, Frame
 from lesde.analysis.separation.directions import check_direction, in_common, pair_directions
 from lesde.paths import check_paths, check_statistics, is_statistics, need_samples
 
-__all__ = ["Counter", "refuse_what_needs_samples"]
-
 
 def refuse_what_needs_samples(criterion: str, direction: Any) -> None:
     """Raise where statistics do not determine whether classes are separated."""

@@ -16,8 +16,6 @@ import numpy as np
 from lesde.analysis.separation.linear import linear_margins
 from lesde.paths import gap_directions, need_samples
 
-__all__ = ["CRITERIA", "Frame", "criterion", "linear", "nearest_center", "projection"]
-
 EPS = float(np.finfo(np.float64).eps)
 
 

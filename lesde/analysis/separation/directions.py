@@ -9,8 +9,6 @@ import numpy as np
 from lesde.checks import bare_array, check_choice, check_finite_array
 from lesde.paths import gap_directions
 
-__all__ = ["check_direction", "in_common", "pair_directions", "unit_pairs"]
-
 
 def check_direction(direction: Any, n_classes: int, n_features: int) -> str | np.ndarray:
     """One of the words, or vectors (feature,) or (class, class, feature) of length above zero."""

@@ -11,8 +11,6 @@ from scipy.special import log_ndtr
 from lesde.analysis.separation.maxima import Maximum, TiltedGrid, pick
 from lesde.checks import check_finite_array
 
-__all__ = ["Separation", "log_complement", "separation_function", "separation_of_maxima"]
-
 SEARCH_GRID = 64
 FINE_GRID = 256
 BLOCK = 64

@@ -9,8 +9,6 @@ from scipy.special import betaincinv, ndtri
 
 from lesde.checks import check_choice, check_finite_array, check_fraction, check_integer
 
-__all__ = ["METHODS", "binomial_interval", "replicates_to_add"]
-
 METHODS = ("wilson", "clopper-pearson")
 
 

@@ -8,8 +8,6 @@ from scipy.sparse import csr_array
 
 from lesde.checks import power_of_two
 
-__all__ = ["linear_margins"]
-
 # in units of the root-mean-square spread
 TOLERANCE = 1e-9
 # HiGHS's methods and tolerances, the finest it takes first; it may end just short of so small a one

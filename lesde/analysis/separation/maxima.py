@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import log_ndtr
 
-__all__ = ["Maximum", "TiltedGrid", "pick"]
-
 LOG_ROOT_2PI = 0.5 * np.log(2.0 * np.pi)
 # exp(-45) is far below the rounding of a sum of order one
 NEGLIGIBLE = 45.0

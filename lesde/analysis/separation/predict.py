@@ -17,8 +17,6 @@ from lesde.laws.law import law as law_of
 from lesde.model.lesde import LESDE
 from lesde.paths import check_dataset
 
-__all__ = ["predict_from_law", "predict_separation"]
-
 
 def predict_separation(
     model: LESDE, times: Any, initial: Any, direction: Any = "ensemble"

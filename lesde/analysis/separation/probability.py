@@ -24,9 +24,6 @@ from lesde.checks import (
 from lesde.model.lesde import LESDE
 from lesde.simulation import simulate
 
-__all__ = ["separation_probability"]
-
-
 # replicates come in blocks of this size, each with its own stream of noise
 BLOCK = 32
 # float32 features of one batch

@@ -10,8 +10,6 @@ from sklearn.isotonic import isotonic_regression
 
 from lesde.text import with_interval
 
-__all__ = ["Crossing", "crossing", "in_words"]
-
 
 class Crossing(NamedTuple):
     """The level at which a mean over trials crosses a target.

@@ -27,8 +27,6 @@ from lesde.studies.panels import PAGE, one_legend
 from lesde.studies.reproduce.analysis import class_means, reached
 from lesde.studies.reproduce.crossing import Crossing
 
-__all__ = ["draw_dynamics", "draw_elasticity", "draw_phases", "draw_separation"]
-
 DASHED: dict[str, Any] = {"color": INK, "linestyle": (0, (4, 2))}
 DOTTED: dict[str, Any] = {"color": SECOND_INK, "linewidth": 0.6, "linestyle": ":"}
 

@@ -25,8 +25,6 @@ from lesde.studies.reproduce.trainings import Trainings
 from lesde.studies.runner import Cell, Data, Page, Runner, Section, print_table, table_of
 from lesde.studies.settings import FREE, Protocol
 
-__all__ = ["FIGURES", "find_crossings", "run"]
-
 FIGURES = ("fig1", "fig3", "fig4", "fig5")
 ENDS = ("", "_lower", "_upper")
 SAMPLES = 240

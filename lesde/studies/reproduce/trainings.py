@@ -18,8 +18,6 @@ from lesde import networks
 from lesde.studies.runner import Cell, Progress
 from lesde.studies.settings import Protocol
 
-__all__ = ["Trainings"]
-
 
 class Trainings:
     """The trainings of a protocol in a folder of stores.
