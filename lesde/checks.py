@@ -166,7 +166,7 @@ def check_finite_array(
 def real_array(name: str, value: Any) -> np.ndarray:
     """The real numbers of an array, nested sequence or tensor; no complex numbers, texts, dates or truth values."""
     array = bare_array(name, value)
-    if array.dtype == object:  # such as fractions
+    if array.dtype == object and array.ndim:  # such as fractions
         entries = [check_real(name, entry) for entry in array.flat]
         array = np.array(entries, dtype=np.float64).reshape(array.shape)
     if array.dtype.kind not in "iuf" and array.size:

@@ -32,7 +32,7 @@ def iteration_counts(times: np.ndarray, rate: float) -> np.ndarray:
         i = int(np.argmax(same))
         raise ValueError(
             f"learning_rate={rate:g} is coarser than the saved times: times {times[i]:g} and "
-            f"{times[i + 1]:g} fall on the same iteration ({counts[i]})."
+            f"{times[i + 1]:g} fall on the same iteration ({counts[i]}). Give times at least one learning rate apart."
         )
     return counts
 

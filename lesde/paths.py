@@ -153,7 +153,8 @@ def working_memory(limit: float | None, result: float, device: Any, shape: str) 
         bound = "that may be used here" if allowed == available else "of memory_limit"
         raise ValueError(
             f"the result needs {shown_bytes(result)} ({shape}), more than the {shown_bytes(allowed)} {bound}. "
-            f"Ask for fewer replicates or times and run the rest with first_replicate, or for keep='statistics'."
+            f"Ask for fewer replicates or times and run the rest with first_replicate"
+            f"{'' if 'statistics' in shape else ', or for keep=' + repr('statistics')}."
         )
     if device.type == "cuda":
         import torch  # heavy, and there already

@@ -432,7 +432,7 @@ def good():
         (lambda d: fit_elasticity(d.isel(replicate=[0]), errors="replicate"), "at least 2 replicates"),
         (lambda d: fit_elasticity(d.isel(sample=d.label == 0)), "at least 2 classes"),
         (lambda d: fit_elasticity(d.isel(time=[0])), "paths.time must hold at least 2 times"),
-        (lambda d: fit_elasticity(d.drop_vars("label")), "must hold the coordinate label"),
+        (lambda d: fit_elasticity(d.drop_vars("label")), "label missing"),
         (lambda d: fit_elasticity(d.where(d.time < 1)), r"paths\.features must be finite; got nan at replicate.0, time=1"),
         (lambda d: fit_elasticity(d.assign_coords(iteration=("time", [0] + [5] * 12))), "paths.iteration must increase"),
     ],

@@ -380,5 +380,5 @@ def test_drawn_samples_as_a_dataset(data):
     np.testing.assert_allclose(drawn.time[0], 0.1 * np.arange(10).repeat(2))
     assert drawn.label.dims == ("learning_rate", "replicate", "draw")
     assert collect([record])["drawn"].identical(drawn)
-    with pytest.raises(ValueError, match="several learning rates"):
+    with pytest.raises(ValueError, match="not the drawn samples"):
         collect([record, record])
