@@ -261,7 +261,7 @@ def _manifest(place: Path) -> dict[str, list[int]]:
 
 
 def _is_ours(place: Path) -> bool:
-    """True for a store of :func:`write` to which nothing was added and in which nothing was changed since."""
+    """True for a store of :func:`write` that holds the files that were written, by name and size, and no others."""
     files = _manifest(place)
     return bool(files) and _sizes(place) == {name: size for name, (size, _) in files.items()}
 

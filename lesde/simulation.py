@@ -126,9 +126,9 @@ def simulate(
         a plain SDE with a kernel of classes and time, are always drawn in double precision.
     memory_limit : float or str, optional
         Bytes, or a text such as "500 MB", that the result and the states of the replicates may take, beside
-        some 50 MB of scratch. It sets how many blocks of replicates are advanced side by side and never
-        changes the result. Default: 80 % of the available memory, where states take at most half of what
-        the result leaves.
+        some 50 MB of scratch. States are taken to need 40 bytes for each number seen of them at one time. It
+        sets how many blocks of replicates are advanced side by side and never changes the result. Default:
+        80 % of the available memory, where states take at most half of what the result leaves.
     progress : bool, default False
         Show a progress bar.
 

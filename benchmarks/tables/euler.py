@@ -36,7 +36,7 @@ NOTES = {
     "ours euler": "`lesde.simulate(engine=lesde.TorchSDE(dt=...))`, the labelled dataset included.",
     "ours srk": "the same with `method='srk'`.",
     "ours, sampling noise": "`lesde.TorchSDE(noise='sampling')`: the SDE with the noise of SGD's drawing of samples, for which "
-    "every sample is stepped. Checked against the expectation and the spread within classes.",
+    "deviations of all samples are drawn at every step. Checked against the expectation and the spread within classes.",
 }
 REFERENCES = {
     "draw-only": "of draw-only",

@@ -60,7 +60,8 @@ def law(model: LESDE, times: Any, initial: Any = None, parameters: Any = None) -
     Raises
     ------
     ValueError
-        For a kernel or noise that cannot be integrated, such as one with a pole; names its entry.
+        For a kernel or noise that cannot be integrated, such as one with a pole, or a kernel so strong that it
+        would take more than 20,000 steps; names its entry.
     Diverged
         Where the growth overflows.
 

@@ -1,1 +1,1 @@
-"""Models: formulas, kernels, noise, transforms and LESDE itself, all plain immutable descriptions without torch."""
+"""Models: formulas, kernels, noise, transforms and LESDE itself, plain immutable descriptions that load no torch."""

@@ -78,7 +78,7 @@ class Looker:
     def look(
         self, probe: ProbeSet, time: float, iteration: int, step_size: float | None = None
     ) -> dict[str, Entries]:
-        """Variables of every layer now; the model and all random numbers stay as they are.
+        """Variables of every layer now; buffers, modes and all random numbers stay as they are.
 
         Raises Diverged, at ``time``, if a feature or the loss is not finite.
         """

@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace in it or in anybody's random numbers, and seeing what its layers give."""
+"""Running a model so that its buffers, modes and all random numbers stay as they were, and seeing what its layers give."""
 
 from __future__ import annotations
 

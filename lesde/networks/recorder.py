@@ -110,14 +110,16 @@ class Recorder:
     """Features of any layers of a model, recorded while the user's own loop trains it.
 
     Call :meth:`step` after every step of the optimiser; it costs next to nothing where no record is due.
-    A record takes the features as :func:`lesde.record` does and leaves no trace in the model. The state
-    at the start (iteration 0) is recorded at once where the schedule holds it.
+    A record takes the features as :func:`lesde.record` does and, like it, leaves parameters, buffers, modes
+    and random numbers as they were. The state at the start (iteration 0) is recorded at once where the
+    schedule holds it.
 
     With ``store`` records go to a Zarr store, several at once: when a chunk of about 8 MB is full, at the
     latest after 30 seconds, and when the recorder is closed, the ``with`` block is left (also by an
     error) or the program ends (also by Ctrl-C). A program that is killed loses what it recorded since the
     last write; all else stays readable. If records cannot be written (on a full disk, say), an error names
-    the store, and they wait in memory for a later :meth:`flush` or :meth:`close`.
+    the store, and they wait in memory for a later :meth:`flush` or :meth:`close`; at the end of the program
+    a line on stderr says that they are lost.
 
     Parameters
     ----------

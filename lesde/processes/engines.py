@@ -64,7 +64,8 @@ class TorchSDE:
         with the sampling noise √(hC) of SGD at learning rate h as a further diffusion; an Euler step of
         length h, the default where saved times are multiples of h apart, has the first two moments of an
         iteration. "modified": also with drift and diffusion corrected at first order in h, so that
-        moments differ from those of the discrete process by O(h²); give a ``dt`` well below h. See
+        moments differ from those of the discrete process by O(h²); give a ``dt`` well below h. It is for
+        kernels of classes and time, and needs kernel and noise as numbers or formulas. See
         :func:`lesde.moments`. The last two need a ``learning_rate``.
 
     Notes

@@ -89,8 +89,8 @@ def run(config: DemoConfig, out: str | Path) -> Path:
         Section("summary", lambda *_: None, ("comparison", "separation", "convergence")),
     ]
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    with StudyFolder(out, "demo", config).taken() as folder:
-        return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
+    folder = StudyFolder(out, "demo", config).begun()
+    return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
 
 
 def slug(name: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,7 @@ class StudyFolder:
         """All of them, and the version: results with these need not be computed again."""
         self._settings_file = self.path / file
 
-    @contextmanager
-    def taken(self) -> Iterator[StudyFolder]:
+    def begun(self) -> StudyFolder:
         """Begin or continue the study: ValueError where the folder has other settings, or is of no study."""
         file, here = self._settings_file, json.loads(self.study)
         Target(file, "--out", overwrite=True).check()
@@ -62,7 +60,7 @@ class StudyFolder:
                         f"give another folder."
                     )
             self.put_text(file, json.dumps(here, indent=2))
-        yield self
+        return self
 
     def put(self, path: Path, write: Callable[[Path], object]) -> None:
         """Write a file by a function that is given a name, in place of an older one."""

@@ -64,8 +64,8 @@ def run(config: RateConfig, out: str | Path) -> Path:
         Section("models", models, ("comparison",)),
     ]
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    with StudyFolder(out, "rates", config).taken() as folder:
-        return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
+    folder = StudyFolder(out, "rates", config).begun()
+    return Runner(folder, cells).report(template, sections, trained=trained_networks(config))
 
 
 def networks(page: Page, collapse: xr.Dataset) -> None:

@@ -5,8 +5,8 @@ a function of datasets that draws figures and returns what the text needs, and a
 what a section needs and what is not stored yet, shows progress, and rewrites the report after every section, so that an
 interrupt leaves complete stores and a readable report, and the next run in the folder continues from there.
 
-    with StudyFolder(out, "mine", settings).taken() as folder:
-        return Runner(folder, cells).report(template, sections)
+    folder = StudyFolder(out, "mine", settings).begun()
+    return Runner(folder, cells).report(template, sections)
 
 To add a study, copy ``rates.py`` and ``rates.md``.
 """

@@ -182,8 +182,8 @@ def test_learning_rates_that_differ_in_the_tenth_digit_have_their_own_stores(
 ) -> None:
     rates = (0.04, 0.04000000001, 0.08)
     config = RateConfig(**RATES | {"learning_rates": rates})
-    with StudyFolder(tmp_path, "rates", config).taken() as folder:
-        Runner(folder, network_cells(config)).compute(["network"])
+    folder = StudyFolder(tmp_path, "rates", config).begun()
+    Runner(folder, network_cells(config)).compute(["network"])
     found = {}
     for store in (tmp_path / "data").glob("network_logits_*.zarr"):
         with xr.open_zarr(store, consolidated=False) as dataset:

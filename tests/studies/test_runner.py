@@ -72,8 +72,8 @@ def decay(settings: Settings, out: Path, made: list[str]) -> Path:
     names = tuple(cell.names[0] for cell in paths)
     cells = [*paths, Cell(("fit",), fit, names, "fit")]
     sections = [Section("decay", draw, names[:1]), Section("rates", tabulate, ("fit",))]
-    with StudyFolder(out, "decay", settings, free=("scale",)).taken() as folder:
-        return Runner(folder, cells).report(TEMPLATE, sections, number=len(paths))
+    folder = StudyFolder(out, "decay", settings, free=("scale",)).begun()
+    return Runner(folder, cells).report(TEMPLATE, sections, number=len(paths))
 
 
 EVERYTHING = ["path 0.5", "path 1", "path 2", "fit"]

@@ -157,7 +157,8 @@ def neural_collapse(
     -----
     `lesde.analysis.collapse.metrics` defines each metric and its degenerate cases. In short: the centre is
     the mean of the class means, and ratios are inf where class means coincide, up to the rounding of the
-    *features*. No metric is ever negative, and all are the same in every unit of the features. Paths that start
+    *features*. No metric is ever negative, and all are the same in every unit of the features. Features beyond
+    1e140, or all within 1e-130, are refused, as their squares come near the ends of float64. Paths that start
     with every sample at its class mean have NC1 = 0 at the first time.
 
     From statistics the metrics are the same up to the rounding of the dtype they are stored in,

@@ -92,8 +92,9 @@ def bin_changes(
 ) -> dict[str, np.ndarray]:
     """Sums over the samples of every bin, of the drawn sample's class and of others apart.
 
-    A bin has its lower edge, the last one both. From changes (draw, sample, feature), distances to the drawn sample and whether both are of one class (draw,
-    sample): ``bin_change`` (draw, pair, bin, feature), ``bin_count`` and ``bin_distance`` (draw, pair, bin).
+    A bin has its lower edge, the last one both. From changes (draw, sample, feature), distances to the drawn sample
+    and whether both are of one class (draw, sample): ``bin_change`` (draw, pair, bin, feature), ``bin_count`` and
+    ``bin_distance`` (draw, pair, bin).
     """
     draws, _, p = changes.shape
     shape = (draws, 2, len(edges) - 1)

@@ -93,7 +93,7 @@ def in_words(quantity: str, found: Crossing, critical: float, confidence: float)
     if not np.isfinite([found.lower, found.upper]).any():
         return f"Critical p by {quantity}: not determined by these trials; theory {critical:.3f}."
     inside = "inside" if found.lower <= critical <= found.upper else "outside"
-    interval = f"{with_interval(*found)} ({confidence:.0%})"
+    interval = f"{with_interval(*found)} ({confidence:.0%})".replace("– [", "in [")
     return (
         f"Critical p by {quantity}: {interval}; theory {critical:.3f}, which lies {inside} of it."
     )

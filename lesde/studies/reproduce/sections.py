@@ -78,12 +78,12 @@ def run(
         Section("fig5", partial(_fig5, protocol, names), ("fig1", "fig3", "fig5")),
     ]
     template = Path(__file__).with_name("report.md").read_text(encoding="utf-8")
-    with StudyFolder(out, "reproduce", protocol, FREE, "data/protocol.json").taken() as folder:
-        trainings = Trainings(protocol, folder.data, cifar, device)
-        batches = {level: trainings.cells(level) for level in levels}
-        runner = Runner(folder, _cells(protocol, batches))
-        _train(trainings, runner)
-        return runner.report(template, sections, figures)
+    folder = StudyFolder(out, "reproduce", protocol, FREE, "data/protocol.json").begun()
+    trainings = Trainings(protocol, folder.data, cifar, device)
+    batches = {level: trainings.cells(level) for level in levels}
+    runner = Runner(folder, _cells(protocol, batches))
+    _train(trainings, runner)
+    return runner.report(template, sections, figures)
 
 
 def _cells(protocol: Protocol, batches: dict[float, list[Cell]]) -> list[Cell]:
