@@ -246,12 +246,13 @@ def simulate(
     seen = asked
     if iterations and rates is not None:
         seen = seen_times(asked, rates.tolist(), iterations)
-    labels = np.repeat(np.arange(K), counts)
-    coords: dict[str, Any] = {"label": ("sample", labels, {"long_name": "class"})}
+    coords: dict[str, Any]
     settings: dict[str, Any] = {"engine": "process", "seed": seed, "dtype": dtype}
     if statistics:
         coords = {"count": ("class", counts, {"long_name": "samples of the class"})}
         settings |= {"keep": keep, "joint": 1, "reach_paths": int(not directly)}
+    else:
+        coords = {"label": ("sample", np.repeat(np.arange(K), counts), {"long_name": "class"})}
     every = [getattr(one, "attributes", {}) for one in cells]
     for name, value in every[0].items():  # a list where the cells differ
         values = [one[name] for one in every]
@@ -403,7 +404,7 @@ def _groups(
 
 def _run(run: Any, tasks: list[Any], workers: int) -> None:
     """Do all tasks, several at a time in threads, each in one thread of torch's."""
-    if workers == 1:
+    if min(workers, len(tasks)) == 1:
         for task in tasks:
             run(task)
         return

@@ -307,7 +307,7 @@ class AboutMeans(ModelProcess, ABC):
         # From given samples the reach has no law that does not depend on each of them.
         made.times, made.reduced = times, statistics and self.initial.offsets is None
         made.noise = made.tabulate(times)
-        made.parallel = not made.reduced
+        made.parallel = made.parallel and not made.reduced
         if made.reduced:
             joint = all(is_joint(int(n), model.n_classes, model.n_features) for n in made.counts)
             made.attributes = {**made.attributes, "joint": int(joint)}

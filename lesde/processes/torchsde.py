@@ -249,6 +249,8 @@ class IntegratedPaths(AboutMeans):
     def __init__(self, model: LESDE, initial: Initial, method: str, dt: float | None, noise: str):
         super().__init__(model, initial, "torchsde")
         self.method, self.dt, self.kind = method, dt, noise
+        # A step of the class means of all blocks costs hardly more than of one; drawing deviations does.
+        self.parallel = noise != "plain"
         self.weights: Callable[[np.ndarray], torch.Tensor] | None = None
         """The drift's class matrices with gradients, where they are not the model's own."""
 
