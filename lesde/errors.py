@@ -1,4 +1,4 @@
-"""The one exception class of the package; everything else is ``ValueError`` or ``TypeError``."""
+"""The exception of what diverges; everything else is a ``ValueError`` or ``TypeError``."""
 
 from __future__ import annotations
 

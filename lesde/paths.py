@@ -381,6 +381,12 @@ def from_arrays(
             f"for the axes that are there, which come in the order learning_rate, replicate, time."
         )
     lead = dict(zip(axes, values.shape, strict=False))
+    for axis, value in coords.items():
+        if value.ndim and len(value) != lead.get(axis, len(value)):
+            name = "times" if axis == "time" else axis
+            raise ValueError(
+                f"{name} must name the {lead[axis]} entries of its axis of features; got {len(value)}."
+            )
     coords.setdefault("replicate", np.arange(lead.get("replicate", 1)))
     label, classes = _labels(labels, values.shape[-2])
 

@@ -38,6 +38,8 @@ from lesde.processes.process import BLOCK, Process, Random, check_first_replicat
 
 STATE_BYTES = 40
 """Bytes that a process may hold for each number of a frame, with its working arrays."""
+DRAWN = 2**23
+"""Bytes of a block for random numbers that are drawn ahead."""
 FRAME_NUMBERS = 2**21
 """Numbers of one frame of the replicates worked on side by side: enough to outweigh the cost of a call."""
 MOST_BLOCKS = 64
@@ -195,8 +197,7 @@ def simulate(
             if i:
                 state = one.advance(rng, state, float(asked[i - 1]), time)
             seen = dict(one.reduce(rng, state) if directly else one.observe(rng, state))
-            if i == 0:
-                _check_seen(seen, rng, counts, STATISTICS if directly else ("features",))
+            _check_seen(seen, rng, counts, STATISTICS if directly else ("features",))
             if statistics and not directly:
                 features = seen.pop("features")[: rng.wanted].detach().to(kind)
                 _check_finite("features", features, time)
@@ -229,6 +230,7 @@ def simulate(
             cell, part = task
             first = BLOCK * (part.start - blocks.start)
             for i, seen in enumerate(frames(cell, part)):
+                _check_same(seen, shapes)
                 for name, array in arrays.items():
                     target = array[cell, first : first + len(seen[name]), i]
                     values = seen[name][: len(target)].detach().to(kind)
@@ -236,6 +238,8 @@ def simulate(
                     if not name.startswith("reach"):
                         _check_finite(name, values, float(asked[i]))
                     torch.from_numpy(target).copy_(values)
+                if statistics:
+                    _check_spread(seen["mean"], seen["within"], kind)
                 bar.update(len(range(part.start, min(part.stop, blocks.stop))))
 
         with bar:
@@ -348,6 +352,27 @@ def _check_seen(seen: Seen, rng: Random, counts: np.ndarray, needed: Sequence[st
             )
 
 
+def _check_same(seen: Seen, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse an observation of other names or sizes than the first."""
+    found = {name: tuple(values.shape[1:]) for name, values in seen.items()}
+    if found != shapes:
+        raise ValueError(
+            f"process.observe must give the same names and shapes at every time; got {found}, and {shapes} at first."
+        )
+
+
+def _check_spread(mean: torch.Tensor, within: torch.Tensor, kind: torch.dtype) -> None:
+    """Refuse a spread, if it is not rounding, whose square is too small for the precision."""
+    limits = torch.finfo(kind)
+    squares = within.diagonal(dim1=-2, dim2=-1).amax((-2, -1))
+    rounding = (limits.eps * mean.abs().amax((-2, -1)).to(squares)) ** 2
+    if bool(((squares > rounding) & (squares < limits.tiny / limits.eps)).any()):
+        raise ValueError(
+            f"the spread within classes is so small that its square underflows {kind} with keep='statistics'; use "
+            f"dtype='float64', larger units, or keep the features."
+        )
+
+
 def _check_finite(name: str, values: torch.Tensor, time: float) -> None:
     # One sum is cheaper than a mask; where it overflows the mask decides.
     if not math.isfinite(float(values.sum())) and not bool(torch.isfinite(values).all()):
@@ -394,7 +419,7 @@ def _groups(
             f"needs {needed / 1e6:.3g} MB; raise memory_limit, or use a smaller model."
         )
     workers = min(threads, int(memory // needed))
-    size = min(MOST_BLOCKS, FRAME_NUMBERS // numbers, int(memory / workers // needed))
+    size = min(MOST_BLOCKS, FRAME_NUMBERS // numbers, int(memory / workers // (needed + DRAWN)))
     if threads > 1:
         size = min(size, -(-cells * len(blocks) // threads))
     size = max(1, size)

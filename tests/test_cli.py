@@ -174,6 +174,7 @@ def test_settings_of_the_integrator_select_it(tmp_path: Path) -> None:
         ),
         (["simulate", "x.zarr", *MODEL, "--sde", "other"], "--sde must be one of"),
         (["simulate", "x.zarr", *MODEL, "--sde", "sampling"], "got no --learning-rate"),
+        (["simulate", "x.zarr", *MODEL, "--learning-rate", "0"], "--learning-rate must be"),
         (["simulate", "x.zarr", *MODEL, "--engine", "sgd"], "got no --learning-rate"),
         (["simulate", "x.zarr", *MODEL, "--until", "-1"], "--until must be later than --start = 0"),
         (

@@ -146,7 +146,7 @@ def test_classifier_goes_into_nc3_and_nc4():
     ("changed", "error", "words"),
     [
         ({"times": None}, ValueError, r"features of shape .* have 1 axes .* no argument names them"),
-        ({"times": TIMES[:3]}, ValueError, r"conflicting sizes for dimension 'time'"),
+        ({"times": TIMES[:3]}, ValueError, r"times must name the 4 entries"),
         ({"times": [0, 1, 1, 2]}, ValueError, "times must be strictly increasing"),
         ({"learning_rate": [0.1, 0.2], "replicate": [0, 1]}, ValueError, "features of shape"),
         ({"learning_rate": -0.1}, ValueError, "learning_rate must hold distinct positive numbers"),

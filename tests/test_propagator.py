@@ -82,6 +82,17 @@ def test_tiny_steps_of_different_width_are_not_shared():
     np.testing.assert_allclose(variances, [1e-10, 2e-10], rtol=1e-9)
 
 
+@pytest.mark.parametrize("difference", [1e-2, 1e-6, 1e-9])
+def test_steps_that_are_nearly_equal_are_not_taken_for_equal(difference):
+    """Against the closed form e^{rate t} of the contrast and its variance, where every step is a little longer."""
+    times = np.cumsum([0, *(1 + difference * np.arange(8))])
+    steps = of(LESDE(TwoLevel(2, -1), 2, 1, 1, noise=1.0), times)
+    growth = [(phi @ [1, -1])[0] for phi, _ in steps]  # rate (α − β)/K
+    variance = [np.array([1, -1]) @ C @ [1, -1] for _, C in steps]
+    np.testing.assert_allclose(growth, np.exp(1.5 * np.diff(times)), rtol=1e-12)
+    np.testing.assert_allclose(variance, 2 * np.expm1(3 * np.diff(times)) / 3, rtol=1e-12)
+
+
 def test_no_noise_and_no_motion():
     ((phi, C),) = of(LESDE(TwoLevel(0, 0), 3, 2, transform=np.zeros((2, 2)), noise=0.0), [0, 5])
     np.testing.assert_allclose(phi, np.eye(6), atol=1e-15)

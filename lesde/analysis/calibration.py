@@ -27,6 +27,8 @@ from lesde.model.lesde import LESDE
 ITERATIONS = 200
 CLOSE = 1e-3
 """Part of a standard error below which a Newton step has to be at an optimum."""
+COARSE = 0.1
+"""Rounding of the data, relative to the noise between two times, from which on a warning says so."""
 FLAT = 1e-9
 """Eigenvalues of the information, scaled to a unit diagonal, below which a direction is not identified."""
 
@@ -141,6 +143,20 @@ def calibrate(
     covariance = inverse(at[2])
     converged = newton_distance(at) < CLOSE
     theta = point[:n]
+    with torch.no_grad():
+        values = dict(zip(labels[:n], torch.from_numpy(theta), strict=True))
+        variances = mean_transitions(MeanSystem(coefficients, values), times).variances()
+    smallest = float(variances.min().sqrt()) * (np.exp(point[n]) if len(point) > n else 1.0)
+    stored = np.finfo(paths["mean" if "mean" in paths else "features"].dtype).eps
+    rounding = stored * np.abs(means).max() / np.sqrt(float(model.counts.min()))
+    if rounding > COARSE * smallest:
+        warnings.warn(
+            f"the class means are rounded to about {rounding:.1g}, while noise moves them by no more than "
+            f"{smallest:.1g} in some direction between saved times, so estimates and errors are off; use paths of "
+            f"dtype float64, or saved times further apart.",
+            UserWarning,
+            stacklevel=2,
+        )
     if not converged:
         warnings.warn(
             f"calibrate did not reach a maximum of the likelihood in {iterations} steps: "

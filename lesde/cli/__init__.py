@@ -1,5 +1,3 @@
 """The command line."""
 
-from lesde.cli.commands import main
-
-__all__ = ["main"]
+from lesde.cli.commands import main as main

@@ -124,7 +124,7 @@ def simulate(
         np.linspace(start, until, points),
         initial=means,
         replicates=replicates,
-        learning_rate=rates or None,
+        learning_rate=rates if learning_rate else None,
         engine=lesde.TorchSDE(**settings) if settings else engine,
         keep=keep,
         dtype=dtype,

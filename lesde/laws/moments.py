@@ -381,9 +381,7 @@ def _track(
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(1, len(times)):
             state = track[-1]
-            if (
-                counts is not None
-            ):  # an iteration is a step of the SDE with sampling noise, to second moments
+            if counts is not None:  # to second moments a step of the SDE with sampling noise
                 starts = times[0] + h * np.arange(counts[i - 1], counts[i])
                 state = equations.follow(state, starts, np.full(len(starts), h))
             elif grid is not None:

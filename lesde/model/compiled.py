@@ -148,7 +148,8 @@ def _operations() -> dict[type, Callable[..., Any]]:
 
 def _power(base: Any, exponent: Any) -> Any:
     """base**exponent, with a root where that will do: torch.pow takes ten times as long."""
-    if isinstance(exponent, float) and 0.5 < abs(exponent) < 4 and exponent % 1 == 0.5:
+    half = isinstance(exponent, float) and 0.5 < abs(exponent) < 4 and exponent % 1 == 0.5
+    if half and not getattr(base, "requires_grad", False):  # at 0 the root's slope is infinite
         return base ** (exponent - 0.5) * _tensor(base).sqrt()
     return base**exponent
 

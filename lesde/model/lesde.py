@@ -83,7 +83,9 @@ class LESDE:
         numbers = bare_array("noise", noise).dtype.kind in "biuf"
         self._arguments: dict[str, Any] = {
             **{"kernel": kernel, "n_classes": n_classes, "n_features": n_features},
-            **{"n_per_class": deepcopy(n_per_class), "transform": self.transform},
+            # One number where classes are alike, so that another number of classes fits.
+            "n_per_class": self.counts.tolist() if np.ptp(self.counts) else int(self.counts[0]),
+            "transform": self.transform,
             "noise": self.noise_table.describe() if numbers else deepcopy(noise),
             "parameters": self.parameters or None,
         }
@@ -173,11 +175,6 @@ class LESDE:
         if time is None and not self.noise_table.is_constant:
             raise ValueError("time must be given, as the noise depends on it; got None.")
         return self.noise_table.factor([0.0 if time is None else check_real("time", time)])[0]
-
-    def noise_covariance(self, time: float | None = None) -> np.ndarray:
-        """σ_k σ_kᵀ per sample and unit time, with shape and time as in :meth:`noise_factor`."""
-        factor = self.noise_factor(time)
-        return factor @ np.swapaxes(factor, -1, -2)
 
     def describe(self) -> dict[str, Any]:
         """The model as plain numbers and text, for the attributes of a dataset."""

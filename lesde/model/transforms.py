@@ -56,21 +56,16 @@ class Transform:
             return bool((self.matrices == self.matrices[:1]).all())
         return self.kind == "identity" or self.n_classes == 1
 
-    def __call__(self, means: Any) -> Any:
-        """H_l X^l for features (..., class, feature); NumPy arrays and torch tensors alike."""
+    def __call__(self, means: np.ndarray) -> np.ndarray:
+        """H_l X^l for features (..., class, feature)."""
         if self.kind == "identity":
             return means
         if self.kind == "logits":
             # d_l ⟨d_l, x⟩/‖d_l‖² without a matrix: ⟨d_l, x⟩ = x_l − mean(x), ‖d_l‖² = 1 − 1/K.
             K = self.n_classes
             scale = (means.diagonal(0, -2, -1) - means.mean(-1)) / (1.0 - 1.0 / K)
-            return scale[..., None] * _alike(logit_directions(K), means)
-        return (_alike(self.array(), means) @ means[..., None])[..., 0]
-
-
-def _alike(array: np.ndarray, means: Any) -> Any:
-    """The array as one of the same kind and dtype as the means."""
-    return means.new_tensor(array) if hasattr(means, "new_tensor") else array.astype(means.dtype)
+            return scale[..., None] * logit_directions(K).astype(means.dtype)
+        return (self.array().astype(means.dtype) @ means[..., None])[..., 0]
 
 
 def make_transform(value: Any, n_classes: int, n_features: int) -> Transform:

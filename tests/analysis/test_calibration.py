@@ -323,3 +323,12 @@ def test_too_few_numbers_and_no_noise_are_told():
     still = lesde.simulate(truth, [0, 1, 2], [[1.0], [0.5]], 8) * 0.0
     with pytest.raises(ValueError, match=r"without any noise.*noise='model'"):
         lesde.calibrate(still, model, start)
+
+
+def test_rounding_of_the_paths_is_told():
+    """float32 class means near 10⁴ are off by about 10⁻³, noise moves them by less."""
+    model = LESDE(TwoLevel("a", "b", AB), 2, 2, 10, noise=0.01)
+    paths = draw(model.substitute(a=0.1, b=0.1), np.linspace(0, 2, 5), 1e4 * np.eye(2), 20, seed=7)
+    lesde.calibrate(paths, model, {"a": 0.1, "b": 0.1})  # in float64 nothing is said
+    with pytest.warns(UserWarning, match="class means are rounded to about .*dtype float64"):
+        lesde.calibrate(paths.astype("float32"), model, {"a": 0.1, "b": 0.1})

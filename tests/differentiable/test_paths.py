@@ -235,3 +235,15 @@ def test_gradients_on_a_gpu_are_those_of_the_scheme(transform):
         slopes.append((float(a.grad), start.grad.numpy()))
     assert slopes[0][0] == pytest.approx(slopes[1][0], rel=1e-10)
     np.testing.assert_allclose(slopes[0][1], slopes[1][1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("power", [1.5, 2.5])
+def test_gradients_of_powers_that_start_at_zero(power):
+    """Two Euler steps of α = (a t)^power at t = 0 and 1/2: x = 1 + α(1/2)/4."""
+    a = scalar(2.0)
+    model = LESDE(TwoLevel(f"(a*t)**{power}", 0, {"a": None}), 2, 1, 5, noise=0.0)
+    paths = tensor_paths(
+        model, [0, 1], [[1.0], [-1.0]], 1, parameters={"a": a}, engine=lesde.TorchSDE(dt=0.5)
+    )
+    paths.means[0, -1, 0, 0].backward()
+    np.testing.assert_allclose(float(a.grad), power * 0.5 / 4, rtol=1e-12)

@@ -33,7 +33,13 @@ def test_sizes_weights_labels():
     ids=["scalar", "zero", "per class", "factor", "factors"],
 )
 def test_noise_covariance(noise, covariance):
-    np.testing.assert_allclose(LESDE(KERNEL, 3, 2, noise=noise).noise_covariance(), covariance)
+    factor = LESDE(KERNEL, 3, 2, noise=noise).noise_factor()
+    np.testing.assert_allclose(factor @ factor.swapaxes(-1, -2), covariance)
+
+
+def test_another_number_of_classes():
+    for counts in (5, [5, 5]):
+        assert LESDE(KERNEL, 2, 2, counts).replace(n_classes=3).counts.tolist() == [5, 5, 5]
 
 
 def test_immutable():

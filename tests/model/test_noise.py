@@ -215,7 +215,6 @@ def test_shown():
 def test_factor_of_the_model_at_a_time():
     model = LESDE(TwoLevel(1, 0), 3, 2, noise="1+t")
     np.testing.assert_array_equal(model.noise_factor(2.0)[0], 3 * np.eye(2))
-    np.testing.assert_array_equal(model.noise_covariance(2.0)[0], 9 * np.eye(2))
     with pytest.raises(ValueError, match=r"time must be given, as the noise.*got None"):
         model.noise_factor()
 

@@ -40,7 +40,6 @@ def test_logit_matrices_are_projections_on_the_directions():
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_product_equals_the_matrices(value, K, p, dtype):
-    torch = pytest.importorskip("torch")
     transform = make_transform(value, K, p)
     means = np.random.default_rng(0).normal(size=(2, 5, K, p)).astype(dtype)
     expected = np.einsum("lij,...lj->...li", transform.array(), means.astype(float))
@@ -48,9 +47,6 @@ def test_product_equals_the_matrices(value, K, p, dtype):
     got = transform(means)
     assert got.dtype == np.dtype(dtype)
     np.testing.assert_allclose(got, expected, atol=tolerance)
-    tensor = transform(torch.from_numpy(means))
-    assert tensor.dtype == getattr(torch, dtype)
-    np.testing.assert_allclose(tensor.numpy(), expected, atol=tolerance)
 
 
 def test_shared_is_recognised():

@@ -190,3 +190,44 @@ def test_random_numbers_have_the_replicates_first():
         ValueError, match="first axis of random numbers is that of the 32 replicates"
     ):
         lesde.simulate(Wrong(), TIMES, replicates=4)
+
+
+class Fickle:
+    """A process whose observation changes on the way."""
+
+    counts = (2, 2)
+
+    def __init__(self, change):
+        self.change = change
+
+    def start(self, rng, replicates):
+        return rng.normal(replicates, 4, 3)
+
+    def advance(self, rng, state, t0, t1):
+        return state.clone()
+
+    def observe(self, rng, state):
+        return self.change(state)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        lambda x: {"features": x[:2]},
+        lambda x: {"features": x[..., :1]},
+        lambda x: {"features": x, "loss": x[:, 0, 0]},
+        lambda x: {"weights": x[:, :2]},
+    ],
+)
+def test_an_observation_that_changes_on_the_way_is_refused(later):
+    """Never padded with what was in memory, broadcast or dropped."""
+    process = Fickle(None)
+    seen = []
+
+    def change(x):
+        seen.append(1)
+        return {"features": x} if len(seen) <= 2 else later(x)
+
+    process.change = change
+    with pytest.raises(ValueError, match=r"must (give|be)"):
+        lesde.simulate(process, [0, 1, 2], replicates=32)

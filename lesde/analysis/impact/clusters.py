@@ -10,14 +10,13 @@ import torch
 import xarray as xr
 from scipy.stats import t as student
 
+from lesde.analysis.elasticity.fit import FEWEST_REPLICATES
 from lesde.checks import check_choice
 from lesde.laws.rule import Transforms, kick
 from lesde.model.transforms import Transform
 from lesde.paths import check_dataset
 
 SOURCE = "lesde.measure_impact"
-FEWEST_REPLICATES = 8
-"""With fewer, a variance between replicates has too few degrees of freedom to be worth its robustness."""
 
 
 def read_impact(impact: Any) -> xr.Dataset:

@@ -22,10 +22,9 @@ from lesde.checks import (
     shown,
 )
 from lesde.model.lesde import LESDE
+from lesde.processes.process import BLOCK
 from lesde.simulation import simulate
 
-# replicates come in blocks of this size, each with its own stream of noise
-BLOCK = 32
 # float32 features of one batch
 BATCH_BYTES = 1 << 27
 MOST_IN_BATCH = 4096
