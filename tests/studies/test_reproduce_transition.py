@@ -81,6 +81,6 @@ def test_words_say_whether_the_theory_is_inside() -> None:
         "Critical p by accuracy: 0.66 [0.65, 0.68] (95%); theory 0.667, which lies inside of it."
     )
     somewhere = in_words("tail index", Crossing(np.nan, 0.55, np.inf), 2 / 3, 0.95)
-    assert "– [0.55, inf]" in somewhere
+    assert "in [0.55, inf]" in somewhere
     assert "inside" in somewhere
     assert "outside" in in_words("contrast", Crossing(0.6, 0.55, 0.65), 2 / 3, 0.95)
