@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -255,6 +256,14 @@ def plot(
     say(f"wrote {out}")
 
 
+def _study(settings: Any, show_config: bool, run: Callable[[], object]) -> None:
+    """Run a study, or print its settings."""
+    if show_config:
+        say(settings.model_dump_json(indent=2))
+    else:
+        run()
+
+
 @app.command(epilog="Example: `lesde demo --out runs/demo`")
 def demo(
     out: options.StudyFolder = Path("runs/demo"),
@@ -272,10 +281,7 @@ def demo(
 
     with ending(out):
         settings = load_config(DemoConfig, config, {"seed": seed})
-        if show_config:
-            say(settings.model_dump_json(indent=2))
-        else:
-            run(settings, out)
+        _study(settings, show_config, lambda: run(settings, out))
 
 
 @app.command(epilog="Example: `lesde rates --out runs/rates`")
@@ -299,10 +305,7 @@ def rates(
 
     with ending(out):
         settings = load_config(RateConfig, config, {"replicates": replicates, "seed": seed})
-        if show_config:
-            say(settings.model_dump_json(indent=2))
-        else:
-            run(settings, out)
+        _study(settings, show_config, lambda: run(settings, out))
 
 
 @app.command(epilog="Example: `lesde reproduce fig4 --out runs/geomnist`")
@@ -342,11 +345,9 @@ def reproduce(
         settings = load_protocol(preset, {"data": data, "trials": trials, "seed": seed}, config)
         if cifar is not None and settings.data != "cifar10":
             raise ValueError("--cifar is for --data cifar10; give both, or neither for GeoMNIST.")
-        if show_config:
-            say(settings.model_dump_json(indent=2))
-        else:
-            folder = out or Path(f"runs/reproduce-{settings.data}")
-            run(FIGURES if figure == "all" else (figure,), settings, folder, cifar, device)
+        folder = out or Path(f"runs/reproduce-{settings.data}")
+        wanted = FIGURES if figure == "all" else (figure,)
+        _study(settings, show_config, lambda: run(wanted, settings, folder, cifar, device))
 
 
 def main() -> None:

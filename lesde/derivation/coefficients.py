@@ -96,7 +96,7 @@ def _noise(model: LESDE) -> Noise:
     """The model's σ_k with the factor that the derived rule gives it, which is 1 for the published rule."""
     factors = rule()
     if factors.noise_between != 0:
-        raise NotImplementedError("a rule whose samples share their noise has no engine.")
+        raise ValueError("the rule gives samples noise in common, which no engine has.")
     return model.noise_table.scaled(sp.sqrt(factors.noise))
 
 

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 import lesde
 from lesde import plot
+from lesde.analysis.convergence import ENDS
 from lesde.analysis.separation.predict import predict_from_law
 from lesde.model.lesde import class_average
 from lesde.plot.style import class_marker, palette
@@ -23,14 +24,12 @@ from lesde.studies.fitted_kernels import growth_per_time
 from lesde.studies.folder import StudyFolder
 from lesde.studies.panels import one_legend, panels
 from lesde.studies.runner import Cell, Data, Page, Progress, Runner, Section, print_table, table_of
-from lesde.studies.settings import DemoConfig
+from lesde.studies.settings import MODELS, DemoConfig
 
-MODELS = {"I-model": "identity", "L-model": "logits"}
 CRITERIA = ("projection", "linear", "nearest_center")
 HIDDEN = "network, last hidden layer"
 SOURCES = ("network", *MODELS, HIDDEN)
 METRICS = ["nc1", "nc2_etf"]
-ENDS = ("", "_lower", "_upper")
 
 
 def run(config: DemoConfig, out: str | Path) -> Path:

@@ -13,20 +13,20 @@ from scipy.stats import t as student
 
 import lesde
 from lesde import checks, networks
+from lesde.analysis.convergence import ENDS
 from lesde.model.transforms import make_transform
 from lesde.paths import check_paths
 from lesde.studies.digits import recorded
 from lesde.studies.fitted_kernels import Kernels, average_kernels, draw_kernels, frames_of_kernels
 from lesde.studies.runner import Data, Progress
-from lesde.studies.settings import RATES
+from lesde.studies.settings import MODELS, RATES
 
 METRICS = ["nc1", "nc2_etf"]
 """Two metrics whose target is 0, so that each is its own distance from collapse."""
 
 NAMES = {"nc1": "NC1", "nc2_etf": "NC2"}
 KERNELS = ("the same rate", "the other rates")
-MODELS = {"identity": "I-model", "logits": "L-model"}
-ENDS = ("", "_lower", "_upper")
+MODEL_OF = {transform: model for model, transform in MODELS.items()}
 ORDER = ("model", "kernel", "quantity", "metric")
 
 HUGE = 1e100
@@ -204,7 +204,7 @@ def compare_learning_rates(
         drawn = xr.combine_nested(found, ["kernel", "learning_rate"])
         ends = limits(drawn, "draw", confidence, R - 1, of_mean=False)
         parts.append(quantities("predicted", ends))
-    models = xr.concat(parts, xr.Variable("model", [MODELS[name] for name in names]))
+    models = xr.concat(parts, xr.Variable("model", [MODEL_OF[name] for name in names]))
     result = observed(others, confidence).merge(models.assign_coords(kernel=list(KERNELS)))
     low, high = result["predicted_lower"], result["predicted_upper"]
     result["inside"] = (low <= result["network"]) & (result["network"] <= high)
@@ -237,9 +237,9 @@ def whole_errors(result: Data) -> pd.DataFrame:
 
 def _transforms(given: Any, K: int, p: int) -> list[str]:
     if given is None:
-        return list(MODELS) if p == K else ["identity"]
+        return list(MODEL_OF) if p == K else ["identity"]
     names = [given] if isinstance(given, str) else list(given)
-    names = list(dict.fromkeys(checks.check_choice("transforms", name, MODELS) for name in names))
+    names = list(dict.fromkeys(checks.check_choice("transforms", name, MODEL_OF) for name in names))
     if not names or ("logits" in names and p != K):
         raise ValueError(
             f"transforms must be of 'identity' and, with one feature per class, 'logits'; got {checks.shown(given)} for paths with "

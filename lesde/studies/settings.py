@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lesde.checks import shown
 
+MODELS = {"I-model": "identity", "L-model": "logits"}
+"""The published models that studies fit, by their transforms."""
+
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**4)]
 Images = Annotated[int, Field(ge=2, le=10**5)]

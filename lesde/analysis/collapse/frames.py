@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ def rounding_of(values: np.ndarray) -> np.ndarray:
     return found
 
 
-class Frames:
+class Frames(ABC):
     """A batch of F frames: class means, what follows from them, and the spread within classes.
 
     ``means`` and ``variances`` (F, K, p) are those of each feature in each class (divisor n_k), ``centred`` the
@@ -85,9 +86,9 @@ class Frames:
         """The samples, a block at a time, sorted by class within each block."""
         raise need_samples("paths", "this metric")
 
+    @abstractmethod
     def spread_along(self, axes: np.ndarray) -> np.ndarray:
         """Sum over samples and axes of the squared deviation from the class mean, from axes (F, p, r)."""
-        raise NotImplementedError
 
     @cached_property
     def gram(self) -> np.ndarray:

@@ -13,9 +13,7 @@ import lesde
 from lesde.analysis.elasticity.published import published_elasticity
 from lesde.networks import drawn_means
 from lesde.studies.runner import Data, Progress
-from lesde.studies.settings import Protocol
-
-MODELS = {"I-model": "identity", "L-model": "logits"}
+from lesde.studies.settings import MODELS, Protocol
 
 TAIL = 0.1
 """Last share of training that tail indices are averaged over: 1,000 of 10,000 iterations in the paper."""

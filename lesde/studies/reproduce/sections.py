@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 from tqdm import tqdm
 
+from lesde.analysis.convergence import ENDS
 from lesde.networks.cifar import CIFAR10_CLASSES
 from lesde.networks.geometric import SHAPES
 from lesde.studies.folder import StudyFolder
@@ -26,7 +27,6 @@ from lesde.studies.runner import Cell, Data, Page, Runner, Section, print_table,
 from lesde.studies.settings import FREE, Protocol
 
 FIGURES = ("fig1", "fig3", "fig4", "fig5")
-ENDS = ("", "_lower", "_upper")
 SAMPLES = 240
 """Drawn samples that a panel of figure 1 shows."""
 
@@ -157,7 +157,8 @@ def _shot(trained: Data, paths: Data, at: int) -> Data:
 def _fig3(page: Page, paths: Data, fits: Data) -> dict[str, Any]:
     """Estimated elasticities."""
     page.figure("fig3", draw.draw_elasticity(fits))
-    both = fits.isel({dim: _evenly(fits.sizes[dim]) for dim in ("time", "interval")})
+    ends = {dim: np.linspace(0, fits.sizes[dim] - 1, 8) for dim in ("time", "interval")}
+    both = fits.isel({dim: np.unique(places.round().astype(int)) for dim, places in ends.items()})
     columns = [f"{name}{end}" for name in ("A", "B", "A_minus_B") for end in ("", "_published")]
     integrals = table_of(both, ["model", "time"], *columns)
     rates = table_of(both, ["model", "interval"], "alpha", "beta", "alpha_minus_beta")
@@ -256,11 +257,6 @@ def _fig5(
     table = table_of(found.drop_vars("time"), ["model"], *columns)
     errors = _put(page, "fig5", "Figure 5: LE-ODE and networks", table)
     return {"errors": errors, "end": float(laws["time"][-1])}
-
-
-def _evenly(size: int) -> np.ndarray:
-    """Up to eight indices from 0 to size − 1."""
-    return np.unique(np.linspace(0, size - 1, 8).round().astype(int))
 
 
 def _put(page: Page, name: str, title: str, table: pd.DataFrame) -> pd.DataFrame:
